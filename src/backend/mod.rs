@@ -1,0 +1,235 @@
+//! The slow side: a directory on a USB drive or a NAS share, behind a small trait.
+//!
+//! Whoever implements [`Backend`] promises only what exFAT can promise: no call is durable before the next
+//! [`Backend::sync`] has returned, and a rename may be seen half done after a crash. Nothing here retries.
+
+use std::fmt;
+use std::io;
+
+use crate::base::{FileKind, Name, RelPath, Timestamp};
+
+/// What stands under one name in a directory of the backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name, as the backend spells it.
+    pub name: Name,
+    /// What is known of it without opening it.
+    pub meta: Metadata,
+}
+
+/// What the backend tells of a file or directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metadata {
+    /// What it is.
+    pub kind: FileKind,
+    /// Size in bytes; 0 for what has no bytes.
+    pub size: u64,
+    /// Last change of its bytes, as exact as the backend keeps it.
+    pub modified: Timestamp,
+    /// Permission bits (`0o7777`), as far as the backend has them.
+    pub permissions: u32,
+    /// Where a symbolic link points, byte for byte; `None` for anything else.
+    pub target: Option<Vec<u8>>,
+}
+
+/// Space on the backend, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Space {
+    /// All of it.
+    pub total: u64,
+    /// What a new file may take.
+    pub available: u64,
+}
+
+/// What a backend can do, found by trying it. Data for the planner and for the name check, never a list of file-system names.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Capabilities {
+    /// Bytes below 0x80 that no name may hold.
+    pub forbidden: Vec<u8>,
+    /// Names that differ only in case are one name.
+    pub case_insensitive: bool,
+    /// Names must be UTF-8.
+    pub utf8_only: bool,
+    /// A trailing dot is dropped or refused.
+    pub no_trailing_dot: bool,
+    /// A trailing space is dropped or refused.
+    pub no_trailing_space: bool,
+    /// Longest name in UTF-16 code units, where the backend counts those.
+    pub max_utf16: Option<usize>,
+    /// Symbolic links can be made.
+    pub symlinks: bool,
+    /// Hard links can be made.
+    pub hard_links: bool,
+    /// Permission bits are kept.
+    pub permissions: bool,
+    /// Times are kept in steps of this many nanoseconds.
+    pub time_granularity_ns: u64,
+}
+
+/// A failed call to the backend: what was tried, on which path, and what the system said.
+#[derive(Debug)]
+pub struct BackendError {
+    /// The call, as a verb ("rename", "create").
+    pub operation: &'static str,
+    /// The path below the backend's root.
+    pub path: RelPath,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl BackendError {
+    /// An error of `operation` on `path`.
+    pub fn new(operation: &'static str, path: &RelPath, source: io::Error) -> BackendError {
+        BackendError {
+            operation,
+            path: path.clone(),
+            source,
+        }
+    }
+
+    /// The path does not exist. Never said when the medium itself is gone.
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// The backend has no room for this.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self.source.raw_os_error(),
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)
+        )
+    }
+
+    /// The medium is gone or no longer to be trusted: nothing may be concluded from it until it is attached again.
+    pub fn is_gone(&self) -> bool {
+        matches!(
+            self.source.raw_os_error(),
+            Some(
+                libc::ENOMEDIUM
+                    | libc::ENODEV
+                    | libc::ENXIO
+                    | libc::EIO
+                    | libc::EROFS
+                    | libc::ESTALE
+                    | libc::ENOTCONN
+                    | libc::ESHUTDOWN
+                    | libc::EHOSTDOWN
+                    | libc::ETIMEDOUT
+            )
+        )
+    }
+}
+
+impl fmt::Display for BackendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.operation, self.path, self.source)
+    }
+}
+
+impl std::error::Error for BackendError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// The outcome of a call to the backend.
+pub type Result<T> = std::result::Result<T, BackendError>;
+
+/// A file of the backend that is open for reading. Dropping it closes it.
+pub trait ReadFile: Send + Sync {
+    /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// What it is now: its size and time.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn metadata(&self) -> io::Result<Metadata>;
+}
+
+/// A new file of the backend that is being written, front to back.
+pub trait WriteFile: Send {
+    /// Appends all of `data`.
+    ///
+    /// # Errors
+    /// What the system said; the file is then of unknown length.
+    fn append(&mut self, data: &[u8]) -> io::Result<()>;
+
+    /// Sets the time of last change and closes. Not durable before the next [`Backend::sync`].
+    ///
+    /// # Errors
+    /// What the system said, also for an error of an earlier write that shows only now.
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()>;
+}
+
+/// A directory on the slow side. All paths are relative to its root; no symbolic link is ever followed.
+pub trait Backend: Send + Sync {
+    /// What stands in the directory `dir`, in the backend's order.
+    ///
+    /// # Errors
+    /// If `dir` is no directory or cannot be read to its end.
+    fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>>;
+
+    /// What stands at `path`, not following a link.
+    ///
+    /// # Errors
+    /// [`BackendError::is_not_found`] if nothing does.
+    fn metadata(&self, path: &RelPath) -> Result<Metadata>;
+
+    /// Opens the regular file at `path` for reading.
+    ///
+    /// # Errors
+    /// If there is none, or it is something else.
+    fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>>;
+
+    /// Makes a new, empty regular file at `path`.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if anything stands there.
+    fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>>;
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if anything stands there.
+    fn make_dir(&self, path: &RelPath) -> Result<()>;
+
+    /// Moves a file or directory; a regular file at `to` is replaced by a regular file.
+    ///
+    /// # Errors
+    /// If `from` is not there, or `to` cannot be replaced.
+    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()>;
+
+    /// Removes what is no directory.
+    ///
+    /// # Errors
+    /// [`BackendError::is_not_found`] if it is not there.
+    fn remove_file(&self, path: &RelPath) -> Result<()>;
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// [`BackendError::is_not_found`] if it is not there; `DirectoryNotEmpty` if it is not empty.
+    fn remove_dir(&self, path: &RelPath) -> Result<()>;
+
+    /// Sets the time of last change of a file.
+    ///
+    /// # Errors
+    /// If it is not there.
+    fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()>;
+
+    /// Makes everything that was done before durable: one `syncfs` for the whole file system.
+    ///
+    /// # Errors
+    /// Any write error since the last sync; nothing may then be taken as written.
+    fn sync(&self) -> Result<()>;
+
+    /// Space, as far as the backend tells.
+    ///
+    /// # Errors
+    /// If it does not.
+    fn space(&self) -> Result<Space>;
+}

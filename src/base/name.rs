@@ -1,0 +1,190 @@
+//! Names and paths: bytes, checked once, so that nothing behind this door meets `..`, a slash or a NUL again.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+
+/// Longest name that Linux hands to a file system, in bytes (`NAME_MAX`).
+pub const NAME_MAX: usize = 255;
+
+/// One component of a path: 1 to 255 bytes, any but `/` and NUL, and neither `.` nor `..`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(Box<[u8]>);
+
+/// Why bytes are no [`Name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Empty, `.`, `..`, or with a slash or NUL inside.
+    #[error("not a valid file name")]
+    Invalid,
+    /// Longer than 255 bytes.
+    #[error("file name is longer than 255 bytes")]
+    TooLong,
+}
+
+impl Name {
+    /// Takes `bytes` as a name.
+    ///
+    /// # Errors
+    /// [`NameError`] if they are none.
+    pub fn new(bytes: &[u8]) -> Result<Name, NameError> {
+        if bytes.len() > NAME_MAX {
+            return Err(NameError::TooLong);
+        }
+        if bytes.is_empty() || bytes == b"." || bytes == b".." {
+            return Err(NameError::Invalid);
+        }
+        if bytes.iter().any(|&b| b == b'/' || b == 0) {
+            return Err(NameError::Invalid);
+        }
+        Ok(Name(bytes.into()))
+    }
+
+    /// The name's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The name as the operating system takes it.
+    pub fn as_os_str(&self) -> &OsStr {
+        OsStr::from_bytes(&self.0)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+/// A path below some root: names joined by `/`, empty for the root itself. Never absolute, never with `.` or `..`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct RelPath(Vec<u8>);
+
+impl RelPath {
+    /// The root itself.
+    pub fn root() -> RelPath {
+        RelPath::default()
+    }
+
+    /// Parses names joined by `/`.
+    ///
+    /// # Errors
+    /// [`NameError`] if any component is no [`Name`].
+    pub fn parse(bytes: &[u8]) -> Result<RelPath, NameError> {
+        if !bytes.is_empty() {
+            for component in bytes.split(|&b| b == b'/') {
+                Name::new(component)?;
+            }
+        }
+        Ok(RelPath(bytes.to_vec()))
+    }
+
+    /// A path spelled out in the source, as in `RelPath::fixed(".ferryfs/staging")`.
+    ///
+    /// # Panics
+    /// If the literal is no path, which is a mistake in the source.
+    pub fn fixed(literal: &'static str) -> RelPath {
+        RelPath::parse(literal.as_bytes()).expect("a literal path is well formed")
+    }
+
+    /// This path with one more component.
+    pub fn join(&self, name: &Name) -> RelPath {
+        let mut bytes = Vec::with_capacity(self.0.len() + 1 + name.as_bytes().len());
+        bytes.extend_from_slice(&self.0);
+        if !bytes.is_empty() {
+            bytes.push(b'/');
+        }
+        bytes.extend_from_slice(name.as_bytes());
+        RelPath(bytes)
+    }
+
+    /// The directory that holds this path and its last name; `None` for the root.
+    pub fn split_last(&self) -> Option<(RelPath, Name)> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let (parent, last) = match self.0.iter().rposition(|&b| b == b'/') {
+            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
+            None => (&[][..], &self.0[..]),
+        };
+        Some((RelPath(parent.to_vec()), Name(last.into())))
+    }
+
+    /// How many names deep: 0 for the root.
+    pub fn depth(&self) -> usize {
+        if self.0.is_empty() {
+            0
+        } else {
+            1 + self.0.iter().filter(|&&b| b == b'/').count()
+        }
+    }
+
+    /// The components, outermost first.
+    pub fn components(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|&b| b == b'/').filter(|c| !c.is_empty())
+    }
+
+    /// Whether this is the root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The path's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The path as the operating system takes it, relative.
+    pub fn as_os_str(&self) -> &OsStr {
+        OsStr::from_bytes(&self.0)
+    }
+}
+
+impl fmt::Debug for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Display for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_leaves_a_directory_is_a_name() {
+        for bad in [&b""[..], b".", b"..", b"a/b", b"a\0b"] {
+            assert_eq!(Name::new(bad), Err(NameError::Invalid), "{bad:?}");
+        }
+        assert_eq!(Name::new(&[b'x'; 256]), Err(NameError::TooLong));
+        assert!(Name::new(&[0xff; 255]).is_ok());
+    }
+
+    #[test]
+    fn a_path_with_a_hole_or_a_way_out_is_refused() {
+        for bad in [&b"/a"[..], b"a//b", b"a/", b"a/../b", b"./a"] {
+            assert!(RelPath::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn split_last_undoes_join() {
+        let dir = RelPath::fixed("a/b");
+        let name = Name::new(b"c").unwrap();
+        assert_eq!(dir.join(&name).split_last(), Some((dir, name)));
+        assert_eq!(RelPath::root().split_last(), None);
+        assert_eq!(RelPath::fixed("a/b").depth(), 2);
+    }
+}

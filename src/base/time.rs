@@ -1,0 +1,84 @@
+//! Points in time, with the resolution and range that Linux file systems use.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A point in time: nanoseconds since 1970-01-01T00:00:00Z, negative before it. Reaches from 1677 to 2262; what lies
+/// beyond is held at the nearer end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// The point `secs` whole seconds and `nanos` nanoseconds (forward) from the epoch.
+    pub fn from_parts(secs: i64, nanos: u32) -> Timestamp {
+        Timestamp(
+            secs.saturating_mul(1_000_000_000)
+                .saturating_add(i64::from(nanos)),
+        )
+    }
+
+    /// Whole seconds since the epoch (rounded down) and the nanoseconds forward from there.
+    pub fn parts(self) -> (i64, u32) {
+        (
+            self.0.div_euclid(1_000_000_000),
+            self.0.rem_euclid(1_000_000_000) as u32,
+        )
+    }
+
+    /// How long after `earlier` this is; zero when it is not after it.
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Timestamp {
+        match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => Timestamp(i64::try_from(after.as_nanos()).unwrap_or(i64::MAX)),
+            Err(before) => {
+                Timestamp(i64::try_from(-(before.duration().as_nanos() as i128)).unwrap_or(i64::MIN))
+            }
+        }
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    fn from(time: Timestamp) -> SystemTime {
+        let distance = Duration::from_nanos(time.0.unsigned_abs());
+        if time.0 >= 0 {
+            UNIX_EPOCH + distance
+        } else {
+            UNIX_EPOCH - distance
+        }
+    }
+}
+
+/// Where the time comes from, so that a run can be replayed.
+pub trait Clock: Send + Sync {
+    /// The present moment.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        SystemTime::now().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_the_epoch_survive_the_way_through_system_time() {
+        for ns in [-1_500_000_000, -1, 0, 1, 4_398_046_511_104_000_000] {
+            let time = Timestamp(ns);
+            assert_eq!(Timestamp::from(SystemTime::from(time)), time);
+            let (secs, nanos) = time.parts();
+            assert_eq!(Timestamp::from_parts(secs, nanos), time);
+        }
+    }
+}
