@@ -1,0 +1,4 @@
+//! Decisions without I/O: what a batch does, how names and records are formed and read. Pure functions only.
+
+pub mod plan;
+pub mod steps;
