@@ -34,9 +34,9 @@ impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Timestamp {
         match time.duration_since(UNIX_EPOCH) {
             Ok(after) => Timestamp(i64::try_from(after.as_nanos()).unwrap_or(i64::MAX)),
-            Err(before) => {
-                Timestamp(i64::try_from(-(before.duration().as_nanos() as i128)).unwrap_or(i64::MIN))
-            }
+            Err(before) => Timestamp(
+                i64::try_from(-(before.duration().as_nanos() as i128)).unwrap_or(i64::MIN),
+            ),
         }
     }
 }

@@ -1,0 +1,88 @@
+//! One daemon per cache: an exclusive lock that the kernel drops when its holder dies.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Why a cache could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another daemon has it.
+    #[error("the cache {} is in use by another ferryfs{}", dir.display(), pid.as_ref().map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    InUse {
+        /// Which cache.
+        dir: PathBuf,
+        /// The process that says it has it.
+        pid: Option<String>,
+    },
+    /// The lock file cannot be made.
+    #[error("cannot lock the cache {}: {source}", dir.display())]
+    Io {
+        /// Which cache.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The lock on a cache directory, held as long as this lives.
+#[derive(Debug)]
+pub struct CacheLock {
+    _file: File,
+}
+
+impl CacheLock {
+    /// Locks the cache in `dir`.
+    ///
+    /// # Errors
+    /// [`LockError::InUse`] if another process has it.
+    pub fn acquire(dir: &Path) -> Result<CacheLock, LockError> {
+        let failed = |source| LockError::Io {
+            dir: dir.to_path_buf(),
+            source,
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(dir.join("lock"))
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // Only to name the other one; without it the message is still true.
+                let _ = file.read_to_string(&mut pid);
+                let pid = pid.trim().to_string();
+                return Err(LockError::InUse {
+                    dir: dir.to_path_buf(),
+                    pid: (!pid.is_empty()).then_some(pid),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(failed)?;
+        Ok(CacheLock { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_on_the_same_cache_is_refused_and_told_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = CacheLock::acquire(dir.path()).unwrap();
+        let second = CacheLock::acquire(dir.path()).unwrap_err();
+        assert!(second.to_string().contains(&std::process::id().to_string()), "{second}");
+        drop(first);
+        CacheLock::acquire(dir.path()).unwrap();
+    }
+}

@@ -1,0 +1,290 @@
+//! Objects: plain files `objects/<ab>/<id>` with the bytes of one file of the mount each.
+//!
+//! An object is made before the row that names it and removed after the row that buries it, so at every instant each row's
+//! object is there. What a crash leaves beyond that has no row: [`Store::quarantine`] moves it to `lost+found`, never to the void.
+//! New objects' names become durable with [`Store::sync_object`], which syncs the directory too while the object is new.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+
+use crate::base::ObjectId;
+use crate::sys;
+
+/// Size of the buffer of a plain copy.
+const COPY_BUFFER: usize = 1 << 20;
+
+/// A failed call on an object: what was tried, on which file, and what the system said.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {}: {source}", path.display())]
+pub struct StoreError {
+    /// The call, as a verb.
+    pub operation: &'static str,
+    /// The object's file.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// The outcome of a call to the store.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// The objects of one cache.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    lost_found: PathBuf,
+    /// Objects whose directory entry is not known to be durable.
+    fresh: Mutex<HashSet<ObjectId>>,
+}
+
+impl Store {
+    /// The store in the cache directory `cache`; its directories are made if they are not there, for the owner only.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn open(cache: &Path) -> Result<Store> {
+        let root = cache.join("objects");
+        let lost_found = cache.join("lost+found");
+        let make = |path: &Path| {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(failed("make", path))
+        };
+        make(&lost_found)?;
+        for shard in 0..=0xffu8 {
+            make(&root.join(format!("{shard:02x}")))?;
+        }
+        Ok(Store {
+            root,
+            lost_found,
+            fresh: Mutex::new(HashSet::new()),
+        })
+    }
+
+    fn path(&self, object: ObjectId) -> PathBuf {
+        self.root
+            .join(format!("{:02x}", object.0 & 0xff))
+            .join(object.to_string())
+    }
+
+    /// Makes a new, empty object.
+    ///
+    /// # Errors
+    /// If it exists, or the SSD has no room.
+    pub fn create(&self, object: ObjectId) -> Result<File> {
+        let path = self.path(object);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("create", &path))?;
+        self.fresh.lock().insert(object);
+        Ok(file)
+    }
+
+    /// Opens an object for reading and writing.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn open_object(&self, object: ObjectId) -> Result<File> {
+        let path = self.path(object);
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed("open", &path))
+    }
+
+    /// Removes an object; fine if it is gone already.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn remove(&self, object: ObjectId) -> Result<()> {
+        self.fresh.lock().remove(&object);
+        let path = self.path(object);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes `to` a copy of the open object `from`: sharing its blocks where the SSD's file system can, else byte by byte with
+    /// its holes kept.
+    ///
+    /// # Errors
+    /// If it cannot be made whole; it is then removed.
+    pub fn clone_object(&self, from: &File, to: ObjectId) -> Result<File> {
+        let target = self.create(to)?;
+        let copied = match sys::file::clone_file(from, &target) {
+            Ok(true) => Ok(()),
+            Ok(false) => copy_sparse(from, &target),
+            Err(e) => Err(e),
+        };
+        match copied {
+            Ok(()) => Ok(target),
+            Err(source) => {
+                let error = failed("copy to", &self.path(to))(source);
+                self.remove(to)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the object's bytes durable, and its name if it is new.
+    ///
+    /// # Errors
+    /// If a write has failed since the last sync; its bytes are then not to be taken as written.
+    pub fn sync_object(&self, object: ObjectId, file: &File) -> Result<()> {
+        let path = self.path(object);
+        file.sync_data().map_err(failed("fsync", &path))?;
+        if self.fresh.lock().contains(&object) {
+            let dir = path.parent().unwrap_or(&self.root);
+            File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(failed("fsync", dir))?;
+            self.fresh.lock().remove(&object);
+        }
+        Ok(())
+    }
+
+    /// Makes the bytes and names of all of `objects` durable with one sync of the whole file system, that of `file`.
+    ///
+    /// # Errors
+    /// If a write has failed since the last sync.
+    pub fn sync_all(&self, objects: impl Iterator<Item = ObjectId>, file: &File) -> Result<()> {
+        sys::file::sync_file_system(file).map_err(failed("syncfs", &self.root))?;
+        let mut fresh = self.fresh.lock();
+        for object in objects {
+            fresh.remove(&object);
+        }
+        Ok(())
+    }
+
+    /// Total and free bytes of the SSD's file system, as a user may take them.
+    ///
+    /// # Errors
+    /// If it does not tell.
+    pub fn space(&self) -> Result<(u64, u64)> {
+        File::open(&self.root)
+            .and_then(sys::file::space)
+            .map_err(failed("statfs", &self.root))
+    }
+
+    /// Moves every object that is not `known` to `lost+found`, and tells which.
+    ///
+    /// # Errors
+    /// If the directories cannot be read or a file cannot be moved.
+    pub fn quarantine(&self, known: &HashSet<ObjectId>) -> Result<Vec<PathBuf>> {
+        let mut moved = Vec::new();
+        for shard in list(&self.root)? {
+            for path in list(&shard)? {
+                let id = path
+                    .file_name()
+                    .and_then(|name| name.to_str())
+                    .and_then(|name| u64::from_str_radix(name, 16).ok());
+                if id.is_some_and(|id| known.contains(&ObjectId(id)) && path == self.path(ObjectId(id))) {
+                    continue;
+                }
+                moved.push(self.move_to_lost_found(&path)?);
+            }
+        }
+        Ok(moved)
+    }
+
+    fn move_to_lost_found(&self, path: &Path) -> Result<PathBuf> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let target = (0..)
+            .map(|n| match n {
+                0 => self.lost_found.join(&*name),
+                n => self.lost_found.join(format!("{name}.{n}")),
+            })
+            .find(|candidate| !candidate.exists())
+            .unwrap_or_else(|| self.lost_found.join(&*name));
+        fs::rename(path, &target).map_err(failed("move to lost+found", path))?;
+        Ok(target)
+    }
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_path_buf();
+    move |source| StoreError {
+        operation,
+        path,
+        source,
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    fs::read_dir(dir)
+        .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect())
+        .map_err(failed("list", dir))
+}
+
+/// Copies the data of `from`, skipping its holes, and gives `to` the same length.
+fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+    let length = from.metadata()?.size();
+    to.set_len(length)?;
+    let mut buffer = vec![0; COPY_BUFFER];
+    let mut at = 0;
+    while let Some(start) = sys::file::next_data(from, at)? {
+        let end = sys::file::next_hole(from, start)?.unwrap_or(length);
+        at = start;
+        while at < end {
+            let wanted = usize::try_from(end - at).map_or(COPY_BUFFER, |n| n.min(COPY_BUFFER));
+            let got = from.read_at(&mut buffer[..wanted], at)?;
+            if got == 0 {
+                return Ok(()); // The file was cut short meanwhile; the caller holds the lock that rules this out.
+            }
+            to.write_all_at(&buffer[..got], at)?;
+            at += got as u64;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_without_a_row_goes_to_lost_and_found_with_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.create(ObjectId(1)).unwrap();
+        store.create(ObjectId(2)).unwrap().write_all_at(b"precious", 0).unwrap();
+        let moved = store.quarantine(&HashSet::from([ObjectId(1)])).unwrap();
+        assert_eq!(moved.len(), 1);
+        assert_eq!(fs::read(&moved[0]).unwrap(), b"precious");
+        assert!(store.open_object(ObjectId(1)).is_ok());
+        assert!(store.open_object(ObjectId(2)).is_err());
+    }
+
+    #[test]
+    fn a_clone_has_the_same_bytes_and_holes_and_is_independent() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let first = store.create(ObjectId(1)).unwrap();
+        first.write_all_at(b"head", 0).unwrap();
+        first.write_all_at(b"tail", 8 << 20).unwrap();
+        first.set_len(9 << 20).unwrap();
+        let second = store.clone_object(&first, ObjectId(2)).unwrap();
+        first.write_all_at(b"HEAD", 0).unwrap();
+        let mut buffer = [0; 4];
+        second.read_exact_at(&mut buffer, 0).unwrap();
+        assert_eq!(&buffer, b"head");
+        second.read_exact_at(&mut buffer, 8 << 20).unwrap();
+        assert_eq!(&buffer, b"tail");
+        let meta = second.metadata().unwrap();
+        assert_eq!(meta.size(), 9 << 20);
+        assert!(meta.blocks() * 512 < 1 << 20, "holes were filled: {} blocks", meta.blocks());
+    }
+}

@@ -1,0 +1,230 @@
+//! Attributes: size, mode, owner, times, extended attributes, and the space of the whole.
+
+use super::{Ctx, Fs, FsError, Result};
+use crate::base::{FileKind, Ino, Timestamp};
+use crate::index::{Flags, Inode};
+use crate::sys;
+
+/// Name of the root's virtual attribute that tells where the cache is. Not listed, not writable.
+const CACHE_ATTRIBUTE: &[u8] = b"user.ferryfs.cache";
+
+/// A new time for a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// This one.
+    At(Timestamp),
+}
+
+/// The attributes to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: Option<SetTime>,
+    /// Time of last change of bytes.
+    pub mtime: Option<SetTime>,
+}
+
+/// How setting an extended attribute treats one that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetXattr {
+    /// Make it or replace it.
+    Any,
+    /// It must not be there.
+    Create,
+    /// It must be there.
+    Replace,
+}
+
+/// Space, in bytes, and numbers of inodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatFs {
+    /// All of the backend.
+    pub total: u64,
+    /// What may still be written.
+    pub available: u64,
+}
+
+impl Fs {
+    /// The attributes of `ino`.
+    ///
+    /// # Errors
+    /// `ESTALE` if there is no such inode.
+    pub fn getattr(&self, ino: Ino) -> Result<Inode> {
+        let inode = self.known(&mut self.index.lock(), ino)?;
+        self.with_current_size(inode)
+    }
+
+    /// While a file is being written, its object knows size and time better than its row.
+    pub(super) fn with_current_size(&self, mut inode: Inode) -> Result<Inode> {
+        if inode.flags.has(Flags::WRITING)
+            && let Some(open) = self.opens.find(inode.ino)
+            && let Some(content) = open.content.try_read()
+            && let Some(object) = &content.object
+            && content.prepared
+        {
+            super::content::measure(&object.file)?.apply(&mut inode);
+        }
+        Ok(inode)
+    }
+
+    /// Changes attributes and gives the new ones.
+    ///
+    /// # Errors
+    /// As [`Fs::write`] for a change of length.
+    pub fn setattr(&self, ctx: &Ctx, ino: Ino, set: &SetAttr) -> Result<Inode> {
+        if let Some(size) = set.size {
+            let kind = self.known(&mut self.index.lock(), ino)?.kind();
+            match kind {
+                FileKind::Regular => self.truncate(ctx, ino, size)?,
+                FileKind::Directory => return Err(FsError::IS_DIR),
+                _ => return Err(FsError::INVALID),
+            }
+        }
+        let now = self.clock.now();
+        let at = |time| match time {
+            SetTime::Now => now,
+            SetTime::At(time) => time,
+        };
+        if let Some(mtime) = set.mtime {
+            self.set_object_time(ctx, ino, at(mtime))?;
+        }
+        let mut state = self.index.lock();
+        let mut inode = self.known(&mut state, ino)?;
+        if let Some(mode) = set.mode {
+            inode.mode = (inode.mode & libc::S_IFMT) | (mode & 0o7777);
+        }
+        inode.uid = set.uid.unwrap_or(inode.uid);
+        inode.gid = set.gid.unwrap_or(inode.gid);
+        inode.atime = set.atime.map_or(inode.atime, at);
+        if let Some(mtime) = set.mtime {
+            inode.mtime = at(mtime);
+            if inode.kind() == FileKind::Regular {
+                inode.flags.set(Flags::TIME_DIRTY);
+                inode.time_seq = state.next_seq()?;
+                state.mark_inode(&inode)?;
+            }
+        }
+        inode.ctime = now;
+        state.put_inode(inode.clone());
+        drop(state);
+        self.with_current_size(inode)
+    }
+
+    /// A file being written takes its time from its object, so it is set there too.
+    fn set_object_time(&self, ctx: &Ctx, ino: Ino, mtime: Timestamp) -> Result<()> {
+        if let Some(open) = self.opens.find(ino) {
+            let content = self.share_content(ctx, &open)?;
+            if content.prepared
+                && let Some(object) = &content.object
+            {
+                sys::time::set_modified_fd(&object.file, mtime)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// `ENODATA` if there is none of that name.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if ino == Ino::ROOT && name == CACHE_ATTRIBUTE {
+            return Ok(self.cache_path.clone());
+        }
+        let mut state = self.index.lock();
+        if !self.known(&mut state, ino)?.flags.has(Flags::XATTRS) {
+            return Err(FsError::Errno(libc::ENODATA));
+        }
+        state.xattr(ino, name)?.ok_or(FsError::Errno(libc::ENODATA))
+    }
+
+    /// The names of the extended attributes, each ended by a NUL.
+    ///
+    /// # Errors
+    /// `ESTALE` if there is no such inode.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let mut state = self.index.lock();
+        if !self.known(&mut state, ino)?.flags.has(Flags::XATTRS) {
+            return Ok(Vec::new());
+        }
+        let mut list = Vec::new();
+        for name in state.xattr_names(ino)? {
+            list.extend_from_slice(&name);
+            list.push(0);
+        }
+        Ok(list)
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// `EEXIST` or `ENODATA` as `how` asks; `EOPNOTSUPP` for a name space that is not kept, such as POSIX ACLs.
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
+        check_xattr_name(ino, name)?;
+        let mut state = self.index.lock();
+        let mut inode = self.known(&mut state, ino)?;
+        let exists = inode.flags.has(Flags::XATTRS) && state.xattr(ino, name)?.is_some();
+        match how {
+            SetXattr::Create if exists => return Err(FsError::EXISTS),
+            SetXattr::Replace if !exists => return Err(FsError::Errno(libc::ENODATA)),
+            _ => {}
+        }
+        state.put_xattr(ino, name, Some(value))?;
+        inode.flags.set(Flags::XATTRS);
+        inode.ctime = self.clock.now();
+        state.put_inode(inode);
+        Ok(())
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// `ENODATA` if there is none of that name.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        check_xattr_name(ino, name)?;
+        let mut state = self.index.lock();
+        let mut inode = self.known(&mut state, ino)?;
+        if !inode.flags.has(Flags::XATTRS) || state.xattr(ino, name)?.is_none() {
+            return Err(FsError::Errno(libc::ENODATA));
+        }
+        state.put_xattr(ino, name, None)?;
+        if state.xattr_names(ino)?.is_empty() {
+            inode.flags.clear(Flags::XATTRS);
+        }
+        inode.ctime = self.clock.now();
+        state.put_inode(inode);
+        Ok(())
+    }
+
+    /// The backend's space, less what waits to be carried there. What the SSD has free does not bound it: clean copies give way.
+    pub fn statfs(&self) -> StatFs {
+        let space = self.drive.space();
+        let waiting = self.index.lock().totals().dirty_bytes;
+        StatFs {
+            total: space.total,
+            available: space.available.saturating_sub(waiting),
+        }
+    }
+}
+
+fn check_xattr_name(ino: Ino, name: &[u8]) -> Result<()> {
+    if ino == Ino::ROOT && name == CACHE_ATTRIBUTE {
+        return Err(FsError::Errno(libc::EPERM));
+    }
+    let kept: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    if kept.iter().any(|prefix| name.starts_with(prefix)) {
+        Ok(())
+    } else {
+        Err(FsError::NOT_SUPPORTED)
+    }
+}

@@ -1,0 +1,361 @@
+//! Writing: how a file's object is made ready to be written in place, and the operations that change bytes.
+//!
+//! Before the first byte of an open file changes, its row says so, committed: [`Fs::prepare`]. A crash at any later moment
+//! finds the row's `WRITING` flag and takes size and mtime from the object. The order within `prepare` is: bytes into a new
+//! object (fetched from the backend, or copied because a batch reads the old one), then the row. A crash in between leaves an
+//! object without a row, which goes to lost+found, and the row with its old object: the file as it was.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
+
+use super::open::{Content, ObjectFile, OpenInode};
+use super::{Ctx, Fs, FsError, Result};
+use crate::base::{FileKind, Ino, ObjectId, Timestamp};
+use crate::index::{Flags, Inode, Location, State};
+use crate::sys;
+
+/// A file up to this size is copied when a batch reads it and somebody wants to change it in place; a larger one is left out of
+/// the batch instead, as long as that can still be decided.
+const COPY_LIMIT: u64 = 64 << 20;
+
+/// Buffer of a copy from the backend.
+const FETCH_BUFFER: usize = 1 << 20;
+
+/// What an object's own file says of it.
+pub(super) struct Measured {
+    size: u64,
+    blocks: u64,
+    mtime: Timestamp,
+}
+
+/// Asks the object's file system.
+pub(super) fn measure(file: &File) -> Result<Measured> {
+    let meta = file.metadata()?;
+    let mtime = Timestamp::from_parts(meta.mtime(), meta.mtime_nsec() as u32);
+    Ok(Measured {
+        size: meta.size(),
+        blocks: meta.blocks(),
+        mtime,
+    })
+}
+
+impl Measured {
+    /// Notes it in the inode that is being written.
+    pub(super) fn apply(&self, inode: &mut Inode) {
+        inode.size = self.size;
+        inode.blocks = self.blocks;
+        if self.mtime != inode.mtime {
+            inode.mtime = self.mtime;
+            inode.ctime = inode.ctime.max(self.mtime);
+        }
+    }
+}
+
+/// What is to become of the bytes that a file has when it is made ready for writing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OldBytes {
+    Keep,
+    Discard,
+}
+
+impl Fs {
+    /// The content's lock for changing it. Only a worker waits for it: whoever holds it may be waiting for the backend.
+    pub(super) fn lock_content<'a>(&self, ctx: &Ctx, open: &'a OpenInode) -> Result<RwLockWriteGuard<'a, Content>> {
+        if ctx.may_block {
+            Ok(open.content.write())
+        } else {
+            open.content.try_write().ok_or(FsError::WouldBlock)
+        }
+    }
+
+    /// The content's lock for using it, waited for likewise.
+    pub(super) fn share_content<'a>(&self, ctx: &Ctx, open: &'a OpenInode) -> Result<RwLockReadGuard<'a, Content>> {
+        if ctx.may_block {
+            Ok(open.content.read())
+        } else {
+            open.content.try_read().ok_or(FsError::WouldBlock)
+        }
+    }
+
+    /// Makes the open file ready to be written in place and gives its object.
+    fn prepare(&self, ctx: &Ctx, open: &OpenInode, content: &mut Content, old: OldBytes) -> Result<Arc<ObjectFile>> {
+        if content.prepared
+            && let Some(object) = &content.object
+        {
+            return Ok(object.clone());
+        }
+        self.make_room(ctx)?;
+        loop {
+            let mut state = self.index.lock();
+            let inode = self.known(&mut state, open.ino)?;
+            if inode.kind() != FileKind::Regular {
+                return Err(FsError::INVALID);
+            }
+            let file = match inode.location() {
+                Location::Object(object) if old == OldBytes::Keep => {
+                    if !self.may_change_in_place(&mut state, &inode) {
+                        let to = state.new_object()?;
+                        drop(state);
+                        ctx.block()?;
+                        self.copy_object(content, &inode, object, to)?
+                    } else {
+                        drop(state);
+                        let file = self.open_object(content, object)?;
+                        sys::time::set_modified_fd(&file.file, inode.mtime)?;
+                        file
+                    }
+                }
+                Location::Backend if old == OldBytes::Keep && inode.size > 0 => {
+                    drop(state);
+                    ctx.block()?;
+                    self.fetch(open.ino)?;
+                    continue;
+                }
+                _ => {
+                    let object = state.new_object()?;
+                    drop(state);
+                    object_file(object, self.store.create(object)?)
+                }
+            };
+            if self.begin_writing(open.ino, &file)? {
+                self.note_unsynced(&file);
+                content.object = Some(file.clone());
+                content.prepared = true;
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Whether no batch reads the inode's object. A large one is taken out of the batch, if that can still be done.
+    fn may_change_in_place(&self, state: &mut State, inode: &Inode) -> bool {
+        if !state.is_pinned(inode) {
+            return true;
+        }
+        match state.active_batch() {
+            Some(active) if inode.size > COPY_LIMIT && !active.committed => {
+                active.live.insert(inode.ino);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Notes, committed, that `file` is the inode's object and is being written from now on. False if a cut was taken since
+    /// the caller looked, and now pins the very object.
+    fn begin_writing(&self, ino: Ino, file: &ObjectFile) -> Result<bool> {
+        let mut state = self.index.lock();
+        let mut inode = self.known(&mut state, ino)?;
+        if inode.object == Some(file.object) && state.is_pinned(&inode) {
+            return Ok(false);
+        }
+        if let Some(old) = inode.object
+            && old != file.object
+        {
+            state.bury_object(&inode, old)?;
+        }
+        inode.object = Some(file.object);
+        inode.flags.set(Flags::DATA_DIRTY);
+        inode.flags.set(Flags::WRITING);
+        inode.data_seq = state.next_seq()?;
+        state.mark_inode(&inode)?;
+        state.start_writing(ino);
+        state.put_inode(inode);
+        state.commit()?;
+        Ok(true)
+    }
+
+    /// The object's open file, the one at hand if it is that.
+    pub(super) fn open_object(&self, content: &mut Content, object: ObjectId) -> Result<Arc<ObjectFile>> {
+        match &content.object {
+            Some(at_hand) if at_hand.object == object => Ok(at_hand.clone()),
+            _ => {
+                let file = object_file(object, self.store.open_object(object)?);
+                content.object = Some(file.clone());
+                Ok(file)
+            }
+        }
+    }
+
+    /// A copy of what a batch reads, to be changed in its place.
+    fn copy_object(&self, content: &mut Content, inode: &Inode, from: ObjectId, to: ObjectId) -> Result<Arc<ObjectFile>> {
+        let source = self.open_object(content, from)?;
+        let file = self.store.clone_object(&source.file, to)?;
+        sys::time::set_modified_fd(&file, inode.mtime)?;
+        Ok(object_file(to, file))
+    }
+
+    /// Brings a file that only the backend has into the cache. The caller holds its content's lock, or has seen to it
+    /// otherwise that nobody changes the file meanwhile.
+    pub(super) fn fetch(&self, ino: Ino) -> Result<()> {
+        let (inode, object) = {
+            let mut state = self.index.lock();
+            (self.known(&mut state, ino)?, state.new_object()?)
+        };
+        let source = self.open_on_backend(ino)?;
+        let target = object_file(object, self.store.create(object)?);
+        let copied = (|| {
+            let mut buffer = vec![0; FETCH_BUFFER];
+            let mut at = 0;
+            loop {
+                let got = source.read_at(&mut buffer, at).map_err(backend_read)?;
+                if got == 0 {
+                    break;
+                }
+                target.file.write_all_at(&buffer[..got], at)?;
+                at += got as u64;
+            }
+            if at != inode.size {
+                tracing::warn!(ino = ino.0, expected = inode.size, got = at, "the file on the backend has another size than it had");
+                return Err(FsError::Errno(libc::EIO));
+            }
+            sys::time::set_modified_fd(&target.file, inode.mtime)?;
+            Ok(measure(&target.file)?.blocks)
+        })();
+        let blocks = match copied {
+            Ok(blocks) => blocks,
+            Err(error) => {
+                self.store.remove(object)?;
+                return Err(error);
+            }
+        };
+        // Among the unsynced before the row names it: no sync of the index may pass it by.
+        self.note_unsynced(&target);
+        let mut state = self.index.lock();
+        let mut inode = self.known(&mut state, ino)?;
+        inode.object = Some(object);
+        inode.blocks = blocks;
+        inode.used = self.clock.now().parts().0;
+        state.put_inode(inode);
+        Ok(())
+    }
+
+    /// Runs `change` on the file's object, ready for writing.
+    fn change<T>(
+        &self,
+        ctx: &Ctx,
+        open: &OpenInode,
+        old: OldBytes,
+        change: impl FnOnce(&File) -> Result<T>,
+    ) -> Result<T> {
+        {
+            let content = self.share_content(ctx, open)?;
+            if content.prepared && old == OldBytes::Keep
+                && let Some(object) = &content.object
+            {
+                let result = change(&object.file);
+                self.note_unsynced(object);
+                return result;
+            }
+        }
+        let mut content = self.lock_content(ctx, open)?;
+        let object = self.prepare(ctx, open, &mut content, old)?;
+        let result = change(&object.file);
+        self.note_unsynced(&object);
+        if content.writers == 0 {
+            self.settle(open.ino, &mut content)?;
+        }
+        result
+    }
+
+    /// Writes all of `data` at `offset`.
+    ///
+    /// # Errors
+    /// If the SSD has no room; if the file is only on the backend and cannot be brought over.
+    pub fn write(&self, ctx: &Ctx, handle: u64, offset: u64, data: &[u8]) -> Result<usize> {
+        let handle = self.opens.handle(handle)?;
+        self.change(ctx, &handle.open, OldBytes::Keep, |file| {
+            Ok(file.write_all_at(data, offset)?)
+        })?;
+        self.count_written(data.len());
+        Ok(data.len())
+    }
+
+    /// Gives the open file the length `size`.
+    pub(super) fn truncate_open(&self, ctx: &Ctx, open: &OpenInode, size: u64) -> Result<()> {
+        let prepared = open.content.try_read().is_some_and(|content| content.prepared);
+        // Somebody who is writing it keeps his object; else emptying needs no copy and no fetch, just a new one.
+        let old = if size == 0 && !prepared { OldBytes::Discard } else { OldBytes::Keep };
+        let now = self.clock.now();
+        self.change(ctx, open, old, |file| {
+            file.set_len(size)?;
+            Ok(sys::time::set_modified_fd(file, now)?)
+        })
+    }
+
+    /// Gives the file `ino` the length `size`.
+    ///
+    /// # Errors
+    /// As [`Fs::write`].
+    pub(super) fn truncate(&self, ctx: &Ctx, ino: Ino, size: u64) -> Result<()> {
+        let open = self.opens.acquire(ino);
+        let result = self.truncate_open(ctx, &open, size);
+        self.put_open(&open)?;
+        result
+    }
+
+    /// Allocates, punches or zeroes a range, `mode` as in fallocate(2).
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for modes that shift bytes or that the SSD's file system lacks.
+    pub fn fallocate(&self, ctx: &Ctx, handle: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
+        use nix::fcntl::FallocateFlags as Flag;
+        let known = Flag::FALLOC_FL_KEEP_SIZE | Flag::FALLOC_FL_PUNCH_HOLE | Flag::FALLOC_FL_ZERO_RANGE;
+        let mode = Flag::from_bits(mode)
+            .filter(|flags| known.contains(*flags))
+            .ok_or(FsError::NOT_SUPPORTED)?;
+        let handle = self.opens.handle(handle)?;
+        self.change(ctx, &handle.open, OldBytes::Keep, |file| {
+            Ok(sys::file::allocate(file, mode, offset, length)?)
+        })
+    }
+
+    /// Copies up to `length` bytes from one open file to another within the SSD.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` if the source is not in the cache: the kernel then copies by reading and writing.
+    pub fn copy_range(&self, ctx: &Ctx, from: (u64, u64), to: (u64, u64), length: u64) -> Result<usize> {
+        let source = self.opens.handle(from.0)?;
+        let source = self
+            .object_at_hand(ctx, &source.open)?
+            .ok_or(FsError::NOT_SUPPORTED)?;
+        let target = self.opens.handle(to.0)?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(COPY_LIMIT as usize);
+        let copied = self.change(ctx, &target.open, OldBytes::Keep, |file| {
+            Ok(sys::file::copy_range(&source.file, from.1, file, to.1, length)?)
+        })?;
+        self.count_written(copied);
+        Ok(copied)
+    }
+
+    /// The object of an open file, opened; `None` if it has none.
+    pub(super) fn object_at_hand(&self, ctx: &Ctx, open: &OpenInode) -> Result<Option<Arc<ObjectFile>>> {
+        let at_hand = open.content.try_read().and_then(|content| content.object.clone());
+        if at_hand.is_some() {
+            return Ok(at_hand);
+        }
+        let mut content = self.lock_content(ctx, open)?;
+        let inode = self.known(&mut self.index.lock(), open.ino)?;
+        match inode.location() {
+            Location::Object(object) => self.open_object(&mut content, object).map(Some),
+            Location::Empty | Location::Backend => Ok(None),
+        }
+    }
+}
+
+fn object_file(object: ObjectId, file: File) -> Arc<ObjectFile> {
+    Arc::new(ObjectFile {
+        object,
+        file,
+        unsynced: AtomicBool::new(false),
+    })
+}
+
+/// A read of the backend's file that failed: the medium is gone, or the file is damaged.
+fn backend_read(error: std::io::Error) -> FsError {
+    let error = crate::backend::BackendError::new("read", &crate::base::RelPath::root(), error);
+    FsError::Backend(error)
+}

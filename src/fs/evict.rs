@@ -1,0 +1,138 @@
+//! Keeping the cache within its space: dead objects are removed, clean ones give way, dirty ones never.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::{Ctx, Fs, FsError, Result};
+use crate::index::Flags;
+
+/// Objects removed under one hold of a lock.
+const CHUNK: u32 = 256;
+
+/// Bytes written between two looks at how full the SSD is.
+const CHECK_EVERY: u64 = 64 << 20;
+
+/// What the cache may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// Bytes that objects may take together.
+    pub max_bytes: u64,
+    /// Bytes of the SSD that stay free for others; clean objects give way for it.
+    pub keep_free: u64,
+    /// Bytes of the SSD that stay free for the index and for what must still be possible when the SSD is full; writers are
+    /// refused before it is touched.
+    pub reserve: u64,
+}
+
+/// How full the SSD was at the last look.
+#[derive(Debug, Default)]
+pub(super) struct Pressure {
+    written: AtomicU64,
+    full: AtomicBool,
+}
+
+impl Fs {
+    /// Counts bytes on their way to the SSD; looks at its space now and then.
+    pub(super) fn count_written(&self, bytes: usize) {
+        let written = self.pressure.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        if written / CHECK_EVERY != (written + bytes as u64) / CHECK_EVERY {
+            self.look_at_space();
+        }
+    }
+
+    /// Notes whether the SSD is so full that writers must be refused.
+    pub fn look_at_space(&self) {
+        if let Ok((_, free)) = self.store.space() {
+            self.pressure.full.store(free < self.limits.reserve, Ordering::Relaxed);
+        }
+    }
+
+    /// Refuses a file that is to be written while the SSD is full, after clean objects have given way.
+    pub(super) fn make_room(&self, ctx: &Ctx) -> Result<()> {
+        if !self.pressure.full.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        ctx.block()?;
+        self.trim()?;
+        self.look_at_space();
+        if self.pressure.full.load(Ordering::Relaxed) {
+            return Err(FsError::NO_SPACE);
+        }
+        Ok(())
+    }
+
+    /// Whether the SSD is so full that writers are refused.
+    pub fn is_full(&self) -> bool {
+        self.pressure.full.load(Ordering::Relaxed)
+    }
+
+    /// Removes dead objects, then clean ones, least recently used first, until the cache is within its limits.
+    ///
+    /// # Errors
+    /// If the index or an object fails.
+    pub fn trim(&self) -> Result<()> {
+        let _one_at_a_time = self.reaping.lock();
+        self.reap()?;
+        let (_, free) = self.store.space()?;
+        let cached = self.index.lock().totals().cached_bytes;
+        let over = cached.saturating_sub(self.limits.max_bytes);
+        let short = self.limits.keep_free.saturating_sub(free);
+        let mut goal = over.max(short);
+        while goal > 0 {
+            let freed = self.evict_some(goal)?;
+            if freed == 0 {
+                break;
+            }
+            goal = goal.saturating_sub(freed);
+        }
+        Ok(())
+    }
+
+    /// Lets clean objects go until `goal` bytes are free, or one chunk has been looked at. Gives the bytes freed.
+    fn evict_some(&self, goal: u64) -> Result<u64> {
+        let candidates = self.index.lock().evictable(CHUNK)?;
+        let mut freed = 0;
+        for candidate in candidates {
+            if freed >= goal {
+                break;
+            }
+            let evicted = self.opens.while_closed(candidate.ino, || -> Result<bool> {
+                let mut state = self.index.lock();
+                let Some(mut inode) = state.inode(candidate.ino)? else {
+                    return Ok(false);
+                };
+                let clean = !inode.flags.has(Flags::DATA_DIRTY) && !inode.flags.has(Flags::TIME_DIRTY);
+                match inode.object {
+                    Some(object) if clean && inode.flags.has(Flags::ON_BACKEND) => {
+                        state.bury_object(&inode, object)?;
+                        inode.object = None;
+                        state.put_inode(inode);
+                        Ok(true)
+                    }
+                    _ => Ok(false),
+                }
+            });
+            if let Some(evicted) = evicted
+                && evicted?
+            {
+                freed += candidate.blocks * 512;
+            }
+        }
+        self.reap()?;
+        Ok(freed)
+    }
+
+    /// Removes the files of objects that nothing needs any more: first the row that says so is committed, then the file goes,
+    /// then the row. A crash in between finds the row and removes the file again.
+    fn reap(&self) -> Result<()> {
+        loop {
+            let dead = self.index.lock().dead_objects(CHUNK)?;
+            if dead.is_empty() {
+                return Ok(());
+            }
+            for object in &dead {
+                self.store.remove(*object)?;
+            }
+            self.index.lock().forget_dead_objects(&dead)?;
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! File-system semantics: what each request of the kernel means for the index and the objects.
+//!
+//! Every operation is given a [`Ctx`]. One that comes to a point where it would have to wait for the backend, or copy a whole
+//! object, returns [`FsError::WouldBlock`] unless the context allows it; nothing has been changed then that a second run from
+//! the start would not find in order. The kernel room runs operations on its event threads without that permission, and runs
+//! them again on a worker with it. So no event thread ever waits for the drive.
+//!
+//! Lock order: the table of open inodes, or one open inode's content; then the index. No backend call is made under the index
+//! lock or the table's.
+
+mod attr;
+mod content;
+mod dir;
+mod error;
+mod evict;
+mod import;
+mod names;
+mod open;
+mod read;
+mod recover;
+mod sync;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::backend::{Capabilities, drive::Drive};
+use crate::base::{Clock, Ino, Name};
+use crate::cache::Store;
+use crate::index::{Index, Inode, State};
+use crate::rules::names::NameRules;
+
+pub use attr::{SetAttr, SetTime, SetXattr, StatFs};
+pub use dir::DirEntry;
+pub use error::{FsError, Result};
+pub use evict::CacheLimits;
+pub use names::{NewNode, RenameMode};
+pub use open::{Handle, OpenMode};
+pub use recover::Recovered;
+pub use sync::Syncer;
+
+/// On whose behalf an operation runs, and what it may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Ctx {
+    /// The caller's user.
+    pub uid: u32,
+    /// The caller's group.
+    pub gid: u32,
+    /// Whether it may wait for the backend and copy large objects.
+    pub may_block: bool,
+}
+
+impl Ctx {
+    /// Passes if waiting is allowed.
+    ///
+    /// # Errors
+    /// [`FsError::WouldBlock`] if it is not.
+    fn block(&self) -> Result<()> {
+        if self.may_block {
+            Ok(())
+        } else {
+            Err(FsError::WouldBlock)
+        }
+    }
+}
+
+/// What the file system is given to work with.
+pub struct Parts {
+    /// The index.
+    pub index: Arc<Index>,
+    /// The objects.
+    pub store: Arc<Store>,
+    /// The backend's slot.
+    pub drive: Arc<Drive>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// What the backend can hold.
+    pub capabilities: Capabilities,
+    /// Owner of what is found on the backend: user and group.
+    pub owner: (u32, u32),
+    /// Limits of the cache.
+    pub limits: CacheLimits,
+    /// How long a request may wait for the backend.
+    pub io_timeout: Duration,
+    /// Value of the virtual attribute `user.ferryfs.cache` of the root, by which the command line finds the control socket.
+    pub cache_path: Vec<u8>,
+}
+
+/// The file system.
+pub struct Fs {
+    index: Arc<Index>,
+    store: Arc<Store>,
+    drive: Arc<Drive>,
+    clock: Arc<dyn Clock>,
+    rules: NameRules,
+    capabilities: Capabilities,
+    owner: (u32, u32),
+    limits: CacheLimits,
+    io_timeout: Duration,
+    cache_path: Vec<u8>,
+    opens: open::OpenTable,
+    dirs: RwLock<std::collections::HashMap<u64, Arc<dir::DirHandle>>>,
+    next_handle: AtomicU64,
+    importing: import::Importing,
+    unsynced: sync::Unsynced,
+    pressure: evict::Pressure,
+    reaping: Mutex<()>,
+}
+
+impl Fs {
+    /// The file system over `parts`. Makes the root directory if the index is new.
+    ///
+    /// # Errors
+    /// If the index cannot be read or written.
+    pub fn new(parts: Parts) -> Result<Fs> {
+        let fs = Fs {
+            rules: NameRules::new(&parts.capabilities),
+            index: parts.index,
+            store: parts.store,
+            drive: parts.drive,
+            clock: parts.clock,
+            capabilities: parts.capabilities,
+            owner: parts.owner,
+            limits: parts.limits,
+            io_timeout: parts.io_timeout,
+            cache_path: parts.cache_path,
+            opens: open::OpenTable::default(),
+            dirs: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+            importing: import::Importing::default(),
+            unsynced: sync::Unsynced::default(),
+            pressure: evict::Pressure::default(),
+            reaping: Mutex::new(()),
+        };
+        fs.make_root()?;
+        Ok(fs)
+    }
+
+    fn make_root(&self) -> Result<()> {
+        let mut state = self.index.lock();
+        if state.inode(Ino::ROOT)?.is_none() {
+            let mode = libc::S_IFDIR | 0o755;
+            let mut root = Inode::new(Ino::ROOT, mode, self.owner.0, self.owner.1, self.clock.now());
+            root.flags.set(crate::index::Flags::ON_BACKEND);
+            state.put_inode(root);
+            state.commit()?;
+        }
+        Ok(())
+    }
+
+    fn new_handle(&self) -> u64 {
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The inode `ino`, which the kernel must have from us.
+    fn known(&self, state: &mut State, ino: Ino) -> Result<Inode> {
+        state.inode(ino)?.ok_or(FsError::STALE)
+    }
+
+    /// The directory `ino`.
+    fn known_dir(&self, state: &mut State, ino: Ino) -> Result<Inode> {
+        let inode = self.known(state, ino)?;
+        if inode.is_dir() {
+            Ok(inode)
+        } else {
+            Err(FsError::NOT_DIR)
+        }
+    }
+
+    /// Checks that the backend can hold `name` in `parent`, beside what is there. `instead_of` is a name that goes away.
+    fn check_name(
+        &self,
+        state: &mut State,
+        parent: Ino,
+        name: &Name,
+        instead_of: Option<&Name>,
+    ) -> Result<()> {
+        self.rules
+            .check(name, parent == Ino::ROOT)
+            .map_err(|refusal| {
+                tracing::debug!(%name, %refusal, "name refused");
+                FsError::INVALID
+            })?;
+        match state.colliding_name(parent, name)? {
+            Some(other) if Some(&other) != instead_of => {
+                tracing::debug!(%name, %other, "name refused: the backend cannot tell them apart");
+                Err(FsError::INVALID)
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Operations on names: look up, make, link, move, remove.
+//!
+//! Each changes the index in one transaction that is committed before it is answered. `create` alone is not: the file has not
+//! been closed yet, and its first write or its close commits it.
+
+use super::{Ctx, Fs, FsError, OpenMode, Result};
+use crate::base::{FileKind, Ino, Name, Timestamp};
+use crate::index::{Flags, Inode, State};
+
+/// How a rename treats what stands at the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// It is replaced.
+    Replace,
+    /// It is an error.
+    NoReplace,
+    /// It takes the source's name.
+    Exchange,
+}
+
+/// A node to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewNode {
+    /// File type and permission bits.
+    pub mode: u32,
+    /// Device number, for a device.
+    pub rdev: u32,
+    /// Where it points, for a symbolic link.
+    pub target: Option<Box<[u8]>>,
+}
+
+impl Fs {
+    /// What stands under `name` in `parent`; `None` for nothing.
+    ///
+    /// # Errors
+    /// If `parent` cannot be listed.
+    pub fn lookup(&self, ctx: &Ctx, parent: Ino, name: &Name) -> Result<Option<Inode>> {
+        self.ensure_listed(ctx, parent)?;
+        let inode = {
+            let mut state = self.index.lock();
+            match state.lookup(parent, name)? {
+                Some(ino) => state.expect_inode(ino)?,
+                None => return Ok(None),
+            }
+        };
+        self.with_current_size(inode).map(Some)
+    }
+
+    /// Makes a node other than an open file: file, directory, link, pipe, socket, device.
+    ///
+    /// # Errors
+    /// `EEXIST`; `EINVAL` if the backend cannot hold the name.
+    pub fn make_node(&self, ctx: &Ctx, parent: Ino, name: &Name, node: NewNode) -> Result<Inode> {
+        self.ensure_listed(ctx, parent)?;
+        let mut state = self.index.lock();
+        let inode = self.insert_node(&mut state, ctx, parent, name, node)?;
+        state.commit()?;
+        Ok(inode)
+    }
+
+    /// Makes a regular file, or takes the one that is there, and opens it.
+    ///
+    /// # Errors
+    /// `EEXIST` if `exclusive` and it is there; as [`Fs::make_node`] and [`Fs::open`].
+    pub fn create(
+        &self,
+        ctx: &Ctx,
+        parent: Ino,
+        name: &Name,
+        permissions: u32,
+        mode: OpenMode,
+        exclusive: bool,
+    ) -> Result<(Inode, u64)> {
+        self.ensure_listed(ctx, parent)?;
+        let mut state = self.index.lock();
+        if let Some(ino) = state.lookup(parent, name)? {
+            if exclusive {
+                return Err(FsError::EXISTS);
+            }
+            drop(state);
+            let handle = self.open(ctx, ino, mode)?;
+            let inode = self.known(&mut self.index.lock(), ino)?;
+            return Ok((self.with_current_size(inode)?, handle));
+        }
+        let node = NewNode {
+            mode: libc::S_IFREG | (permissions & 0o7777),
+            rdev: 0,
+            target: None,
+        };
+        let inode = self.insert_node(&mut state, ctx, parent, name, node)?;
+        drop(state);
+        let open = self.opens.acquire(inode.ino);
+        if mode.write {
+            // Nobody else knows the inode yet, so this cannot wait.
+            open.content.write().writers += 1;
+        }
+        let handle = self.insert_handle(open, mode);
+        Ok((inode, handle))
+    }
+
+    fn insert_node(
+        &self,
+        state: &mut State,
+        ctx: &Ctx,
+        parent: Ino,
+        name: &Name,
+        node: NewNode,
+    ) -> Result<Inode> {
+        let kind = FileKind::from_mode(node.mode).ok_or(FsError::INVALID)?;
+        let mut dir = self.known_dir(state, parent)?;
+        if dir.nlink == 0 {
+            return Err(FsError::NOT_FOUND);
+        }
+        if state.lookup(parent, name)?.is_some() {
+            return Err(FsError::EXISTS);
+        }
+        self.check_name(state, parent, name, None)?;
+        let now = self.clock.now();
+        let mut inode = Inode::new(state.new_ino()?, node.mode, ctx.uid, ctx.gid, now);
+        if dir.mode & libc::S_ISGID != 0 {
+            inode.gid = dir.gid;
+            if kind == FileKind::Directory {
+                inode.mode |= libc::S_ISGID;
+            }
+        }
+        inode.rdev = node.rdev;
+        inode.data_seq = state.next_seq()?;
+        match kind {
+            FileKind::Directory => {
+                inode.flags.set(Flags::LISTED);
+                dir.nlink += 1;
+            }
+            FileKind::Regular => inode.flags.set(Flags::DATA_DIRTY),
+            _ => {}
+        }
+        inode.size = node.target.as_ref().map_or(0, |target| target.len() as u64);
+        inode.target = node.target;
+        state.put_inode(inode.clone());
+        state.add_name(parent, name, &inode)?;
+        touch(&mut dir, now);
+        state.put_inode(dir);
+        Ok(inode)
+    }
+
+    /// Gives `ino` one more name.
+    ///
+    /// # Errors
+    /// `EEXIST`; `EPERM` for a directory.
+    pub fn link(&self, ctx: &Ctx, ino: Ino, parent: Ino, name: &Name) -> Result<Inode> {
+        self.ensure_listed(ctx, parent)?;
+        let mut state = self.index.lock();
+        let mut dir = self.known_dir(&mut state, parent)?;
+        let mut inode = self.known(&mut state, ino)?;
+        if inode.is_dir() {
+            return Err(FsError::Errno(libc::EPERM));
+        }
+        if dir.nlink == 0 || inode.nlink == 0 {
+            return Err(FsError::NOT_FOUND);
+        }
+        if state.lookup(parent, name)?.is_some() {
+            return Err(FsError::EXISTS);
+        }
+        self.check_name(&mut state, parent, name, None)?;
+        let now = self.clock.now();
+        inode.nlink += 1;
+        inode.ctime = now;
+        touch(&mut dir, now);
+        state.add_name(parent, name, &inode)?;
+        state.put_inode(inode.clone());
+        state.put_inode(dir);
+        state.commit()?;
+        drop(state);
+        self.with_current_size(inode)
+    }
+
+    /// Removes a name of what is no directory.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EISDIR`.
+    pub fn unlink(&self, ctx: &Ctx, parent: Ino, name: &Name) -> Result<()> {
+        self.ensure_listed(ctx, parent)?;
+        let mut state = self.index.lock();
+        let ino = state.lookup(parent, name)?.ok_or(FsError::NOT_FOUND)?;
+        let inode = state.expect_inode(ino)?;
+        if inode.is_dir() {
+            return Err(FsError::IS_DIR);
+        }
+        let mut dir = self.known_dir(&mut state, parent)?;
+        let now = self.clock.now();
+        state.remove_name(parent, name)?;
+        drop_link(&mut state, inode, now);
+        touch(&mut dir, now);
+        state.put_inode(dir);
+        state.commit()?;
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `ENOENT`; `ENOTDIR`; `ENOTEMPTY`.
+    pub fn rmdir(&self, ctx: &Ctx, parent: Ino, name: &Name) -> Result<()> {
+        self.ensure_listed(ctx, parent)?;
+        let found = self.index.lock().lookup(parent, name)?;
+        let ino = found.ok_or(FsError::NOT_FOUND)?;
+        self.ensure_listed(ctx, ino)?;
+        let mut state = self.index.lock();
+        if state.lookup(parent, name)? != Some(ino) {
+            return Err(FsError::NOT_FOUND);
+        }
+        let inode = self.known_dir(&mut state, ino)?;
+        if !state.is_empty_dir(ino)? {
+            return Err(FsError::NOT_EMPTY);
+        }
+        let mut dir = self.known_dir(&mut state, parent)?;
+        let now = self.clock.now();
+        state.remove_name(parent, name)?;
+        drop_link(&mut state, inode, now);
+        dir.nlink -= 1;
+        touch(&mut dir, now);
+        state.put_inode(dir);
+        state.commit()?;
+        Ok(())
+    }
+
+    /// Moves a name.
+    ///
+    /// # Errors
+    /// As rename(2).
+    pub fn rename(
+        &self,
+        ctx: &Ctx,
+        from: (Ino, &Name),
+        to: (Ino, &Name),
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.ensure_listed(ctx, from.0)?;
+        self.ensure_listed(ctx, to.0)?;
+        let replaced = self.index.lock().lookup(to.0, to.1)?;
+        if let (Some(ino), RenameMode::Replace) = (replaced, mode) {
+            self.ensure_listed(ctx, ino)?;
+        }
+        let mut state = self.index.lock();
+        let moved = state.lookup(from.0, from.1)?.ok_or(FsError::NOT_FOUND)?;
+        let moved = state.expect_inode(moved)?;
+        let replaced = match state.lookup(to.0, to.1)? {
+            Some(ino) => Some(state.expect_inode(ino)?),
+            None => None,
+        };
+        let now = self.clock.now();
+        match (mode, replaced) {
+            (RenameMode::NoReplace, Some(_)) => return Err(FsError::EXISTS),
+            (RenameMode::Exchange, None) => return Err(FsError::NOT_FOUND),
+            (RenameMode::Exchange, Some(other)) => {
+                self.exchange(&mut state, (from, moved), (to, other), now)?;
+            }
+            (_, Some(other)) if other.ino == moved.ino => return Ok(()),
+            (_, replaced) => self.move_name(&mut state, from, to, moved, replaced, now)?,
+        }
+        state.commit()?;
+        drop(state);
+        if let Some(ino) = self.index.lock().lookup(to.0, to.1)? {
+            self.start_writeback(ino);
+        }
+        Ok(())
+    }
+
+    fn move_name(
+        &self,
+        state: &mut State,
+        from: (Ino, &Name),
+        to: (Ino, &Name),
+        mut moved: Inode,
+        replaced: Option<Inode>,
+        now: Timestamp,
+    ) -> Result<()> {
+        if let Some(other) = &replaced {
+            match (moved.is_dir(), other.is_dir()) {
+                (true, false) => return Err(FsError::NOT_DIR),
+                (false, true) => return Err(FsError::IS_DIR),
+                (true, true) if !state.is_empty_dir(other.ino)? => return Err(FsError::NOT_EMPTY),
+                _ => {}
+            }
+        } else {
+            let instead_of = (from.0 == to.0).then_some(from.1);
+            self.check_name(state, to.0, to.1, instead_of)?;
+        }
+        if self.known_dir(state, to.0)?.nlink == 0 {
+            return Err(FsError::NOT_FOUND);
+        }
+        state.remove_name(from.0, from.1)?;
+        if let Some(other) = replaced {
+            state.remove_name(to.0, to.1)?;
+            if other.is_dir() {
+                self.add_links(state, to.0, -1)?;
+            }
+            drop_link(state, other, now);
+        }
+        moved.ctime = now;
+        state.add_name(to.0, to.1, &moved)?;
+        if moved.is_dir() && from.0 != to.0 {
+            self.add_links(state, from.0, -1)?;
+            self.add_links(state, to.0, 1)?;
+        }
+        state.put_inode(moved);
+        self.touch_dir(state, from.0, now)?;
+        self.touch_dir(state, to.0, now)
+    }
+
+    fn exchange(
+        &self,
+        state: &mut State,
+        (at, mut one): ((Ino, &Name), Inode),
+        (there, mut other): ((Ino, &Name), Inode),
+        now: Timestamp,
+    ) -> Result<()> {
+        if one.ino == other.ino {
+            return Ok(());
+        }
+        state.remove_name(at.0, at.1)?;
+        state.remove_name(there.0, there.1)?;
+        state.add_name(at.0, at.1, &other)?;
+        state.add_name(there.0, there.1, &one)?;
+        if at.0 != there.0 && one.is_dir() != other.is_dir() {
+            let (loses, gains) = if one.is_dir() { (at.0, there.0) } else { (there.0, at.0) };
+            self.add_links(state, loses, -1)?;
+            self.add_links(state, gains, 1)?;
+        }
+        one.ctime = now;
+        other.ctime = now;
+        state.put_inode(one);
+        state.put_inode(other);
+        self.touch_dir(state, at.0, now)?;
+        self.touch_dir(state, there.0, now)
+    }
+
+    fn add_links(&self, state: &mut State, dir: Ino, change: i32) -> Result<()> {
+        let mut dir = self.known_dir(state, dir)?;
+        dir.nlink = dir.nlink.saturating_add_signed(change);
+        state.put_inode(dir);
+        Ok(())
+    }
+
+    fn touch_dir(&self, state: &mut State, dir: Ino, now: Timestamp) -> Result<()> {
+        let mut dir = self.known_dir(state, dir)?;
+        touch(&mut dir, now);
+        state.put_inode(dir);
+        Ok(())
+    }
+
+    /// Where a symbolic link points.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is none.
+    pub fn readlink(&self, ino: Ino) -> Result<Box<[u8]>> {
+        self.known(&mut self.index.lock(), ino)?
+            .target
+            .ok_or(FsError::INVALID)
+    }
+}
+
+fn touch(dir: &mut Inode, now: Timestamp) {
+    dir.mtime = now;
+    dir.ctime = now;
+}
+
+/// Takes one name off an inode. The last one leaves it an orphan, which goes when nobody uses it any more.
+fn drop_link(state: &mut State, mut inode: Inode, now: Timestamp) {
+    inode.nlink = if inode.is_dir() { 0 } else { inode.nlink.saturating_sub(1) };
+    inode.ctime = now;
+    if inode.nlink == 0 {
+        state.add_orphan(inode.ino);
+    }
+    state.put_inode(inode);
+}

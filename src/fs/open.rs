@@ -1,0 +1,292 @@
+//! Open files: the table of open inodes, handles, and what happens at open and release.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::read::BackendReader;
+use super::{Ctx, Fs, FsError, Result};
+use crate::base::{Ino, ObjectId};
+use crate::index::{Flags, Inode, Location};
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenMode {
+    /// Bytes may be written through the handle.
+    pub write: bool,
+    /// The file is emptied first.
+    pub truncate: bool,
+}
+
+/// The open file of an object, shared by all handles of its inode.
+#[derive(Debug)]
+pub(super) struct ObjectFile {
+    pub(super) object: ObjectId,
+    pub(super) file: File,
+    /// Bytes may have been written that no fsync has covered, and the file is in [`super::sync::Unsynced`] for it.
+    pub(super) unsynced: AtomicBool,
+}
+
+/// What an open inode's reads and writes go to.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    /// The object, once it has been needed.
+    pub(super) object: Option<Arc<ObjectFile>>,
+    /// The object may be written in place: its row says so, and no batch reads it.
+    pub(super) prepared: bool,
+    /// Handles that may write.
+    pub(super) writers: u32,
+}
+
+/// An inode that somebody has open.
+#[derive(Debug)]
+pub(super) struct OpenInode {
+    pub(super) ino: Ino,
+    pub(super) content: RwLock<Content>,
+    /// The file on the backend, while it is being read from there.
+    pub(super) backend: BackendReader,
+}
+
+/// The inodes that are open, with the number of users of each.
+#[derive(Debug, Default)]
+pub(super) struct OpenTable {
+    inodes: Mutex<HashMap<Ino, (Arc<OpenInode>, u32)>>,
+    handles: RwLock<HashMap<u64, Arc<Handle>>>,
+}
+
+impl OpenTable {
+    /// The open inode, making it open if it is not.
+    pub(super) fn acquire(&self, ino: Ino) -> Arc<OpenInode> {
+        let mut inodes = self.inodes.lock();
+        let (open, users) = inodes.entry(ino).or_insert_with(|| {
+            let open = OpenInode {
+                ino,
+                content: RwLock::default(),
+                backend: BackendReader::default(),
+            };
+            (Arc::new(open), 0)
+        });
+        *users += 1;
+        open.clone()
+    }
+
+    /// Ends one use; true if it was the last.
+    fn release(&self, ino: Ino) -> bool {
+        let mut inodes = self.inodes.lock();
+        match inodes.get_mut(&ino) {
+            Some((_, users)) if *users > 1 => {
+                *users -= 1;
+                false
+            }
+            _ => {
+                inodes.remove(&ino);
+                true
+            }
+        }
+    }
+
+    /// The open inode, if it is open.
+    pub(super) fn find(&self, ino: Ino) -> Option<Arc<OpenInode>> {
+        self.inodes.lock().get(&ino).map(|(open, _)| open.clone())
+    }
+
+    /// Runs `change` while nobody can open `ino`; `None` if somebody has it open.
+    pub(super) fn while_closed<T>(&self, ino: Ino, change: impl FnOnce() -> T) -> Option<T> {
+        let inodes = self.inodes.lock();
+        if inodes.contains_key(&ino) {
+            return None;
+        }
+        Some(change())
+    }
+
+    /// Everything that is open.
+    pub(super) fn all(&self) -> Vec<Arc<OpenInode>> {
+        self.inodes.lock().values().map(|(open, _)| open.clone()).collect()
+    }
+
+    pub(super) fn handle(&self, number: u64) -> Result<Arc<Handle>> {
+        self.handles
+            .read()
+            .get(&number)
+            .cloned()
+            .ok_or(FsError::BAD_HANDLE)
+    }
+}
+
+/// One open of a file.
+#[derive(Debug)]
+pub struct Handle {
+    pub(super) open: Arc<OpenInode>,
+    mode: OpenMode,
+}
+
+impl Fs {
+    /// Opens a regular file and gives the handle's number.
+    ///
+    /// # Errors
+    /// If it is no regular file; with `truncate`, if it cannot be emptied.
+    pub fn open(&self, ctx: &Ctx, ino: Ino, mode: OpenMode) -> Result<u64> {
+        let inode = self.known(&mut self.index.lock(), ino)?;
+        if inode.is_dir() {
+            return Err(FsError::IS_DIR);
+        }
+        self.note_use(&inode);
+        let open = self.opens.acquire(ino);
+        let ready = self.make_ready(ctx, &open, &inode, mode);
+        if let Err(error) = ready {
+            self.put_open(&open)?;
+            return Err(error);
+        }
+        Ok(self.insert_handle(open, mode))
+    }
+
+    fn make_ready(&self, ctx: &Ctx, open: &OpenInode, inode: &Inode, mode: OpenMode) -> Result<()> {
+        if mode.write {
+            self.lock_content(ctx, open)?.writers += 1;
+        }
+        let ready = if mode.truncate {
+            self.truncate_open(ctx, open, 0)
+        } else {
+            self.check_readable(inode)
+        };
+        if ready.is_err() && mode.write {
+            let mut content = open.content.write();
+            content.writers = content.writers.saturating_sub(1);
+        }
+        ready
+    }
+
+    pub(super) fn insert_handle(&self, open: Arc<OpenInode>, mode: OpenMode) -> u64 {
+        let number = self.new_handle();
+        self.opens
+            .handles
+            .write()
+            .insert(number, Arc::new(Handle { open, mode }));
+        number
+    }
+
+    /// A file that only the backend has cannot be opened while that is away: better said now than at the first read.
+    fn check_readable(&self, inode: &Inode) -> Result<()> {
+        let only_there = inode.location() == Location::Backend
+            && inode.kind() == crate::base::FileKind::Regular;
+        if only_there && inode.size > 0 && !self.drive.is_attached() {
+            return Err(FsError::Detached);
+        }
+        Ok(())
+    }
+
+    /// Makes what was changed through the handle survive the daemon's death; called at each close of a descriptor.
+    ///
+    /// # Errors
+    /// If the index cannot be committed.
+    pub fn flush(&self, _handle: u64) -> Result<()> {
+        Ok(self.index.commit()?)
+    }
+
+    /// Ends a handle. The last one that could write settles the file: from then on a batch may take it.
+    ///
+    /// # Errors
+    /// If the index or the object fails.
+    pub fn release(&self, ctx: &Ctx, number: u64) -> Result<()> {
+        let handle = self.opens.handle(number)?;
+        let settled = if handle.mode.write {
+            match self.release_writer(ctx, &handle.open) {
+                Err(FsError::WouldBlock) => return Err(FsError::WouldBlock),
+                settled => settled,
+            }
+        } else {
+            Ok(())
+        };
+        self.opens.handles.write().remove(&number);
+        self.put_open(&handle.open)?;
+        settled
+    }
+
+    fn release_writer(&self, ctx: &Ctx, open: &OpenInode) -> Result<()> {
+        let mut content = self.lock_content(ctx, open)?;
+        content.writers = content.writers.saturating_sub(1);
+        if content.writers > 0 {
+            return Ok(());
+        }
+        self.settle(open.ino, &mut content)
+    }
+
+    /// Ends writing: what the object has become is noted in the row.
+    pub(super) fn settle(&self, ino: Ino, content: &mut Content) -> Result<()> {
+        if !content.prepared {
+            return Ok(());
+        }
+        content.prepared = false;
+        let Some(object) = &content.object else {
+            return Ok(());
+        };
+        let measured = super::content::measure(&object.file)?;
+        let mut state = self.index.lock();
+        if let Some(mut inode) = state.inode(ino)? {
+            measured.apply(&mut inode);
+            inode.flags.clear(Flags::WRITING);
+            state.put_inode(inode);
+        }
+        state.end_writing(ino);
+        Ok(())
+    }
+
+    /// Ends one use of an open inode. An inode without a name goes with its last user.
+    pub(super) fn put_open(&self, open: &Arc<OpenInode>) -> Result<()> {
+        if self.opens.release(open.ino) {
+            let mut state = self.index.lock();
+            if state.is_orphan(open.ino) {
+                state.end_writing(open.ino);
+                state.remove_inode(open.ino)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel has forgotten the inode: if it has no name either, it goes.
+    ///
+    /// # Errors
+    /// If the index fails.
+    pub fn forget(&self, ino: Ino) -> Result<()> {
+        let mut state = self.index.lock();
+        if !state.is_orphan(ino) {
+            return Ok(());
+        }
+        drop(state);
+        // Taken anew in the table's lock, so that nobody opens it meanwhile.
+        self.opens
+            .while_closed(ino, || {
+                state = self.index.lock();
+                state.remove_inode(ino)
+            })
+            .transpose()?;
+        Ok(())
+    }
+
+    /// Notes, at most once a minute, that a clean file's copy in the cache is in use.
+    fn note_use(&self, inode: &Inode) {
+        let now = self.clock.now().parts().0;
+        if inode.object.is_some() && now - inode.used >= 60 {
+            let mut state = self.index.lock();
+            if let Ok(Some(mut fresh)) = state.inode(inode.ino) {
+                fresh.used = now;
+                state.put_inode(fresh);
+            }
+        }
+    }
+
+    /// How many inodes are open for writing and have been written.
+    pub fn writing_count(&self) -> usize {
+        self.index.lock().writing_count()
+    }
+
+    /// Marks bytes as written but not synced.
+    pub(super) fn note_unsynced(&self, object: &Arc<ObjectFile>) {
+        if !object.unsynced.swap(true, Ordering::AcqRel) {
+            self.unsynced.add(object.clone());
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Reading: from the object where there is one, else through from the backend.
+
+use std::fmt;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::open::OpenInode;
+use super::{Ctx, Fs, FsError, Result};
+use crate::backend::{BackendError, ReadFile};
+use crate::base::{Ino, RelPath};
+use crate::index::Location;
+use crate::sys;
+
+/// A file of the backend that has not been read for this long is closed: a descriptor would keep the drive from being ejected.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// The backend's file of an open inode, while it is being read from there.
+#[derive(Default)]
+pub(super) struct BackendReader {
+    file: Mutex<Option<(Arc<dyn ReadFile>, Instant)>>,
+}
+
+impl fmt::Debug for BackendReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BackendReader(open: {})", self.file.lock().is_some())
+    }
+}
+
+impl BackendReader {
+    fn get(&self) -> Option<Arc<dyn ReadFile>> {
+        let mut file = self.file.lock();
+        let (file, used) = file.as_mut()?;
+        *used = Instant::now();
+        Some(file.clone())
+    }
+
+    fn put(&self, file: Arc<dyn ReadFile>) {
+        *self.file.lock() = Some((file, Instant::now()));
+    }
+
+    fn close_if(&self, idle: Duration) {
+        let mut file = self.file.lock();
+        if file.as_ref().is_some_and(|(_, used)| used.elapsed() >= idle) {
+            *file = None;
+        }
+    }
+}
+
+/// The answer to a request for the next data or hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekFor {
+    /// The next byte that is not in a hole.
+    Data,
+    /// The next byte that is.
+    Hole,
+}
+
+impl Fs {
+    /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM` if the bytes are only on the backend and that is away.
+    pub fn read(&self, ctx: &Ctx, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let handle = self.opens.handle(handle)?;
+        if let Some(object) = self.object_at_hand(ctx, &handle.open)? {
+            return read_full(buffer, |part, done| object.file.read_at(part, offset + done)).map_err(FsError::Object);
+        }
+        let inode = self.known(&mut self.index.lock(), handle.open.ino)?;
+        match inode.location() {
+            Location::Backend if inode.size > 0 => {
+                ctx.block()?;
+                self.read_through(&handle.open, offset, buffer)
+            }
+            _ => Ok(0),
+        }
+    }
+
+    fn read_through(&self, open: &OpenInode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        if !self.drive.is_attached() {
+            return Err(FsError::Detached);
+        }
+        let file = match open.backend.get() {
+            Some(file) => file,
+            None => {
+                let file = self.open_on_backend(open.ino)?;
+                open.backend.put(file.clone());
+                file
+            }
+        };
+        read_full(buffer, |part, done| file.read_at(part, offset + done)).map_err(|source| {
+            open.backend.close_if(Duration::ZERO);
+            FsError::Backend(BackendError::new("read", &RelPath::root(), source))
+        })
+    }
+
+    /// Opens what the backend has of `ino`.
+    pub(super) fn open_on_backend(&self, ino: Ino) -> Result<Arc<dyn ReadFile>> {
+        let backend = self.drive.get().ok_or(FsError::Detached)?;
+        let _names = self
+            .drive
+            .hold_names(self.io_timeout)
+            .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
+        let path = self.index.lock().backend_path(ino)?.ok_or(FsError::STALE)?;
+        match backend.open(&path) {
+            Ok(file) => Ok(file.into()),
+            Err(error) => Err(self.note_backend_error(error)),
+        }
+    }
+
+    /// Notes what an error of the backend says of the backend itself.
+    pub(super) fn note_backend_error(&self, error: BackendError) -> FsError {
+        if error.is_gone() {
+            tracing::warn!(%error, "the backend does not answer as it should");
+        }
+        FsError::Backend(error)
+    }
+
+    /// Closes files of the backend that nobody has read for a while, or all of them if the drive is to go.
+    pub fn close_idle_readers(&self, all: bool) {
+        let idle = if all { Duration::ZERO } else { IDLE };
+        for open in self.opens.all() {
+            open.backend.close_if(idle);
+        }
+    }
+
+    /// Keeps the files that a batch is about to remove from the backend readable for those who have them open.
+    pub fn hold_open_for_readers(&self, inos: &[Ino]) {
+        for ino in inos {
+            if let Some(open) = self.opens.find(*ino)
+                && open.backend.get().is_none()
+                && let Ok(file) = self.open_on_backend(*ino)
+            {
+                open.backend.put(file);
+            }
+        }
+    }
+
+    /// The next data or hole at or after `offset`.
+    ///
+    /// # Errors
+    /// `ENXIO` beyond the end of the file, or if there is no more data.
+    pub fn seek(&self, ctx: &Ctx, handle: u64, offset: u64, seek_for: SeekFor) -> Result<u64> {
+        const BEYOND: FsError = FsError::Errno(libc::ENXIO);
+        let handle = self.opens.handle(handle)?;
+        if let Some(object) = self.object_at_hand(ctx, &handle.open)? {
+            let found = match seek_for {
+                SeekFor::Data => sys::file::next_data(&object.file, offset)?,
+                SeekFor::Hole => sys::file::next_hole(&object.file, offset)?,
+            };
+            return found.ok_or(BEYOND);
+        }
+        let size = self.known(&mut self.index.lock(), handle.open.ino)?.size;
+        match seek_for {
+            _ if offset >= size => Err(BEYOND),
+            SeekFor::Data => Ok(offset),
+            SeekFor::Hole => Ok(size),
+        }
+    }
+}
+
+/// Reads until `buffer` is full or nothing more comes.
+fn read_full(
+    buffer: &mut [u8],
+    mut read: impl FnMut(&mut [u8], u64) -> std::io::Result<usize>,
+) -> std::io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match read(&mut buffer[done..], done as u64) {
+            Ok(0) => break,
+            Ok(got) => done += got,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,223 @@
+//! The index: names, attributes, where bytes are, what waits for the backend, and the journal of batches. The only room that
+//! names `rusqlite`.
+//!
+//! One writer connection lives in [`State`] behind a mutex; it is held for the time of a few point look-ups, never across I/O
+//! on objects or on the backend. Long reads (planning a batch, counting what waits) run on [`Snapshot`]s, connections of their
+//! own that see the last commit and block nobody.
+//!
+//! Lock order: an open inode's content lock (`fs`), then this one. Nothing is locked while this one is held.
+
+mod batch;
+mod inode;
+mod schema;
+mod snapshot;
+mod state;
+mod tree;
+
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use crate::rules::names::NameRules;
+
+pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
+pub use inode::{Flags, Inode, Location};
+pub use snapshot::{Snapshot, Waiting};
+pub use state::{State, Totals};
+pub use tree::{Dirent, PlacedEntry};
+
+/// What went wrong in the index.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// SQLite said no.
+    #[error("index: {operation}: {source}")]
+    Sql {
+        /// What was being done.
+        operation: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The file system said no.
+    #[error("index: {operation} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The index was written by a newer ferryfs.
+    #[error("the index has format {0}, which this version of ferryfs does not know; use a newer ferryfs")]
+    Newer(i64),
+    /// A row contradicts another.
+    #[error("index: {0}")]
+    Corrupt(String),
+}
+
+impl IndexError {
+    /// Whether the SSD has no room for this.
+    pub fn is_full(&self) -> bool {
+        match self {
+            IndexError::Sql { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            IndexError::Io { source, .. } => source.raw_os_error() == Some(libc::ENOSPC),
+            _ => false,
+        }
+    }
+}
+
+/// The outcome of a call to the index.
+pub type Result<T> = std::result::Result<T, IndexError>;
+
+/// Names the operation in an error of SQLite.
+trait Context<T> {
+    fn context(self, operation: &'static str) -> Result<T>;
+}
+
+impl<T> Context<T> for rusqlite::Result<T> {
+    fn context(self, operation: &'static str) -> Result<T> {
+        self.map_err(|source| IndexError::Sql { operation, source })
+    }
+}
+
+/// The index of one cache.
+pub struct Index {
+    path: PathBuf,
+    state: Mutex<State>,
+    wal: File,
+    /// How many of the commits since opening are known to be durable.
+    durable: AtomicU64,
+}
+
+impl Index {
+    /// Opens the index in the file `path`, making it if it is not there.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, is no index, or has a newer format.
+    pub fn open(path: &Path, rules: NameRules) -> Result<Index> {
+        let conn = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+        let version: i64 = conn
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .context("read the format version")?;
+        match version {
+            0 => create(&conn)?,
+            schema::VERSION => {}
+            newer => return Err(IndexError::Newer(newer)),
+        }
+        // The first write makes the WAL file, whose descriptor is then held: an fsync of it is what durability rests on.
+        conn.execute(
+            "INSERT OR REPLACE INTO meta VALUES('opened', unixepoch())",
+            [],
+        )
+        .context("write the first row")?;
+        let wal_path = PathBuf::from(std::ffi::OsStr::from_bytes(
+            &[path.as_os_str().as_bytes(), b"-wal"].concat(),
+        ));
+        let wal = File::open(&wal_path).map_err(|source| IndexError::Io {
+            operation: "open",
+            path: wal_path,
+            source,
+        })?;
+        let index = Index {
+            path: path.to_path_buf(),
+            state: Mutex::new(State::new(conn, rules)?),
+            wal,
+            durable: AtomicU64::new(0),
+        };
+        index.sync()?;
+        Ok(index)
+    }
+
+    /// The state, for reading and changing it.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Commits what is pending, so that it survives the daemon's death.
+    ///
+    /// # Errors
+    /// If SQLite cannot; what was pending is then undone.
+    pub fn commit(&self) -> Result<()> {
+        self.lock().commit().map(|_| ())
+    }
+
+    /// Makes everything that was changed before this call durable. The lock is not held while the disk works, so that many
+    /// callers share one fsync.
+    ///
+    /// # Errors
+    /// If the commit or the fsync fails: nothing new may then be taken as durable.
+    pub fn sync(&self) -> Result<()> {
+        let goal = {
+            let mut state = self.lock();
+            state.commit()?;
+            state.commits()
+        };
+        if self.durable.load(Ordering::Acquire) >= goal {
+            return Ok(());
+        }
+        self.wal.sync_data().map_err(|source| IndexError::Io {
+            operation: "fsync",
+            path: self.path.clone(),
+            source,
+        })?;
+        self.durable.fetch_max(goal, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Copies the WAL into the database file, as far as readers allow, without holding up writers.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn checkpoint(&self) -> Result<()> {
+        let conn = connect(&self.path, OpenFlags::empty())?;
+        conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+            .context("checkpoint")
+    }
+
+    /// A view of the last commit, on a connection of its own.
+    ///
+    /// # Errors
+    /// If SQLite cannot open one.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::open(connect(&self.path, OpenFlags::empty())?)
+    }
+}
+
+fn connect(path: &Path, extra: OpenFlags) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra;
+    let conn = Connection::open_with_flags(path, flags).context("open")?;
+    conn.set_prepared_statement_cache_capacity(128);
+    conn.execute_batch(
+        "PRAGMA page_size=4096; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;
+         PRAGMA cache_size=-16000; PRAGMA temp_store=MEMORY; PRAGMA busy_timeout=10000;",
+    )
+    .context("configure")?;
+    Ok(conn)
+}
+
+fn create(conn: &Connection) -> Result<()> {
+    let tables: Option<i64> = conn
+        .query_row("SELECT 1 FROM sqlite_schema LIMIT 1", [], |row| row.get(0))
+        .optional()
+        .context("look for tables")?;
+    if tables.is_some() {
+        return Err(IndexError::Corrupt("the file is a database, but no index of ferryfs".into()));
+    }
+    conn.execute_batch(&format!(
+        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
+        schema::V1,
+        schema::VERSION
+    ))
+    .context("create the tables")
+}
+
+/// SQLite's integers are signed; ours count up from zero and stay far below the edge.
+fn int(value: u64) -> i64 {
+    value as i64
+}

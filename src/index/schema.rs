@@ -1,0 +1,46 @@
+//! The tables of the index, and what each of them vouches for.
+//!
+//! The file is SQLite in WAL mode with `synchronous=NORMAL` and no automatic checkpoints: a commit is one write to the WAL
+//! without an fsync, so it survives the daemon's death but not a power cut. [`super::Index::sync`] makes it survive that too.
+//! After a power cut SQLite takes the longest prefix of whole commits in the WAL: the index is then the state of some earlier
+//! moment, no earlier than the last `sync`. An object's bytes are synced before the commit that vouches for them is, so no row
+//! that survives claims bytes that did not.
+
+/// Version of the tables, kept in `PRAGMA user_version`.
+pub(super) const VERSION: i64 = 1;
+
+/// Makes the tables of version 1.
+///
+/// - `inodes`: one row an inode. `mode` has the file-type bits. Times are nanoseconds since 1970. `object` is the cache's copy,
+///   NULL for none; `flags` are [`super::inode::Flags`]; `data_seq` and `time_seq` say when bytes and mtime last changed;
+///   `used` is the second of last use, for eviction.
+/// - `dirents`: the tree of the mount. `fold` is the name's canonical key where the backend ignores case, else empty.
+/// - `placed`: the tree of the backend as last seen or left, in the same inode numbers. `kind` is 1 for a directory, 0 for
+///   anything else; `hash` is NULL for what was imported.
+/// - `dirty_names`: the names at which `dirents` and `placed` may differ. May hold more than that, never less.
+/// - `dirty_inodes`: the inodes with a place on the backend whose bytes or mtime differ from it. The same holds.
+/// - `dead_objects`: objects that no inode needs. `batch` is the batch that may still read them, 0 for none.
+/// - `batches`: the outcome of each batch; `state` 0 under way, 1 done, 2 given up. At most one is under way.
+pub(super) const V1: &str = "
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE inodes(
+  ino INTEGER PRIMARY KEY, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL, rdev INTEGER NOT NULL,
+  nlink INTEGER NOT NULL, size INTEGER NOT NULL, blocks INTEGER NOT NULL, atime INTEGER NOT NULL, mtime INTEGER NOT NULL,
+  ctime INTEGER NOT NULL, btime INTEGER NOT NULL, object INTEGER, flags INTEGER NOT NULL, data_seq INTEGER NOT NULL,
+  time_seq INTEGER NOT NULL, used INTEGER NOT NULL, target BLOB);
+CREATE INDEX inodes_evictable ON inodes(used) WHERE object IS NOT NULL AND flags & 3 = 0;
+CREATE INDEX inodes_unlisted ON inodes(ino) WHERE mode & 61440 = 16384 AND flags & 8 = 0;
+CREATE TABLE dirents(parent INTEGER NOT NULL, fold BLOB NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL,
+  PRIMARY KEY(parent, fold, name)) WITHOUT ROWID;
+CREATE INDEX dirents_ino ON dirents(ino);
+CREATE TABLE placed(parent INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL, kind INTEGER NOT NULL,
+  size INTEGER NOT NULL, mtime INTEGER NOT NULL, hash BLOB, PRIMARY KEY(parent, name)) WITHOUT ROWID;
+CREATE INDEX placed_ino ON placed(ino);
+CREATE TABLE dirty_names(parent INTEGER NOT NULL, name BLOB NOT NULL, seq INTEGER NOT NULL,
+  PRIMARY KEY(parent, name)) WITHOUT ROWID;
+CREATE TABLE dirty_inodes(ino INTEGER PRIMARY KEY);
+CREATE TABLE xattrs(ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY(ino, name)) WITHOUT ROWID;
+CREATE TABLE dead_objects(object INTEGER PRIMARY KEY, batch INTEGER NOT NULL);
+CREATE TABLE batches(batch INTEGER PRIMARY KEY, cut INTEGER NOT NULL, state INTEGER NOT NULL, time INTEGER NOT NULL,
+  files INTEGER NOT NULL, bytes INTEGER NOT NULL, outcome TEXT NOT NULL);
+";

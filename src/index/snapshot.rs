@@ -1,0 +1,166 @@
+//! A view of the index as of one commit, for long reads that must not hold up writers.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::inode::{COLUMNS, Inode};
+use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row};
+use super::{Context, Result, int};
+use crate::base::{Ino, RelPath, Seq};
+use crate::rules::plan::NameKey;
+
+/// How much waits for the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Waiting {
+    /// Names that were made, moved or removed.
+    pub names: u64,
+    /// Files that the backend has in an older version.
+    pub inodes: u64,
+    /// Special files and links that live in the index only.
+    pub kept_local: u64,
+}
+
+/// A view as of the moment it was opened. See the functions of the same name on [`super::State`] for what they tell.
+pub struct Snapshot {
+    conn: Connection,
+}
+
+impl Snapshot {
+    pub(super) fn open(conn: Connection) -> Result<Snapshot> {
+        // The read transaction begins with the first read, so one is made at once.
+        conn.execute_batch("BEGIN; SELECT 1 FROM meta LIMIT 1;").context("open a snapshot")?;
+        Ok(Snapshot { conn })
+    }
+
+    /// How much waits.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn waiting(&self) -> Result<Waiting> {
+        let count = |sql: &str| -> Result<u64> {
+            self.conn
+                .query_row(sql, [], |row| row.get::<_, i64>(0))
+                .context("count what waits")
+                .map(|n| n as u64)
+        };
+        Ok(Waiting {
+            names: count("SELECT count(*) FROM dirty_names")?,
+            inodes: count("SELECT count(*) FROM dirty_inodes")?,
+            kept_local: count("SELECT count(*) FROM inodes WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0")?,
+        })
+    }
+
+    /// Every marked name, in order, with the change that marked it.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn dirty_names(&self) -> Result<Vec<(NameKey, Seq)>> {
+        self.conn
+            .prepare("SELECT parent, name, seq FROM dirty_names ORDER BY parent, name")
+            .and_then(|mut s| {
+                s.query_map([], |row| {
+                    let key = NameKey { parent: Ino(row.get::<_, i64>(0)? as u64), name: name_from_row(row, 1)? };
+                    Ok((key, Seq(row.get::<_, i64>(2)? as u64)))
+                })?
+                .collect()
+            })
+            .context("list dirty names")
+    }
+
+    /// Every marked inode.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn dirty_inodes(&self) -> Result<Vec<Ino>> {
+        self.conn
+            .prepare("SELECT ino FROM dirty_inodes ORDER BY ino")
+            .and_then(|mut s| s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?.collect())
+            .context("list dirty inodes")
+    }
+
+    /// The inode `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn inode(&self, ino: Ino) -> Result<Option<Inode>> {
+        self.conn
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM inodes WHERE ino=?"))
+            .and_then(|mut s| s.query_row([int(ino.0)], Inode::from_row).optional())
+            .context("read an inode")
+    }
+
+    /// Every name of `ino` in the mount.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn names_of(&self, ino: Ino) -> Result<Vec<NameKey>> {
+        self.conn
+            .prepare_cached("SELECT parent, name FROM dirents WHERE ino=? ORDER BY parent, name")
+            .and_then(|mut s| {
+                s.query_map([int(ino.0)], |row| {
+                    Ok(NameKey { parent: Ino(row.get::<_, i64>(0)? as u64), name: name_from_row(row, 1)? })
+                })?
+                .collect()
+            })
+            .context("list the names of an inode")
+    }
+
+    /// Every name under which the backend has `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn places_of(&self, ino: Ino) -> Result<Vec<(NameKey, PlacedEntry)>> {
+        self.conn
+            .prepare_cached(&format!("SELECT {PLACED_COLUMNS} FROM placed WHERE ino=? ORDER BY parent, name"))
+            .and_then(|mut s| s.query_map([int(ino.0)], placed_from_row)?.collect())
+            .context("list the places of an inode")
+    }
+
+    /// The inode that a name of the mount stands for, whatever its canonical key.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn lookup(&self, key: &NameKey, fold: &[u8]) -> Result<Option<Ino>> {
+        self.conn
+            .prepare_cached("SELECT ino FROM dirents WHERE parent=? AND fold=? AND name=?")
+            .and_then(|mut s| {
+                s.query_row(params![int(key.parent.0), fold, key.name.as_bytes()], |row| row.get::<_, i64>(0))
+                    .optional()
+            })
+            .context("look up a name")
+            .map(|found| found.map(|ino| Ino(ino as u64)))
+    }
+
+    /// What the backend has under a name.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn placed(&self, key: &NameKey) -> Result<Option<PlacedEntry>> {
+        self.conn
+            .prepare_cached(&format!("SELECT {PLACED_COLUMNS} FROM placed WHERE parent=? AND name=?"))
+            .and_then(|mut s| {
+                s.query_row(params![int(key.parent.0), key.name.as_bytes()], placed_from_row).optional()
+            })
+            .context("look up what the backend has")
+            .map(|found| found.map(|(_, entry)| entry))
+    }
+
+    /// Where the backend has directory `dir`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn backend_dir(&self, dir: Ino) -> Result<Option<RelPath>> {
+        path_upwards(dir, |at| {
+            Ok(self.places_of(at)?.into_iter().next().map(|(key, _)| (key.parent, key.name)))
+        })
+    }
+
+    /// Where the mount has directory `dir`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn mount_dir(&self, dir: Ino) -> Result<Option<RelPath>> {
+        path_upwards(dir, |at| {
+            Ok(self.names_of(at)?.into_iter().next().map(|key| (key.parent, key.name)))
+        })
+    }
+}

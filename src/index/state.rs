@@ -1,0 +1,514 @@
+//! The writer's side of the index: the open transaction, the numbers that are handed out, the inodes at hand.
+//!
+//! Changes gather in one open transaction. Inodes that change are kept in `pending` and written once, right before the commit.
+//! If SQLite fails in between, the whole transaction is undone and every cached row dropped: what was acknowledged as having
+//! survived was committed before, so nothing that was promised is lost.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use lru::LruCache;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::inode::{COLUMNS, Flags, Inode};
+use super::{ActiveBatch, Context, IndexError, Result, int};
+use crate::base::{Ino, ObjectId, Seq};
+use crate::rules::names::NameRules;
+
+/// Inodes kept at hand: about 12 MB.
+const CACHED_INODES: NonZeroUsize = match NonZeroUsize::new(50_000) {
+    Some(count) => count,
+    None => NonZeroUsize::MIN,
+};
+
+/// Numbers are reserved in the database in runs of this many, so that handing one out costs no write.
+const RESERVE: u64 = 4096;
+
+/// A number that only ever goes up, also over restarts.
+struct Counter {
+    key: &'static str,
+    next: u64,
+    reserved: u64,
+}
+
+impl Counter {
+    fn load(conn: &Connection, key: &'static str, first: u64) -> Result<Counter> {
+        let next: Option<i64> = conn
+            .query_row("SELECT value FROM meta WHERE key=?", [key], |row| row.get(0))
+            .optional()
+            .context("read a counter")?;
+        let next = next.map_or(first, |n| n as u64);
+        Ok(Counter {
+            key,
+            next,
+            reserved: next,
+        })
+    }
+
+    fn take(&mut self, conn: &Connection) -> Result<u64> {
+        if self.next == self.reserved {
+            let reserved = self.next + RESERVE;
+            conn.prepare_cached("INSERT OR REPLACE INTO meta VALUES(?,?)")
+                .and_then(|mut s| s.execute(params![self.key, int(reserved)]))
+                .context("reserve numbers")?;
+            self.reserved = reserved;
+        }
+        self.next += 1;
+        Ok(self.next - 1)
+    }
+}
+
+/// Sums over all inodes, kept up to date with every change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Bytes that objects take on the SSD.
+    pub cached_bytes: u64,
+    /// Bytes of files that the backend does not have in this version.
+    pub dirty_bytes: u64,
+}
+
+impl Totals {
+    fn of(inode: &Inode) -> Totals {
+        Totals {
+            cached_bytes: if inode.object.is_some() { inode.blocks * 512 } else { 0 },
+            dirty_bytes: if inode.flags.has(Flags::DATA_DIRTY) { inode.size } else { 0 },
+        }
+    }
+
+    fn replace(&mut self, before: Option<&Inode>, after: Option<&Inode>) {
+        let before = before.map(Totals::of).unwrap_or_default();
+        let after = after.map(Totals::of).unwrap_or_default();
+        self.cached_bytes = (self.cached_bytes + after.cached_bytes).saturating_sub(before.cached_bytes);
+        self.dirty_bytes = (self.dirty_bytes + after.dirty_bytes).saturating_sub(before.dirty_bytes);
+    }
+
+    fn load(conn: &Connection) -> Result<Totals> {
+        conn.query_row(
+            "SELECT coalesce(sum(CASE WHEN object IS NULL THEN 0 ELSE blocks * 512 END), 0),
+                    coalesce(sum(CASE WHEN flags & 1 THEN size ELSE 0 END), 0) FROM inodes",
+            [],
+            |row| {
+                Ok(Totals {
+                    cached_bytes: row.get::<_, i64>(0)? as u64,
+                    dirty_bytes: row.get::<_, i64>(1)? as u64,
+                })
+            },
+        )
+        .context("sum up")
+    }
+}
+
+/// The writer's side of the index. Obtained from [`super::Index::lock`].
+pub struct State {
+    pub(super) conn: Connection,
+    pub(super) rules: NameRules,
+    totals: Totals,
+    in_transaction: bool,
+    commits: u64,
+    pending: HashMap<Ino, Inode>,
+    cache: LruCache<Ino, Inode>,
+    inos: Counter,
+    objects: Counter,
+    seqs: Counter,
+    /// The inodes whose objects are being written through an open handle right now.
+    pub(super) writing: HashSet<Ino>,
+    /// Inodes without a name that somebody still uses.
+    orphans: HashSet<Ino>,
+    pub(super) active: Option<ActiveBatch>,
+    /// When something last began to wait for the backend, and when the oldest of it did.
+    dirty_since: Option<(Instant, Instant)>,
+}
+
+impl State {
+    pub(super) fn new(conn: Connection, rules: NameRules) -> Result<State> {
+        Ok(State {
+            totals: Totals::load(&conn)?,
+            rules,
+            inos: Counter::load(&conn, "next_ino", Ino::ROOT.0 + 1)?,
+            objects: Counter::load(&conn, "next_object", 1)?,
+            seqs: Counter::load(&conn, "next_seq", 1)?,
+            conn,
+            in_transaction: false,
+            commits: 0,
+            pending: HashMap::new(),
+            cache: LruCache::new(CACHED_INODES),
+            writing: HashSet::new(),
+            orphans: HashSet::new(),
+            active: None,
+            dirty_since: None,
+        })
+    }
+
+    /// How many transactions were committed since the index was opened.
+    pub(super) fn commits(&self) -> u64 {
+        self.commits
+    }
+
+    /// Whether there is anything that a commit would write.
+    pub fn has_uncommitted(&self) -> bool {
+        self.in_transaction || !self.pending.is_empty()
+    }
+
+    pub(super) fn begin(&mut self) -> Result<()> {
+        if !self.in_transaction {
+            self.run("begin", "BEGIN IMMEDIATE", [])?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+
+    /// Commits; true if there was anything to commit.
+    ///
+    /// # Errors
+    /// If SQLite cannot; everything since the last commit is then undone.
+    pub fn commit(&mut self) -> Result<bool> {
+        if !self.has_uncommitted() {
+            return Ok(false);
+        }
+        let result = self.write_pending().and_then(|()| {
+            self.run("commit", "COMMIT", [])
+        });
+        match result {
+            Ok(_) => {
+                self.in_transaction = false;
+                self.commits += 1;
+                Ok(true)
+            }
+            Err(error) => {
+                self.undo();
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes everything since the last commit.
+    pub fn undo(&mut self) {
+        if !self.conn.is_autocommit() {
+            // If even this fails, SQLite has undone it already or will when the file is next opened.
+            let _ = self.conn.execute_batch("ROLLBACK");
+        }
+        self.in_transaction = false;
+        self.pending.clear();
+        self.cache.clear();
+        if let Ok(totals) = Totals::load(&self.conn) {
+            self.totals = totals;
+        }
+        for counter in [&mut self.inos, &mut self.objects, &mut self.seqs] {
+            // The reservation may have been undone; the numbers may not be handed out again.
+            counter.reserved = counter.next;
+        }
+    }
+
+    fn write_pending(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.begin()?;
+        let pending = std::mem::take(&mut self.pending);
+        for inode in pending.values() {
+            self.write_inode(inode)?;
+        }
+        for (ino, inode) in pending {
+            self.cache.put(ino, inode);
+        }
+        Ok(())
+    }
+
+    fn write_inode(&self, n: &Inode) -> Result<()> {
+        self.conn
+            .prepare_cached("INSERT OR REPLACE INTO inodes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")
+            .and_then(|mut s| {
+                s.execute(params![
+                    int(n.ino.0), n.mode, n.uid, n.gid, n.rdev, n.nlink, int(n.size), int(n.blocks),
+                    n.atime.0, n.mtime.0, n.ctime.0, n.btime.0, n.object.map(|o| int(o.0)), n.flags.0,
+                    int(n.data_seq.0), int(n.time_seq.0), n.used, n.target.as_deref(),
+                ])
+            })
+            .context("write an inode")
+            .map(|_| ())
+    }
+
+    /// Runs one statement of the writer.
+    pub(super) fn run<P: rusqlite::Params>(
+        &self,
+        operation: &'static str,
+        sql: &str,
+        params: P,
+    ) -> Result<usize> {
+        self.conn
+            .prepare_cached(sql)
+            .and_then(|mut s| s.execute(params))
+            .context(operation)
+    }
+
+    /// Runs one changing statement, in the open transaction.
+    pub(super) fn change<P: rusqlite::Params>(
+        &mut self,
+        operation: &'static str,
+        sql: &str,
+        params: P,
+    ) -> Result<usize> {
+        self.begin()?;
+        self.run(operation, sql, params)
+    }
+
+    /// A number for a new inode.
+    ///
+    /// # Errors
+    /// If it cannot be reserved.
+    pub fn new_ino(&mut self) -> Result<Ino> {
+        self.begin()?;
+        self.inos.take(&self.conn).map(Ino)
+    }
+
+    /// A number for a new object.
+    ///
+    /// # Errors
+    /// If it cannot be reserved.
+    pub fn new_object(&mut self) -> Result<ObjectId> {
+        self.begin()?;
+        self.objects.take(&self.conn).map(ObjectId)
+    }
+
+    /// The next place in the history of changes.
+    ///
+    /// # Errors
+    /// If it cannot be reserved.
+    pub fn next_seq(&mut self) -> Result<Seq> {
+        self.begin()?;
+        self.seqs.take(&self.conn).map(Seq)
+    }
+
+    /// The inode `ino`, if there is one.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn inode(&mut self, ino: Ino) -> Result<Option<Inode>> {
+        if let Some(inode) = self.pending.get(&ino).or_else(|| self.cache.get(&ino)) {
+            return Ok(Some(inode.clone()));
+        }
+        let inode = self
+            .conn
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM inodes WHERE ino=?"))
+            .and_then(|mut s| s.query_row([int(ino.0)], Inode::from_row).optional())
+            .context("read an inode")?;
+        if let Some(inode) = &inode {
+            self.cache.put(ino, inode.clone());
+        }
+        Ok(inode)
+    }
+
+    /// Like [`State::inode`], for one that must be there because another row names it.
+    ///
+    /// # Errors
+    /// Also [`IndexError::Corrupt`] if it is not.
+    pub fn expect_inode(&mut self, ino: Ino) -> Result<Inode> {
+        self.inode(ino)?
+            .ok_or_else(|| IndexError::Corrupt(format!("inode {} is named but not there", ino.0)))
+    }
+
+    /// Notes the state of an inode that is new or was read before; written with the next commit.
+    pub fn put_inode(&mut self, inode: Inode) {
+        let before = match self.pending.get(&inode.ino) {
+            Some(before) => Some(before),
+            None => self.cache.peek(&inode.ino),
+        };
+        self.totals.replace(before, Some(&inode));
+        self.pending.insert(inode.ino, inode);
+    }
+
+    /// Sums over all inodes.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Takes the inode's row out. Its object, if any, becomes dead.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn remove_inode(&mut self, ino: Ino) -> Result<()> {
+        let Some(inode) = self.inode(ino)? else {
+            return Ok(());
+        };
+        if let Some(object) = inode.object {
+            self.bury_object(&inode, object)?;
+        }
+        if inode.flags.has(Flags::XATTRS) {
+            self.change("drop xattrs", "DELETE FROM xattrs WHERE ino=?", [int(ino.0)])?;
+        }
+        self.change("drop an inode", "DELETE FROM inodes WHERE ino=?", [int(ino.0)])?;
+        if inode.flags.has(Flags::ON_BACKEND) {
+            self.change("drop an inode", "DELETE FROM dirty_inodes WHERE ino=?", [int(ino.0)])?;
+        }
+        self.totals.replace(Some(&inode), None);
+        self.pending.remove(&ino);
+        self.cache.pop(&ino);
+        self.orphans.remove(&ino);
+        Ok(())
+    }
+
+    /// Notes that `object` of `inode` is needed no more; a batch under way that may still read it keeps it until its end.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn bury_object(&mut self, inode: &Inode, object: ObjectId) -> Result<()> {
+        let batch = match &self.active {
+            Some(active) if self.is_pinned(inode) => active.batch.0,
+            _ => 0,
+        };
+        self.change(
+            "bury an object",
+            "INSERT OR REPLACE INTO dead_objects VALUES(?,?)",
+            params![int(object.0), int(batch)],
+        )?;
+        Ok(())
+    }
+
+    /// Up to `limit` dead objects that no batch may still read.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn dead_objects(&mut self, limit: u32) -> Result<Vec<ObjectId>> {
+        self.commit()?;
+        self.conn
+            .prepare_cached("SELECT object FROM dead_objects WHERE batch=0 LIMIT ?")
+            .and_then(|mut s| {
+                s.query_map([limit], |row| Ok(ObjectId(row.get::<_, i64>(0)? as u64)))?
+                    .collect()
+            })
+            .context("list dead objects")
+    }
+
+    /// Notes that the files of `objects` have been removed.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn forget_dead_objects(&mut self, objects: &[ObjectId]) -> Result<()> {
+        for object in objects {
+            self.change(
+                "forget an object",
+                "DELETE FROM dead_objects WHERE object=?",
+                [int(object.0)],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Notes that `ino` has no name but is still in use.
+    pub fn add_orphan(&mut self, ino: Ino) {
+        self.orphans.insert(ino);
+    }
+
+    /// Whether `ino` has no name but is still in use.
+    pub fn is_orphan(&self, ino: Ino) -> bool {
+        self.orphans.contains(&ino)
+    }
+
+    /// Notes that something began to wait for the backend.
+    pub(super) fn touch_dirty(&mut self) {
+        let now = Instant::now();
+        self.dirty_since = Some((now, self.dirty_since.map_or(now, |(_, oldest)| oldest)));
+    }
+
+    /// When something last began to wait for the backend, and when the oldest of it did; `None` if nothing waits.
+    pub fn dirty_since(&self) -> Option<(Instant, Instant)> {
+        self.dirty_since
+    }
+
+    /// Notes whether anything still waits, as counted on a snapshot, since when at the most.
+    pub fn set_dirty_since(&mut self, oldest: Option<Instant>) {
+        self.dirty_since = oldest.map(|oldest| {
+            let latest = self.dirty_since.map_or(oldest, |(latest, _)| latest);
+            (latest, oldest)
+        });
+    }
+
+    /// Counts `ino` among those being written. Until [`State::end_writing`] no cut takes it.
+    pub fn start_writing(&mut self, ino: Ino) {
+        self.writing.insert(ino);
+    }
+
+    /// Ends what [`State::start_writing`] began.
+    pub fn end_writing(&mut self, ino: Ino) {
+        self.writing.remove(&ino);
+    }
+
+    /// How many inodes are being written.
+    pub fn writing_count(&self) -> usize {
+        self.writing.len()
+    }
+
+    /// A value of the key-value table.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn meta(&self, key: &str) -> Result<Option<String>> {
+        self.conn
+            .prepare_cached("SELECT CAST(value AS TEXT) FROM meta WHERE key=?")
+            .and_then(|mut s| s.query_row([key], |row| row.get(0)).optional())
+            .context("read a setting")
+    }
+
+    /// Sets a value of the key-value table; an empty one removes it.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn set_meta(&mut self, key: &str, value: &str) -> Result<()> {
+        if value.is_empty() {
+            self.change("drop a setting", "DELETE FROM meta WHERE key=?", [key])?;
+        } else {
+            self.change(
+                "write a setting",
+                "INSERT OR REPLACE INTO meta VALUES(?,?)",
+                [key, value],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Up to `limit` clean files with an object, least recently used first.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn evictable(&mut self, limit: u32) -> Result<Vec<Inode>> {
+        self.commit()?;
+        self.conn
+            .prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM inodes WHERE object IS NOT NULL AND flags & 3 = 0 ORDER BY used LIMIT ?"
+            ))
+            .and_then(|mut s| s.query_map([limit], Inode::from_row)?.collect())
+            .context("list what can go")
+    }
+
+    /// Every inode that an unclean end may have left in need of a look: written at that time, or without a name.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn unsettled(&mut self) -> Result<Vec<Inode>> {
+        self.commit()?;
+        self.conn
+            .prepare(&format!(
+                "SELECT {COLUMNS} FROM inodes WHERE flags & 4 != 0 OR nlink = 0"
+            ))
+            .and_then(|mut s| s.query_map([], Inode::from_row)?.collect())
+            .context("list what was being written")
+    }
+
+    /// Every object that a row vouches for, live or dead.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn known_objects(&mut self) -> Result<HashSet<ObjectId>> {
+        self.commit()?;
+        self.conn
+            .prepare(
+                "SELECT object FROM inodes WHERE object IS NOT NULL UNION ALL SELECT object FROM dead_objects",
+            )
+            .and_then(|mut s| {
+                s.query_map([], |row| Ok(ObjectId(row.get::<_, i64>(0)? as u64)))?
+                    .collect()
+            })
+            .context("list objects")
+    }
+}

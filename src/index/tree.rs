@@ -1,0 +1,404 @@
+//! The two trees: the mount's names, and what the backend has.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::inode::{Flags, Inode};
+use super::{Context, IndexError, Result, State, int};
+use crate::base::{ContentHash, Ino, Name, RelPath, Timestamp};
+use crate::rules::plan::NameKey;
+use crate::rules::steps::PlainKind;
+
+/// A name of the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirent {
+    /// The name.
+    pub name: Name,
+    /// The inode behind it.
+    pub ino: Ino,
+}
+
+/// What the backend has under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedEntry {
+    /// The inode whose version it is.
+    pub ino: Ino,
+    /// A directory, or anything else.
+    pub kind: PlainKind,
+    /// Its size in bytes, as last seen.
+    pub size: u64,
+    /// Its time of last change, as last seen on the backend.
+    pub mtime: Timestamp,
+    /// The hash of its bytes, where ferryfs has written it.
+    pub hash: Option<ContentHash>,
+}
+
+/// The columns that [`placed_from_row`] reads, from the third on after parent and name.
+pub(super) const PLACED_COLUMNS: &str = "parent, name, ino, kind, size, mtime, hash";
+
+pub(super) fn name_from_row(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
+    let bytes: Vec<u8> = row.get(column)?;
+    Name::new(&bytes).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(
+            column,
+            rusqlite::types::Type::Blob,
+            Box::new(error),
+        )
+    })
+}
+
+pub(super) fn placed_from_row(row: &Row<'_>) -> rusqlite::Result<(NameKey, PlacedEntry)> {
+    let key = NameKey {
+        parent: Ino(row.get::<_, i64>(0)? as u64),
+        name: name_from_row(row, 1)?,
+    };
+    let entry = PlacedEntry {
+        ino: Ino(row.get::<_, i64>(2)? as u64),
+        kind: if row.get::<_, i64>(3)? == 1 { PlainKind::Directory } else { PlainKind::File },
+        size: row.get::<_, i64>(4)? as u64,
+        mtime: Timestamp(row.get(5)?),
+        hash: row.get::<_, Option<[u8; 32]>>(6)?.map(ContentHash),
+    };
+    Ok((key, entry))
+}
+
+/// The path of directory `dir`, from where `parent_of` says that each directory stands.
+pub(super) fn path_upwards(
+    dir: Ino,
+    mut parent_of: impl FnMut(Ino) -> Result<Option<(Ino, Name)>>,
+) -> Result<Option<RelPath>> {
+    let mut names = Vec::new();
+    let mut at = dir;
+    while at != Ino::ROOT {
+        match parent_of(at)? {
+            Some((parent, name)) => {
+                names.push(name);
+                at = parent;
+            }
+            None => return Ok(None),
+        }
+        if names.len() > 10_000 {
+            return Err(IndexError::Corrupt(format!("directory {} is inside itself", dir.0)));
+        }
+    }
+    Ok(Some(
+        names.iter().rev().fold(RelPath::root(), |path, name| path.join(name)),
+    ))
+}
+
+impl State {
+    /// The inode that `name` in `parent` stands for.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn lookup(&mut self, parent: Ino, name: &Name) -> Result<Option<Ino>> {
+        let fold = self.rules.fold(name);
+        self.conn
+            .prepare_cached("SELECT ino FROM dirents WHERE parent=? AND fold=? AND name=?")
+            .and_then(|mut s| {
+                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| row.get::<_, i64>(0))
+                    .optional()
+            })
+            .context("look up a name")
+            .map(|found| found.map(|ino| Ino(ino as u64)))
+    }
+
+    /// Another name in `parent` that the backend could not tell from `name`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn colliding_name(&mut self, parent: Ino, name: &Name) -> Result<Option<Name>> {
+        let fold = self.rules.fold(name);
+        if fold.is_empty() {
+            return Ok(None);
+        }
+        self.conn
+            .prepare_cached("SELECT name FROM dirents WHERE parent=? AND fold=? AND name<>? LIMIT 1")
+            .and_then(|mut s| {
+                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| name_from_row(row, 0))
+                    .optional()
+            })
+            .context("look for a name that collides")
+    }
+
+    /// Adds a name. `inode` tells what it stands for; the caller keeps its link count.
+    ///
+    /// # Errors
+    /// If SQLite cannot, also because the name exists.
+    pub fn add_name(&mut self, parent: Ino, name: &Name, inode: &Inode) -> Result<()> {
+        self.add_clean_name(parent, name, inode.ino)?;
+        if inode.kind().is_plain() || self.may_be_placed(parent, name)? {
+            self.mark_name(parent, name)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a name under which the backend has the very same.
+    ///
+    /// # Errors
+    /// If SQLite cannot, also because the name exists.
+    pub fn add_clean_name(&mut self, parent: Ino, name: &Name, ino: Ino) -> Result<()> {
+        let fold = self.rules.fold(name);
+        self.change(
+            "add a name",
+            "INSERT INTO dirents VALUES(?,?,?,?)",
+            params![int(parent.0), fold, name.as_bytes(), int(ino.0)],
+        )?;
+        Ok(())
+    }
+
+    /// Takes a name away.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn remove_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
+        let fold = self.rules.fold(name);
+        self.change(
+            "remove a name",
+            "DELETE FROM dirents WHERE parent=? AND fold=? AND name=?",
+            params![int(parent.0), fold, name.as_bytes()],
+        )?;
+        if self.may_be_placed(parent, name)? {
+            self.mark_name(parent, name)
+        } else {
+            self.change(
+                "forget a dirty name",
+                "DELETE FROM dirty_names WHERE parent=? AND name=?",
+                params![int(parent.0), name.as_bytes()],
+            )?;
+            Ok(())
+        }
+    }
+
+    /// Notes that the backend may have something else than the mount under this name.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn mark_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
+        let seq = self.next_seq()?;
+        self.change(
+            "mark a name",
+            "INSERT OR REPLACE INTO dirty_names VALUES(?,?,?)",
+            params![int(parent.0), name.as_bytes(), int(seq.0)],
+        )?;
+        self.touch_dirty();
+        Ok(())
+    }
+
+    /// Notes that bytes or mtime of an inode differ from what the backend has of it. For one that the backend does not have,
+    /// its names are marked already.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn mark_inode(&mut self, inode: &Inode) -> Result<()> {
+        if inode.flags.has(Flags::ON_BACKEND) {
+            self.change(
+                "mark an inode",
+                "INSERT OR IGNORE INTO dirty_inodes VALUES(?)",
+                [int(inode.ino.0)],
+            )?;
+        }
+        self.touch_dirty();
+        Ok(())
+    }
+
+    /// Whether the backend has something under this name, or may come to have it from a batch under way.
+    fn may_be_placed(&mut self, parent: Ino, name: &Name) -> Result<bool> {
+        Ok(self.active.is_some() || self.placed(parent, name)?.is_some())
+    }
+
+    /// Whether `dir` holds no name.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn is_empty_dir(&mut self, dir: Ino) -> Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM dirents WHERE parent=? LIMIT 1")
+            .and_then(|mut s| s.exists([int(dir.0)]))
+            .context("look into a directory")
+            .map(|any| !any)
+    }
+
+    /// Up to `limit` names of `dir`, in a fixed order, from right after `after` on (from the first if `None`).
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn list(&mut self, dir: Ino, after: Option<&Name>, limit: u32) -> Result<Vec<Dirent>> {
+        let dirent = |row: &Row<'_>| {
+            Ok(Dirent {
+                name: name_from_row(row, 0)?,
+                ino: Ino(row.get::<_, i64>(1)? as u64),
+            })
+        };
+        let parent = int(dir.0);
+        let rows: rusqlite::Result<Vec<Dirent>> = match after {
+            None => self
+                .conn
+                .prepare_cached("SELECT name, ino FROM dirents WHERE parent=? ORDER BY fold, name LIMIT ?")
+                .and_then(|mut s| s.query_map(params![parent, limit], dirent)?.collect()),
+            Some(name) => {
+                let fold = self.rules.fold(name);
+                self.conn
+                    .prepare_cached(
+                        "SELECT name, ino FROM dirents WHERE parent=? AND (fold, name) > (?, ?) ORDER BY fold, name LIMIT ?",
+                    )
+                    .and_then(|mut s| {
+                        s.query_map(params![parent, fold, name.as_bytes(), limit], dirent)?.collect()
+                    })
+            }
+        };
+        rows.context("list a directory")
+    }
+
+    /// One name of `ino` in the mount; the only one of a directory.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn a_name_of(&mut self, ino: Ino) -> Result<Option<(Ino, Name)>> {
+        self.conn
+            .prepare_cached("SELECT parent, name FROM dirents WHERE ino=? LIMIT 1")
+            .and_then(|mut s| {
+                s.query_row([int(ino.0)], |row| {
+                    Ok((Ino(row.get::<_, i64>(0)? as u64), name_from_row(row, 1)?))
+                })
+                .optional()
+            })
+            .context("find a name of an inode")
+    }
+
+    /// What the backend has under a name.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn placed(&mut self, parent: Ino, name: &Name) -> Result<Option<PlacedEntry>> {
+        self.conn
+            .prepare_cached(&format!(
+                "SELECT {PLACED_COLUMNS} FROM placed WHERE parent=? AND name=?"
+            ))
+            .and_then(|mut s| {
+                s.query_row(params![int(parent.0), name.as_bytes()], placed_from_row)
+                    .optional()
+            })
+            .context("look up what the backend has")
+            .map(|found| found.map(|(_, entry)| entry))
+    }
+
+    /// Notes what the backend has under a name.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn put_placed(&mut self, key: &NameKey, entry: Option<&PlacedEntry>) -> Result<()> {
+        match entry {
+            Some(e) => self.change(
+                "note what the backend has",
+                "INSERT OR REPLACE INTO placed VALUES(?,?,?,?,?,?,?)",
+                params![
+                    int(key.parent.0), key.name.as_bytes(), int(e.ino.0), i64::from(e.kind == PlainKind::Directory),
+                    int(e.size), e.mtime.0,
+                    e.hash.map(|h| h.0),
+                ],
+            )?,
+            None => self.change(
+                "note what the backend has",
+                "DELETE FROM placed WHERE parent=? AND name=?",
+                params![int(key.parent.0), key.name.as_bytes()],
+            )?,
+        };
+        Ok(())
+    }
+
+    /// One name under which the backend has `ino`, the first in order.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn a_place_of(&mut self, ino: Ino) -> Result<Option<(NameKey, PlacedEntry)>> {
+        self.conn
+            .prepare_cached(&format!(
+                "SELECT {PLACED_COLUMNS} FROM placed WHERE ino=? ORDER BY parent, name LIMIT 1"
+            ))
+            .and_then(|mut s| s.query_row([int(ino.0)], placed_from_row).optional())
+            .context("find an inode on the backend")
+    }
+
+    /// Where the backend has the directory or file `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn backend_path(&mut self, ino: Ino) -> Result<Option<RelPath>> {
+        path_upwards(ino, |at| {
+            Ok(self.a_place_of(at)?.map(|(key, _)| (key.parent, key.name)))
+        })
+    }
+
+    /// The path in the mount of `ino`, one of them if it has several names.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn mount_path(&mut self, ino: Ino) -> Result<Option<RelPath>> {
+        path_upwards(ino, |at| self.a_name_of(at))
+    }
+
+    /// The path in the mount of the name `key`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn key_path(&mut self, key: &NameKey) -> Result<Option<RelPath>> {
+        Ok(self.mount_path(key.parent)?.map(|dir| dir.join(&key.name)))
+    }
+
+    /// The next directory after `after` whose entries are only on the backend yet.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn an_unlisted_dir(&mut self, after: Ino) -> Result<Option<Ino>> {
+        self.commit()?;
+        self.conn
+            .prepare_cached(
+                "SELECT ino FROM inodes WHERE mode & 61440 = 16384 AND flags & 8 = 0 AND ino > ? ORDER BY ino LIMIT 1",
+            )
+            .and_then(|mut s| s.query_row([int(after.0)], |row| row.get::<_, i64>(0)).optional())
+            .context("find a directory to list")
+            .map(|found| found.map(|ino| Ino(ino as u64)))
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn xattr(&mut self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.conn
+            .prepare_cached("SELECT value FROM xattrs WHERE ino=? AND name=?")
+            .and_then(|mut s| s.query_row(params![int(ino.0), name], |row| row.get(0)).optional())
+            .context("read an xattr")
+    }
+
+    /// The names of the extended attributes.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn xattr_names(&mut self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        self.conn
+            .prepare_cached("SELECT name FROM xattrs WHERE ino=? ORDER BY name")
+            .and_then(|mut s| s.query_map([int(ino.0)], |row| row.get(0))?.collect())
+            .context("list xattrs")
+    }
+
+    /// Sets an extended attribute, or removes it.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: Option<&[u8]>) -> Result<()> {
+        match value {
+            Some(value) => self.change(
+                "set an xattr",
+                "INSERT OR REPLACE INTO xattrs VALUES(?,?,?)",
+                params![int(ino.0), name, value],
+            )?,
+            None => self.change(
+                "remove an xattr",
+                "DELETE FROM xattrs WHERE ino=? AND name=?",
+                params![int(ino.0), name],
+            )?,
+        };
+        Ok(())
+    }
+}
