@@ -1,6 +1,7 @@
 //! Decisions without I/O: what a batch does, how names and records are formed and read. Pure functions only.
 
 pub mod layout;
+pub mod marker;
 pub mod names;
 pub mod plan;
 pub mod steps;
