@@ -4,5 +4,6 @@ pub mod layout;
 pub mod marker;
 pub mod names;
 pub mod plan;
+pub mod record;
 pub mod steps;
 mod upcase;
