@@ -1,4 +1,9 @@
 //! Decisions without I/O: what a batch does, how names and records are formed and read. Pure functions only.
 
+pub mod layout;
+pub mod marker;
+pub mod names;
 pub mod plan;
+pub mod record;
 pub mod steps;
+mod upcase;

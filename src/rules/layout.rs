@@ -1,0 +1,196 @@
+//! Where things stand in `.ferryfs/`, the directory at a volume's root that is ours. `docs/on-drive-format.md` has the
+//! whole of it.
+
+use crate::base::{BatchNo, Name, RelPath};
+use crate::rules::names;
+use crate::rules::steps::SlotNo;
+
+/// The directory at a volume's root that belongs to ferryfs. Nothing in it belongs to the user's tree, and nothing
+/// of the user's tree may take its name.
+pub const DIR: &str = ".ferryfs";
+
+/// The volume marker, see [`crate::rules::marker`].
+pub const MARKER: &str = ".ferryfs/volume.json";
+
+/// Empty file that keeps media scanners (Android, TVs) out.
+pub const NOMEDIA: &str = ".ferryfs/.nomedia";
+
+/// Empty file that keeps Spotlight out.
+pub const NO_INDEX: &str = ".ferryfs/.metadata_never_index";
+
+/// The directory with one staging directory per batch.
+pub const STAGING: &str = ".ferryfs/staging";
+
+/// The directory with one record per committed batch.
+pub const BATCHES: &str = ".ferryfs/batches";
+
+/// Name of the barrier mark in a staging directory. No slot has this name.
+pub const BARRIER: &str = "cleared";
+
+/// The directory that ferryfs keeps at the root of a volume.
+pub fn dir() -> RelPath {
+    RelPath::fixed(DIR)
+}
+
+/// Where the volume marker stands.
+pub fn marker_path() -> RelPath {
+    RelPath::fixed(MARKER)
+}
+
+/// The directory that holds the staging directories.
+pub fn staging_root() -> RelPath {
+    RelPath::fixed(STAGING)
+}
+
+/// The directory that holds the records of batches.
+pub fn batches_dir() -> RelPath {
+    RelPath::fixed(BATCHES)
+}
+
+/// The directory in which `batch` keeps its slots.
+pub fn staging_dir(batch: BatchNo) -> RelPath {
+    staging_root().join(&own_name(&batch_digits(batch)))
+}
+
+/// Where a staged file, or what was set aside, waits.
+pub fn slot_path(batch: BatchNo, slot: SlotNo) -> RelPath {
+    staging_dir(batch).join(&own_name(&slot.file_name()))
+}
+
+/// Where the mark stands that says: the first phase of `batch` is done and synced, and must not be done again.
+pub fn barrier_path(batch: BatchNo) -> RelPath {
+    staging_dir(batch).join(&own_name(BARRIER))
+}
+
+/// Where the record of `batch` stands once it is committed.
+pub fn record_path(batch: BatchNo) -> RelPath {
+    batches_dir().join(&own_name(&format!("{}.rec", batch_digits(batch))))
+}
+
+/// A name beside [`record_path`] under which nothing counts as committed.
+pub fn record_tmp_path(batch: BatchNo) -> RelPath {
+    batches_dir().join(&own_name(&format!("{}.rec.tmp", batch_digits(batch))))
+}
+
+/// The batch whose record has this name in [`batches_dir`]; `None` for any name that [`record_path`] does not form.
+pub fn parse_record_name(name: &Name) -> Option<BatchNo> {
+    parse_hex(name.as_bytes().strip_suffix(b".rec")?, 16).map(BatchNo)
+}
+
+/// Whether a name in [`batches_dir`] is that of an unfinished record, which is garbage.
+pub fn is_record_tmp(name: &Name) -> bool {
+    name.as_bytes().ends_with(b".tmp")
+}
+
+/// The batch whose staging directory has this name in [`staging_root`].
+pub fn parse_staging_name(name: &Name) -> Option<BatchNo> {
+    parse_hex(name.as_bytes(), 16).map(BatchNo)
+}
+
+/// The slot that has this name in a staging directory; `None` for the barrier mark and for what is not ours.
+pub fn parse_slot_name(name: &Name) -> Option<SlotNo> {
+    let number = parse_hex(name.as_bytes().strip_prefix(b"s")?, 8)?;
+    u32::try_from(number).ok().map(SlotNo)
+}
+
+/// Whether `path` is `.ferryfs` or below it, in upper or lower case.
+///
+/// The same on every backend: the record of a batch must mean the same wherever the drive is plugged in, and a tree
+/// copied from a case-sensitive volume to another must not land in our directory.
+pub fn is_reserved(path: &RelPath) -> bool {
+    path.components().next().is_some_and(names::is_reserved)
+}
+
+fn batch_digits(batch: BatchNo) -> String {
+    format!("{:016x}", batch.0)
+}
+
+/// Reads exactly `digits` lower-case hexadecimal digits: one spelling per number, so that no two names mean one batch.
+fn parse_hex(bytes: &[u8], digits: usize) -> Option<u64> {
+    let ours = |b: &u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    if bytes.len() != digits || !bytes.iter().all(ours) {
+        return None;
+    }
+    u64::from_str_radix(std::str::from_utf8(bytes).ok()?, 16).ok()
+}
+
+/// A name put together in this file: letters, digits and dots, far below the longest.
+fn own_name(name: &str) -> Name {
+    Name::new(name.as_bytes()).expect("names formed here are well formed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn last(path: RelPath) -> Name {
+        path.split_last().unwrap().1
+    }
+
+    #[test]
+    fn paths_of_a_batch_are_those_of_the_format_document() {
+        let batch = BatchNo(0x2a);
+        let text = |path: RelPath| path.to_string();
+        assert_eq!(
+            text(slot_path(batch, SlotNo(0x1f))),
+            ".ferryfs/staging/000000000000002a/s0000001f"
+        );
+        assert_eq!(
+            text(barrier_path(batch)),
+            ".ferryfs/staging/000000000000002a/cleared"
+        );
+        assert_eq!(
+            text(record_path(batch)),
+            ".ferryfs/batches/000000000000002a.rec"
+        );
+        for fixed in [DIR, MARKER, NOMEDIA, NO_INDEX, STAGING, BATCHES] {
+            assert!(is_reserved(&RelPath::fixed(fixed)), "{fixed}");
+        }
+    }
+
+    #[test]
+    fn every_name_that_is_formed_is_parsed_back() {
+        for number in [0, 1, 0xabcdef, u64::MAX] {
+            let batch = BatchNo(number);
+            assert_eq!(parse_record_name(&last(record_path(batch))), Some(batch));
+            assert_eq!(parse_staging_name(&last(staging_dir(batch))), Some(batch));
+            let tmp = last(record_tmp_path(batch));
+            assert!(is_record_tmp(&tmp) && parse_record_name(&tmp).is_none());
+        }
+        for slot in [SlotNo(0), SlotNo(u32::MAX)] {
+            let found = parse_slot_name(&last(slot_path(BatchNo(1), slot)));
+            assert_eq!(found, Some(slot));
+        }
+    }
+
+    #[test]
+    fn a_foreign_name_is_no_batch_and_no_slot() {
+        for bad in [
+            "1.rec",
+            "000000000000002A.rec",
+            "+00000000000002a.rec",
+            "000000000000002a",
+            "000000000000002a.rec.tmp",
+            "00000000000000002a.rec",
+        ] {
+            assert_eq!(parse_record_name(&name(bad)), None, "{bad}");
+        }
+        for bad in [BARRIER, "s1", "s0000001F", "s+000001f", "t0000001f"] {
+            assert_eq!(parse_slot_name(&name(bad)), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn our_directory_is_reserved_in_every_case_and_only_at_the_root() {
+        for ours in [".ferryfs", ".FerryFS/x", ".FERRYFS/a/b"] {
+            assert!(is_reserved(&RelPath::fixed(ours)), "{ours}");
+        }
+        for theirs in ["", ".ferryfsx", "ferryfs", "a/.ferryfs", ".ferryf"] {
+            assert!(!is_reserved(&RelPath::fixed(theirs)), "{theirs}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Whether the steps of a record can be meant as they stand. The same question for what is about to be committed and
+//! for what was read from a drive.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+use super::{BatchRecord, MAX_PATH_BYTES, RecordError};
+use crate::base::RelPath;
+use crate::rules::layout;
+use crate::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo};
+
+/// What is known of a slot, in the order in which it comes to be known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    SetAside(PlainKind),
+    PutBack,
+    Staged,
+}
+
+/// Checks that the steps stay in the user's tree and agree with each other:
+/// - no path is the root, reserved ([`layout::is_reserved`]) or longer than [`MAX_PATH_BYTES`];
+/// - no path is cleared twice, none is placed at twice: the second would undo the first;
+/// - every slot is used for one thing; what is set aside is put back, once, as what it was. Otherwise removing the
+///   staging directory would destroy it.
+///
+/// # Errors
+/// The first step that does not fit.
+pub fn check(record: &BatchRecord) -> Result<(), RecordError> {
+    let mut slots = HashMap::new();
+    check_clear(&record.steps.clear, &mut slots)?;
+    check_place(&record.steps.place, &mut slots)?;
+    let lost = |(slot, use_): (&SlotNo, &Slot)| matches!(use_, Slot::SetAside(_)).then_some(*slot);
+    // The smallest, so that the answer does not depend on the map's order.
+    match slots.iter().filter_map(lost).min() {
+        Some(slot) => Err(bad_slot(slot, "it is set aside and never put back")),
+        None => Ok(()),
+    }
+}
+
+fn check_clear(steps: &[ClearStep], slots: &mut HashMap<SlotNo, Slot>) -> Result<(), RecordError> {
+    let mut cleared = HashSet::new();
+    for step in steps {
+        let path = match step {
+            ClearStep::Detach { from, slot, kind } => {
+                claim(slots, *slot, Slot::SetAside(*kind))?;
+                from
+            }
+            ClearStep::RemoveFile { path } | ClearStep::RemoveDir { path } => path,
+        };
+        check_path(path)?;
+        if !cleared.insert(path) {
+            return Err(bad_step(path, "it is cleared twice"));
+        }
+    }
+    Ok(())
+}
+
+fn check_place(
+    steps: &[PlaceStep<FileContent>],
+    slots: &mut HashMap<SlotNo, Slot>,
+) -> Result<(), RecordError> {
+    let mut placed = HashSet::new();
+    for step in steps {
+        let path = match step {
+            PlaceStep::MakeDir { path } => path,
+            PlaceStep::Attach { slot, to, kind } => {
+                put_back(slots, *slot, *kind)?;
+                to
+            }
+            PlaceStep::Install { slot, to, content } => {
+                claim(slots, *slot, Slot::Staged)?;
+                if i64::try_from(content.size).is_err() {
+                    return Err(bad_step(to, "no file can be so large"));
+                }
+                to
+            }
+            PlaceStep::Touch { path, .. } => {
+                check_path(path)?;
+                continue;
+            }
+        };
+        check_path(path)?;
+        if !placed.insert(path) {
+            return Err(bad_step(path, "two steps put something there"));
+        }
+    }
+    Ok(())
+}
+
+fn claim(slots: &mut HashMap<SlotNo, Slot>, slot: SlotNo, use_: Slot) -> Result<(), RecordError> {
+    match slots.entry(slot) {
+        Entry::Vacant(free) => {
+            free.insert(use_);
+            Ok(())
+        }
+        Entry::Occupied(_) => Err(bad_slot(slot, "two steps fill it")),
+    }
+}
+
+fn put_back(
+    slots: &mut HashMap<SlotNo, Slot>,
+    slot: SlotNo,
+    kind: PlainKind,
+) -> Result<(), RecordError> {
+    match slots.get_mut(&slot) {
+        Some(found @ Slot::SetAside(_)) if *found == Slot::SetAside(kind) => {
+            *found = Slot::PutBack;
+            Ok(())
+        }
+        Some(Slot::SetAside(_)) => Err(bad_slot(slot, "it changes between file and directory")),
+        Some(Slot::PutBack) => Err(bad_slot(slot, "it is put back twice")),
+        Some(Slot::Staged) | None => Err(bad_slot(slot, "it is put back and was never set aside")),
+    }
+}
+
+fn check_path(path: &RelPath) -> Result<(), RecordError> {
+    if path.is_root() {
+        return Err(bad_step(path, "no step acts on the root"));
+    }
+    if layout::is_reserved(path) {
+        return Err(RecordError::Reserved { path: path.clone() });
+    }
+    if path.as_bytes().len() > MAX_PATH_BYTES {
+        return Err(bad_step(path, "the path is longer than any can be"));
+    }
+    Ok(())
+}
+
+fn bad_step(path: &RelPath, problem: &'static str) -> RecordError {
+    RecordError::BadStep {
+        path: path.clone(),
+        problem,
+    }
+}
+
+fn bad_slot(slot: SlotNo, problem: &'static str) -> RecordError {
+    RecordError::BadSlot { slot, problem }
+}

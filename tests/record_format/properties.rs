@@ -1,0 +1,105 @@
+//! Any record, any damage, any bytes.
+
+use ferryfs::base::{BatchNo, ContentHash, RelPath, Timestamp};
+use ferryfs::rules::record::{BatchRecord, decode, encode, seal};
+use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use crate::{body, resealed};
+
+fn paths() -> impl Strategy<Value = RelPath> {
+    let name = proptest::collection::vec(any::<u8>(), 1..12);
+    proptest::collection::vec(name, 1..5)
+        .prop_filter_map("no path", |names| RelPath::parse(&names.join(&b'/')).ok())
+}
+
+/// What is done with one path: a step, or a pair of steps with a slot of their own.
+fn deeds() -> impl Strategy<Value = (u8, PlainKind, u64, i64, [u8; 32])> {
+    let kind = prop_oneof![Just(PlainKind::File), Just(PlainKind::Directory)];
+    (
+        0_u8..6,
+        kind,
+        0..u64::MAX / 2,
+        any::<i64>(),
+        any::<[u8; 32]>(),
+    )
+}
+
+fn records() -> impl Strategy<Value = BatchRecord> {
+    let by_path = proptest::collection::btree_map(paths(), deeds(), 0..40);
+    let ids = (any::<u128>(), any::<u64>(), any::<i64>(), any::<[u8; 16]>());
+    (by_path, ids, any::<u32>()).prop_map(|(by_path, (volume, batch, created, origin), first)| {
+        let mut steps = Steps::default();
+        for (nth, (path, (deed, kind, size, time, hash))) in (0..).zip(by_path) {
+            let slot = SlotNo(first.wrapping_add(nth));
+            let modified = Timestamp(time);
+            let content = FileContent {
+                size,
+                hash: ContentHash(hash),
+                modified,
+            };
+            let to = path.clone();
+            match deed {
+                0 => {
+                    steps.clear.push(ClearStep::Detach {
+                        from: path,
+                        slot,
+                        kind,
+                    });
+                    steps.place.push(PlaceStep::Attach { slot, to, kind });
+                }
+                1 => steps.clear.push(ClearStep::RemoveFile { path }),
+                2 => steps.clear.push(ClearStep::RemoveDir { path }),
+                3 => steps.place.push(PlaceStep::MakeDir { path }),
+                4 => steps.place.push(PlaceStep::Install { slot, to, content }),
+                _ => steps.place.push(PlaceStep::Touch { path, modified }),
+            }
+        }
+        BatchRecord {
+            volume: Uuid::from_u128(volume),
+            batch: BatchNo(batch),
+            created: Timestamp(created),
+            origin,
+            steps,
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_sealed_is_read_back(record in records()) {
+        let bytes = seal(&record).unwrap();
+        prop_assert_eq!(decode(&bytes), Ok(record));
+    }
+
+    #[test]
+    fn damage_to_any_record_is_found(record in records(), at: prop::sample::Index, flip in 1_u8..) {
+        let mut bytes = encode(&record);
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        prop_assert!(decode(&bytes).is_err_and(|e| e.is_torn()));
+        prop_assert!(decode(&bytes[..at]).is_err_and(|e| e.is_torn()));
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert!(decode(&bytes).is_err());
+        let sealed = resealed([&b"ferryrec\x01\0\0\0\0\0\0\0"[..], &bytes].concat());
+        let _ = decode(&sealed);
+    }
+
+    /// A hostile hand alters bytes and makes the checksum right: whatever is then accepted is still within bounds.
+    #[test]
+    fn what_is_accepted_is_always_fit_to_be_sealed(edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let mut bytes = body();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let bytes = resealed(bytes);
+        if let Ok(record) = decode(&bytes) {
+            prop_assert_eq!(seal(&record), Ok(bytes));
+        }
+    }
+}

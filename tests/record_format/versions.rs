@@ -1,0 +1,78 @@
+//! What other versions wrote, and what a yank leaves of it.
+
+use ferryfs::rules::record::{RecordError, decode, encode, seal};
+
+use crate::{FIXTURE, body, known, patched, resealed, section};
+
+const DOCUMENT: &str = include_str!("../../docs/on-drive-format.md");
+
+#[test]
+fn a_record_of_format_1_stays_readable_and_is_written_alike() {
+    assert_eq!(decode(FIXTURE), Ok(known()));
+    assert_eq!(encode(&known()), FIXTURE);
+    assert_eq!(seal(&known()).as_deref(), Ok(FIXTURE));
+}
+
+#[test]
+fn the_hexdump_in_the_document_is_the_fixture() {
+    let dumped: Vec<u8> = DOCUMENT
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .filter(|(offset, _)| offset.len() == 8 && u32::from_str_radix(offset, 16).is_ok())
+        .flat_map(|(_, rest)| rest.split("  ").next().unwrap_or("").split(' '))
+        .flat_map(|word| (0..word.len()).step_by(2).map(move |at| &word[at..at + 2]))
+        .map(|digits| u8::from_str_radix(digits, 16).unwrap())
+        .collect();
+    assert_eq!(dumped, FIXTURE);
+}
+
+#[test]
+fn every_flipped_byte_is_found_and_taken_for_damage() {
+    for at in 0..FIXTURE.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut bytes = FIXTURE.to_vec();
+            bytes[at] ^= flip;
+            let error = decode(&bytes).expect_err("a flipped byte passed");
+            assert!(error.is_torn(), "byte {at}: {error}");
+        }
+    }
+}
+
+#[test]
+fn every_truncation_and_every_added_byte_is_taken_for_damage() {
+    for length in 0..FIXTURE.len() {
+        assert!(decode(&FIXTURE[..length]).is_err_and(|e| e.is_torn()));
+        // What a file system gives for blocks that never reached the disk.
+        let mut zeros = FIXTURE[..length].to_vec();
+        zeros.resize(FIXTURE.len(), 0);
+        assert!(decode(&zeros).is_err_and(|e| e.is_torn()));
+    }
+    let longer = [FIXTURE, &[0]].concat();
+    assert_eq!(decode(&longer), Err(RecordError::Damaged));
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_said_to_be_newer() {
+    let newer = |bytes: Vec<u8>| match decode(&bytes) {
+        Err(RecordError::Newer { part, number }) => (part, number),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(newer(patched(8, &2_u16.to_le_bytes())), ("format", 2));
+    // Nothing behind the format number need be as it is here.
+    let other_layout = [&b"ferryrec\x07\x00"[..], b"other"].concat();
+    assert_eq!(newer(resealed(other_layout)), ("format", 7));
+    let required = [body(), section(3, 0, b"catalog")].concat();
+    assert_eq!(newer(resealed(required)), ("section", 3));
+    let flagged = [body(), section(9, 3, b"")].concat();
+    assert_eq!(newer(resealed(flagged)), ("section flag", 3));
+    let error = decode(&patched(8, &[2])).unwrap_err();
+    assert!(!error.is_torn() && error.to_string().contains("newer ferryfs"));
+}
+
+#[test]
+fn an_unknown_section_that_may_be_skipped_is_skipped() {
+    let catalog = section(3, 1, b"changes of the catalog");
+    let later = section(0x8000_0000, 1, b"");
+    let bytes = resealed([body(), catalog, later].concat());
+    assert_eq!(decode(&bytes), Ok(known()));
+}
