@@ -1,4 +1,5 @@
 //! Decisions without I/O: what a batch does, how names and records are formed and read. Pure functions only.
 
+pub mod delta;
 pub mod plan;
 pub mod steps;
