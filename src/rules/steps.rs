@@ -187,7 +187,10 @@ mod tests {
 
     #[test]
     fn removals_and_new_files_in_different_directories_need_no_mark() {
-        let apart = steps(vec![remove("d/a")], vec![install("e/a"), install("d/sub/a")]);
+        let apart = steps(
+            vec![remove("d/a")],
+            vec![install("e/a"), install("d/sub/a")],
+        );
         assert!(!apart.needs_barrier());
         assert!(!steps(vec![remove("d/a")], vec![]).needs_barrier());
         assert!(!steps(vec![], vec![install("d/a")]).needs_barrier());

@@ -142,11 +142,7 @@ fn unique_paths(delta: &Delta) -> Result<(), PlanError> {
 
 /// Whether a directory whose own name is not listed gets from `old` to `new` by no other move than that of the nearest
 /// directory above it that is in `leaving`.
-fn goes_along(
-    old: &RelPath,
-    new: &RelPath,
-    leaving: &HashMap<&RelPath, Option<&RelPath>>,
-) -> bool {
+fn goes_along(old: &RelPath, new: &RelPath, leaving: &HashMap<&RelPath, Option<&RelPath>>) -> bool {
     let (mut old, mut new) = (old.clone(), new.clone());
     loop {
         if let Some(&to) = leaving.get(&old) {
