@@ -30,7 +30,7 @@ pub use crate::rules::delta::{
 /// What becomes of a name's old entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Departure {
-    /// It stands, or there is none.
+    /// It stands, or its own inode's new bytes replace it, or there is none.
     Stays,
     /// It moves to another name.
     Moves,
@@ -170,11 +170,8 @@ fn decide<'a>(links: &Links<'a>, rows: &mut [Row<'a>], left: &mut Vec<LeftBehind
             continue;
         };
         let is_moved = matches!(row.arrival, Arrival::Moved { .. });
-        let is_there = links.old.binary_search(&here).is_ok();
-        if is_there && changed {
-            row.departure = Departure::Goes;
-        }
         if !is_moved {
+            let is_there = links.old.binary_search(&here).is_ok();
             row.arrival = arrival(&entry.content, is_there);
         }
         let reason = match (&entry.content, row.arrival) {
