@@ -1,179 +1,365 @@
 //! From what differs between the backend's tree and the cut to the steps that make them equal. A pure function.
+//!
+//! Why the steps can be taken in their order, and again after a crash:
+//! - *Clear* only takes names away, children before their directory, so that each old path is still valid when its turn
+//!   comes, whatever moves. Nothing new appears, so a step that finds its path empty has been done.
+//! - *Place* goes from parents to children, so that each new path's directory stands. Every slot is used once, so a step
+//!   whose slot is empty has been done.
+//! - A regular file that another one replaces under the same name of the same directory is not cleared: the rename that
+//!   places the new one replaces it. The path may differ between the phases, the directory is the same.
+//! - A name that the cut leaves empty, or fills with something of the other kind, is cleared; so nothing that is placed
+//!   meets an entry in its way, also where the backend takes names that differ in case for one.
 
-use std::collections::HashMap;
+mod check;
+mod error;
+#[cfg(test)]
+mod tests;
 
-use crate::base::{Ino, Name, ObjectId, RelPath, Timestamp};
-use crate::rules::steps::{PlainKind, SlotNo, Steps};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
-/// A name in a directory of the index: the directory's inode and the name in it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NameKey {
-    /// The directory.
-    pub parent: Ino,
-    /// The name in it.
-    pub name: Name,
-}
+use crate::base::{Ino, RelPath, Timestamp};
+use crate::rules::steps::{ClearStep, PlaceStep, PlainKind, SlotNo, Steps};
 
-/// Where a directory stands on the backend before the batch, and where after it.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct DirPaths {
-    /// Before; `None` if the backend does not have it.
-    pub old: Option<RelPath>,
-    /// After; `None` if it is gone from the cut.
-    pub new: Option<RelPath>,
-}
+pub use self::error::PlanError;
+pub use crate::rules::delta::{
+    Delta, DirPaths, LeftBehind, LeftReason, NOBODY, NameChange, NameKey, NewContent, NewEntry,
+    OldEntry, Outcome, Placed, Plan, StageSource,
+};
 
-/// Where the bytes of a staged file come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StageSource {
-    /// An object of the cache.
-    Object {
-        /// Whose content it is.
-        ino: Ino,
-        /// Which object.
-        object: ObjectId,
-        /// Time of last change that the copy on the backend is given.
-        modified: Timestamp,
-    },
-    /// A file that the backend has under another name, by its path before the batch.
-    Backend {
-        /// Whose content it is.
-        ino: Ino,
-        /// Where it stands.
-        path: RelPath,
-        /// Time of last change that the copy on the backend is given.
-        modified: Timestamp,
-    },
-}
-
-/// What the backend has under a name.
+/// What becomes of a name's old entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OldEntry {
-    /// The inode whose name this is.
-    pub ino: Ino,
-    /// File or directory.
-    pub kind: PlainKind,
+enum Departure {
+    /// It stands, or its own inode's new bytes replace it, or there is none.
+    Stays,
+    /// It moves to another name.
+    Moves,
+    /// It ends, unless something keeps or replaces it under its name.
+    Goes,
 }
 
-/// What the cut has under a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewEntry {
-    /// The inode whose name this is.
-    pub ino: Ino,
-    /// File or directory, with what is to be known of a file's bytes.
-    pub content: NewContent,
-}
-
-/// What the cut knows of an entry's content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NewContent {
-    /// A directory.
-    Directory,
-    /// A file with the bytes that the backend has under each of its old names. `copy` tells where a further copy could
-    /// be taken from, should there be more new names than old ones to move.
-    Unchanged {
-        /// Source of a further copy.
-        copy: Option<StageSource>,
-    },
-    /// As `Unchanged`, but with another time of last change.
-    Touched {
-        /// The time.
-        modified: Timestamp,
-        /// Source of a further copy.
-        copy: Option<StageSource>,
-    },
-    /// A file whose bytes the backend does not have.
-    Changed(StageSource),
-    /// A file that is open for writing: no whole version of it can be had. What the backend has of it stays.
-    Live,
-}
-
-/// One name whose entry, or the content of whose entry, differs between the backend and the cut.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NameChange {
-    /// Which name.
-    pub key: NameKey,
-    /// What the backend has there.
-    pub old: Option<OldEntry>,
-    /// What the cut has there; `None` also for what no backend can hold.
-    pub new: Option<NewEntry>,
-}
-
-/// Everything that differs between the backend and the cut.
-///
-/// Invariants that the caller keeps:
-/// - for every inode with changed content, every name that it has on either side is listed;
-/// - a directory that is gone from the cut has had all its names listed, as removed or moved;
-/// - `dirs` has every directory that is a `parent` of a listed name.
-#[derive(Clone, Debug, Default)]
-pub struct Delta {
-    /// The paths of the directories that hold the listed names.
-    pub dirs: HashMap<Ino, DirPaths>,
-    /// The names, each once.
-    pub names: Vec<NameChange>,
-}
-
-/// What the backend has under a name after the batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Placed {
-    /// Nothing.
+/// How a name comes to its new entry.
+#[derive(Clone, Copy, Debug)]
+enum Arrival<'a> {
+    /// It gets none.
     Nothing,
-    /// A directory.
-    Directory(Ino),
-    /// A file whose bytes came along from the old name `from`, perhaps this very one, with a new time if given.
-    Kept {
-        /// The inode.
-        ino: Ino,
-        /// The name before the batch.
-        from: NameKey,
-        /// The new time of last change.
-        modified: Option<Timestamp>,
+    /// It has it already; the file perhaps gets another time.
+    There { touch: Option<Timestamp> },
+    /// The old entry of the row `from` moves here.
+    Moved {
+        from: usize,
+        touch: Option<Timestamp>,
     },
-    /// A file that was staged in `slot`.
-    Staged {
-        /// The inode.
-        ino: Ino,
-        /// The slot.
-        slot: SlotNo,
-    },
+    /// A staged file.
+    Staged(&'a StageSource),
+    /// A directory is made.
+    Made,
+    /// It has a version of the file, which is live.
+    Live,
+    /// Nothing can be had for it.
+    Unfilled,
 }
 
-/// What a listed name stands for once the batch is done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// Which name.
-    pub key: NameKey,
-    /// What the backend has there.
-    pub placed: Placed,
+/// One listed name and what is decided for it. Rows stand in the order of their keys.
+struct Row<'a> {
+    change: &'a NameChange,
+    departure: Departure,
+    arrival: Arrival<'a>,
+    /// The slot that the old entry moves through.
+    detached: Option<SlotNo>,
+    /// The slot that the new entry is staged in.
+    staged: Option<SlotNo>,
 }
 
-/// Why an entry stays behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LeftReason {
-    /// It was open for writing at the cut.
-    OpenForWriting,
-    /// Its bytes are neither in the cache nor on the backend under a name that could be copied.
-    NoSource,
+/// The listed names of one inode, as numbers of rows, ascending.
+struct Links<'a> {
+    kind: PlainKind,
+    content: Option<&'a NewContent>,
+    old: Vec<usize>,
+    new: Vec<usize>,
 }
 
-/// A name that the batch does not bring up to date.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeftBehind {
-    /// Which name.
-    pub key: NameKey,
-    /// Whose name it is in the cut.
-    pub ino: Ino,
-    /// Why.
-    pub reason: LeftReason,
+/// The listed names of every inode.
+type Inodes<'a> = BTreeMap<Ino, Links<'a>>;
+
+/// Hands out slot numbers from 0.
+#[derive(Default)]
+struct Slots(u32);
+
+impl Slots {
+    fn next(&mut self, key: &NameKey) -> Result<SlotNo, PlanError> {
+        let slot = SlotNo(self.0);
+        self.0 = (self.0.checked_add(1)).ok_or_else(|| PlanError::TooMany { key: key.clone() })?;
+        Ok(slot)
+    }
 }
 
-/// What one batch does, and what the index may conclude once it has been done.
-#[derive(Clone, Debug, Default)]
-pub struct Plan {
-    /// The steps.
-    pub steps: Steps<StageSource>,
-    /// For every listed name that the batch brings up to date, or changes at all: what then stands there.
-    pub outcomes: Vec<Outcome>,
-    /// The names that it does not.
-    pub left_behind: Vec<LeftBehind>,
+/// The steps that make the backend's tree the cut's, and what may be concluded once they are done. The same delta, in any
+/// order of its names, gives the same plan.
+///
+/// # Errors
+/// [`PlanError`] if the delta breaks an invariant that can be checked without the whole trees.
+pub fn plan(delta: &Delta) -> Result<Plan, PlanError> {
+    let mut rows = sorted_rows(delta)?;
+    let inodes = check::links_by_inode(&rows)?;
+    check::directories(delta, &rows, &inodes)?;
+    let mut left_behind = Vec::new();
+    for links in inodes.values() {
+        decide(links, &mut rows, &mut left_behind);
+    }
+    left_behind.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut slots = Slots::default();
+    let clear = clear_steps(delta, &mut rows, &mut slots)?;
+    let place = place_steps(delta, &mut rows, &mut slots)?;
+    let leftovers = rows.iter().filter(|row| row.is_leftover());
+    Ok(Plan {
+        steps: Steps { clear, place },
+        outcomes: rows.iter().filter_map(|row| row.outcome(&rows)).collect(),
+        left_behind,
+        leftovers: leftovers.map(|row| row.change.key.clone()).collect(),
+    })
+}
+
+fn sorted_rows(delta: &Delta) -> Result<Vec<Row<'_>>, PlanError> {
+    let mut names: Vec<&NameChange> = delta.names.iter().collect();
+    names.sort_by(|a, b| a.key.cmp(&b.key));
+    if let Some(pair) = names.windows(2).find(|pair| pair[0].key == pair[1].key) {
+        let key = pair[0].key.clone();
+        return Err(PlanError::NameTwice { key });
+    }
+    let rows = names.into_iter().map(|change| Row {
+        change,
+        departure: Departure::Stays,
+        arrival: Arrival::Nothing,
+        detached: None,
+        staged: None,
+    });
+    Ok(rows.collect())
+}
+
+/// Decides for all names of one inode. Old names that the inode loses are paired with names that it gains, in order of
+/// their keys, as moves; `Changed` content has nothing to move.
+fn decide<'a>(links: &Links<'a>, rows: &mut [Row<'a>], left: &mut Vec<LeftBehind>) {
+    let only_in = |these: &[usize], others: &[usize]| -> Vec<usize> {
+        let lacks = |row: &usize| others.binary_search(row).is_err();
+        these.iter().copied().filter(lacks).collect()
+    };
+    let leaving = only_in(&links.old, &links.new);
+    let coming = only_in(&links.new, &links.old);
+    let changed = matches!(links.content, Some(NewContent::Changed(_)));
+    let touch = match links.content {
+        Some(NewContent::Touched { modified, .. }) => Some(*modified),
+        _ => None,
+    };
+    let moves = if changed {
+        0
+    } else {
+        leaving.len().min(coming.len())
+    };
+
+    for (&from, &to) in leaving.iter().zip(&coming).take(moves) {
+        rows[from].departure = Departure::Moves;
+        rows[to].arrival = Arrival::Moved { from, touch };
+    }
+    for &gone in &leaving[moves..] {
+        rows[gone].departure = Departure::Goes;
+    }
+    for &here in &links.new {
+        let row = &mut rows[here];
+        let Some(entry) = &row.change.new else {
+            continue;
+        };
+        let is_moved = matches!(row.arrival, Arrival::Moved { .. });
+        if !is_moved {
+            let is_there = links.old.binary_search(&here).is_ok();
+            row.arrival = arrival(&entry.content, is_there);
+        }
+        let reason = match (&entry.content, row.arrival) {
+            (NewContent::Live, _) => LeftReason::OpenForWriting,
+            (_, Arrival::Unfilled) => LeftReason::NoSource,
+            _ => continue,
+        };
+        left.push(LeftBehind {
+            key: row.change.key.clone(),
+            ino: entry.ino,
+            reason,
+        });
+    }
+}
+
+/// How a name to which nothing moves comes to its entry; `is_there` if the backend has the inode under that very name.
+fn arrival(content: &NewContent, is_there: bool) -> Arrival<'_> {
+    match content {
+        NewContent::Changed(source) => Arrival::Staged(source),
+        NewContent::Live if is_there => Arrival::Live,
+        NewContent::Live => Arrival::Unfilled,
+        NewContent::Touched { modified, .. } if is_there => Arrival::There {
+            touch: Some(*modified),
+        },
+        NewContent::Directory | NewContent::Unchanged { .. } if is_there => {
+            Arrival::There { touch: None }
+        }
+        NewContent::Directory => Arrival::Made,
+        NewContent::Unchanged { copy } | NewContent::Touched { copy, .. } => {
+            copy.as_ref().map_or(Arrival::Unfilled, Arrival::Staged)
+        }
+    }
+}
+
+/// The first phase: deepest first, in old paths.
+fn clear_steps(
+    delta: &Delta,
+    rows: &mut [Row<'_>],
+    slots: &mut Slots,
+) -> Result<Vec<ClearStep>, PlanError> {
+    let mut order = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        if row.is_cleared() {
+            let path = old_path(delta, &row.change.key)?;
+            order.push((Reverse(path.depth()), path, number));
+        }
+    }
+    order.sort_unstable();
+    let mut steps = Vec::with_capacity(order.len());
+    for (_, path, number) in order {
+        let row = &mut rows[number];
+        steps.push(match (row.departure, row.old_kind()) {
+            (Departure::Moves, Some(kind)) => {
+                let slot = slots.next(&row.change.key)?;
+                row.detached = Some(slot);
+                ClearStep::Detach {
+                    from: path,
+                    slot,
+                    kind,
+                }
+            }
+            (_, Some(PlainKind::Directory)) => ClearStep::RemoveDir { path },
+            (_, _) => ClearStep::RemoveFile { path },
+        });
+    }
+    Ok(steps)
+}
+
+/// The second phase: parents first, in new paths.
+fn place_steps(
+    delta: &Delta,
+    rows: &mut [Row<'_>],
+    slots: &mut Slots,
+) -> Result<Vec<PlaceStep<StageSource>>, PlanError> {
+    let mut order = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        if row.change.new.is_some() {
+            let path = new_path(delta, &row.change.key)?;
+            order.push((path.depth(), path, number));
+        }
+    }
+    order.sort_unstable();
+    let mut steps = Vec::new();
+    for (_, path, number) in order {
+        let (slot, touch) = match rows[number].arrival {
+            Arrival::Moved { from, touch } => (rows[from].detached, touch),
+            Arrival::There { touch } => (None, touch),
+            Arrival::Made => {
+                steps.push(PlaceStep::MakeDir { path });
+                continue;
+            }
+            Arrival::Staged(source) => {
+                let slot = slots.next(&rows[number].change.key)?;
+                rows[number].staged = Some(slot);
+                steps.push(PlaceStep::Install {
+                    slot,
+                    to: path,
+                    content: source.clone(),
+                });
+                continue;
+            }
+            Arrival::Nothing | Arrival::Live | Arrival::Unfilled => continue,
+        };
+        if let (Some(slot), Some(kind)) = (slot, rows[number].new_kind()) {
+            let to = path.clone();
+            steps.push(PlaceStep::Attach { slot, to, kind });
+        }
+        if let Some(modified) = touch {
+            steps.push(PlaceStep::Touch { path, modified });
+        }
+    }
+    Ok(steps)
+}
+
+impl Row<'_> {
+    fn old_kind(&self) -> Option<PlainKind> {
+        self.change.old.map(|entry| entry.kind)
+    }
+
+    fn new_kind(&self) -> Option<PlainKind> {
+        self.change.new.as_ref().map(|new| new.content.kind())
+    }
+
+    /// Whether the first phase takes the old entry away.
+    fn is_cleared(&self) -> bool {
+        match self.departure {
+            Departure::Stays => false,
+            Departure::Moves => true,
+            Departure::Goes => !self.is_replaced() && !self.is_leftover(),
+        }
+    }
+
+    /// Whether placing the new entry ends the old one, so that the name is never empty.
+    fn is_replaced(&self) -> bool {
+        let placed = matches!(self.arrival, Arrival::Moved { .. } | Arrival::Staged(_));
+        placed
+            && self.old_kind() == Some(PlainKind::File)
+            && self.new_kind() == Some(PlainKind::File)
+    }
+
+    /// Whether the old file stays although its name is another's now, who has nothing to put there: an older version of
+    /// what a program expects under that name is better than none.
+    fn is_leftover(&self) -> bool {
+        self.departure == Departure::Goes
+            && self.old_kind() == Some(PlainKind::File)
+            && matches!(self.arrival, Arrival::Unfilled)
+    }
+
+    fn outcome(&self, rows: &[Row<'_>]) -> Option<Outcome> {
+        let key = &self.change.key;
+        let kept = |ino, from: &NameKey, modified| Placed::Kept {
+            ino,
+            from: from.clone(),
+            modified,
+        };
+        let placed = match (&self.change.new, self.arrival) {
+            (None, _) | (_, Arrival::Nothing) => Placed::Nothing,
+            (_, Arrival::Live) => return None,
+            (_, Arrival::Unfilled) if self.is_cleared() => Placed::Nothing,
+            (_, Arrival::Unfilled) => return None,
+            (Some(new), Arrival::Staged(_)) => Placed::Staged {
+                ino: new.ino,
+                slot: self.staged?,
+            },
+            (Some(new), _) if new.content == NewContent::Directory => Placed::Directory(new.ino),
+            (Some(new), Arrival::Moved { from, touch }) => {
+                kept(new.ino, &rows[from].change.key, touch)
+            }
+            (Some(new), Arrival::There { touch }) => kept(new.ino, key, touch),
+            (Some(new), Arrival::Made) => Placed::Directory(new.ino),
+        };
+        let key = key.clone();
+        Some(Outcome { key, placed })
+    }
+}
+
+fn paths<'a>(delta: &'a Delta, key: &NameKey) -> Result<&'a DirPaths, PlanError> {
+    (delta.dirs.get(&key.parent)).ok_or_else(|| PlanError::DirectoryMissing { key: key.clone() })
+}
+
+fn old_path(delta: &Delta, key: &NameKey) -> Result<RelPath, PlanError> {
+    let dir = paths(delta, key)?.old.as_ref();
+    let dir = dir.ok_or_else(|| PlanError::NoOldPath { key: key.clone() })?;
+    Ok(dir.join(&key.name))
+}
+
+fn new_path(delta: &Delta, key: &NameKey) -> Result<RelPath, PlanError> {
+    let dir = paths(delta, key)?.new.as_ref();
+    let dir = dir.ok_or_else(|| PlanError::NoNewPath { key: key.clone() })?;
+    Ok(dir.join(&key.name))
 }

@@ -5,6 +5,8 @@
 //! after it, parents first, directories are made, slots are moved to their names. Going through slots makes every
 //! cycle of names, swap and case-only rename an ordinary move.
 
+use std::collections::HashSet;
+
 use crate::base::{ContentHash, RelPath, Timestamp};
 
 /// Number of a slot within one batch: one name in its staging directory.
@@ -118,16 +120,85 @@ impl<C> Default for Steps<C> {
 
 impl<C> Steps<C> {
     /// Whether redoing the first phase after the second has begun could destroy something, so that a synced mark must
-    /// stand between them. Removing a file is known by what stands at the path afterwards; a move, or a directory that is
-    /// removed, is not: its old path may by then belong to another.
+    /// stand between them.
+    ///
+    /// A move, or a directory that is removed, always asks for one: the old path may by then belong to another. Where
+    /// nothing but files is removed, no directory changes its path, and a file's path can only be filled again from within
+    /// its own directory: by a directory under the same name, or by a file or directory under a name that the backend
+    /// takes for the same (`Foo` and `foo`, composed and decomposed letters, the short names of FAT and SMB). Which names
+    /// those are cannot be known here, so any new name in that directory asks for a mark.
     pub fn needs_barrier(&self) -> bool {
-        self.clear
-            .iter()
-            .any(|step| !matches!(step, ClearStep::RemoveFile { .. }))
+        let mut emptied = HashSet::new();
+        for step in &self.clear {
+            match step {
+                ClearStep::RemoveFile { path } => emptied.extend(path.split_last().map(|it| it.0)),
+                ClearStep::Detach { .. } | ClearStep::RemoveDir { .. } => return true,
+            }
+        }
+        let fills = |step: &PlaceStep<C>| match step {
+            PlaceStep::MakeDir { path: to }
+            | PlaceStep::Attach { to, .. }
+            | PlaceStep::Install { to, .. } => {
+                (to.split_last()).is_some_and(|(dir, _)| emptied.contains(&dir))
+            }
+            PlaceStep::Touch { .. } => false,
+        };
+        !emptied.is_empty() && self.place.iter().any(fills)
     }
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.clear.is_empty() && self.place.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(clear: Vec<ClearStep>, place: Vec<PlaceStep<()>>) -> Steps<()> {
+        Steps { clear, place }
+    }
+
+    fn remove(path: &'static str) -> ClearStep {
+        ClearStep::RemoveFile {
+            path: RelPath::fixed(path),
+        }
+    }
+
+    fn install(to: &'static str) -> PlaceStep<()> {
+        PlaceStep::Install {
+            slot: SlotNo(0),
+            to: RelPath::fixed(to),
+            content: (),
+        }
+    }
+
+    #[test]
+    fn a_removed_file_whose_name_may_come_back_asks_for_a_mark() {
+        let respelled = steps(vec![remove("d/Foo")], vec![install("d/foo")]);
+        assert!(respelled.needs_barrier());
+        let at_the_root = steps(vec![remove("Foo")], vec![install("foo")]);
+        assert!(at_the_root.needs_barrier());
+        let path = RelPath::fixed("d/a");
+        let directory = steps(vec![remove("d/a")], vec![PlaceStep::MakeDir { path }]);
+        assert!(directory.needs_barrier());
+    }
+
+    #[test]
+    fn removals_and_new_files_in_different_directories_need_no_mark() {
+        let apart = steps(
+            vec![remove("d/a")],
+            vec![install("e/a"), install("d/sub/a")],
+        );
+        assert!(!apart.needs_barrier());
+        assert!(!steps(vec![remove("d/a")], vec![]).needs_barrier());
+        assert!(!steps(vec![], vec![install("d/a")]).needs_barrier());
+    }
+
+    #[test]
+    fn a_removed_directory_always_asks_for_a_mark() {
+        let path = RelPath::fixed("d");
+        assert!(steps(vec![ClearStep::RemoveDir { path }], vec![]).needs_barrier());
     }
 }

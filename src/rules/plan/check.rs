@@ -1,0 +1,159 @@
+//! Refuses a delta that contradicts itself, before a step is made of it: a wrong path on a drive full of someone's files
+//! is worse than a batch that does not go out.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::{Inodes, Links, PlanError, Row, new_path, old_path};
+use crate::base::{Ino, RelPath};
+use crate::rules::delta::{Delta, NOBODY, NewContent};
+use crate::rules::steps::PlainKind;
+
+/// Gathers the listed names of each inode, which must agree on what it is.
+///
+/// # Errors
+/// If they do not, or a directory has two names on one side.
+pub(super) fn links_by_inode<'a>(rows: &[Row<'a>]) -> Result<Inodes<'a>, PlanError> {
+    let mut inodes = BTreeMap::new();
+    for (number, row) in rows.iter().enumerate() {
+        let key = &row.change.key;
+        let nobody = || PlanError::NoInode { key: key.clone() };
+        if let Some(old) = row.change.old {
+            if old.ino == NOBODY && old.kind == PlainKind::Directory {
+                return Err(nobody());
+            }
+            links(&mut inodes, old.ino, old.kind)?.old.push(number);
+        }
+        if let Some(new) = &row.change.new {
+            if new.ino == NOBODY {
+                return Err(nobody());
+            }
+            let links = links(&mut inodes, new.ino, new.content.kind())?;
+            let first = *links.content.get_or_insert(&new.content);
+            if !agree(first, &new.content) {
+                return Err(PlanError::ContentsDiffer { ino: new.ino });
+            }
+            links.new.push(number);
+        }
+    }
+    let twice = |links: &Links<'_>| links.old.len() > 1 || links.new.len() > 1;
+    let mut found = inodes.iter();
+    if let Some((&ino, _)) =
+        found.find(|(_, links)| links.kind == PlainKind::Directory && twice(links))
+    {
+        return Err(PlanError::DirectoryTwice { ino });
+    }
+    Ok(inodes)
+}
+
+fn links<'m, 'a>(
+    inodes: &'m mut Inodes<'a>,
+    ino: Ino,
+    kind: PlainKind,
+) -> Result<&'m mut Links<'a>, PlanError> {
+    let links = inodes.entry(ino).or_insert(Links {
+        kind,
+        content: None,
+        old: Vec::new(),
+        new: Vec::new(),
+    });
+    if links.kind != kind {
+        return Err(PlanError::KindsDiffer { ino });
+    }
+    Ok(links)
+}
+
+/// Whether two names may give these as the content of one inode. Each may have a source of copies of its own.
+fn agree(one: &NewContent, other: &NewContent) -> bool {
+    match (one, other) {
+        (NewContent::Unchanged { .. }, NewContent::Unchanged { .. }) => true,
+        (
+            NewContent::Touched { modified: one, .. },
+            NewContent::Touched {
+                modified: other, ..
+            },
+        ) => one == other,
+        _ => one == other,
+    }
+}
+
+/// Checks that every listed entry has a path, and that the paths of the directories follow from the listed names: one
+/// that is not listed stands where it stood in its parent, and with it moves only as far as a listed one above it moves.
+///
+/// # Errors
+/// If a path is missing, or two contradict each other.
+pub(super) fn directories(
+    delta: &Delta,
+    rows: &[Row<'_>],
+    inodes: &Inodes<'_>,
+) -> Result<(), PlanError> {
+    unique_paths(delta)?;
+    for row in rows {
+        let key = &row.change.key;
+        super::paths(delta, key)?;
+        if row.change.old.is_some() {
+            old_path(delta, key)?;
+        }
+        if row.change.new.is_some() {
+            new_path(delta, key)?;
+        }
+    }
+    let mut moved: HashMap<Ino, (Option<RelPath>, Option<RelPath>)> = HashMap::new();
+    for (&ino, links) in inodes {
+        if links.kind != PlainKind::Directory || links.old == links.new {
+            continue;
+        }
+        let old = links.old.first().map(|&row| &rows[row].change.key);
+        let new = links.new.first().map(|&row| &rows[row].change.key);
+        let old = old.map(|key| old_path(delta, key)).transpose()?;
+        let new = new.map(|key| new_path(delta, key)).transpose()?;
+        moved.insert(ino, (old, new));
+    }
+    let leaving: HashMap<&RelPath, Option<&RelPath>> = (moved.values())
+        .filter_map(|(old, new)| Some((old.as_ref()?, new.as_ref())))
+        .collect();
+    // In order of their numbers, so that the same delta fails with the same error.
+    let dirs: BTreeMap<_, _> = delta.dirs.iter().collect();
+    for (&ino, paths) in dirs {
+        let right = match (moved.get(&ino), &paths.old, &paths.new) {
+            (Some((old, new)), _, _) => *old == paths.old && *new == paths.new,
+            (None, Some(old), Some(new)) => goes_along(old, new, &leaving),
+            (None, None, None) => true,
+            (None, _, _) => false,
+        };
+        if !right {
+            return Err(PlanError::PathsDisagree { ino });
+        }
+    }
+    Ok(())
+}
+
+fn unique_paths(delta: &Delta) -> Result<(), PlanError> {
+    let (mut olds, mut news) = (HashSet::new(), HashSet::new());
+    for paths in delta.dirs.values() {
+        let twice = [(&paths.old, &mut olds), (&paths.new, &mut news)]
+            .into_iter()
+            .find_map(|(path, seen)| path.as_ref().filter(|path| !seen.insert(*path)));
+        if let Some(path) = twice {
+            return Err(PlanError::PathTwice { path: path.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory whose own name is not listed gets from `old` to `new` by no other move than that of the nearest
+/// directory above it that is in `leaving`.
+fn goes_along(old: &RelPath, new: &RelPath, leaving: &HashMap<&RelPath, Option<&RelPath>>) -> bool {
+    let (mut old, mut new) = (old.clone(), new.clone());
+    loop {
+        if let Some(&to) = leaving.get(&old) {
+            return to == Some(&new);
+        }
+        match (old.split_last(), new.split_last()) {
+            (None, None) => return true,
+            (Some((old_dir, old_name)), Some((new_dir, new_name))) if old_name == new_name => {
+                (old, new) = (old_dir, new_dir);
+            }
+            _ => return false,
+        }
+    }
+}
