@@ -1,4 +1,7 @@
-//! Setting the time of last change, to the nanosecond, and leaving the time of last access alone.
+//! Setting the time of last change, to the nanosecond.
+//!
+//! The time of last access is set along with it, to the same point. Leaving it alone (`UTIME_OMIT`) would be more polite,
+//! but drivers built on libfuse 2, exfat-fuse among them, then change neither time and report success.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -19,7 +22,7 @@ fn spec(time: Timestamp) -> TimeSpec {
 /// # Errors
 /// What the system said.
 pub fn set_modified_fd(file: impl AsFd, modified: Timestamp) -> io::Result<()> {
-    Ok(futimens(file, &TimeSpec::UTIME_OMIT, &spec(modified))?)
+    Ok(futimens(file, &spec(modified), &spec(modified))?)
 }
 
 /// Sets the time of last change of `name` in the directory `dir`, of a symbolic link itself if it is one.
@@ -32,7 +35,7 @@ pub fn set_modified_at(dir: impl AsFd, name: Option<&Name>, modified: Timestamp)
     Ok(utimensat(
         dir,
         name,
-        &TimeSpec::UTIME_OMIT,
+        &spec(modified),
         &spec(modified),
         UtimensatFlags::NoFollowSymlink,
     )?)
