@@ -284,7 +284,7 @@ impl ReadFile for MountedReader {
         while filled < buf.len() {
             match self
                 .file
-                .read_at(&mut buf[filled..], offset + filled as u64)
+                .read_at(&mut buf[filled..], offset.saturating_add(filled as u64))
             {
                 Ok(0) => break,
                 Ok(n) => filled += n,
