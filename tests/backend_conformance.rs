@@ -241,6 +241,29 @@ fn an_unmounted_drive_is_gone_and_its_empty_mount_point_stays_untouched() {
 }
 
 #[test]
+fn after_a_sync_the_medium_itself_holds_bytes_and_name() {
+    let Some(image) = ExfatImage::new(16) else {
+        return;
+    };
+    let backend = MountedDir::open(&image.path()).unwrap();
+    let bytes = b"bytes that stand nowhere else on this volume";
+    let on_medium = || {
+        let medium = image.medium().unwrap();
+        // exFAT writes names as UTF-16, fifteen units to a record.
+        let name: Vec<u8> = "SyncedName"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let holds = |part: &[u8]| medium.windows(part.len()).any(|window| window == part);
+        (holds(bytes), holds(&name))
+    };
+    put(&backend, "SyncedName", bytes);
+    // Not asserted to be absent before: anyone's sync(2) could bring it there. Alone it takes the kernel some 30 s.
+    backend.sync().unwrap();
+    assert_eq!(on_medium(), (true, true));
+}
+
+#[test]
 fn a_listing_that_cannot_show_every_name_is_an_error() {
     let Some(image) = ExfatImage::new(64) else {
         return;

@@ -125,7 +125,8 @@ impl MountedDir {
             }
             answer => answer?,
         }
-        // The kernel passes syncfs on to `fuseblk` but not to other FUSE file systems; fsync of a directory reaches both.
+        // Whether the kernel passes syncfs on to a FUSE driver depends on the driver, the kind of mount and the kernel's
+        // age; where it does not, it reports success. fsync of a directory does reach the driver.
         match sys::file::sync_all(&root) {
             // The file system cannot fsync directories; syncfs has done what can be done.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),

@@ -69,6 +69,14 @@ impl ExfatImage {
         self.loop_device.as_deref().expect("the image is attached")
     }
 
+    /// The bytes that have reached the medium by now, without what the driver or the device's cache still holds back.
+    ///
+    /// # Errors
+    /// If the image cannot be read.
+    pub fn medium(&self) -> io::Result<Vec<u8>> {
+        std::fs::read(self.image())
+    }
+
     /// Unmounts, and waits until the driver has let go of the device.
     ///
     /// # Errors
