@@ -5,3 +5,4 @@
 pub mod backend;
 pub mod base;
 pub mod rules;
+pub mod sys;

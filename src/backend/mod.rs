@@ -3,6 +3,11 @@
 //! Whoever implements [`Backend`] promises only what exFAT can promise: no call is durable before the next
 //! [`Backend::sync`] has returned, and a rename may be seen half done after a crash. Nothing here retries.
 
+pub mod faulty;
+pub mod memory;
+pub mod mounted;
+pub mod probe;
+
 use std::fmt;
 use std::io;
 
@@ -232,4 +237,37 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// If it does not.
     fn space(&self) -> Result<Space>;
+
+    /// Makes a symbolic link at `path` that points to `target`, byte for byte.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP, or another word of refusal, where the backend has none; `AlreadyExists` if anything stands there.
+    fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {
+        let _ = target;
+        Err(not_supported("symlink", path))
+    }
+
+    /// Gives the file at `from` the further name `to`.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP, or another word of refusal, where the backend has none; `AlreadyExists` if anything stands at `to`.
+    fn make_hard_link(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        let _ = from;
+        Err(not_supported("link", to))
+    }
+
+    /// Sets the permission bits (`0o7777`) of the file or directory at `path`. Some backends accept that and keep the old
+    /// ones: see [`Capabilities::permissions`].
+    ///
+    /// # Errors
+    /// EOPNOTSUPP, or another word of refusal, where the backend has none.
+    fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
+        let _ = mode;
+        Err(not_supported("set permissions of", path))
+    }
+}
+
+fn not_supported(operation: &'static str, path: &RelPath) -> BackendError {
+    let source = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+    BackendError::new(operation, path, source)
 }

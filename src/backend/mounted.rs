@@ -1,0 +1,386 @@
+//! A directory of a mounted file system as a backend.
+//!
+//! State: the root's path and the device number (`st_dev`) it had when it was opened. No descriptor is held between
+//! calls, so that the drive can be ejected at any time; only a [`ReadFile`] or [`WriteFile`] holds one, its own.
+//!
+//! Every call opens the root anew and compares device numbers. A drive that went away leaves its mount point behind, an
+//! empty directory on the root disk with another number: the call then fails with ENOMEDIUM and has touched nothing (P6).
+//! From there on the call works beneath the descriptor that was compared, so a drive that goes away in between cannot
+//! redirect it. A root that is not there at all is a missing medium too, never a missing file: ENOENT means that the
+//! file is gone from a drive that is present. The number alone does not tell two drives apart that use one node in turn;
+//! that is what the volume's marker is for.
+//!
+//! No symbolic link below the root is followed (see [`crate::sys::path`]); links in the path of the root itself are.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat, mkdirat};
+use nix::unistd::{self, UnlinkatFlags, linkat, symlinkat, unlinkat};
+
+use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile};
+use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::sys;
+
+/// Permission bits of new files, less the umask.
+const FILE_PERMISSIONS: u32 = 0o644;
+/// Permission bits of new directories, less the umask.
+const DIR_PERMISSIONS: u32 = 0o755;
+/// How often a directory is read again when names vanish while it is being read.
+const LISTING_ATTEMPTS: usize = 4;
+
+/// A directory of a mounted file system.
+#[derive(Clone, Debug)]
+pub struct MountedDir {
+    root: PathBuf,
+    device: u64,
+}
+
+impl MountedDir {
+    /// Takes the directory `root` as it is now: the file system that is mounted there must stay.
+    ///
+    /// # Errors
+    /// ENOMEDIUM if there is no such directory; else what the system said.
+    pub fn open(root: &Path) -> Result<MountedDir> {
+        let failed = |source| BackendError::new("open", &RelPath::root(), source);
+        let root = std::path::absolute(root).map_err(failed)?;
+        let (_, device) = open_root(&root).map_err(failed)?;
+        Ok(MountedDir { root, device })
+    }
+
+    /// The path of the root, absolute.
+    pub fn root_path(&self) -> &Path {
+        &self.root
+    }
+
+    /// `st_dev` of the file system.
+    pub fn device(&self) -> u64 {
+        self.device
+    }
+
+    /// The root, if it still is on the file system that was opened. Good for resolving names, not for reading.
+    fn root(&self) -> io::Result<OwnedFd> {
+        let (root, device) = open_root(&self.root)?;
+        if device != self.device {
+            return Err(no_medium());
+        }
+        Ok(root)
+    }
+
+    /// The directory that holds `path`, and its name there; `if_root` is the error for the root, which has no name.
+    fn parent(&self, path: &RelPath, if_root: Errno) -> io::Result<(OwnedFd, Name)> {
+        sys::path::open_parent(self.root()?.as_fd(), path)?.ok_or(if_root.into())
+    }
+
+    fn open_directory(&self, dir: &RelPath) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        sys::path::open_beneath(self.root()?.as_fd(), dir, flags, 0)
+    }
+
+    /// One attempt at a listing; `None` if a name vanished between being read and being looked at.
+    fn list(&self, dir: &RelPath) -> io::Result<Option<Vec<Entry>>> {
+        let dir = self.open_directory(dir)?;
+        // A second descriptor, because the stream takes the first one with it.
+        let stream = openat(
+            &dir,
+            ".",
+            OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut entries = Vec::new();
+        for bytes in sys::dir::read_names(stream)? {
+            // Names of up to 765 bytes do occur on exFAT. A list without them would pass for the whole directory.
+            let name = Name::new(&bytes).map_err(|_| Errno::ENAMETOOLONG)?;
+            match metadata_at(&dir, &name) {
+                Ok(meta) => entries.push(Entry { name, meta }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(entries))
+    }
+
+    fn open_regular(&self, path: &RelPath) -> io::Result<File> {
+        let (dir, name) = self.parent(path, Errno::EISDIR)?;
+        // Looked at first, since opening a device or a pipe can have effects.
+        must_be_regular(metadata_at(&dir, &name)?.kind)?;
+        // Non-blocking, should it have become a pipe in between; without effect on regular files.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&dir, name.as_os_str(), flags, Mode::empty())?);
+        must_be_regular(metadata_from(&fstat(&file)?)?.kind)?;
+        Ok(file)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        let root = self.open_directory(&RelPath::root())?;
+        match sys::file::sync_file_system(&root) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                // Nothing else is left to ask, so here even EINVAL counts.
+                return sys::file::sync_all(&root);
+            }
+            answer => answer?,
+        }
+        // Whether the kernel passes syncfs on to a FUSE driver depends on the driver, the kind of mount and the kernel's
+        // age; where it does not, it reports success. fsync of a directory does reach the driver.
+        match sys::file::sync_all(&root) {
+            // The file system cannot fsync directories; syncfs has done what can be done.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            answer => answer,
+        }
+    }
+}
+
+impl Backend for MountedDir {
+    fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
+        for _ in 0..LISTING_ATTEMPTS {
+            if let Some(entries) = named("read_dir", dir, self.list(dir))? {
+                return Ok(entries);
+            }
+        }
+        // A name that is listed but cannot be found is damage, or a directory that never rests. It must not pass for
+        // a deleted file, nor for a missing directory, as ENOENT would.
+        named("read_dir", dir, Err(Errno::EUCLEAN.into()))
+    }
+
+    fn metadata(&self, path: &RelPath) -> Result<Metadata> {
+        let answer = || match sys::path::open_parent(self.root()?.as_fd(), path)? {
+            Some((dir, name)) => metadata_at(&dir, &name),
+            None => metadata_from(&fstat(self.root()?)?),
+        };
+        named("stat", path, answer())
+    }
+
+    fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
+        let file = named("open", path, self.open_regular(path))?;
+        Ok(Box::new(MountedReader { file }))
+    }
+
+    fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
+        let answer = || -> io::Result<File> {
+            let (dir, name) = self.parent(path, Errno::EEXIST)?;
+            let flags = OFlag::O_CREAT
+                | OFlag::O_EXCL
+                | OFlag::O_WRONLY
+                | OFlag::O_NOFOLLOW
+                | OFlag::O_CLOEXEC;
+            let mode = Mode::from_bits_truncate(FILE_PERMISSIONS);
+            Ok(openat(&dir, name.as_os_str(), flags, mode)?.into())
+        };
+        let file = named("create", path, answer())?;
+        Ok(Box::new(MountedWriter { file }))
+    }
+
+    fn make_dir(&self, path: &RelPath) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let (dir, name) = self.parent(path, Errno::EEXIST)?;
+            let mode = Mode::from_bits_truncate(DIR_PERMISSIONS);
+            Ok(mkdirat(&dir, name.as_os_str(), mode)?)
+        };
+        named("mkdir", path, answer())
+    }
+
+    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let root = self.root()?;
+            let parent = |path| sys::path::open_parent(root.as_fd(), path);
+            let (from_dir, from_name) = parent(from)?.ok_or(Errno::EBUSY)?;
+            let (to_dir, to_name) = parent(to)?.ok_or(Errno::EBUSY)?;
+            let (from_name, to_name) = (from_name.as_os_str(), to_name.as_os_str());
+            Ok(renameat(&from_dir, from_name, &to_dir, to_name)?)
+        };
+        named("rename", from, answer())
+    }
+
+    fn remove_file(&self, path: &RelPath) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let (dir, name) = self.parent(path, Errno::EISDIR)?;
+            Ok(unlinkat(
+                &dir,
+                name.as_os_str(),
+                UnlinkatFlags::NoRemoveDir,
+            )?)
+        };
+        named("remove", path, answer())
+    }
+
+    fn remove_dir(&self, path: &RelPath) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let (dir, name) = self.parent(path, Errno::EBUSY)?;
+            Ok(unlinkat(&dir, name.as_os_str(), UnlinkatFlags::RemoveDir)?)
+        };
+        named("rmdir", path, answer())
+    }
+
+    fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
+        let answer = || match sys::path::open_parent(self.root()?.as_fd(), path)? {
+            Some((dir, name)) => sys::time::set_modified_at(&dir, Some(&name), modified),
+            None => sys::time::set_modified_at(self.root()?, None, modified),
+        };
+        named("set time of", path, answer())
+    }
+
+    /// As the trait says. An error is told once by the kernel (see [`sys::file::sync_file_system`]): if another program's
+    /// `syncfs` came first, it is the one that was told. Contents that must not be lost are therefore read back as well.
+    fn sync(&self) -> Result<()> {
+        named("sync", &RelPath::root(), self.sync_all())
+    }
+
+    fn space(&self) -> Result<Space> {
+        let answer = || sys::file::space(self.root()?);
+        let (total, available) = named("statfs", &RelPath::root(), answer())?;
+        Ok(Space { total, available })
+    }
+
+    fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let (dir, name) = self.parent(path, Errno::EEXIST)?;
+            Ok(symlinkat(target, &dir, name.as_os_str())?)
+        };
+        named("symlink", path, answer())
+    }
+
+    fn make_hard_link(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let root = self.root()?;
+            let parent = |path| sys::path::open_parent(root.as_fd(), path);
+            let (from_dir, from_name) = parent(from)?.ok_or(Errno::EPERM)?;
+            let (to_dir, to_name) = parent(to)?.ok_or(Errno::EEXIST)?;
+            let (from_name, to_name) = (from_name.as_os_str(), to_name.as_os_str());
+            // Without AT_SYMLINK_FOLLOW a link gets the further name itself.
+            Ok(linkat(
+                &from_dir,
+                from_name,
+                &to_dir,
+                to_name,
+                AtFlags::empty(),
+            )?)
+        };
+        named("link", to, answer())
+    }
+
+    fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let mode = Mode::from_bits_truncate(mode & 0o7777);
+            let (dir, name) = self.parent(path, Errno::EPERM)?;
+            let flag = FchmodatFlags::NoFollowSymlink;
+            Ok(fchmodat(&dir, name.as_os_str(), mode, flag)?)
+        };
+        named("set permissions of", path, answer())
+    }
+}
+
+/// A file that is open for reading; holds one descriptor.
+struct MountedReader {
+    file: File,
+}
+
+impl ReadFile for MountedReader {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            match self
+                .file
+                .read_at(&mut buf[filled..], offset.saturating_add(filled as u64))
+            {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        metadata_from(&fstat(&self.file)?)
+    }
+}
+
+/// A file that is being written; holds one descriptor. Dropping it unfinished closes it and leaves what was written.
+struct MountedWriter {
+    file: File,
+}
+
+impl WriteFile for MountedWriter {
+    fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        self.file.write_all(data)
+    }
+
+    /// As the trait says. Where the file system does not let us choose a time (EPERM on shares that map owners, EOPNOTSUPP
+    /// and ENOSYS on those that have no such call) the file keeps its own: its bytes are whole, and `time_granularity_ns`
+    /// says that times are not to be trusted there. Any other error is one.
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        let timed = match sys::time::set_modified_fd(&self.file, modified) {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)
+                ) =>
+            {
+                Ok(())
+            }
+            answer => answer,
+        };
+        // NFS and FUSE tell of failed writes here. EINTR is an error too: nobody knows then how the flush ended.
+        unistd::close(OwnedFd::from(self.file))?;
+        timed
+    }
+}
+
+fn named<T>(operation: &'static str, path: &RelPath, answer: io::Result<T>) -> Result<T> {
+    answer.map_err(|source| BackendError::new(operation, path, source))
+}
+
+fn no_medium() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOMEDIUM)
+}
+
+fn open_root(root: &Path) -> io::Result<(OwnedFd, u64)> {
+    let root = sys::path::open_root(root).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => no_medium(),
+        _ => error,
+    })?;
+    let root = File::from(root);
+    let device = root.metadata()?.dev();
+    Ok((root.into(), device))
+}
+
+fn must_be_regular(kind: FileKind) -> io::Result<()> {
+    match kind {
+        FileKind::Regular => Ok(()),
+        FileKind::Directory => Err(Errno::EISDIR.into()),
+        FileKind::Symlink => Err(Errno::ELOOP.into()),
+        // Not ENXIO, which the system says of sockets: that would pass for a missing device.
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+fn metadata_at(dir: &OwnedFd, name: &Name) -> io::Result<Metadata> {
+    let stat = fstatat(dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let mut meta = metadata_from(&stat)?;
+    if meta.kind == FileKind::Symlink {
+        use std::os::unix::ffi::OsStringExt;
+        meta.target = Some(readlinkat(dir, name.as_os_str())?.into_vec());
+    }
+    Ok(meta)
+}
+
+// The width of these fields differs between platforms.
+#[allow(clippy::unnecessary_cast)]
+fn metadata_from(stat: &FileStat) -> io::Result<Metadata> {
+    let mode = stat.st_mode as u32;
+    let kind = FileKind::from_mode(mode).ok_or(Errno::EUCLEAN)?;
+    let has_bytes = matches!(kind, FileKind::Regular | FileKind::Symlink);
+    Ok(Metadata {
+        kind,
+        size: if has_bytes { stat.st_size as u64 } else { 0 },
+        modified: Timestamp::from_parts(stat.st_mtime as i64, stat.st_mtime_nsec as u32),
+        permissions: mode & 0o7777,
+        target: None,
+    })
+}

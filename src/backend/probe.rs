@@ -1,0 +1,285 @@
+//! Finding out what a backend can do, by trying it in a directory of its own.
+//!
+//! File systems refuse in many words: exFAT's drivers alone answer EINVAL or ENOENT to a name they do not take. So the
+//! kind of error decides nothing here. A refusal counts as the backend's nature only if an ordinary name is taken right
+//! afterwards; otherwise something else is wrong, the first error is passed on, and nothing is concluded.
+
+use super::{Backend, BackendError, Capabilities, Result};
+use crate::base::{FileKind, Name, RelPath, Timestamp};
+
+/// Value of [`Capabilities::time_granularity_ns`] where no chosen time is kept at all: about 292 years.
+pub const TIME_NOT_KEPT: u64 = i64::MAX as u64;
+
+/// Printable bytes that some file system refuses (exFAT's list; NTFS and SMB have the same).
+const PRINTABLE: &[u8] = b"\"*:<>?\\|";
+
+/// Steps in which file systems count time, in nanoseconds, coarsest first: old FAT, HFS+ and exfat-fuse, the kernel's
+/// exFAT, milliseconds and microseconds of network servers, NTFS and SMB, everything else.
+const GRANULARITIES: [u64; 7] = [
+    2_000_000_000,
+    1_000_000_000,
+    10_000_000,
+    1_000_000,
+    1_000,
+    100,
+    1,
+];
+
+/// Finds what `backend` can do. `scratch_dir` is made for it, and removed; its parent must be there. What an interrupted
+/// probe left in it is removed first.
+///
+/// # Errors
+/// Any error that is not a refusal by nature, as when the medium goes or is full or read-only. The scratch directory is
+/// then removed as far as possible.
+pub fn probe(backend: &dyn Backend, scratch_dir: &RelPath) -> Result<Capabilities> {
+    match remove_scratch(backend, scratch_dir) {
+        Err(error) if error.is_not_found() => {}
+        answer => answer?,
+    }
+    backend.make_dir(scratch_dir)?;
+    let found = Probe {
+        backend,
+        scratch_dir,
+    }
+    .run();
+    let removed = remove_scratch(backend, scratch_dir);
+    // The first failure is the one that explains.
+    let found = found?;
+    removed?;
+    Ok(found)
+}
+
+/// Removes the scratch directory and the entries in it. Directories in it are not ours, and stop the removal unless empty.
+fn remove_scratch(backend: &dyn Backend, scratch_dir: &RelPath) -> Result<()> {
+    clear(backend, scratch_dir)?;
+    backend.remove_dir(scratch_dir)
+}
+
+fn clear(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
+    for entry in backend.read_dir(dir)? {
+        let path = dir.join(&entry.name);
+        match entry.meta.kind {
+            FileKind::Directory => backend.remove_dir(&path)?,
+            _ => backend.remove_file(&path)?,
+        }
+    }
+    Ok(())
+}
+
+struct Probe<'a> {
+    backend: &'a dyn Backend,
+    scratch_dir: &'a RelPath,
+}
+
+impl Probe<'_> {
+    fn run(&self) -> Result<Capabilities> {
+        self.make_plain()?;
+        clear(self.backend, self.scratch_dir)?;
+        Ok(Capabilities {
+            forbidden: self.forbidden()?,
+            case_insensitive: self.case_insensitive()?,
+            utf8_only: !self.keeps(b"p\xffq")?,
+            no_trailing_dot: !self.keeps(b"pq.")?,
+            no_trailing_space: !self.keeps(b"pq ")?,
+            // Linux takes no name of more than 255 bytes, and those have at most 255 units: no limit to be met.
+            max_utf16: None,
+            symlinks: self.symlinks()?,
+            hard_links: self.hard_links()?,
+            permissions: self.permissions()?,
+            time_granularity_ns: self.time_granularity()?,
+        })
+    }
+
+    fn path(&self, name: &[u8]) -> Result<RelPath> {
+        let name = Name::new(name).map_err(|_| {
+            let source = std::io::Error::from_raw_os_error(libc::EINVAL);
+            BackendError::new("probe", self.scratch_dir, source)
+        })?;
+        Ok(self.scratch_dir.join(&name))
+    }
+
+    /// Makes a file that every backend can hold.
+    fn make_plain(&self) -> Result<RelPath> {
+        let path = self.path(b"plain")?;
+        // Dropping the writer closes it; only the name matters.
+        drop(self.backend.create(&path)?);
+        Ok(path)
+    }
+
+    /// Turns the outcome of a trial into an answer: `None` if the backend refused by nature.
+    fn refusable<T>(&self, outcome: Result<T>) -> Result<Option<T>> {
+        let error = match outcome {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) if error.is_gone() || error.is_full() => return Err(error),
+            Err(error) => error,
+        };
+        // The control: what every backend takes must work at this very moment.
+        let control = self.path(b"control")?;
+        let usable = self.backend.create(&control).map(drop);
+        match usable.and_then(|()| self.backend.remove_file(&control)) {
+            Ok(()) => Ok(None),
+            // Where the medium went in between, that is the better explanation.
+            Err(later) if later.is_gone() || later.is_full() => Err(later),
+            Err(_) => Err(error),
+        }
+    }
+
+    /// Whether a file of this name can be made and is then listed under it. Leaves the scratch directory empty.
+    fn keeps(&self, name: &[u8]) -> Result<bool> {
+        let made = self.backend.create(&self.path(name)?).map(drop);
+        let made = self.refusable(made)?.is_some();
+        let listed = self.backend.read_dir(self.scratch_dir)?;
+        clear(self.backend, self.scratch_dir)?;
+        Ok(made && listed.iter().any(|entry| entry.name.as_bytes() == name))
+    }
+
+    fn forbidden(&self) -> Result<Vec<u8>> {
+        let mut forbidden = Vec::new();
+        // One control character stands for all below the space; the last one is a case of its own.
+        if !self.keeps(b"p\x01q")? {
+            forbidden.extend(0x01..=0x1f);
+        }
+        for &byte in PRINTABLE.iter().chain(b"\x7f") {
+            if !self.keeps(&[b'p', byte, b'q'])? {
+                forbidden.push(byte);
+            }
+        }
+        forbidden.sort_unstable();
+        Ok(forbidden)
+    }
+
+    fn case_insensitive(&self) -> Result<bool> {
+        drop(self.backend.create(&self.path(b"aA")?)?);
+        let other = self.backend.metadata(&self.path(b"Aa")?);
+        let found = self.refusable(other)?.is_some();
+        clear(self.backend, self.scratch_dir)?;
+        Ok(found)
+    }
+
+    fn symlinks(&self) -> Result<bool> {
+        let path = self.path(b"symlink")?;
+        let target = b"where it points";
+        let made = self.refusable(self.backend.make_symlink(target, &path))?;
+        let kept = match made {
+            Some(()) => self.backend.metadata(&path)?.target.as_deref() == Some(target),
+            None => false,
+        };
+        clear(self.backend, self.scratch_dir)?;
+        Ok(kept)
+    }
+
+    fn hard_links(&self) -> Result<bool> {
+        let first = self.make_plain()?;
+        let second = self.path(b"second")?;
+        let made = self.refusable(self.backend.make_hard_link(&first, &second))?;
+        clear(self.backend, self.scratch_dir)?;
+        Ok(made.is_some())
+    }
+
+    /// Two different settings must both be read back: one alone could be what the mount gives to every file.
+    fn permissions(&self) -> Result<bool> {
+        let path = self.make_plain()?;
+        let mut kept = true;
+        for mode in [0o600, 0o751] {
+            let set = self.refusable(self.backend.set_permissions(&path, mode))?;
+            kept &= set.is_some() && self.backend.metadata(&path)?.permissions == mode;
+        }
+        clear(self.backend, self.scratch_dir)?;
+        Ok(kept)
+    }
+
+    fn time_granularity(&self) -> Result<u64> {
+        let path = self.make_plain()?;
+        let mut readings = Vec::new();
+        // Odd seconds tell one second from two; no digit of the fractions is a zero.
+        for wanted in [1_700_000_001_123_456_789, 1_600_000_003_987_654_321] {
+            let set = self.backend.set_modified(&path, Timestamp(wanted));
+            if self.refusable(set)?.is_some() {
+                readings.push((Timestamp(wanted), self.backend.metadata(&path)?.modified));
+            }
+        }
+        clear(self.backend, self.scratch_dir)?;
+        Ok(granularity_of(&readings))
+    }
+}
+
+/// The coarsest step that all times read back are multiples of, if each is less than that step from the time that was set.
+fn granularity_of(readings: &[(Timestamp, Timestamp)]) -> u64 {
+    let fits = |step: &u64| {
+        readings
+            .iter()
+            .all(|(set, read)| read.0.unsigned_abs() % step == 0 && set.0.abs_diff(read.0) < *step)
+    };
+    if readings.is_empty() {
+        return TIME_NOT_KEPT;
+    }
+    GRANULARITIES
+        .into_iter()
+        .find(fits)
+        .unwrap_or(TIME_NOT_KEPT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::faulty::{Fault, FaultyBackend};
+    use crate::backend::memory::{MemoryBackend, MemoryOptions};
+
+    #[test]
+    fn each_granularity_is_recognised_by_what_it_cuts_off() {
+        let set = [1_700_000_001_123_456_789_i64, 1_600_000_003_987_654_321];
+        for step in GRANULARITIES {
+            let cut = |t: i64| Timestamp(t - t % step as i64);
+            let readings: Vec<_> = set.iter().map(|&t| (Timestamp(t), cut(t))).collect();
+            assert_eq!(granularity_of(&readings), step);
+        }
+        let stuck: Vec<_> = set.iter().map(|&t| (Timestamp(t), Timestamp(0))).collect();
+        assert_eq!(granularity_of(&stuck), TIME_NOT_KEPT);
+        assert_eq!(granularity_of(&[]), TIME_NOT_KEPT);
+    }
+
+    #[test]
+    fn a_failure_at_any_call_is_reported_and_never_becomes_a_capability() {
+        let scratch = RelPath::fixed("scratch");
+        let truth = probe(&MemoryBackend::new(MemoryOptions::default()), &scratch).unwrap();
+        let mut n = 0;
+        loop {
+            n += 1;
+            let memory = MemoryBackend::new(MemoryOptions::default());
+            let faulty = FaultyBackend::new(memory.clone());
+            faulty.fail_at(n, libc::EIO);
+            let outcome = probe(&faulty, &scratch);
+            if faulty.calls() < n {
+                assert_eq!(outcome.unwrap(), truth);
+                break;
+            }
+            assert_eq!(outcome.unwrap_err().source.raw_os_error(), Some(libc::EIO));
+            // What one more failure in the removal leaves behind goes with the next probe.
+            assert_eq!(probe(&memory, &scratch).unwrap(), truth);
+            assert!(memory.tree().is_empty(), "call {n}");
+        }
+        assert!(n > 50);
+    }
+
+    #[test]
+    fn a_failed_probe_leaves_nothing_behind() {
+        let memory = MemoryBackend::new(MemoryOptions::default());
+        let faulty = FaultyBackend::new(memory.clone());
+        faulty.fail_at(20, libc::EIO);
+        assert!(probe(&faulty, &RelPath::fixed("scratch")).is_err());
+        assert!(memory.tree().is_empty());
+    }
+
+    #[test]
+    fn a_medium_that_turns_read_only_in_mid_probe_is_not_a_picky_one() {
+        for errno in [libc::EACCES, libc::EROFS, libc::ENOSPC] {
+            let faulty = FaultyBackend::new(MemoryBackend::new(MemoryOptions::default()));
+            faulty.arm(Fault {
+                stays_dead: true,
+                ..Fault::at(10, errno)
+            });
+            let error = probe(&faulty, &RelPath::fixed("scratch")).unwrap_err();
+            assert_eq!(error.source.raw_os_error(), Some(errno));
+        }
+    }
+}

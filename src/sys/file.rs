@@ -1,0 +1,258 @@
+//! What can be done with open files beyond reading and writing: making them durable, reserving and punching, cloning,
+//! finding holes, and hints to the page cache.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{self, FallocateFlags, PosixFadviseAdvice};
+use nix::unistd::{self, Whence};
+
+pub use nix::fcntl::FallocateFlags as FallocateMode;
+
+/// What a reader or writer is about to do, for [`advise`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// Read front to back: read ahead more.
+    Sequential,
+    /// Will be read soon.
+    WillNeed,
+    /// Will not be read again: clean pages may go.
+    DontNeed,
+}
+
+/// Writes back the whole file system that `file` is on, and waits for it.
+///
+/// The kernel tells an error of an earlier write to the first `syncfs` that asks after it, once: to this descriptor if
+/// it was open at the time, or to the first one opened later if nobody has been told yet.
+///
+/// # Errors
+/// Any write-back error not told before.
+pub fn sync_file_system(file: impl AsFd) -> io::Result<()> {
+    Ok(unistd::syncfs(file)?)
+}
+
+/// Makes the file's bytes and size durable, though not its times.
+///
+/// # Errors
+/// Any write-back error not told before; what was written since the last success is then of unknown state.
+pub fn sync_data(file: impl AsFd) -> io::Result<()> {
+    Ok(unistd::fdatasync(file)?)
+}
+
+/// Makes a file, or a directory's names, durable.
+///
+/// # Errors
+/// Any write-back error not told before.
+pub fn sync_all(file: impl AsFd) -> io::Result<()> {
+    Ok(unistd::fsync(file)?)
+}
+
+/// Starts writing back `length` bytes from `offset` (0: to the end) and does not wait: a later [`sync_data`] then has less
+/// to do. Promises nothing by itself.
+///
+/// # Errors
+/// What the system said; no file system is obliged to take the hint.
+pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
+    let (offset, length) = (to_off(offset)?, to_off(length)?);
+    // SAFETY: passes integers only; the descriptor is borrowed and therefore open.
+    let result = unsafe {
+        libc::sync_file_range(
+            file.as_fd().as_raw_fd(),
+            offset,
+            length,
+            libc::SYNC_FILE_RANGE_WRITE,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// Reserves, punches or zeroes `length` bytes from `offset`, as `mode` says.
+///
+/// # Errors
+/// EOPNOTSUPP where the file system cannot; ENOSPC; what else the system said.
+pub fn allocate(file: impl AsFd, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
+    Ok(fcntl::fallocate(
+        file,
+        mode,
+        to_off(offset)?,
+        to_off(length)?,
+    )?)
+}
+
+/// Position of the first byte of data at or after `offset`; `None` if only a hole follows. Moves the file's cursor.
+///
+/// # Errors
+/// What the system said.
+pub fn next_data(file: impl AsFd, offset: u64) -> io::Result<Option<u64>> {
+    seek(file, offset, Whence::SeekData)
+}
+
+/// Position of the first hole at or after `offset`, which the end of the file counts as; `None` if `offset` is beyond the
+/// end. Moves the file's cursor.
+///
+/// # Errors
+/// What the system said.
+pub fn next_hole(file: impl AsFd, offset: u64) -> io::Result<Option<u64>> {
+    seek(file, offset, Whence::SeekHole)
+}
+
+fn seek(file: impl AsFd, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
+    match unistd::lseek(file, to_off(offset)?, whence) {
+        Ok(at) => Ok(u64::try_from(at).ok()),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Copies up to `length` bytes inside the kernel, from `source_offset` of `source` to `target_offset` of `target`, and
+/// tells how many it were; 0 at the end of `source`.
+///
+/// # Errors
+/// EXDEV, EOPNOTSUPP, EINVAL or ENOSYS where the file systems cannot: copy by reading and writing then.
+pub fn copy_range(
+    source: impl AsFd,
+    source_offset: u64,
+    target: impl AsFd,
+    target_offset: u64,
+    length: usize,
+) -> io::Result<usize> {
+    let (mut from, mut to) = (to_off(source_offset)?, to_off(target_offset)?);
+    // SAFETY: both descriptors are borrowed and therefore open; the two offsets live on this stack until the call returns.
+    let copied = unsafe {
+        libc::copy_file_range(
+            source.as_fd().as_raw_fd(),
+            &raw mut from,
+            target.as_fd().as_raw_fd(),
+            &raw mut to,
+            length,
+            0,
+        )
+    };
+    Ok(Errno::result(copied)?.unsigned_abs())
+}
+
+/// Makes `target` share all bytes of `source`, copy on write, in place of its own. `false` if these file systems cannot;
+/// `target` is then as before.
+///
+/// # Errors
+/// If it ought to work and did not, as with ENOSPC or EIO.
+pub fn clone_file(source: impl AsFd, target: impl AsFd) -> io::Result<bool> {
+    // SAFETY: FICLONE takes a descriptor by value, and both are borrowed and therefore open.
+    let result = unsafe {
+        libc::ioctl(
+            target.as_fd().as_raw_fd(),
+            libc::FICLONE as _,
+            source.as_fd().as_raw_fd(),
+        )
+    };
+    match Errno::result(result) {
+        Ok(_) => Ok(true),
+        Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::ENOSYS | Errno::EXDEV | Errno::EINVAL) => {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells the page cache what will happen to `length` bytes from `offset` (0: to the end). A hint, without effect on bytes.
+///
+/// # Errors
+/// What the system said; safe to ignore.
+pub fn advise(file: impl AsFd, offset: u64, length: u64, advice: Advice) -> io::Result<()> {
+    let advice = match advice {
+        Advice::Sequential => PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL,
+        Advice::WillNeed => PosixFadviseAdvice::POSIX_FADV_WILLNEED,
+        Advice::DontNeed => PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    };
+    Ok(fcntl::posix_fadvise(
+        file,
+        to_off(offset)?,
+        to_off(length)?,
+        advice,
+    )?)
+}
+
+/// Bytes of the file system that `file` is on: all of them, and what an unprivileged writer may still take.
+///
+/// # Errors
+/// What the system said.
+pub fn space(file: impl AsFd) -> io::Result<(u64, u64)> {
+    let stat = nix::sys::statvfs::fstatvfs(file)?;
+    // The width of these fields differs between platforms.
+    #[allow(clippy::unnecessary_cast)]
+    let (block, total, available) = (
+        stat.fragment_size() as u64,
+        stat.blocks() as u64,
+        stat.blocks_available() as u64,
+    );
+    Ok((total.saturating_mul(block), available.saturating_mul(block)))
+}
+
+fn to_off(value: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn data_and_holes_are_told_apart() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 4096]).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&[2; 4096], 1 << 19).unwrap();
+        assert_eq!(next_data(&file, 0).unwrap(), Some(0));
+        let hole = next_hole(&file, 0).unwrap().unwrap();
+        assert!(hole >= 4096);
+        // A file system without holes says that all of it is data.
+        let data = next_data(&file, hole).unwrap();
+        assert!(data == Some(1 << 19) || hole == 1 << 20);
+        assert_eq!(next_data(&file, 1 << 20).unwrap(), None);
+        assert_eq!(next_hole(&file, 1 << 21).unwrap(), None);
+    }
+
+    #[test]
+    fn a_clone_is_whole_or_reported_unsupported() {
+        let source = tempfile::tempfile().unwrap();
+        let target = tempfile::tempfile().unwrap();
+        source.write_all_at(b"bytes", 0).unwrap();
+        target.write_all_at(b"other", 0).unwrap();
+        let cloned = clone_file(&source, &target).unwrap();
+        let mut seen = [0; 5];
+        target.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(&seen, if cloned { b"bytes" } else { b"other" });
+    }
+
+    #[test]
+    fn a_range_is_copied_to_where_it_was_asked_to_go() {
+        let source = tempfile::tempfile().unwrap();
+        let target = tempfile::tempfile().unwrap();
+        source.write_all_at(b"0123456789", 0).unwrap();
+        let mut done = 0;
+        while done < 4 {
+            let (from, to) = (3 + done as u64, 1 + done as u64);
+            let n = copy_range(&source, from, &target, to, 4 - done).unwrap();
+            assert!(n > 0);
+            done += n;
+        }
+        let mut seen = [9; 5];
+        target.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(&seen, b"\x003456");
+    }
+
+    #[test]
+    fn an_offset_beyond_what_the_system_counts_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        let error = start_writeback(&file, u64::MAX, 1).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EOVERFLOW));
+        sync_data(&file).unwrap();
+        advise(&file, 0, 0, Advice::DontNeed).unwrap();
+        start_writeback(&file, 0, 0).unwrap();
+    }
+}

@@ -1,0 +1,224 @@
+//! The mount table of this process, from `/proc/self/mountinfo` (format: proc_pid_mountinfo(5)).
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// One line of the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Number of the mount, unique while it exists.
+    pub id: u64,
+    /// Number of the mount that this one is mounted on.
+    pub parent: u64,
+    /// `st_dev` of the files on it.
+    pub dev: u64,
+    /// Which directory of the file system is mounted: `/`, or another for a bind mount.
+    pub root: PathBuf,
+    /// Where.
+    pub mount_point: PathBuf,
+    /// Options of this mount (`rw,noatime`).
+    pub options: String,
+    /// Type of the file system (`exfat`, `fuseblk`, `nfs4`).
+    pub fs_type: String,
+    /// What is mounted: a device node, `host:/export`, or any word.
+    pub source: OsString,
+    /// Options of the file system, shared by all its mounts.
+    pub super_options: String,
+}
+
+impl Mount {
+    /// Whether writing is refused, by this mount or by the file system.
+    pub fn is_read_only(&self) -> bool {
+        let has_ro = |options: &str| options.split(',').any(|option| option == "ro");
+        has_ro(&self.options) || has_ro(&self.super_options)
+    }
+}
+
+/// All mounts that this process sees.
+///
+/// # Errors
+/// If the table cannot be read.
+pub fn mounts() -> io::Result<Vec<Mount>> {
+    Ok(parse(&fs::read("/proc/self/mountinfo")?))
+}
+
+/// The mount that `path` is on; links in `path` are followed where they can be.
+///
+/// Resolving `path` asks the file systems on the way, so this may wait for one that does not answer.
+///
+/// # Errors
+/// If the table cannot be read.
+pub fn find_mount(path: &Path) -> io::Result<Option<Mount>> {
+    // A yanked drive refuses to resolve its own root: then the spelling has to do.
+    let path = fs::canonicalize(path).or_else(|_| std::path::absolute(path))?;
+    Ok(covering(&mounts()?, &path).cloned())
+}
+
+/// The mount of `table` that the absolute path `path`, free of links, is on.
+///
+/// It walks down as the kernel does, from mount to mount, so that a mount hidden under a later one is not chosen.
+pub fn covering<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    let over = |mount: &&Mount| path.starts_with(&mount.mount_point);
+    let is_top = |mount: &&Mount| {
+        table
+            .iter()
+            .all(|m| m.id != mount.parent || m.id == mount.id)
+    };
+    let by_depth = |mount: &&Mount| mount.mount_point.as_os_str().len();
+    let start = table
+        .iter()
+        .filter(|m| m.mount_point == Path::new("/"))
+        .find(is_top);
+    let Some(mut current) = start else {
+        // In a root that is no mount point the topmost mounts have no common parent here.
+        return table.iter().filter(over).max_by_key(by_depth);
+    };
+    // A table that names a mount its own ancestor is broken; the bound ends the walk all the same.
+    for _ in 0..table.len() {
+        let next = table
+            .iter()
+            .filter(|m| m.parent == current.id && m.id != current.id)
+            .filter(over)
+            .min_by_key(by_depth);
+        match next {
+            Some(mount) => current = mount,
+            None => break,
+        }
+    }
+    Some(current)
+}
+
+/// Parses the table; a line that does not have the format is left out.
+pub fn parse(table: &[u8]) -> Vec<Mount> {
+    table
+        .split(|&b| b == b'\n')
+        .filter_map(parse_line)
+        .collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&b| b == b' ');
+    let mut next = || fields.next();
+    let id = number(next()?)?;
+    let parent = number(next()?)?;
+    let dev = next()?;
+    let colon = dev.iter().position(|&b| b == b':')?;
+    let (major, minor) = (number(&dev[..colon])?, number(&dev[colon + 1..])?);
+    let root = unescape(next()?);
+    let mount_point = unescape(next()?);
+    let options = text(next()?);
+    // Optional fields, any number of them, end with a lone dash.
+    while next()? != b"-" {}
+    let fs_type = text(next()?);
+    let source = unescape(next()?);
+    let super_options = text(next().unwrap_or_default());
+    Some(Mount {
+        id,
+        parent,
+        dev: libc::makedev(u32::try_from(major).ok()?, u32::try_from(minor).ok()?),
+        root: OsString::from_vec(root).into(),
+        mount_point: OsString::from_vec(mount_point).into(),
+        options,
+        fs_type,
+        source: OsString::from_vec(source),
+        super_options,
+    })
+}
+
+fn number(field: &[u8]) -> Option<u64> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+fn text(field: &[u8]) -> String {
+    String::from_utf8_lossy(&unescape(field)).into_owned()
+}
+
+/// Undoes the kernel's escapes: a backslash and three octal digits for space, tab, newline, backslash and `#`.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        match (first, octal(tail)) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+fn octal(digits: &[u8]) -> Option<u8> {
+    let digits = digits.get(..3)?;
+    digits.iter().try_fold(0u8, |value, &digit| match digit {
+        b'0'..=b'7' => value.checked_mul(8)?.checked_add(digit - b'0'),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 27 8:17 / /media/me/My\\040Disk\\134\\011x rw,nosuid shared:2 master:9 - fuseblk /dev/sdb1 rw,user_id=0
+41 27 0:50 /sub /mnt/nas ro,relatime - nfs4 nas:/export rw,vers=4.2
+nonsense
+42 27 0:51 / /cut short
+43 27 0:52 / /a/b rw - tmpfs none rw
+44 27 0:53 / /a rw - tmpfs none ro
+45 44 0:54 / /a rw - tmpfs stacked rw
+";
+
+    fn fs_type_and_source(path: &str) -> (String, OsString) {
+        let table = parse(TABLE);
+        let mount = covering(&table, Path::new(path)).unwrap();
+        (mount.fs_type.clone(), mount.source.clone())
+    }
+
+    #[test]
+    fn escapes_in_names_are_undone_and_broken_lines_left_out() {
+        let table = parse(TABLE);
+        assert_eq!(table.len(), 6);
+        let disk = &table[1];
+        assert_eq!(disk.mount_point, Path::new("/media/me/My Disk\\\tx"));
+        assert_eq!(disk.dev, libc::makedev(8, 17));
+        assert_eq!(disk.super_options, "rw,user_id=0");
+        assert_eq!(table[2].root, Path::new("/sub"));
+        assert_eq!(unescape(b"a\\9zz\\777\\04"), b"a\\9zz\\777\\04");
+    }
+
+    #[test]
+    fn read_only_is_seen_on_the_mount_and_on_the_file_system() {
+        let table = parse(TABLE);
+        let read_only: Vec<bool> = table.iter().map(Mount::is_read_only).collect();
+        assert_eq!(read_only, [false, false, true, false, true, false]);
+    }
+
+    #[test]
+    fn a_path_is_on_the_innermost_mount_by_whole_names() {
+        assert_eq!(fs_type_and_source("/mnt/nas/x").0, "nfs4");
+        assert_eq!(fs_type_and_source("/mnt/nasty").0, "ext4");
+        assert_eq!(fs_type_and_source("/").0, "ext4");
+    }
+
+    #[test]
+    fn a_mount_hidden_under_a_later_one_is_not_found() {
+        assert_eq!(fs_type_and_source("/a/b/c").1, "stacked");
+    }
+
+    #[test]
+    fn this_process_finds_what_its_own_files_are_on() {
+        use std::os::unix::fs::MetadataExt;
+        let mount = find_mount(Path::new("/proc/self")).unwrap().unwrap();
+        assert_eq!(mount.fs_type, "proc");
+        assert_eq!(mount.dev, fs::metadata("/proc/self/").unwrap().dev());
+    }
+}

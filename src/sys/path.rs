@@ -1,0 +1,193 @@
+//! Opening paths below a directory without ever leaving it: no `..`, no absolute path, no symbolic link in any component.
+//!
+//! Two ways lead to the same place. `openat2` has the kernel refuse links in one call. Kernels before 5.6 do not have it,
+//! and some sandboxes answer EPERM to calls they do not know; there the path is walked name by name, each one with
+//! `O_NOFOLLOW`. The walk is as safe: a [`RelPath`] holds no `..`, so no step can lead upwards, and a directory that is
+//! moved away while we stand in it only moves us along with what we meant to reach.
+//!
+//! Mount points are crossed on purpose: a drive may have others mounted inside it.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::Mode;
+
+use crate::base::{Name, RelPath};
+
+/// Flags that reach a directory without opening it for reading.
+fn pass_through() -> OFlag {
+    OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC
+}
+
+/// Takes hold of the directory `root`, following links on the way: the user chose that path.
+///
+/// The descriptor serves to resolve names beneath and for `fstat`, not for reading.
+///
+/// # Errors
+/// If it is not there or no directory.
+pub fn open_root(root: &Path) -> io::Result<OwnedFd> {
+    Ok(open(root, pass_through(), Mode::empty())?)
+}
+
+/// Opens what stands at `path` below `root`, with `flags` (`O_CLOEXEC` and `O_NOFOLLOW` are added) and, for a file that is
+/// made, `permissions` (`0o7777`, less the umask). An empty path opens the root itself.
+///
+/// # Errors
+/// ELOOP or ENOTDIR if a component is a symbolic link; else what the system said.
+pub fn open_beneath(
+    root: BorrowedFd<'_>,
+    path: &RelPath,
+    flags: OFlag,
+    permissions: u32,
+) -> io::Result<OwnedFd> {
+    match open_in_one_call(root, path, flags, permissions) {
+        // EPERM may be the true answer as well; then the walk meets it again.
+        Err(Errno::ENOSYS | Errno::EPERM) => Ok(open_by_walking(root, path, flags, permissions)?),
+        answer => Ok(answer?),
+    }
+}
+
+/// Opens, without reading rights, the directory that holds `path`, and tells `path`'s last name in it: what the calls
+/// ending in `at` want. `None` for the root, which has no name.
+///
+/// # Errors
+/// If that directory is not there, or a component on the way is a symbolic link or a file.
+pub fn open_parent(root: BorrowedFd<'_>, path: &RelPath) -> io::Result<Option<(OwnedFd, Name)>> {
+    let Some((parent, name)) = path.split_last() else {
+        return Ok(None);
+    };
+    let dir = open_beneath(root, &parent, pass_through(), 0)?;
+    Ok(Some((dir, name)))
+}
+
+fn open_in_one_call(
+    root: BorrowedFd<'_>,
+    path: &RelPath,
+    flags: OFlag,
+    permissions: u32,
+) -> nix::Result<OwnedFd> {
+    let mut how = OpenHow::new().flags(complete(flags)).resolve(
+        // RESOLVE_NO_SYMLINKS implies the magic ones today; the manual says not to rely on it.
+        ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+    );
+    if flags.contains(OFlag::O_CREAT) {
+        // openat2 refuses a mode where nothing is made.
+        how = how.mode(Mode::from_bits_truncate(permissions));
+    }
+    openat2(root, spelled(path), how)
+}
+
+fn open_by_walking(
+    root: BorrowedFd<'_>,
+    path: &RelPath,
+    flags: OFlag,
+    permissions: u32,
+) -> nix::Result<OwnedFd> {
+    let mode = Mode::from_bits_truncate(permissions);
+    let mut reached: Option<OwnedFd> = None;
+    let Some((parent, last)) = path.split_last() else {
+        return openat(root, ".", complete(flags), mode);
+    };
+    for component in parent.components() {
+        let here = reached.as_ref().map_or(root, AsFd::as_fd);
+        let step = pass_through() | OFlag::O_NOFOLLOW;
+        reached = Some(openat(
+            here,
+            OsStr::from_bytes(component),
+            step,
+            Mode::empty(),
+        )?);
+    }
+    let here = reached.as_ref().map_or(root, AsFd::as_fd);
+    openat(here, last.as_os_str(), complete(flags), mode)
+}
+
+fn complete(flags: OFlag) -> OFlag {
+    flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW
+}
+
+fn spelled(path: &RelPath) -> &OsStr {
+    if path.is_root() {
+        OsStr::new(".")
+    } else {
+        path.as_os_str()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    type Opener = fn(BorrowedFd<'_>, &RelPath, OFlag, u32) -> nix::Result<OwnedFd>;
+
+    /// A tree with ways out of it, and both openers held to the same answers.
+    fn with_both(check: impl Fn(Opener, BorrowedFd<'_>)) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join("a/b/file"), b"inside").unwrap();
+        fs::write(dir.path().join("secret"), b"outside").unwrap();
+        symlink("../../secret", root.join("a/out")).unwrap();
+        symlink("..", root.join("up")).unwrap();
+        symlink("a", root.join("within")).unwrap();
+        let fd = open_root(&root).unwrap();
+        check(open_in_one_call, fd.as_fd());
+        check(open_by_walking, fd.as_fd());
+    }
+
+    #[test]
+    fn what_stands_below_is_opened_either_way() {
+        with_both(|opener, root| {
+            for path in ["a", "a/b", "a/b/file", ""] {
+                let path = RelPath::fixed(path);
+                assert!(opener(root, &path, OFlag::O_RDONLY, 0).is_ok(), "{path}");
+            }
+            let missing = opener(root, &RelPath::fixed("a/x/y"), OFlag::O_RDONLY, 0);
+            assert_eq!(missing.unwrap_err(), Errno::ENOENT);
+        });
+    }
+
+    #[test]
+    fn no_link_is_followed_either_way_not_even_one_that_stays_inside() {
+        with_both(|opener, root| {
+            for path in ["a/out", "up/secret", "within/b/file", "within"] {
+                let path = RelPath::fixed(path);
+                let refused = opener(root, &path, OFlag::O_RDONLY, 0).unwrap_err();
+                assert!(
+                    matches!(refused, Errno::ELOOP | Errno::ENOTDIR),
+                    "{path}: {refused}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn nothing_is_made_through_a_dangling_link() {
+        with_both(|opener, root| {
+            nix::unistd::symlinkat("../made", root, "dangling").unwrap();
+            let flags = OFlag::O_CREAT | OFlag::O_WRONLY;
+            assert!(opener(root, &RelPath::fixed("dangling"), flags, 0o644).is_err());
+            nix::unistd::unlinkat(root, "dangling", nix::unistd::UnlinkatFlags::NoRemoveDir)
+                .unwrap();
+        });
+    }
+
+    #[test]
+    fn the_parent_of_the_root_is_not_offered() {
+        with_both(|_, root| {
+            assert!(open_parent(root, &RelPath::root()).unwrap().is_none());
+            let (_, name) = open_parent(root, &RelPath::fixed("a/b")).unwrap().unwrap();
+            assert_eq!(name.as_bytes(), b"b");
+        });
+    }
+}

@@ -1,0 +1,42 @@
+//! Setting the time of last change, to the nanosecond.
+//!
+//! The time of last access is set along with it, to the same point. Leaving it alone (`UTIME_OMIT`) would be more polite,
+//! but drivers built on libfuse 2, exfat-fuse among them, then change neither time and report success.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::sys::stat::{UtimensatFlags, futimens, utimensat};
+use nix::sys::time::TimeSpec;
+
+use crate::base::{Name, Timestamp};
+
+fn spec(time: Timestamp) -> TimeSpec {
+    let (secs, nanos) = time.parts();
+    // `tv_sec` and `tv_nsec` are as wide as the platform has them; i64 seconds fit on all that this is built for.
+    TimeSpec::new(secs as _, nanos.into())
+}
+
+/// Sets the time of last change of an open file.
+///
+/// # Errors
+/// What the system said.
+pub fn set_modified_fd(file: impl AsFd, modified: Timestamp) -> io::Result<()> {
+    Ok(futimens(file, &spec(modified), &spec(modified))?)
+}
+
+/// Sets the time of last change of `name` in the directory `dir`, of a symbolic link itself if it is one.
+/// `None` stands for the directory.
+///
+/// # Errors
+/// What the system said.
+pub fn set_modified_at(dir: impl AsFd, name: Option<&Name>, modified: Timestamp) -> io::Result<()> {
+    let name = name.map_or(".".as_ref(), Name::as_os_str);
+    Ok(utimensat(
+        dir,
+        name,
+        &spec(modified),
+        &spec(modified),
+        UtimensatFlags::NoFollowSymlink,
+    )?)
+}
