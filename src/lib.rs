@@ -4,5 +4,9 @@
 
 pub mod backend;
 pub mod base;
+pub mod cache;
+pub mod fs;
+pub mod index;
+pub mod kernel;
 pub mod rules;
 pub mod sys;

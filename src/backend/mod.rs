@@ -3,6 +3,7 @@
 //! Whoever implements [`Backend`] promises only what exFAT can promise: no call is durable before the next
 //! [`Backend::sync`] has returned, and a rename may be seen half done after a crash. Nothing here retries.
 
+pub mod drive;
 pub mod faulty;
 pub mod memory;
 pub mod mounted;
@@ -120,6 +121,7 @@ impl BackendError {
                     | libc::ESHUTDOWN
                     | libc::EHOSTDOWN
                     | libc::ETIMEDOUT
+                    | libc::ECONNABORTED
             )
         )
     }

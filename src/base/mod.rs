@@ -3,7 +3,7 @@
 mod name;
 mod time;
 
-pub use name::{Name, NameError, RelPath};
+pub use name::{NAME_MAX, Name, NameError, RelPath};
 pub use time::{Clock, SystemClock, Timestamp};
 
 use std::fmt;

@@ -81,7 +81,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = CacheLock::acquire(dir.path()).unwrap();
         let second = CacheLock::acquire(dir.path()).unwrap_err();
-        assert!(second.to_string().contains(&std::process::id().to_string()), "{second}");
+        assert!(
+            second.to_string().contains(&std::process::id().to_string()),
+            "{second}"
+        );
         drop(first);
         CacheLock::acquire(dir.path()).unwrap();
     }

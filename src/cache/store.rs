@@ -191,7 +191,9 @@ impl Store {
                     .file_name()
                     .and_then(|name| name.to_str())
                     .and_then(|name| u64::from_str_radix(name, 16).ok());
-                if id.is_some_and(|id| known.contains(&ObjectId(id)) && path == self.path(ObjectId(id))) {
+                if id.is_some_and(|id| {
+                    known.contains(&ObjectId(id)) && path == self.path(ObjectId(id))
+                }) {
                     continue;
                 }
                 moved.push(self.move_to_lost_found(&path)?);
@@ -260,7 +262,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         store.create(ObjectId(1)).unwrap();
-        store.create(ObjectId(2)).unwrap().write_all_at(b"precious", 0).unwrap();
+        store
+            .create(ObjectId(2))
+            .unwrap()
+            .write_all_at(b"precious", 0)
+            .unwrap();
         let moved = store.quarantine(&HashSet::from([ObjectId(1)])).unwrap();
         assert_eq!(moved.len(), 1);
         assert_eq!(fs::read(&moved[0]).unwrap(), b"precious");
@@ -285,6 +291,10 @@ mod tests {
         assert_eq!(&buffer, b"tail");
         let meta = second.metadata().unwrap();
         assert_eq!(meta.size(), 9 << 20);
-        assert!(meta.blocks() * 512 < 1 << 20, "holes were filled: {} blocks", meta.blocks());
+        assert!(
+            meta.blocks() * 512 < 1 << 20,
+            "holes were filled: {} blocks",
+            meta.blocks()
+        );
     }
 }

@@ -64,7 +64,11 @@ enum OldBytes {
 
 impl Fs {
     /// The content's lock for changing it. Only a worker waits for it: whoever holds it may be waiting for the backend.
-    pub(super) fn lock_content<'a>(&self, ctx: &Ctx, open: &'a OpenInode) -> Result<RwLockWriteGuard<'a, Content>> {
+    pub(super) fn lock_content<'a>(
+        &self,
+        ctx: &Ctx,
+        open: &'a OpenInode,
+    ) -> Result<RwLockWriteGuard<'a, Content>> {
         if ctx.may_block {
             Ok(open.content.write())
         } else {
@@ -73,7 +77,11 @@ impl Fs {
     }
 
     /// The content's lock for using it, waited for likewise.
-    pub(super) fn share_content<'a>(&self, ctx: &Ctx, open: &'a OpenInode) -> Result<RwLockReadGuard<'a, Content>> {
+    pub(super) fn share_content<'a>(
+        &self,
+        ctx: &Ctx,
+        open: &'a OpenInode,
+    ) -> Result<RwLockReadGuard<'a, Content>> {
         if ctx.may_block {
             Ok(open.content.read())
         } else {
@@ -82,7 +90,13 @@ impl Fs {
     }
 
     /// Makes the open file ready to be written in place and gives its object.
-    fn prepare(&self, ctx: &Ctx, open: &OpenInode, content: &mut Content, old: OldBytes) -> Result<Arc<ObjectFile>> {
+    fn prepare(
+        &self,
+        ctx: &Ctx,
+        open: &OpenInode,
+        content: &mut Content,
+        old: OldBytes,
+    ) -> Result<Arc<ObjectFile>> {
         if content.prepared
             && let Some(object) = &content.object
         {
@@ -169,7 +183,11 @@ impl Fs {
     }
 
     /// The object's open file, the one at hand if it is that.
-    pub(super) fn open_object(&self, content: &mut Content, object: ObjectId) -> Result<Arc<ObjectFile>> {
+    pub(super) fn open_object(
+        &self,
+        content: &mut Content,
+        object: ObjectId,
+    ) -> Result<Arc<ObjectFile>> {
         match &content.object {
             Some(at_hand) if at_hand.object == object => Ok(at_hand.clone()),
             _ => {
@@ -181,7 +199,13 @@ impl Fs {
     }
 
     /// A copy of what a batch reads, to be changed in its place.
-    fn copy_object(&self, content: &mut Content, inode: &Inode, from: ObjectId, to: ObjectId) -> Result<Arc<ObjectFile>> {
+    fn copy_object(
+        &self,
+        content: &mut Content,
+        inode: &Inode,
+        from: ObjectId,
+        to: ObjectId,
+    ) -> Result<Arc<ObjectFile>> {
         let source = self.open_object(content, from)?;
         let file = self.store.clone_object(&source.file, to)?;
         sys::time::set_modified_fd(&file, inode.mtime)?;
@@ -209,7 +233,12 @@ impl Fs {
                 at += got as u64;
             }
             if at != inode.size {
-                tracing::warn!(ino = ino.0, expected = inode.size, got = at, "the file on the backend has another size than it had");
+                tracing::warn!(
+                    ino = ino.0,
+                    expected = inode.size,
+                    got = at,
+                    "the file on the backend has another size than it had"
+                );
                 return Err(FsError::Errno(libc::EIO));
             }
             sys::time::set_modified_fd(&target.file, inode.mtime)?;
@@ -243,7 +272,8 @@ impl Fs {
     ) -> Result<T> {
         {
             let content = self.share_content(ctx, open)?;
-            if content.prepared && old == OldBytes::Keep
+            if content.prepared
+                && old == OldBytes::Keep
                 && let Some(object) = &content.object
             {
                 let result = change(&object.file);
@@ -276,9 +306,16 @@ impl Fs {
 
     /// Gives the open file the length `size`.
     pub(super) fn truncate_open(&self, ctx: &Ctx, open: &OpenInode, size: u64) -> Result<()> {
-        let prepared = open.content.try_read().is_some_and(|content| content.prepared);
+        let prepared = open
+            .content
+            .try_read()
+            .is_some_and(|content| content.prepared);
         // Somebody who is writing it keeps his object; else emptying needs no copy and no fetch, just a new one.
-        let old = if size == 0 && !prepared { OldBytes::Discard } else { OldBytes::Keep };
+        let old = if size == 0 && !prepared {
+            OldBytes::Discard
+        } else {
+            OldBytes::Keep
+        };
         let now = self.clock.now();
         self.change(ctx, open, old, |file| {
             file.set_len(size)?;
@@ -301,9 +338,17 @@ impl Fs {
     ///
     /// # Errors
     /// `EOPNOTSUPP` for modes that shift bytes or that the SSD's file system lacks.
-    pub fn fallocate(&self, ctx: &Ctx, handle: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        ctx: &Ctx,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: i32,
+    ) -> Result<()> {
         use nix::fcntl::FallocateFlags as Flag;
-        let known = Flag::FALLOC_FL_KEEP_SIZE | Flag::FALLOC_FL_PUNCH_HOLE | Flag::FALLOC_FL_ZERO_RANGE;
+        let known =
+            Flag::FALLOC_FL_KEEP_SIZE | Flag::FALLOC_FL_PUNCH_HOLE | Flag::FALLOC_FL_ZERO_RANGE;
         let mode = Flag::from_bits(mode)
             .filter(|flags| known.contains(*flags))
             .ok_or(FsError::NOT_SUPPORTED)?;
@@ -317,23 +362,44 @@ impl Fs {
     ///
     /// # Errors
     /// `EOPNOTSUPP` if the source is not in the cache: the kernel then copies by reading and writing.
-    pub fn copy_range(&self, ctx: &Ctx, from: (u64, u64), to: (u64, u64), length: u64) -> Result<usize> {
+    pub fn copy_range(
+        &self,
+        ctx: &Ctx,
+        from: (u64, u64),
+        to: (u64, u64),
+        length: u64,
+    ) -> Result<usize> {
         let source = self.opens.handle(from.0)?;
         let source = self
             .object_at_hand(ctx, &source.open)?
             .ok_or(FsError::NOT_SUPPORTED)?;
         let target = self.opens.handle(to.0)?;
-        let length = usize::try_from(length).unwrap_or(usize::MAX).min(COPY_LIMIT as usize);
+        let length = usize::try_from(length)
+            .unwrap_or(usize::MAX)
+            .min(COPY_LIMIT as usize);
         let copied = self.change(ctx, &target.open, OldBytes::Keep, |file| {
-            Ok(sys::file::copy_range(&source.file, from.1, file, to.1, length)?)
+            Ok(sys::file::copy_range(
+                &source.file,
+                from.1,
+                file,
+                to.1,
+                length,
+            )?)
         })?;
         self.count_written(copied);
         Ok(copied)
     }
 
     /// The object of an open file, opened; `None` if it has none.
-    pub(super) fn object_at_hand(&self, ctx: &Ctx, open: &OpenInode) -> Result<Option<Arc<ObjectFile>>> {
-        let at_hand = open.content.try_read().and_then(|content| content.object.clone());
+    pub(super) fn object_at_hand(
+        &self,
+        ctx: &Ctx,
+        open: &OpenInode,
+    ) -> Result<Option<Arc<ObjectFile>>> {
+        let at_hand = open
+            .content
+            .try_read()
+            .and_then(|content| content.object.clone());
         if at_hand.is_some() {
             return Ok(at_hand);
         }

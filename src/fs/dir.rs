@@ -63,8 +63,18 @@ impl Fs {
     ///
     /// # Errors
     /// If the index fails.
-    pub fn readdir(&self, number: u64, offset: u64, mut accept: impl FnMut(&DirEntry) -> bool) -> Result<()> {
-        let handle = self.dirs.read().get(&number).cloned().ok_or(FsError::BAD_HANDLE)?;
+    pub fn readdir(
+        &self,
+        number: u64,
+        offset: u64,
+        mut accept: impl FnMut(&DirEntry) -> bool,
+    ) -> Result<()> {
+        let handle = self
+            .dirs
+            .read()
+            .get(&number)
+            .cloned()
+            .ok_or(FsError::BAD_HANDLE)?;
         let mut handed_out = handle.handed_out.lock();
         if offset == 0 {
             handed_out.clear();
@@ -121,7 +131,9 @@ impl Fs {
     fn dot_entry(&self, dir: Ino, name: &[u8], offset: u64) -> Result<DirEntry> {
         let mut state = self.index.lock();
         let ino = if name == b".." {
-            state.a_name_of(dir)?.map_or(Ino::ROOT, |(parent, _)| parent)
+            state
+                .a_name_of(dir)?
+                .map_or(Ino::ROOT, |(parent, _)| parent)
         } else {
             dir
         };

@@ -33,7 +33,10 @@ pub(super) struct Pressure {
 impl Fs {
     /// Counts bytes on their way to the SSD; looks at its space now and then.
     pub(super) fn count_written(&self, bytes: usize) {
-        let written = self.pressure.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        let written = self
+            .pressure
+            .written
+            .fetch_add(bytes as u64, Ordering::Relaxed);
         if written / CHECK_EVERY != (written + bytes as u64) / CHECK_EVERY {
             self.look_at_space();
         }
@@ -42,7 +45,9 @@ impl Fs {
     /// Notes whether the SSD is so full that writers must be refused.
     pub fn look_at_space(&self) {
         if let Ok((_, free)) = self.store.space() {
-            self.pressure.full.store(free < self.limits.reserve, Ordering::Relaxed);
+            self.pressure
+                .full
+                .store(free < self.limits.reserve, Ordering::Relaxed);
         }
     }
 
@@ -100,7 +105,8 @@ impl Fs {
                 let Some(mut inode) = state.inode(candidate.ino)? else {
                     return Ok(false);
                 };
-                let clean = !inode.flags.has(Flags::DATA_DIRTY) && !inode.flags.has(Flags::TIME_DIRTY);
+                let clean =
+                    !inode.flags.has(Flags::DATA_DIRTY) && !inode.flags.has(Flags::TIME_DIRTY);
                 match inode.object {
                     Some(object) if clean && inode.flags.has(Flags::ON_BACKEND) => {
                         state.bury_object(&inode, object)?;

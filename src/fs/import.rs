@@ -85,7 +85,10 @@ impl Fs {
         }
         let mut state = self.index.lock();
         let mut inode = self.known(&mut state, dir)?;
-        let subdirs = entries.iter().filter(|e| e.meta.kind == FileKind::Directory && !is_own(dir, e)).count();
+        let subdirs = entries
+            .iter()
+            .filter(|e| e.meta.kind == FileKind::Directory && !is_own(dir, e))
+            .count();
         inode.nlink = 2 + subdirs as u32;
         inode.flags.set(Flags::LISTED);
         state.put_inode(inode);
@@ -100,11 +103,16 @@ impl Fs {
             .hold_names(self.io_timeout)
             .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
         let path = self.index.lock().backend_path(dir)?.ok_or(FsError::STALE)?;
-        backend.read_dir(&path).map_err(|error| self.note_backend_error(error))
+        backend
+            .read_dir(&path)
+            .map_err(|error| self.note_backend_error(error))
     }
 
     fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
-        if is_own(dir, entry) || state.placed(dir, &entry.name)?.is_some() || state.lookup(dir, &entry.name)?.is_some() {
+        if is_own(dir, entry)
+            || state.placed(dir, &entry.name)?.is_some()
+            || state.lookup(dir, &entry.name)?.is_some()
+        {
             return Ok(());
         }
         let meta = &entry.meta;
@@ -114,7 +122,13 @@ impl Fs {
             (false, _) => 0o644,
         };
         let mode = meta.kind.mode_bits() | permissions;
-        let mut inode = Inode::new(state.new_ino()?, mode, self.owner.0, self.owner.1, meta.modified);
+        let mut inode = Inode::new(
+            state.new_ino()?,
+            mode,
+            self.owner.0,
+            self.owner.1,
+            meta.modified,
+        );
         inode.flags.set(Flags::ON_BACKEND);
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
@@ -150,7 +164,10 @@ impl Fs {
             .an_unlisted_dir(after)
             .map_err(|error| (after, error.into()))?;
         match next {
-            Some(dir) => self.import_dir(dir).map(|()| Some(dir)).map_err(|error| (dir, error)),
+            Some(dir) => self
+                .import_dir(dir)
+                .map(|()| Some(dir))
+                .map_err(|error| (dir, error)),
             None => Ok(None),
         }
     }

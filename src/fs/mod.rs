@@ -38,6 +38,7 @@ pub use error::{FsError, Result};
 pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
+pub use read::SeekFor;
 pub use recover::Recovered;
 pub use sync::Syncer;
 
@@ -142,7 +143,13 @@ impl Fs {
         let mut state = self.index.lock();
         if state.inode(Ino::ROOT)?.is_none() {
             let mode = libc::S_IFDIR | 0o755;
-            let mut root = Inode::new(Ino::ROOT, mode, self.owner.0, self.owner.1, self.clock.now());
+            let mut root = Inode::new(
+                Ino::ROOT,
+                mode,
+                self.owner.0,
+                self.owner.1,
+                self.clock.now(),
+            );
             root.flags.set(crate::index::Flags::ON_BACKEND);
             state.put_inode(root);
             state.commit()?;

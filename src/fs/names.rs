@@ -322,7 +322,11 @@ impl Fs {
         state.add_name(at.0, at.1, &other)?;
         state.add_name(there.0, there.1, &one)?;
         if at.0 != there.0 && one.is_dir() != other.is_dir() {
-            let (loses, gains) = if one.is_dir() { (at.0, there.0) } else { (there.0, at.0) };
+            let (loses, gains) = if one.is_dir() {
+                (at.0, there.0)
+            } else {
+                (there.0, at.0)
+            };
             self.add_links(state, loses, -1)?;
             self.add_links(state, gains, 1)?;
         }
@@ -366,7 +370,11 @@ fn touch(dir: &mut Inode, now: Timestamp) {
 
 /// Takes one name off an inode. The last one leaves it an orphan, which goes when nobody uses it any more.
 fn drop_link(state: &mut State, mut inode: Inode, now: Timestamp) {
-    inode.nlink = if inode.is_dir() { 0 } else { inode.nlink.saturating_sub(1) };
+    inode.nlink = if inode.is_dir() {
+        0
+    } else {
+        inode.nlink.saturating_sub(1)
+    };
     inode.ctime = now;
     if inode.nlink == 0 {
         state.add_orphan(inode.ino);

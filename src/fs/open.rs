@@ -104,7 +104,11 @@ impl OpenTable {
 
     /// Everything that is open.
     pub(super) fn all(&self) -> Vec<Arc<OpenInode>> {
-        self.inodes.lock().values().map(|(open, _)| open.clone()).collect()
+        self.inodes
+            .lock()
+            .values()
+            .map(|(open, _)| open.clone())
+            .collect()
     }
 
     pub(super) fn handle(&self, number: u64) -> Result<Arc<Handle>> {
@@ -170,8 +174,8 @@ impl Fs {
 
     /// A file that only the backend has cannot be opened while that is away: better said now than at the first read.
     fn check_readable(&self, inode: &Inode) -> Result<()> {
-        let only_there = inode.location() == Location::Backend
-            && inode.kind() == crate::base::FileKind::Regular;
+        let only_there =
+            inode.location() == Location::Backend && inode.kind() == crate::base::FileKind::Regular;
         if only_there && inode.size > 0 && !self.drive.is_attached() {
             return Err(FsError::Detached);
         }
@@ -251,17 +255,12 @@ impl Fs {
     /// # Errors
     /// If the index fails.
     pub fn forget(&self, ino: Ino) -> Result<()> {
-        let mut state = self.index.lock();
-        if !state.is_orphan(ino) {
+        if !self.index.lock().is_orphan(ino) {
             return Ok(());
         }
-        drop(state);
-        // Taken anew in the table's lock, so that nobody opens it meanwhile.
+        // Under the table's lock nobody can open it meanwhile.
         self.opens
-            .while_closed(ino, || {
-                state = self.index.lock();
-                state.remove_inode(ino)
-            })
+            .while_closed(ino, || self.index.lock().remove_inode(ino))
             .transpose()?;
         Ok(())
     }

@@ -43,7 +43,10 @@ impl BackendReader {
 
     fn close_if(&self, idle: Duration) {
         let mut file = self.file.lock();
-        if file.as_ref().is_some_and(|(_, used)| used.elapsed() >= idle) {
+        if file
+            .as_ref()
+            .is_some_and(|(_, used)| used.elapsed() >= idle)
+        {
             *file = None;
         }
     }
@@ -66,7 +69,10 @@ impl Fs {
     pub fn read(&self, ctx: &Ctx, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let handle = self.opens.handle(handle)?;
         if let Some(object) = self.object_at_hand(ctx, &handle.open)? {
-            return read_full(buffer, |part, done| object.file.read_at(part, offset + done)).map_err(FsError::Object);
+            return read_full(buffer, |part, done| {
+                object.file.read_at(part, offset + done)
+            })
+            .map_err(FsError::Object);
         }
         let inode = self.known(&mut self.index.lock(), handle.open.ino)?;
         match inode.location() {

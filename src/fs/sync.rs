@@ -51,9 +51,12 @@ impl Fs {
             object.unsynced.store(false, Ordering::Release);
         }
         let mut result = if objects.len() > MANY {
-            self.store.sync_all(objects.iter().map(|o| o.object), &objects[0].file)
+            self.store
+                .sync_all(objects.iter().map(|o| o.object), &objects[0].file)
         } else {
-            objects.iter().try_for_each(|o| self.store.sync_object(o.object, &o.file))
+            objects
+                .iter()
+                .try_for_each(|o| self.store.sync_object(o.object, &o.file))
         }
         .map_err(FsError::from);
         if result.is_ok() {
@@ -69,7 +72,13 @@ impl Fs {
 
     /// Starts to write the file's bytes to the SSD without waiting, so that a later sync has less to do.
     pub(super) fn start_writeback(&self, ino: Ino) {
-        let object = self.index.lock().inode(ino).ok().flatten().and_then(|inode| inode.object);
+        let object = self
+            .index
+            .lock()
+            .inode(ino)
+            .ok()
+            .flatten()
+            .and_then(|inode| inode.object);
         if let Some(file) = object.and_then(|object| self.unsynced.find(object)) {
             // Only a hint: the sync that counts comes later and reports its errors.
             let _ = sys::file::start_writeback(&file.file, 0, 0);

@@ -97,7 +97,9 @@ impl State {
     pub fn begin_batch(&mut self, now: Timestamp) -> Result<ActiveBatch> {
         let last: i64 = self
             .conn
-            .query_row("SELECT coalesce(max(batch), 0) FROM batches", [], |row| row.get(0))
+            .query_row("SELECT coalesce(max(batch), 0) FROM batches", [], |row| {
+                row.get(0)
+            })
             .context("number the batch")?;
         let batch = BatchNo(last as u64 + 1);
         let cut = self.next_seq()?;
@@ -125,9 +127,11 @@ impl State {
     pub fn resume_batch(&mut self) -> Result<Option<ActiveBatch>> {
         let found: Option<(i64, i64)> = self
             .conn
-            .query_row("SELECT batch, cut FROM batches WHERE state=0 ORDER BY batch LIMIT 1", [], |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })
+            .query_row(
+                "SELECT batch, cut FROM batches WHERE state=0 ORDER BY batch LIMIT 1",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
             .optional()
             .context("look for an open batch")?;
         self.active = found.map(|(batch, cut)| ActiveBatch {
@@ -146,7 +150,9 @@ impl State {
     /// If SQLite cannot.
     pub fn confirm_names(&mut self, cut: Seq, confirmed: &[Confirmed]) -> Result<()> {
         for c in confirmed {
-            let before = self.placed(c.key.parent, &c.key.name)?.map(|entry| entry.ino);
+            let before = self
+                .placed(c.key.parent, &c.key.name)?
+                .map(|entry| entry.ino);
             self.put_placed(&c.key, c.placed.as_ref())?;
             if c.settled {
                 self.change(
@@ -177,9 +183,17 @@ impl State {
             inode.flags.clear(Flags::TIME_DIRTY);
         }
         if inode.flags.has(Flags::DATA_DIRTY) || inode.flags.has(Flags::TIME_DIRTY) {
-            self.change("keep an inode dirty", "INSERT OR IGNORE INTO dirty_inodes VALUES(?)", [int(ino.0)])?;
+            self.change(
+                "keep an inode dirty",
+                "INSERT OR IGNORE INTO dirty_inodes VALUES(?)",
+                [int(ino.0)],
+            )?;
         } else {
-            self.change("settle an inode", "DELETE FROM dirty_inodes WHERE ino=?", [int(ino.0)])?;
+            self.change(
+                "settle an inode",
+                "DELETE FROM dirty_inodes WHERE ino=?",
+                [int(ino.0)],
+            )?;
         }
         self.put_inode(inode);
         Ok(())
@@ -215,7 +229,11 @@ impl State {
             "end a batch",
             "UPDATE batches SET state=?, time=?, files=?, bytes=?, outcome=? WHERE batch=?",
             params![
-                number, summary.time.0, int(summary.files), int(summary.bytes), summary.outcome,
+                number,
+                summary.time.0,
+                int(summary.files),
+                int(summary.bytes),
+                summary.outcome,
                 int(summary.batch.0)
             ],
         )?;
@@ -224,7 +242,11 @@ impl State {
             "UPDATE dead_objects SET batch=0 WHERE batch<=?",
             [int(summary.batch.0)],
         )?;
-        self.change("forget old batches", "DELETE FROM batches WHERE batch<?", [int(summary.batch.0) - 100])?;
+        self.change(
+            "forget old batches",
+            "DELETE FROM batches WHERE batch<?",
+            [int(summary.batch.0) - 100],
+        )?;
         self.commit()?;
         self.active = None;
         Ok(())
@@ -259,6 +281,8 @@ impl State {
     /// # Errors
     /// If SQLite cannot read.
     pub fn vouches_for(&mut self, ino: Ino, object: ObjectId) -> Result<bool> {
-        Ok(self.inode(ino)?.is_some_and(|inode| inode.object == Some(object)))
+        Ok(self
+            .inode(ino)?
+            .is_some_and(|inode| inode.object == Some(object)))
     }
 }

@@ -161,7 +161,9 @@ impl Inode {
             data_seq: Seq(row.get::<_, i64>(14)? as u64),
             time_seq: Seq(row.get::<_, i64>(15)? as u64),
             used: row.get(16)?,
-            target: row.get::<_, Option<Vec<u8>>>(17)?.map(Vec::into_boxed_slice),
+            target: row
+                .get::<_, Option<Vec<u8>>>(17)?
+                .map(Vec::into_boxed_slice),
         })
     }
 }

@@ -52,7 +52,9 @@ pub enum IndexError {
         source: std::io::Error,
     },
     /// The index was written by a newer ferryfs.
-    #[error("the index has format {0}, which this version of ferryfs does not know; use a newer ferryfs")]
+    #[error(
+        "the index has format {0}, which this version of ferryfs does not know; use a newer ferryfs"
+    )]
     Newer(i64),
     /// A row contradicts another.
     #[error("index: {0}")]
@@ -207,7 +209,9 @@ fn create(conn: &Connection) -> Result<()> {
         .optional()
         .context("look for tables")?;
     if tables.is_some() {
-        return Err(IndexError::Corrupt("the file is a database, but no index of ferryfs".into()));
+        return Err(IndexError::Corrupt(
+            "the file is a database, but no index of ferryfs".into(),
+        ));
     }
     conn.execute_batch(&format!(
         "BEGIN; {} PRAGMA user_version={}; COMMIT;",

@@ -27,7 +27,8 @@ pub struct Snapshot {
 impl Snapshot {
     pub(super) fn open(conn: Connection) -> Result<Snapshot> {
         // The read transaction begins with the first read, so one is made at once.
-        conn.execute_batch("BEGIN; SELECT 1 FROM meta LIMIT 1;").context("open a snapshot")?;
+        conn.execute_batch("BEGIN; SELECT 1 FROM meta LIMIT 1;")
+            .context("open a snapshot")?;
         Ok(Snapshot { conn })
     }
 
@@ -45,7 +46,9 @@ impl Snapshot {
         Ok(Waiting {
             names: count("SELECT count(*) FROM dirty_names")?,
             inodes: count("SELECT count(*) FROM dirty_inodes")?,
-            kept_local: count("SELECT count(*) FROM inodes WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0")?,
+            kept_local: count(
+                "SELECT count(*) FROM inodes WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0",
+            )?,
         })
     }
 
@@ -58,7 +61,10 @@ impl Snapshot {
             .prepare("SELECT parent, name, seq FROM dirty_names ORDER BY parent, name")
             .and_then(|mut s| {
                 s.query_map([], |row| {
-                    let key = NameKey { parent: Ino(row.get::<_, i64>(0)? as u64), name: name_from_row(row, 1)? };
+                    let key = NameKey {
+                        parent: Ino(row.get::<_, i64>(0)? as u64),
+                        name: name_from_row(row, 1)?,
+                    };
                     Ok((key, Seq(row.get::<_, i64>(2)? as u64)))
                 })?
                 .collect()
@@ -73,7 +79,10 @@ impl Snapshot {
     pub fn dirty_inodes(&self) -> Result<Vec<Ino>> {
         self.conn
             .prepare("SELECT ino FROM dirty_inodes ORDER BY ino")
-            .and_then(|mut s| s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?.collect())
+            .and_then(|mut s| {
+                s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
+                    .collect()
+            })
             .context("list dirty inodes")
     }
 
@@ -97,7 +106,10 @@ impl Snapshot {
             .prepare_cached("SELECT parent, name FROM dirents WHERE ino=? ORDER BY parent, name")
             .and_then(|mut s| {
                 s.query_map([int(ino.0)], |row| {
-                    Ok(NameKey { parent: Ino(row.get::<_, i64>(0)? as u64), name: name_from_row(row, 1)? })
+                    Ok(NameKey {
+                        parent: Ino(row.get::<_, i64>(0)? as u64),
+                        name: name_from_row(row, 1)?,
+                    })
                 })?
                 .collect()
             })
@@ -110,7 +122,9 @@ impl Snapshot {
     /// If SQLite cannot read.
     pub fn places_of(&self, ino: Ino) -> Result<Vec<(NameKey, PlacedEntry)>> {
         self.conn
-            .prepare_cached(&format!("SELECT {PLACED_COLUMNS} FROM placed WHERE ino=? ORDER BY parent, name"))
+            .prepare_cached(&format!(
+                "SELECT {PLACED_COLUMNS} FROM placed WHERE ino=? ORDER BY parent, name"
+            ))
             .and_then(|mut s| s.query_map([int(ino.0)], placed_from_row)?.collect())
             .context("list the places of an inode")
     }
@@ -123,8 +137,11 @@ impl Snapshot {
         self.conn
             .prepare_cached("SELECT ino FROM dirents WHERE parent=? AND fold=? AND name=?")
             .and_then(|mut s| {
-                s.query_row(params![int(key.parent.0), fold, key.name.as_bytes()], |row| row.get::<_, i64>(0))
-                    .optional()
+                s.query_row(
+                    params![int(key.parent.0), fold, key.name.as_bytes()],
+                    |row| row.get::<_, i64>(0),
+                )
+                .optional()
             })
             .context("look up a name")
             .map(|found| found.map(|ino| Ino(ino as u64)))
@@ -136,9 +153,15 @@ impl Snapshot {
     /// If SQLite cannot read.
     pub fn placed(&self, key: &NameKey) -> Result<Option<PlacedEntry>> {
         self.conn
-            .prepare_cached(&format!("SELECT {PLACED_COLUMNS} FROM placed WHERE parent=? AND name=?"))
+            .prepare_cached(&format!(
+                "SELECT {PLACED_COLUMNS} FROM placed WHERE parent=? AND name=?"
+            ))
             .and_then(|mut s| {
-                s.query_row(params![int(key.parent.0), key.name.as_bytes()], placed_from_row).optional()
+                s.query_row(
+                    params![int(key.parent.0), key.name.as_bytes()],
+                    placed_from_row,
+                )
+                .optional()
             })
             .context("look up what the backend has")
             .map(|found| found.map(|(_, entry)| entry))
@@ -150,7 +173,11 @@ impl Snapshot {
     /// If SQLite cannot read.
     pub fn backend_dir(&self, dir: Ino) -> Result<Option<RelPath>> {
         path_upwards(dir, |at| {
-            Ok(self.places_of(at)?.into_iter().next().map(|(key, _)| (key.parent, key.name)))
+            Ok(self
+                .places_of(at)?
+                .into_iter()
+                .next()
+                .map(|(key, _)| (key.parent, key.name)))
         })
     }
 
@@ -160,7 +187,11 @@ impl Snapshot {
     /// If SQLite cannot read.
     pub fn mount_dir(&self, dir: Ino) -> Result<Option<RelPath>> {
         path_upwards(dir, |at| {
-            Ok(self.names_of(at)?.into_iter().next().map(|key| (key.parent, key.name)))
+            Ok(self
+                .names_of(at)?
+                .into_iter()
+                .next()
+                .map(|key| (key.parent, key.name)))
         })
     }
 }

@@ -35,7 +35,9 @@ struct Counter {
 impl Counter {
     fn load(conn: &Connection, key: &'static str, first: u64) -> Result<Counter> {
         let next: Option<i64> = conn
-            .query_row("SELECT value FROM meta WHERE key=?", [key], |row| row.get(0))
+            .query_row("SELECT value FROM meta WHERE key=?", [key], |row| {
+                row.get(0)
+            })
             .optional()
             .context("read a counter")?;
         let next = next.map_or(first, |n| n as u64);
@@ -71,16 +73,26 @@ pub struct Totals {
 impl Totals {
     fn of(inode: &Inode) -> Totals {
         Totals {
-            cached_bytes: if inode.object.is_some() { inode.blocks * 512 } else { 0 },
-            dirty_bytes: if inode.flags.has(Flags::DATA_DIRTY) { inode.size } else { 0 },
+            cached_bytes: if inode.object.is_some() {
+                inode.blocks * 512
+            } else {
+                0
+            },
+            dirty_bytes: if inode.flags.has(Flags::DATA_DIRTY) {
+                inode.size
+            } else {
+                0
+            },
         }
     }
 
     fn replace(&mut self, before: Option<&Inode>, after: Option<&Inode>) {
         let before = before.map(Totals::of).unwrap_or_default();
         let after = after.map(Totals::of).unwrap_or_default();
-        self.cached_bytes = (self.cached_bytes + after.cached_bytes).saturating_sub(before.cached_bytes);
-        self.dirty_bytes = (self.dirty_bytes + after.dirty_bytes).saturating_sub(before.dirty_bytes);
+        self.cached_bytes =
+            (self.cached_bytes + after.cached_bytes).saturating_sub(before.cached_bytes);
+        self.dirty_bytes =
+            (self.dirty_bytes + after.dirty_bytes).saturating_sub(before.dirty_bytes);
     }
 
     fn load(conn: &Connection) -> Result<Totals> {
@@ -166,9 +178,9 @@ impl State {
         if !self.has_uncommitted() {
             return Ok(false);
         }
-        let result = self.write_pending().and_then(|()| {
-            self.run("commit", "COMMIT", [])
-        });
+        let result = self
+            .write_pending()
+            .and_then(|()| self.run("commit", "COMMIT", []));
         match result {
             Ok(_) => {
                 self.in_transaction = false;
@@ -217,12 +229,29 @@ impl State {
 
     fn write_inode(&self, n: &Inode) -> Result<()> {
         self.conn
-            .prepare_cached("INSERT OR REPLACE INTO inodes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")
+            .prepare_cached(
+                "INSERT OR REPLACE INTO inodes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            )
             .and_then(|mut s| {
                 s.execute(params![
-                    int(n.ino.0), n.mode, n.uid, n.gid, n.rdev, n.nlink, int(n.size), int(n.blocks),
-                    n.atime.0, n.mtime.0, n.ctime.0, n.btime.0, n.object.map(|o| int(o.0)), n.flags.0,
-                    int(n.data_seq.0), int(n.time_seq.0), n.used, n.target.as_deref(),
+                    int(n.ino.0),
+                    n.mode,
+                    n.uid,
+                    n.gid,
+                    n.rdev,
+                    n.nlink,
+                    int(n.size),
+                    int(n.blocks),
+                    n.atime.0,
+                    n.mtime.0,
+                    n.ctime.0,
+                    n.btime.0,
+                    n.object.map(|o| int(o.0)),
+                    n.flags.0,
+                    int(n.data_seq.0),
+                    int(n.time_seq.0),
+                    n.used,
+                    n.target.as_deref(),
                 ])
             })
             .context("write an inode")
@@ -335,11 +364,23 @@ impl State {
             self.bury_object(&inode, object)?;
         }
         if inode.flags.has(Flags::XATTRS) {
-            self.change("drop xattrs", "DELETE FROM xattrs WHERE ino=?", [int(ino.0)])?;
+            self.change(
+                "drop xattrs",
+                "DELETE FROM xattrs WHERE ino=?",
+                [int(ino.0)],
+            )?;
         }
-        self.change("drop an inode", "DELETE FROM inodes WHERE ino=?", [int(ino.0)])?;
+        self.change(
+            "drop an inode",
+            "DELETE FROM inodes WHERE ino=?",
+            [int(ino.0)],
+        )?;
         if inode.flags.has(Flags::ON_BACKEND) {
-            self.change("drop an inode", "DELETE FROM dirty_inodes WHERE ino=?", [int(ino.0)])?;
+            self.change(
+                "drop an inode",
+                "DELETE FROM dirty_inodes WHERE ino=?",
+                [int(ino.0)],
+            )?;
         }
         self.totals.replace(Some(&inode), None);
         self.pending.remove(&ino);

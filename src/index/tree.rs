@@ -53,7 +53,11 @@ pub(super) fn placed_from_row(row: &Row<'_>) -> rusqlite::Result<(NameKey, Place
     };
     let entry = PlacedEntry {
         ino: Ino(row.get::<_, i64>(2)? as u64),
-        kind: if row.get::<_, i64>(3)? == 1 { PlainKind::Directory } else { PlainKind::File },
+        kind: if row.get::<_, i64>(3)? == 1 {
+            PlainKind::Directory
+        } else {
+            PlainKind::File
+        },
         size: row.get::<_, i64>(4)? as u64,
         mtime: Timestamp(row.get(5)?),
         hash: row.get::<_, Option<[u8; 32]>>(6)?.map(ContentHash),
@@ -77,11 +81,17 @@ pub(super) fn path_upwards(
             None => return Ok(None),
         }
         if names.len() > 10_000 {
-            return Err(IndexError::Corrupt(format!("directory {} is inside itself", dir.0)));
+            return Err(IndexError::Corrupt(format!(
+                "directory {} is inside itself",
+                dir.0
+            )));
         }
     }
     Ok(Some(
-        names.iter().rev().fold(RelPath::root(), |path, name| path.join(name)),
+        names
+            .iter()
+            .rev()
+            .fold(RelPath::root(), |path, name| path.join(name)),
     ))
 }
 
@@ -95,8 +105,10 @@ impl State {
         self.conn
             .prepare_cached("SELECT ino FROM dirents WHERE parent=? AND fold=? AND name=?")
             .and_then(|mut s| {
-                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| row.get::<_, i64>(0))
-                    .optional()
+                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| {
+                    row.get::<_, i64>(0)
+                })
+                .optional()
             })
             .context("look up a name")
             .map(|found| found.map(|ino| Ino(ino as u64)))
@@ -112,10 +124,14 @@ impl State {
             return Ok(None);
         }
         self.conn
-            .prepare_cached("SELECT name FROM dirents WHERE parent=? AND fold=? AND name<>? LIMIT 1")
+            .prepare_cached(
+                "SELECT name FROM dirents WHERE parent=? AND fold=? AND name<>? LIMIT 1",
+            )
             .and_then(|mut s| {
-                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| name_from_row(row, 0))
-                    .optional()
+                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| {
+                    name_from_row(row, 0)
+                })
+                .optional()
             })
             .context("look for a name that collides")
     }
@@ -233,7 +249,9 @@ impl State {
         let rows: rusqlite::Result<Vec<Dirent>> = match after {
             None => self
                 .conn
-                .prepare_cached("SELECT name, ino FROM dirents WHERE parent=? ORDER BY fold, name LIMIT ?")
+                .prepare_cached(
+                    "SELECT name, ino FROM dirents WHERE parent=? ORDER BY fold, name LIMIT ?",
+                )
                 .and_then(|mut s| s.query_map(params![parent, limit], dirent)?.collect()),
             Some(name) => {
                 let fold = self.rules.fold(name);
@@ -292,8 +310,12 @@ impl State {
                 "note what the backend has",
                 "INSERT OR REPLACE INTO placed VALUES(?,?,?,?,?,?,?)",
                 params![
-                    int(key.parent.0), key.name.as_bytes(), int(e.ino.0), i64::from(e.kind == PlainKind::Directory),
-                    int(e.size), e.mtime.0,
+                    int(key.parent.0),
+                    key.name.as_bytes(),
+                    int(e.ino.0),
+                    i64::from(e.kind == PlainKind::Directory),
+                    int(e.size),
+                    e.mtime.0,
                     e.hash.map(|h| h.0),
                 ],
             )?,
@@ -367,7 +389,10 @@ impl State {
     pub fn xattr(&mut self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
         self.conn
             .prepare_cached("SELECT value FROM xattrs WHERE ino=? AND name=?")
-            .and_then(|mut s| s.query_row(params![int(ino.0), name], |row| row.get(0)).optional())
+            .and_then(|mut s| {
+                s.query_row(params![int(ino.0), name], |row| row.get(0))
+                    .optional()
+            })
             .context("read an xattr")
     }
 

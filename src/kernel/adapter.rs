@@ -1,0 +1,715 @@
+//! One method a request: unpack, run, reply.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert::{
+    TTL, attr, ctx, errno, file_type, ino, name, open_mode, rename_mode, set_time,
+};
+use super::workers::Workers;
+use crate::base::Name;
+use crate::fs::{Ctx, Fs, FsError, NewNode, Result, SeekFor, SetAttr, SetXattr, Syncer};
+use crate::index::Inode;
+
+/// Inode numbers are never used twice, so there is one generation of each.
+const GENERATION: Generation = Generation(0);
+
+pub(super) struct Adapter {
+    fs: Arc<Fs>,
+    workers: Workers,
+    syncer: Arc<Syncer>,
+}
+
+/// What every reply can do.
+trait Fails: Send + 'static {
+    fn fail(self, errno: Errno);
+}
+
+macro_rules! fails {
+    ($($reply:ty),*) => { $(impl Fails for $reply {
+        fn fail(self, errno: Errno) { self.error(errno) }
+    })* };
+}
+
+fails!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyLseek,
+    ReplyOpen,
+    ReplyWrite
+);
+
+/// Runs `operation`; a panic in it is an error like another.
+fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
+        tracing::error!("a request panicked; it is answered with EIO");
+        Err(FsError::Errno(libc::EIO))
+    })
+}
+
+fn answer<R: Fails, T>(
+    request: &'static str,
+    reply: R,
+    result: Result<T>,
+    done: impl FnOnce(R, T),
+) {
+    match result {
+        Ok(value) => done(reply, value),
+        Err(error) => {
+            if error.is_fault() {
+                tracing::error!(request, %error, "request failed");
+            }
+            reply.fail(errno(&error));
+        }
+    }
+}
+
+impl Adapter {
+    pub(super) fn new(fs: Arc<Fs>, workers: Workers, syncer: Arc<Syncer>) -> Adapter {
+        Adapter {
+            fs,
+            workers,
+            syncer,
+        }
+    }
+
+    /// Runs `operation` here; if it would have to wait, on a worker that may.
+    fn run<R, T, O, D>(&self, request: &'static str, ctx: Ctx, reply: R, operation: O, done: D)
+    where
+        R: Fails,
+        O: Fn(&Fs, &Ctx) -> Result<T> + Send + 'static,
+        D: FnOnce(R, T) + Send + 'static,
+    {
+        match guarded(|| operation(&self.fs, &ctx)) {
+            Err(FsError::WouldBlock) => {
+                let fs = self.fs.clone();
+                self.workers.run(move || {
+                    let ctx = Ctx {
+                        may_block: true,
+                        ..ctx
+                    };
+                    let result = guarded(|| operation(&fs, &ctx));
+                    answer(request, reply, result, done);
+                });
+            }
+            result => answer(request, reply, result, done),
+        }
+    }
+
+    fn sync(&self, reply: ReplyEmpty) {
+        self.syncer.request(move |result| match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(Errno::from_i32(errno)),
+        });
+    }
+}
+
+fn reply_entry(reply: ReplyEntry, inode: Inode) {
+    reply.entry(&TTL, &attr(&inode), GENERATION);
+}
+
+/// Gives the kernel a value of the size that it asked for.
+fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(Errno::ERANGE),
+        Err(error) => {
+            if error.is_fault() {
+                tracing::error!(request = "xattr", %error, "request failed");
+            }
+            reply.error(errno(&error));
+        }
+    }
+}
+
+macro_rules! checked {
+    ($reply:ident, $value:expr) => {
+        match $value {
+            Ok(value) => value,
+            Err(error) => return $reply.error(errno(&error)),
+        }
+    };
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Not asked for: locks (the kernel's own are right), writeback cache (its pages die with the daemon).
+        for wanted in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_EXPORT_SUPPORT,
+        ] {
+            if config.add_capabilities(wanted).is_err() {
+                tracing::info!(?wanted, "the kernel does not offer this");
+            }
+        }
+        // A limit that the kernel lowers is as good.
+        let _ = config.set_max_write(1 << 20);
+        let _ = config.set_max_readahead(1 << 20);
+        let _ = config.set_max_background(64);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, called: &OsStr, reply: ReplyEntry) {
+        let called = checked!(reply, name(called));
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.lookup(ctx, ino(parent), &called);
+        self.run(
+            "lookup",
+            ctx(request),
+            reply,
+            operation,
+            |reply, found| match found {
+                Some(inode) => reply_entry(reply, inode),
+                None => reply.error(Errno::ENOENT),
+            },
+        );
+    }
+
+    fn forget(&self, _request: &Request, number: INodeNo, _lookups: u64) {
+        if let Err(error) = guarded(|| self.fs.forget(ino(number))) {
+            tracing::error!(request = "forget", %error, "request failed");
+        }
+    }
+
+    fn getattr(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        let operation = move |fs: &Fs, _: &Ctx| fs.getattr(ino(number));
+        self.run("getattr", ctx(request), reply, operation, |reply, inode| {
+            reply.attr(&TTL, &attr(&inode))
+        });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.setattr(ctx, ino(number), &set);
+        self.run("setattr", ctx(request), reply, operation, |reply, inode| {
+            reply.attr(&TTL, &attr(&inode))
+        });
+    }
+
+    fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
+        let operation = move |fs: &Fs, _: &Ctx| fs.readlink(ino(number));
+        self.run(
+            "readlink",
+            ctx(request),
+            reply,
+            operation,
+            |reply, target| reply.data(&target),
+        );
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        called: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let called = checked!(reply, name(called));
+        let node = NewNode {
+            mode,
+            rdev,
+            target: None,
+        };
+        let operation =
+            move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
+        self.run("mknod", ctx(request), reply, operation, reply_entry);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        called: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let called = checked!(reply, name(called));
+        let node = NewNode {
+            mode: libc::S_IFDIR | (mode & 0o7777),
+            rdev: 0,
+            target: None,
+        };
+        let operation =
+            move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
+        self.run("mkdir", ctx(request), reply, operation, reply_entry);
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        called: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let called = checked!(reply, name(called));
+        let node = NewNode {
+            mode: libc::S_IFLNK | 0o777,
+            rdev: 0,
+            target: Some(target.as_os_str().as_bytes().into()),
+        };
+        let operation =
+            move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
+        self.run("symlink", ctx(request), reply, operation, reply_entry);
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, called: &OsStr, reply: ReplyEmpty) {
+        let called = checked!(reply, name(called));
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.unlink(ctx, ino(parent), &called);
+        self.run("unlink", ctx(request), reply, operation, |reply, ()| {
+            reply.ok()
+        });
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, called: &OsStr, reply: ReplyEmpty) {
+        let called = checked!(reply, name(called));
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.rmdir(ctx, ino(parent), &called);
+        self.run("rmdir", ctx(request), reply, operation, |reply, ()| {
+            reply.ok()
+        });
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        called: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let from: Name = checked!(reply, name(called));
+        let to: Name = checked!(reply, name(new_name));
+        let mode = checked!(reply, rename_mode(flags));
+        let operation = move |fs: &Fs, ctx: &Ctx| {
+            fs.rename(ctx, (ino(parent), &from), (ino(new_parent), &to), mode)
+        };
+        self.run("rename", ctx(request), reply, operation, |reply, ()| {
+            reply.ok()
+        });
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        parent: INodeNo,
+        called: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let called = checked!(reply, name(called));
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.link(ctx, ino(number), ino(parent), &called);
+        self.run("link", ctx(request), reply, operation, reply_entry);
+    }
+
+    fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.open(ctx, ino(number), open_mode(flags.0));
+        self.run("open", ctx(request), reply, operation, |reply, handle| {
+            reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE);
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        called: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let called = checked!(reply, name(called));
+        let exclusive = flags & libc::O_EXCL != 0;
+        let operation = move |fs: &Fs, ctx: &Ctx| {
+            fs.create(ctx, ino(parent), &called, mode, open_mode(flags), exclusive)
+        };
+        self.run(
+            "create",
+            ctx(request),
+            reply,
+            operation,
+            |reply, (inode, handle)| {
+                let flags = FopenFlags::FOPEN_KEEP_CACHE;
+                reply.created(&TTL, &attr(&inode), GENERATION, FileHandle(handle), flags);
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let operation = move |fs: &Fs, ctx: &Ctx| {
+            let mut buffer = vec![0; size as usize];
+            let got = fs.read(ctx, handle.0, offset, &mut buffer)?;
+            buffer.truncate(got);
+            Ok(buffer)
+        };
+        self.run("read", ctx(request), reply, operation, |reply, buffer| {
+            reply.data(&buffer)
+        });
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let ctx = ctx(request);
+        match guarded(|| self.fs.write(&ctx, handle.0, offset, data)) {
+            Err(FsError::WouldBlock) => {
+                // Only now are the bytes copied: the request's buffer is the event thread's.
+                let data = data.to_vec();
+                let operation = move |fs: &Fs, ctx: &Ctx| fs.write(ctx, handle.0, offset, &data);
+                self.run("write", ctx, reply, operation, |reply, written| {
+                    reply.written(written as u32)
+                });
+            }
+            result => answer("write", reply, result, |reply, written| {
+                reply.written(written as u32)
+            }),
+        }
+    }
+
+    fn flush(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let operation = move |fs: &Fs, _: &Ctx| fs.flush(handle.0);
+        self.run("flush", ctx(request), reply, operation, |reply, ()| {
+            reply.ok()
+        });
+    }
+
+    fn release(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.release(ctx, handle.0);
+        self.run("release", ctx(request), reply, operation, |reply, ()| {
+            reply.ok()
+        });
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.sync(reply);
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.sync(reply);
+    }
+
+    fn opendir(&self, request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.opendir(ctx, ino(number));
+        self.run(
+            "opendir",
+            ctx(request),
+            reply,
+            operation,
+            |reply, handle| {
+                reply.opened(FileHandle(handle), FopenFlags::empty());
+            },
+        );
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = guarded(|| {
+            self.fs.readdir(handle.0, offset, |entry| {
+                let number = INodeNo(entry.inode.ino.0);
+                let kind = file_type(entry.inode.kind());
+                !reply.add(number, entry.offset, kind, OsStr::from_bytes(&entry.name))
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = guarded(|| {
+            self.fs.readdir(handle.0, offset, |entry| {
+                let number = INodeNo(entry.inode.ino.0);
+                let name = OsStr::from_bytes(&entry.name);
+                !reply.add(
+                    number,
+                    entry.offset,
+                    name,
+                    &TTL,
+                    &attr(&entry.inode),
+                    GENERATION,
+                )
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.releasedir(handle.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
+        const BLOCK: u32 = 4096;
+        // Inodes are not limited; programs that ask want to see room.
+        const INODES: u64 = 1 << 32;
+        let space = self.fs.statfs();
+        let unit = u64::from(BLOCK);
+        let available = space.available / unit;
+        reply.statfs(
+            space.total / unit,
+            available,
+            available,
+            INODES,
+            INODES,
+            BLOCK,
+            255,
+            BLOCK,
+        );
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        called: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let how = match flags {
+            libc::XATTR_CREATE => SetXattr::Create,
+            libc::XATTR_REPLACE => SetXattr::Replace,
+            _ => SetXattr::Any,
+        };
+        let (called, value) = (called.as_bytes().to_vec(), value.to_vec());
+        let operation = move |fs: &Fs, _: &Ctx| fs.setxattr(ino(number), &called, &value, how);
+        self.run("setxattr", ctx(request), reply, operation, |reply, ()| {
+            reply.ok()
+        });
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        called: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let result = guarded(|| self.fs.getxattr(ino(number), called.as_bytes()));
+        reply_xattr(reply, size, result);
+    }
+
+    fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        let result = guarded(|| self.fs.listxattr(ino(number)));
+        reply_xattr(reply, size, result);
+    }
+
+    fn removexattr(&self, request: &Request, number: INodeNo, called: &OsStr, reply: ReplyEmpty) {
+        let called = called.as_bytes().to_vec();
+        let operation = move |fs: &Fs, _: &Ctx| fs.removexattr(ino(number), &called);
+        self.run(
+            "removexattr",
+            ctx(request),
+            reply,
+            operation,
+            |reply, ()| reply.ok(),
+        );
+    }
+
+    fn access(&self, _request: &Request, _number: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks permissions itself (default_permissions) and does not ask.
+        reply.ok();
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.fallocate(ctx, handle.0, offset, length, mode);
+        self.run("fallocate", ctx(request), reply, operation, |reply, ()| {
+            reply.ok()
+        });
+    }
+
+    fn lseek(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let seek_for = match whence {
+            libc::SEEK_DATA => SeekFor::Data,
+            libc::SEEK_HOLE => SeekFor::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.seek(ctx, handle.0, offset, seek_for);
+        self.run("lseek", ctx(request), reply, operation, |reply, at| {
+            reply.offset(at as i64)
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        _from: INodeNo,
+        from_handle: FileHandle,
+        from_offset: u64,
+        _to: INodeNo,
+        to_handle: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let operation = move |fs: &Fs, ctx: &Ctx| {
+            fs.copy_range(
+                ctx,
+                (from_handle.0, from_offset),
+                (to_handle.0, to_offset),
+                length,
+            )
+        };
+        self.run(
+            "copy_file_range",
+            ctx(request),
+            reply,
+            operation,
+            |reply, copied| {
+                reply.written(copied as u32);
+            },
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! Between the words of `fuser` and ours.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use fuser::{Errno, FileAttr, FileType, INodeNo, OpenFlags, RenameFlags, Request, TimeOrNow};
+
+use crate::base::{FileKind, Ino, Name};
+use crate::fs::{Ctx, FsError, OpenMode, RenameMode, Result, SetTime};
+use crate::index::Inode;
+
+/// How long the kernel may keep names and attributes: nobody but the kernel itself changes them.
+pub(super) const TTL: Duration = Duration::from_secs(3600);
+
+/// Unit of `st_blksize`: what one request can carry well.
+const BLOCK_SIZE: u32 = 128 << 10;
+
+pub(super) fn ctx(request: &Request) -> Ctx {
+    Ctx {
+        uid: request.uid(),
+        gid: request.gid(),
+        may_block: false,
+    }
+}
+
+pub(super) fn ino(number: INodeNo) -> Ino {
+    Ino(number.0)
+}
+
+pub(super) fn name(name: &OsStr) -> Result<Name> {
+    Ok(Name::new(name.as_bytes())?)
+}
+
+pub(super) fn errno(error: &FsError) -> Errno {
+    Errno::from_i32(error.errno())
+}
+
+pub(super) fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+pub(super) fn attr(inode: &Inode) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(inode.ino.0),
+        size: inode.size,
+        blocks: inode.blocks,
+        atime: inode.atime.into(),
+        mtime: inode.mtime.into(),
+        ctime: inode.ctime.into(),
+        crtime: inode.btime.into(),
+        kind: file_type(inode.kind()),
+        perm: (inode.mode & 0o7777) as u16,
+        nlink: inode.nlink,
+        uid: inode.uid,
+        gid: inode.gid,
+        rdev: inode.rdev,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+pub(super) fn open_mode(flags: i32) -> OpenMode {
+    OpenMode {
+        write: OpenFlags(flags).acc_mode() != fuser::OpenAccMode::O_RDONLY,
+        truncate: flags & libc::O_TRUNC != 0,
+    }
+}
+
+pub(super) fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::SpecificTime(time) => SetTime::At(time.into()),
+        TimeOrNow::Now => SetTime::Now,
+    }
+}
+
+pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
+    if flags.is_empty() {
+        Ok(RenameMode::Replace)
+    } else if flags == RenameFlags::RENAME_NOREPLACE {
+        Ok(RenameMode::NoReplace)
+    } else if flags == RenameFlags::RENAME_EXCHANGE {
+        Ok(RenameMode::Exchange)
+    } else {
+        Err(FsError::Errno(libc::EINVAL))
+    }
+}
