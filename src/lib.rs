@@ -4,4 +4,8 @@
 
 pub mod backend;
 pub mod base;
+pub mod cli;
+pub mod control;
+pub mod daemon;
 pub mod rules;
+pub mod sys;
