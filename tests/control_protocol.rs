@@ -329,7 +329,9 @@ fn stop_lets_an_answer_under_way_out_and_does_not_wait_for_idle_clients() {
     let _idle = Client::connect(dir.path()).unwrap();
     let path = dir.path().to_path_buf();
     let flush = thread::spawn(move || ask(&path, &Request::Flush { timeout_ms: None }));
-    until("the flush begins", || fake.begun.load(Ordering::SeqCst) == 1);
+    until("the flush begins", || {
+        fake.begun.load(Ordering::SeqCst) == 1
+    });
     let begun = Instant::now();
     server.stop();
     assert!(
