@@ -5,6 +5,10 @@
 pub mod backend;
 pub mod base;
 pub mod cache;
+pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod flush;
 pub mod fs;
 pub mod index;
 pub mod kernel;

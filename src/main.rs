@@ -1,1 +1,7 @@
-fn main() {}
+//! The `ferryfs` command: parse, run, exit code. Everything else is in the library, so that tests reach it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ferryfs::cli::main(std::env::args_os()).into()
+}

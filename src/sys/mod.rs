@@ -2,7 +2,9 @@
 //! does not have, each answering with a plain [`std::io::Error`]; callers add the operation and the path.
 
 pub mod dir;
+pub mod fds;
 pub mod file;
 pub mod mounts;
 pub mod path;
 pub mod time;
+pub mod xattr;

@@ -1,0 +1,88 @@
+//! `ferryfs flush`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::exit::{Exit, Failure};
+use super::progress::Bar;
+use super::units::parse_duration;
+use super::{json, reach, render, say};
+use crate::control::protocol::{FlushReport, Request};
+
+/// The daemon keeps the time itself and says what it knows; only if it does not is it given up, this much later.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Carry everything over now, and return when it is on the drive
+///
+/// What is written after the command began may or may not be in it. Exit code 0 means: everything from before is on
+/// the drive, synced. 3 means that something could not be carried over; it is named, with the reason.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct FlushArgs {
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+    /// Give up waiting after this long ("90s", "10m", "2h"); exit code 1, and the daemon goes on by itself
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// The mount; may be left out where there is only one
+    mountpoint: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ferryfs flush                      # wait until everything is on the drive
+  ferryfs flush --timeout 10m ~/lab  # but no longer than ten minutes
+  ferryfs flush --json | jq -r '.left_behind[].path'";
+
+pub(super) fn run(args: &FlushArgs) -> Result<Exit, Failure> {
+    let request = Request::Flush {
+        timeout_ms: args.timeout.map(millis),
+    };
+    let patience = args.timeout.map(|timeout| timeout.saturating_add(GRACE));
+    let mut bar = Bar::new(args.json);
+    let report = reach::ask_for_report(args.mountpoint.as_deref(), &request, patience, &mut bar)?;
+    if args.json {
+        say(&json(&report)?);
+    } else {
+        say(&render::flush_report(&report));
+    }
+    Ok(verdict(&report))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a command ends with that carried over what `report` says.
+pub(super) fn verdict(report: &FlushReport) -> Exit {
+    if report.left_behind.is_empty() {
+        Exit::Done
+    } else {
+        Exit::LeftBehind
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::protocol::LeftBehind;
+
+    #[test]
+    fn zero_is_said_only_if_nothing_was_left_behind() {
+        let mut report = FlushReport {
+            batch: Some(1),
+            files: 1,
+            bytes: 1,
+            seconds: 0.0,
+            left_behind: Vec::new(),
+            kept_local: 3,
+        };
+        assert_eq!(verdict(&report), Exit::Done);
+        report.left_behind.push(LeftBehind {
+            path: "a".into(),
+            reason: "open".into(),
+        });
+        assert_eq!(verdict(&report), Exit::LeftBehind);
+    }
+}

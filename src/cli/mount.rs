@@ -1,0 +1,208 @@
+//! `ferryfs mount`
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::complain;
+use super::exit::{Exit, Failure};
+use super::units::{parse_cache_size, parse_duration};
+use crate::daemon::background::{self, CHILD_FLAG, Ready};
+use crate::daemon::options::{CacheSize, FuseOptions, IoMode, MountOptions};
+use crate::daemon::{DaemonError, preflight};
+
+/// This very program, also after the file it was started from has been replaced.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// Mount a drive's directory somewhere, with the SSD in front of it
+///
+/// The mount shows everything that is on the drive. Every write lands on the SSD, and is carried over to the drive in
+/// atomic batches: after a while of quiet, when the oldest change gets too old, or on `ferryfs flush`. The drive may be
+/// unplugged after `ferryfs eject`; the mount goes on without it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct MountArgs {
+    /// The cache directory, on an SSD [default: $XDG_DATA_HOME/ferryfs/<volume id>]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// How much the cache may hold: "10G", "512M", "1.5T", or a share of the free space such as "80%" [default: 80%]
+    #[arg(long, value_name = "SIZE", value_parser = parse_cache_size)]
+    cache_size: Option<CacheSize>,
+    /// Flush once nothing has changed for this long: "500ms", "30s", "15m", "2h", "1d"
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "30s")]
+    flush_after: Duration,
+    /// Flush once the oldest change is this old, however busy it is
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "15m")]
+    max_age: Duration,
+    /// Flush only on `ferryfs flush`, `eject` and `unmount`, and when the cache fills up
+    #[arg(long)]
+    no_auto_flush: bool,
+    /// Who reads and writes the bytes of cached files
+    #[arg(long, value_enum, default_value_t)]
+    io: IoMode,
+    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
+    #[arg(short = 'o', value_name = "OPTS")]
+    options: Vec<String>,
+    /// Do not go to the background
+    #[arg(long)]
+    foreground: bool,
+    /// Set for the process in the background by the one that starts it
+    #[arg(long, hide = true)]
+    background_child: bool,
+    /// The drive's directory
+    backend: PathBuf,
+    /// Where to mount it: an empty directory
+    mountpoint: PathBuf,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ferryfs mount /media/me/HDD ~/lab
+  ferryfs mount --cache /ssd/ferry --cache-size 200G /mnt/nas ~/nas
+  ferryfs mount --no-auto-flush -o allow_other,noexec /media/me/HDD /srv/lab";
+
+pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Failure> {
+    let child = args.background_child;
+    let options = args.into_options()?;
+    if child {
+        background::begin_child()
+            .map_err(|error| Failure::failed(format!("cannot go to the background: {error}")))?;
+        serve(options, Ready::background())?;
+        return Ok(Exit::Done);
+    }
+    if options.foreground {
+        let ready = Ready::foreground(&options.backend, &options.mountpoint);
+        serve(options, ready)?;
+        return Ok(Exit::Done);
+    }
+    let exit = background::launch(second_process(command_line))?;
+    if exit == Exit::Done {
+        complain(&background::mounted(&options.backend, &options.mountpoint));
+    }
+    Ok(exit)
+}
+
+fn serve(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
+    let options = preflight::check(options)?;
+    crate::daemon::run(options, ready)
+}
+
+/// The same command once more, with the flag that says which of the two it is. The flag stands right behind the
+/// command's name: further back a `--` might make a path of it.
+fn second_process(command_line: &[OsString]) -> Command {
+    let mut command = Command::new(THIS_PROGRAM);
+    for (place, argument) in command_line.iter().enumerate().skip(1) {
+        command.arg(argument);
+        if place == 1 {
+            command.arg(CHILD_FLAG);
+        }
+    }
+    command
+}
+
+impl MountArgs {
+    fn into_options(self) -> Result<MountOptions, Failure> {
+        let fuse = FuseOptions::parse(self.options.iter().map(String::as_str))
+            .map_err(|error| Failure::usage(error.to_string()).hint(error.hint))?;
+        let cache = self.cache.as_deref().map(|path| absolute("cache", path));
+        Ok(MountOptions {
+            backend: absolute("backend", &self.backend)?,
+            mountpoint: absolute("mount point", &self.mountpoint)?,
+            cache: cache.transpose()?,
+            cache_size: self.cache_size.unwrap_or_default(),
+            flush_after: self.flush_after,
+            max_age: self.max_age,
+            auto_flush: !self.no_auto_flush,
+            io: self.io,
+            fuse,
+            foreground: self.foreground,
+        })
+    }
+}
+
+/// `path` made absolute now, as the daemon leaves the working directory.
+fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
+    if path.as_os_str() == OsStr::new("") {
+        return Err(Failure::usage(format!("the {what} is an empty path")));
+    }
+    std::path::absolute(path).map_err(|error| {
+        Failure::failed(format!("cannot make {} absolute: {error}", path.display()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        mount: MountArgs,
+    }
+
+    fn options(line: &str) -> Result<MountOptions, Failure> {
+        let words = std::iter::once("mount").chain(line.split_whitespace());
+        let line =
+            Line::try_parse_from(words).map_err(|error| Failure::usage(error.to_string()))?;
+        line.mount.into_options()
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let options = options("/b /m").unwrap();
+        let expected = MountOptions {
+            backend: "/b".into(),
+            mountpoint: "/m".into(),
+            cache: None,
+            cache_size: CacheSize::PercentOfFree(80),
+            flush_after: Duration::from_secs(30),
+            max_age: Duration::from_secs(900),
+            auto_flush: true,
+            io: IoMode::Auto,
+            fuse: FuseOptions::default(),
+            foreground: false,
+        };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let options = options(
+            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io daemon \
+             -o allow_other -o noexec,suid --foreground rel /m",
+        )
+        .unwrap();
+        assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
+        assert_eq!(options.cache.as_deref(), Some(Path::new("/c")));
+        assert_eq!(options.cache_size, CacheSize::Bytes(10 << 30));
+        assert_eq!(options.flush_after, Duration::from_secs(7200));
+        assert_eq!(options.max_age, Duration::from_secs(86_400));
+        assert!(!options.auto_flush && options.foreground);
+        assert_eq!(options.io, IoMode::Daemon);
+        assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_wrong_usage() {
+        for line in [
+            "",
+            "/b",
+            "/b /m /x",
+            "-o ro /b /m",
+            "--io both /b /m",
+            "--max-age soon /b /m",
+        ] {
+            assert_eq!(options(line).unwrap_err().code, Exit::Usage, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_second_process_gets_its_flag_before_a_double_dash() {
+        let line = ["ferryfs", "mount", "--", "-b", "m"].map(OsString::from);
+        let command = second_process(&line);
+        let args: Vec<_> = command.get_args().collect();
+        assert_eq!(args, ["mount", CHILD_FLAG, "--", "-b", "m"]);
+    }
+}

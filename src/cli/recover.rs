@@ -1,0 +1,35 @@
+//! `ferryfs recover`
+
+use std::path::PathBuf;
+
+use super::exit::{Exit, Failure};
+use super::{render, say};
+
+/// Finish an interrupted batch on a drive, without the cache it came from
+///
+/// For a machine that has the drive but not the SSD. A batch that was committed is finished, one that was not is taken
+/// back; either way the files on the drive are whole. Where the cache is at hand, `ferryfs mount` does this by itself.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RecoverArgs {
+    /// The drive's directory
+    backend: PathBuf,
+}
+
+const EXAMPLES: &str = "\
+Example:
+  ferryfs recover /media/me/HDD";
+
+pub(super) fn run(args: &RecoverArgs) -> Result<Exit, Failure> {
+    let backend = std::path::absolute(&args.backend)
+        .map_err(|error| Failure::usage(format!("no usable path: {error}")))?;
+    crate::daemon::preflight::check_recoverable(&backend)
+        .map_err(crate::daemon::DaemonError::from)?;
+    let report = crate::daemon::recover(&backend)?;
+    say(&render::recover_report(&report));
+    if report.left_behind.is_empty() {
+        Ok(Exit::Done)
+    } else {
+        Ok(Exit::LeftBehind)
+    }
+}

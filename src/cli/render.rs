@@ -1,0 +1,262 @@
+//! What people read: reports as text. No I/O here.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::units::{human_bytes, human_seconds};
+use crate::control::protocol::{
+    BackendState, BatchOutcome, FlushReport, IoPath, LastBatch, LeftBehind, Status,
+};
+use crate::daemon::{RecoverReport, Recovery};
+
+/// How many left-behind files are listed one by one; `--json` has them all.
+const LISTED: usize = 20;
+
+/// `text` on one line, with control characters shown instead of obeyed: names of files may hold anything.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// `path` so that it can be pasted into a shell.
+pub fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", printable(&text).replace('\'', "'\\''"))
+}
+
+/// The answer to `ferryfs status`.
+pub fn status(status: &Status) -> String {
+    let state = match status.backend_state {
+        BackendState::Attached => "attached",
+        BackendState::Detached => "not there",
+    };
+    let mut rows = vec![
+        ("mount", printable(&status.mountpoint)),
+        (
+            "backend",
+            format!("{} ({state})", printable(&status.backend)),
+        ),
+        ("volume", printable(&status.volume_id)),
+        ("waiting", waiting(status)),
+    ];
+    if status.open_for_write > 0 {
+        rows.push((
+            "open",
+            format!("{} for writing", files(status.open_for_write)),
+        ));
+    }
+    rows.push(("cached", human_bytes(status.cached_bytes)));
+    if status.kept_local > 0 {
+        rows.push(("kept here", kept_here(status.kept_local)));
+    }
+    rows.push(("last batch", last_batch(status.last_batch.as_ref())));
+    let io = match status.io {
+        IoPath::Daemon => "daemon",
+        IoPath::Passthrough => "passthrough",
+    };
+    let daemon = format!(
+        "version {}, pid {}, I/O by {io}",
+        printable(&status.version),
+        status.pid
+    );
+    rows.push(("daemon", daemon));
+    if let Some(error) = &status.last_error {
+        rows.push(("error", printable(error)));
+    }
+    let mut text = table(&rows);
+    let _ = writeln!(text, "\n{}", advice(status));
+    text
+}
+
+fn table(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (label, value) in rows {
+        let _ = writeln!(text, "{label:<width$}  {value}");
+    }
+    text
+}
+
+fn waiting(status: &Status) -> String {
+    let on_its_way = if status.batch_in_progress {
+        ", a batch is on its way"
+    } else {
+        ""
+    };
+    match status.dirty_files {
+        0 => format!("nothing{on_its_way}"),
+        count => format!(
+            "{}, {}{on_its_way}",
+            files(count),
+            human_bytes(status.dirty_bytes)
+        ),
+    }
+}
+
+fn last_batch(batch: Option<&LastBatch>) -> String {
+    let Some(batch) = batch else {
+        return "none yet".into();
+    };
+    let outcome = match batch.outcome {
+        BatchOutcome::Complete => "complete",
+        BatchOutcome::LeftBehind => "something was left behind",
+        BatchOutcome::Failed => "failed, to be tried again",
+    };
+    format!(
+        "{} at {}: {}, {}, {outcome}",
+        batch.number,
+        printable(&batch.time),
+        files(batch.files),
+        human_bytes(batch.bytes),
+    )
+}
+
+/// What it all means for whoever has a hand on the cable.
+fn advice(status: &Status) -> String {
+    let mount = quoted(Path::new(&status.mountpoint));
+    match (status.backend_state, status.safe_to_unplug) {
+        (BackendState::Attached, true) => {
+            "Safe to unplug: nothing waits, nothing is being written.".into()
+        }
+        (BackendState::Attached, false) => {
+            format!("NOT safe to unplug. To make it so: ferryfs eject {mount}")
+        }
+        (BackendState::Detached, _) if status.dirty_files > 0 => {
+            "The backend is not there. Go on working; what waits is carried over when it is back."
+                .into()
+        }
+        (BackendState::Detached, _) => "The backend is not there, and nothing waits for it.".into(),
+    }
+}
+
+/// What `ferryfs flush` did.
+pub fn flush_report(report: &FlushReport) -> String {
+    let mut text = carried(report);
+    text.push_str(&left_behind(&report.left_behind));
+    if report.kept_local > 0 {
+        let _ = writeln!(text, "kept here: {}", kept_here(report.kept_local));
+    }
+    text
+}
+
+/// What `ferryfs eject` did.
+pub fn eject_report(report: &FlushReport) -> String {
+    let mut text = flush_report(report);
+    text.push_str(if report.left_behind.is_empty() {
+        "Safe to unplug. The mount goes on without the drive.\n"
+    } else {
+        "The drive is let go of, and may be unplugged; what was left behind is not on it.\n"
+    });
+    text
+}
+
+/// What `ferryfs unmount` did to the mount at `mountpoint`.
+pub fn unmount_report(report: &FlushReport, flushed: bool, mountpoint: &Path) -> String {
+    let mut text = if flushed {
+        flush_report(report)
+    } else {
+        String::new()
+    };
+    let _ = writeln!(
+        text,
+        "unmounted {}",
+        printable(&mountpoint.to_string_lossy())
+    );
+    text
+}
+
+/// What `ferryfs recover` found and did.
+pub fn recover_report(report: &RecoverReport) -> String {
+    let mut text = match report.recovery {
+        Recovery::NothingToDo => "no batch was interrupted; nothing to do\n".into(),
+        Recovery::Finished {
+            batch,
+            files: count,
+            bytes,
+        } => format!(
+            "finished batch {batch}: {}, {}\n",
+            files(count),
+            human_bytes(bytes)
+        ),
+        Recovery::Discarded { batch } => format!(
+            "took back batch {batch}, which had not been committed: the files are as they were before it\n"
+        ),
+    };
+    text.push_str(&left_behind(&report.left_behind));
+    text
+}
+
+fn carried(report: &FlushReport) -> String {
+    match report.batch {
+        None if report.left_behind.is_empty() => {
+            "nothing to do: everything is on the drive\n".into()
+        }
+        None => "nothing was carried over\n".into(),
+        Some(batch) => {
+            let speed = if report.seconds >= 0.1 {
+                let per_second = report.bytes as f64 / report.seconds;
+                format!(" ({}/s)", human_bytes(per_second as u64))
+            } else {
+                String::new()
+            };
+            format!(
+                "batch {batch}: {}, {} in {}{speed}\n",
+                files(report.files),
+                human_bytes(report.bytes),
+                human_seconds(report.seconds),
+            )
+        }
+    }
+}
+
+fn left_behind(left: &[LeftBehind]) -> String {
+    let mut text = String::new();
+    if left.is_empty() {
+        return text;
+    }
+    let _ = writeln!(text, "NOT on the drive: {}", files(left.len() as u64));
+    for item in left.iter().take(LISTED) {
+        let _ = writeln!(
+            text,
+            "  {}: {}",
+            printable(&item.path),
+            printable(&item.reason)
+        );
+    }
+    if left.len() > LISTED {
+        let _ = writeln!(
+            text,
+            "  and {} more (all of them: --json)",
+            left.len() - LISTED
+        );
+    }
+    text
+}
+
+fn kept_here(count: u64) -> String {
+    let entries = if count == 1 { "entry" } else { "entries" };
+    format!("{count} {entries} that the drive cannot hold (links, devices, ...)")
+}
+
+/// `1 file`, `12 files`.
+pub fn files(count: u64) -> String {
+    match count {
+        1 => "1 file".into(),
+        _ => format!("{count} files"),
+    }
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

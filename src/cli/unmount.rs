@@ -1,0 +1,89 @@
+//! `ferryfs unmount`
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::exit::{Exit, Failure};
+use super::flush::verdict;
+use super::mounts::{self, MountEntry};
+use super::progress::Bar;
+use super::reach::{self, ReachError};
+use super::{complain, render, say};
+use crate::control::protocol::Request;
+use crate::daemon::dead_mount;
+
+/// How long the mount may take to leave the table after the daemon said that it is done.
+const LEAVING: Duration = Duration::from_secs(10);
+
+/// Flush and end the mount
+///
+/// Nothing is lost either way: what is not carried over stays in the cache, and is carried over after the next mount.
+/// Also takes away a mount whose daemon is gone.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct UnmountArgs {
+    /// Do not flush: what waits stays in the cache until the next mount
+    #[arg(long)]
+    no_flush: bool,
+    /// The mount; may be left out where there is only one
+    mountpoint: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ferryfs unmount
+  ferryfs unmount --no-flush ~/lab   # at once; the rest follows after the next mount";
+
+pub(super) fn run(args: &UnmountArgs) -> Result<Exit, Failure> {
+    let mount = mounts::find(args.mountpoint.as_deref())?;
+    let mut client = match reach::daemon_of(&mount) {
+        Ok(client) => client,
+        Err(ReachError::DaemonGone { .. }) => return take_away(&mount),
+        Err(error) => return Err(error.into()),
+    };
+    let request = Request::Unmount {
+        flush: !args.no_flush,
+    };
+    let report = reach::report(&mut client, &request, None, &mut Bar::new(false))?;
+    drop(client);
+    wait_until_gone(&mount)?;
+    say(&render::unmount_report(
+        &report,
+        !args.no_flush,
+        &mount.mountpoint,
+    ));
+    Ok(verdict(&report))
+}
+
+fn take_away(mount: &MountEntry) -> Result<Exit, Failure> {
+    dead_mount::detach(&mount.mountpoint).map_err(|error| {
+        Failure::failed(error.to_string()).hint("try again as root, or as the user who mounted it")
+    })?;
+    complain(&format!(
+        "ferryfs: the daemon of {} was gone; its dead mount is taken away\n  \
+         hint: what had not been carried over is in the cache, and follows after the next mount",
+        mount.mountpoint.display()
+    ));
+    Ok(Exit::Done)
+}
+
+/// So that after exit code 0 the next command of a script finds the mount point free. The kernel's number of the mount
+/// tells it from another one that somebody makes there meanwhile.
+fn wait_until_gone(mount: &MountEntry) -> Result<(), Failure> {
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        let there = mounts::read().is_ok_and(|all| all.iter().any(|other| other.id == mount.id));
+        if !there {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::failed(format!(
+                "{} is still mounted",
+                mount.mountpoint.display()
+            ))
+            .hint("something uses it: see `fuser -vm` on it, end that, and try again"));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

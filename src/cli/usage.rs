@@ -1,0 +1,78 @@
+//! Help, and what a command line that makes no sense is answered.
+
+use clap::error::ErrorKind;
+
+use super::exit::{Exit, Failure};
+
+/// What parsing ended with, where that is not a command: help on stdout, or a [`Failure`].
+pub(super) fn answer(error: &clap::Error) -> Result<Exit, Failure> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            Ok(Exit::Done)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            Ok(Exit::Usage)
+        }
+        _ => Err(in_one_line(&error.to_string())),
+    }
+}
+
+/// The parser's words in the form that all our failures have. It writes a first paragraph that says what is wrong,
+/// further ones with tips, and then the usage.
+fn in_one_line(words: &str) -> Failure {
+    let mut paragraphs = words.split("\n\n");
+    let first = paragraphs.next().unwrap_or_default();
+    let message = joined(first.strip_prefix("error: ").unwrap_or(first));
+    let tip = words
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("tip: "));
+    let hint = match (
+        tip,
+        words.lines().find_map(|line| line.strip_prefix("Usage: ")),
+    ) {
+        (Some(tip), _) => tip.to_string(),
+        (None, Some(usage)) => format!("usage: {usage}"),
+        (None, None) => "see `ferryfs --help`".into(),
+    };
+    Failure::usage(message).hint(hint)
+}
+
+fn joined(paragraph: &str) -> String {
+    paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_lines_become_one_and_the_usage_becomes_the_hint() {
+        let failure = in_one_line(
+            "error: the following required arguments were not provided:\n  <BACKEND>\n  <MOUNTPOINT>\n\n\
+             Usage: ferryfs mount <BACKEND> <MOUNTPOINT>\n\nFor more information, try '--help'.\n",
+        );
+        assert_eq!(failure.code, Exit::Usage);
+        assert_eq!(
+            failure.message,
+            "the following required arguments were not provided: <BACKEND> <MOUNTPOINT>"
+        );
+        assert_eq!(
+            failure.hint.unwrap(),
+            "usage: ferryfs mount <BACKEND> <MOUNTPOINT>"
+        );
+    }
+
+    #[test]
+    fn a_tip_is_the_better_hint() {
+        let failure = in_one_line(
+            "error: unrecognized subcommand 'flsh'\n\n  tip: a similar subcommand exists: 'flush'\n\nUsage: ferryfs <COMMAND>\n",
+        );
+        assert_eq!(failure.message, "unrecognized subcommand 'flsh'");
+        assert_eq!(
+            failure.hint.unwrap(),
+            "a similar subcommand exists: 'flush'"
+        );
+    }
+}

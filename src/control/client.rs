@@ -1,0 +1,160 @@
+//! The command's end of the control socket.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::address::at_socket;
+use super::lines::{LineError, LineReader};
+use super::protocol::{
+    self, Answer, ControlError, Progress, ProtocolError, Reply, Request, SOCKET_NAME,
+};
+
+/// Longest line that is taken from the daemon, in bytes: room for the names of some hundred thousand files left behind.
+const REPLY_LIMIT: usize = 64 << 20;
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("cannot reach the daemon at {}: {source}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("cannot {operation} the daemon at {}: {source}", path.display())]
+    Io {
+        /// What was tried ("write to", "read from").
+        operation: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The daemon closed the connection before it had answered: it ended, or failed badly.
+    #[error("the daemon at {} went away before it had answered", path.display())]
+    Closed {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// No answer in time. The daemon may still be at it.
+    #[error("no answer within {} s", after.as_secs_f32())]
+    TimedOut {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// What came is not of this protocol.
+    #[error("the daemon at {} is not understood: {source}", path.display())]
+    Protocol {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ProtocolError,
+    },
+    /// The daemon answered that it failed.
+    #[error(transparent)]
+    Refused(#[from] ControlError),
+}
+
+/// A connection to the daemon.
+pub struct Client {
+    stream: UnixStream,
+    reader: LineReader,
+    path: PathBuf,
+}
+
+impl Client {
+    /// Connects to the daemon whose cache is `cache`.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] if nobody listens there, or it is another user's.
+    pub fn connect(cache: &Path) -> Result<Client, ClientError> {
+        let path = cache.join(SOCKET_NAME);
+        match at_socket(cache, |short| UnixStream::connect(short)) {
+            Ok(stream) => Ok(Client {
+                stream,
+                reader: LineReader::default(),
+                path,
+            }),
+            Err(source) => Err(ClientError::Connect { path, source }),
+        }
+    }
+
+    /// Asks `request` and waits for what comes of it, for at most `timeout` in all; each sign of progress goes to `progress`.
+    ///
+    /// After an error the connection is of no further use.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's own words if it failed there; the others if no answer came.
+    pub fn call(
+        &mut self,
+        request: &Request,
+        timeout: Option<Duration>,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Answer, ClientError> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let line = protocol::encode(request).map_err(|source| self.not_understood(source))?;
+        let _ = self
+            .stream
+            .set_write_timeout(timeout.filter(|t| !t.is_zero()));
+        // A daemon that turns us away may have said why and closed before we wrote; so its words are looked for first.
+        let written = (&self.stream).write_all(&line);
+        loop {
+            let reply = match self.reader.next_line(&self.stream, REPLY_LIMIT, deadline) {
+                Ok(Some(line)) => protocol::decode::<Reply>(&line),
+                Ok(None) | Err(LineError::Truncated) => return Err(self.closed(written)),
+                Err(error) => return Err(self.line_error(error, timeout)),
+            };
+            match reply.map_err(|source| self.not_understood(source))? {
+                Reply::Progress(step) => progress(&step),
+                Reply::Done { answer } => return Ok(answer),
+                Reply::Error(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn closed(&self, written: io::Result<()>) -> ClientError {
+        let path = self.path.clone();
+        match written {
+            Ok(()) => ClientError::Closed { path },
+            Err(source) => ClientError::Io {
+                operation: "write to",
+                path,
+                source,
+            },
+        }
+    }
+
+    fn line_error(&self, error: LineError, timeout: Option<Duration>) -> ClientError {
+        let path = self.path.clone();
+        match error {
+            LineError::TimedOut { .. } => ClientError::TimedOut {
+                after: timeout.unwrap_or_default(),
+            },
+            LineError::Io(source) if source.kind() == io::ErrorKind::ConnectionReset => {
+                ClientError::Closed { path }
+            }
+            LineError::Io(source) => ClientError::Io {
+                operation: "read from",
+                path,
+                source,
+            },
+            LineError::TooLong | LineError::Truncated => ClientError::Io {
+                operation: "read from",
+                path,
+                source: io::Error::new(io::ErrorKind::InvalidData, "the answer is too long"),
+            },
+        }
+    }
+
+    fn not_understood(&self, source: ProtocolError) -> ClientError {
+        ClientError::Protocol {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}

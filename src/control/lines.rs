@@ -1,0 +1,159 @@
+//! Lines from a socket, with a bound on their length and on the time they may take.
+//!
+//! The time is a deadline for the whole line, not for each read: a peer that sends a byte now and then gets no further.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// Why there is no line.
+#[derive(Debug)]
+pub(super) enum LineError {
+    /// It is longer than the bound. The stream is of no further use.
+    TooLong,
+    /// The deadline has passed; `partial` if some of the line had come.
+    TimedOut { partial: bool },
+    /// The peer closed in the middle of a line.
+    Truncated,
+    /// What the system said.
+    Io(io::Error),
+}
+
+/// Bytes that have come and not yet been handed out.
+///
+/// Invariant: the first `scanned` bytes of `buffer` hold no newline.
+#[derive(Default)]
+pub(super) struct LineReader {
+    buffer: Vec<u8>,
+    scanned: usize,
+}
+
+impl LineReader {
+    /// The next line without its newline; `None` if the peer closed between two lines.
+    ///
+    /// At most `limit` bytes and a chunk are held; a `deadline` of `None` waits for ever.
+    pub(super) fn next_line(
+        &mut self,
+        mut stream: &UnixStream,
+        limit: usize,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Vec<u8>>, LineError> {
+        let mut chunk = [0; 8192];
+        loop {
+            if let Some(line) = self.take_line(limit)? {
+                return Ok(Some(line));
+            }
+            self.arm(stream, deadline)?;
+            match stream.read(&mut chunk) {
+                Ok(0) if self.buffer.is_empty() => return Ok(None),
+                Ok(0) => return Err(LineError::Truncated),
+                Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
+                Err(error) => match error.kind() {
+                    // The deadline is looked at before the next read.
+                    io::ErrorKind::Interrupted
+                    | io::ErrorKind::WouldBlock
+                    | io::ErrorKind::TimedOut => {}
+                    _ => return Err(LineError::Io(error)),
+                },
+            }
+        }
+    }
+
+    fn take_line(&mut self, limit: usize) -> Result<Option<Vec<u8>>, LineError> {
+        let found = self.buffer[self.scanned..].iter().position(|&b| b == b'\n');
+        let Some(end) = found.map(|at| at + self.scanned) else {
+            self.scanned = self.buffer.len();
+            return if self.buffer.len() > limit {
+                Err(LineError::TooLong)
+            } else {
+                Ok(None)
+            };
+        };
+        if end > limit {
+            return Err(LineError::TooLong);
+        }
+        let rest = self.buffer.split_off(end + 1);
+        let mut line = std::mem::replace(&mut self.buffer, rest);
+        line.truncate(end);
+        self.scanned = 0;
+        Ok(Some(line))
+    }
+
+    fn arm(&self, stream: &UnixStream, deadline: Option<Instant>) -> Result<(), LineError> {
+        let left = match deadline {
+            None => None,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    let partial = !self.buffer.is_empty();
+                    return Err(LineError::TimedOut { partial });
+                }
+                // The system counts in microseconds and takes zero for "never".
+                Some(left.max(Duration::from_millis(1)))
+            }
+        };
+        stream.set_read_timeout(left).map_err(LineError::Io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn lines_come_one_by_one_however_they_were_sent() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"one\ntw").unwrap();
+        let mut reader = LineReader::default();
+        assert_eq!(
+            reader.next_line(&theirs, 10, None).unwrap().unwrap(),
+            b"one"
+        );
+        ours.write_all(b"o\n\nend").unwrap();
+        drop(ours);
+        assert_eq!(
+            reader.next_line(&theirs, 10, None).unwrap().unwrap(),
+            b"two"
+        );
+        assert_eq!(reader.next_line(&theirs, 10, None).unwrap().unwrap(), b"");
+        let end = reader.next_line(&theirs, 10, None);
+        assert!(matches!(end, Err(LineError::Truncated)), "{end:?}");
+    }
+
+    #[test]
+    fn a_line_of_the_limit_passes_and_one_byte_more_does_not() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"1234\n12345\n").unwrap();
+        let mut reader = LineReader::default();
+        assert_eq!(
+            reader.next_line(&theirs, 4, None).unwrap().unwrap(),
+            b"1234"
+        );
+        let end = reader.next_line(&theirs, 4, None);
+        assert!(matches!(end, Err(LineError::TooLong)), "{end:?}");
+    }
+
+    #[test]
+    fn a_byte_now_and_then_does_not_push_the_deadline_back() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let dripper = std::thread::spawn(move || {
+            for _ in 0..40 {
+                std::thread::sleep(Duration::from_millis(25));
+                if ours.write_all(b"x").is_err() {
+                    break;
+                }
+            }
+        });
+        let begun = Instant::now();
+        let deadline = begun + Duration::from_millis(150);
+        let end = LineReader::default().next_line(&theirs, 1000, Some(deadline));
+        assert!(
+            matches!(end, Err(LineError::TimedOut { partial: true })),
+            "{end:?}"
+        );
+        assert!(begun.elapsed() < Duration::from_millis(900));
+        drop(theirs);
+        dripper.join().unwrap();
+    }
+}

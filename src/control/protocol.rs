@@ -1,0 +1,319 @@
+//! What goes over the control socket: one JSON object a line, each with `"v":1`.
+//!
+//! A request gets any number of [`Reply::Progress`] lines and then exactly one [`Reply::Done`] or [`Reply::Error`].
+//! Further requests may follow on the same connection. Fields that a side does not know are ignored, so fields may be
+//! added within a version; taking one away or changing its meaning needs the next version.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The version that this program speaks.
+pub const VERSION: u32 = 1;
+
+/// Name of the socket in the cache directory.
+pub const SOCKET_NAME: &str = "control.sock";
+
+/// What a command asks of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Whether anybody is there.
+    Ping,
+    /// How things stand.
+    Status,
+    /// Carry over what waits, and answer when it is on the backend.
+    Flush {
+        /// How long to wait at most, in milliseconds; for ever if left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<u64>,
+    },
+    /// Flush, then let go of the backend; the mount goes on without it.
+    Eject,
+    /// End the mount and the daemon.
+    Unmount {
+        /// Flush before.
+        flush: bool,
+    },
+}
+
+/// One line of the daemon's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// How far it is; more follows.
+    Progress(Progress),
+    /// It is done; nothing follows.
+    Done {
+        /// What came of it.
+        answer: Answer,
+    },
+    /// It failed; nothing follows.
+    Error(ControlError),
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Request::Ping`].
+    Pong {
+        /// Version of the daemon's program.
+        version: String,
+        /// The daemon's process id.
+        pid: u32,
+    },
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
+    Report(FlushReport),
+}
+
+/// Where a batch is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The set of changes is being fixed.
+    Cut,
+    /// Contents are being written beside their final place.
+    Stage,
+    /// The record of the batch is being written.
+    Commit,
+    /// Files are being moved into place.
+    Apply,
+    /// What was written is being checked and let go of.
+    Confirm,
+}
+
+/// How far a batch is. The totals may grow while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Where it is on its way.
+    pub phase: Phase,
+    /// Files that this phase is through with.
+    pub files_done: u64,
+    /// Files that this phase has in all.
+    pub files_total: u64,
+    /// Bytes that this phase is through with.
+    pub bytes_done: u64,
+    /// Bytes that this phase has in all.
+    pub bytes_total: u64,
+}
+
+/// Whether the backend is at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendState {
+    /// It is there, and it is the right one.
+    Attached,
+    /// It is unplugged, ejected, or does not answer.
+    Detached,
+}
+
+/// How the bytes of cached files are read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IoPath {
+    /// By the daemon.
+    Daemon,
+    /// By the kernel alone.
+    Passthrough,
+}
+
+/// How things stand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Where the mount is. As text; bytes that are not UTF-8 are replaced, here and in every path of this protocol.
+    pub mountpoint: String,
+    /// The backend's directory.
+    pub backend: String,
+    /// Identity of the backend's volume.
+    pub volume_id: String,
+    /// Whether the backend is at hand.
+    pub backend_state: BackendState,
+    /// Changed files, directories and names that wait to be carried over.
+    pub dirty_files: u64,
+    /// Bytes that wait to be carried over.
+    pub dirty_bytes: u64,
+    /// Files that are open for writing.
+    pub open_for_write: u64,
+    /// Bytes that the cache holds.
+    pub cached_bytes: u64,
+    /// The batch that ended last; `None` if there was none.
+    pub last_batch: Option<LastBatch>,
+    /// Whether the backend may be unplugged now without anything waiting for it or being written to it.
+    pub safe_to_unplug: bool,
+    /// Whether a batch is on its way.
+    pub batch_in_progress: bool,
+    /// Entries that the backend cannot hold (symbolic links, devices, ...) and that live in the index only.
+    pub kept_local: u64,
+    /// The last thing that went wrong and has not been put right since.
+    pub last_error: Option<String>,
+    /// How cached files are read and written.
+    pub io: IoPath,
+    /// Version of the daemon's program.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+}
+
+/// How a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchOutcome {
+    /// All of it is on the backend.
+    Complete,
+    /// It is on the backend, but something could not be in it.
+    LeftBehind,
+    /// It was broken off and is to be tried again.
+    Failed,
+}
+
+/// The batch that ended last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastBatch {
+    /// Its number, counted per volume from 1.
+    pub number: u64,
+    /// When it ended: RFC 3339, UTC.
+    pub time: String,
+    /// How many files it carried.
+    pub files: u64,
+    /// How many bytes it carried.
+    pub bytes: u64,
+    /// How it ended.
+    pub outcome: BatchOutcome,
+}
+
+/// Something that a flush could not carry over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftBehind {
+    /// Its path below the mount.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a flush did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlushReport {
+    /// Number of the (last) batch; `None` if there was nothing to carry over.
+    pub batch: Option<u64>,
+    /// How many files were carried over.
+    pub files: u64,
+    /// How many bytes were carried over.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// What was not carried over and should have been. Empty means: everything is on the backend, synced.
+    pub left_behind: Vec<LeftBehind>,
+    /// Entries that the backend cannot hold and that live in the index only.
+    pub kept_local: u64,
+}
+
+/// What kind of failure it was; decides the exit code of the command that asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// It was tried and did not work.
+    Failed,
+    /// The backend is not there.
+    BackendAbsent,
+    /// Something else is in the way; later it may work.
+    Busy,
+    /// The request makes no sense to this daemon.
+    BadRequest,
+}
+
+/// A request that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    /// What kind of failure.
+    pub code: ErrorCode,
+    /// What is wrong, in one line without a full stop.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl ControlError {
+    /// A failure of kind `code`, without a hint.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> ControlError {
+        ControlError {
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// The same failure with what to do about it.
+    pub fn with_hint(self, hint: impl Into<String>) -> ControlError {
+        ControlError {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+}
+
+/// Why a line could not be written or understood.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtocolError {
+    /// No JSON object with a version.
+    #[error("not a line of the control protocol: {0}")]
+    Malformed(#[source] serde_json::Error),
+    /// Another version of the protocol.
+    #[error("speaks version {theirs} of the control protocol, not {VERSION}")]
+    Version {
+        /// The version that the line names.
+        theirs: u32,
+    },
+    /// The right version, but no message that this program knows.
+    #[error("not a known message: {0}")]
+    Unknown(#[source] serde_json::Error),
+    /// A message that JSON cannot express.
+    #[error("cannot be written as JSON: {0}")]
+    Encode(#[source] serde_json::Error),
+}
+
+#[derive(Serialize)]
+struct Outer<'a, T> {
+    v: u32,
+    #[serde(flatten)]
+    message: &'a T,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    v: u32,
+}
+
+/// `message` as a line, with its version and its newline.
+///
+/// # Errors
+/// [`ProtocolError::Encode`] if JSON cannot express it.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ProtocolError> {
+    let outer = Outer {
+        v: VERSION,
+        message,
+    };
+    let mut line = serde_json::to_vec(&outer).map_err(ProtocolError::Encode)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The message that `line` (without its newline) holds.
+///
+/// # Errors
+/// [`ProtocolError`], which tells garbage, another version and an unknown message apart.
+pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, ProtocolError> {
+    // The version first: what another version would mean by the other fields is not ours to guess.
+    let version: Version = serde_json::from_slice(line).map_err(ProtocolError::Malformed)?;
+    if version.v != VERSION {
+        return Err(ProtocolError::Version { theirs: version.v });
+    }
+    serde_json::from_slice(line).map_err(ProtocolError::Unknown)
+}
+
+#[cfg(test)]
+#[path = "protocol_tests.rs"]
+mod tests;

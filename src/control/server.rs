@@ -1,0 +1,270 @@
+//! The daemon's end of the control socket.
+//!
+//! Who may talk: the socket is 0600 in a directory that is 0700, and the kernel's word on the peer's user is checked
+//! besides; so the instant between bind and chmod opens nothing.
+//! Who may wait for whom: a request runs on its connection's own thread. Progress is sent without ever blocking, so a
+//! client that stops reading, or goes away, delays nothing; only the last line of an answer waits, for a bounded time.
+//! Lock order: `connections` is the only lock, and nothing is called while it is held.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{Shutdown, getsockopt};
+use nix::unistd::Uid;
+use parking_lot::{Condvar, Mutex};
+
+use super::address::at_socket;
+use super::connection::{self, Limits};
+use super::protocol::{ControlError, ErrorCode, FlushReport, Progress, SOCKET_NAME, Status};
+
+/// What the daemon does when it is asked. Called from many threads at once.
+pub trait Handler: Send + Sync {
+    /// How things stand. Must not wait for the backend.
+    fn status(&self) -> Status;
+
+    /// Carries over what waits and returns when it is on the backend, or `timeout` has passed.
+    ///
+    /// # Errors
+    /// If nothing can be promised about what waits; what was merely left behind is named in the report.
+    fn flush(
+        &self,
+        timeout: Option<Duration>,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError>;
+
+    /// Flushes, then lets go of the backend.
+    ///
+    /// # Errors
+    /// If the backend is still held.
+    fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError>;
+
+    /// Flushes if told to, then ends the mount. The answer is sent after this returned, so whoever ends the process
+    /// calls [`ServerHandle::stop`] first, from another thread.
+    ///
+    /// # Errors
+    /// If the mount goes on.
+    fn unmount(
+        &self,
+        flush: bool,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError>;
+}
+
+/// Connections at hand, by a number of their own.
+type Connections = HashMap<u64, Arc<UnixStream>>;
+
+struct Shared {
+    handler: Arc<dyn Handler>,
+    limits: Limits,
+    stopping: AtomicBool,
+    connections: Mutex<Connections>,
+    /// Told whenever a connection has ended.
+    ended: Condvar,
+}
+
+/// A server at work. Dropping it stops it.
+pub struct ServerHandle {
+    shared: Arc<Shared>,
+    listener: Arc<UnixListener>,
+    acceptor: Option<JoinHandle<()>>,
+    socket: PathBuf,
+}
+
+/// Listens in `socket_dir`, which is the cache directory and 0700, and answers through `handler`.
+///
+/// A socket left by an earlier daemon is removed: the caller holds the cache's lock, so nobody listens on it.
+///
+/// # Errors
+/// If something that is no socket stands there, or what the system said.
+pub fn serve(socket_dir: &Path, handler: Arc<dyn Handler>) -> io::Result<ServerHandle> {
+    serve_within(socket_dir, handler, Limits::default())
+}
+
+/// [`serve`] with other bounds.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_within(
+    socket_dir: &Path,
+    handler: Arc<dyn Handler>,
+    limits: Limits,
+) -> io::Result<ServerHandle> {
+    let socket = socket_dir.join(SOCKET_NAME);
+    remove_stale(&socket)?;
+    let listener = Arc::new(at_socket(socket_dir, |short| UnixListener::bind(short))?);
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
+    let shared = Arc::new(Shared {
+        handler,
+        limits,
+        stopping: AtomicBool::new(false),
+        connections: Mutex::default(),
+        ended: Condvar::new(),
+    });
+    let (theirs, door) = (Arc::clone(&shared), Arc::clone(&listener));
+    let acceptor = thread::Builder::new()
+        .name("control".into())
+        .spawn(move || accept_all(&theirs, &door))?;
+    Ok(ServerHandle {
+        shared,
+        listener,
+        acceptor: Some(acceptor),
+        socket,
+    })
+}
+
+impl ServerHandle {
+    /// Takes no more requests, removes the socket, and waits a bounded time for answers under way.
+    ///
+    /// Must not be called from within a [`Handler`], whose own answer would be waited for.
+    pub fn stop(mut self) {
+        self.shut();
+    }
+
+    fn shut(&mut self) {
+        let Some(acceptor) = self.acceptor.take() else {
+            return;
+        };
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        let _ = fs::remove_file(&self.socket);
+        // On Linux this wakes a thread that waits in accept, which then fails with EINVAL.
+        let _ = nix::sys::socket::shutdown(
+            std::os::fd::AsRawFd::as_raw_fd(&*self.listener),
+            Shutdown::Read,
+        );
+        let _ = acceptor.join();
+        let deadline = Instant::now() + self.shared.limits.drain;
+        let mut connections = self.shared.connections.lock();
+        for stream in connections.values() {
+            // Who is idle sees the end; who is being answered still gets its answer.
+            let _ = stream.shutdown(std::net::Shutdown::Read);
+        }
+        while !connections.is_empty() {
+            let waited = self.shared.ended.wait_until(&mut connections, deadline);
+            if waited.timed_out() {
+                tracing::warn!(left = connections.len(), "control requests were cut off");
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        self.shut();
+    }
+}
+
+fn remove_stale(socket: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(socket) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(socket),
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            format!("{} is there and is no socket", socket.display()),
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn accept_all(shared: &Arc<Shared>, listener: &UnixListener) {
+    for number in 0.. {
+        match listener.accept() {
+            _ if shared.stopping.load(Ordering::SeqCst) => return,
+            Ok((stream, _)) => admit(shared, number, stream),
+            Err(error) => {
+                // Mostly EMFILE: the connection stays in the queue, so without a pause this would spin.
+                tracing::warn!(%error, "accept on the control socket failed");
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+/// Whether a process of user `peer` may command a daemon of user `own`.
+fn may_command(peer: Uid, own: Uid) -> bool {
+    peer == own || peer.is_root()
+}
+
+fn admit(shared: &Arc<Shared>, number: u64, stream: UnixStream) {
+    let allowed = getsockopt(&stream, PeerCredentials)
+        .is_ok_and(|peer| may_command(Uid::from_raw(peer.uid()), Uid::effective()));
+    if !allowed {
+        let error = ControlError::new(ErrorCode::Failed, "this mount belongs to another user");
+        return connection::turn_away(&stream, error);
+    }
+    let stream = Arc::new(stream);
+    let Some(slot) = Slot::take(shared, number, &stream) else {
+        let error = ControlError::new(ErrorCode::Busy, "too many commands at once")
+            .with_hint("wait until some of them have ended");
+        return connection::turn_away(&stream, error);
+    };
+    let spawned = thread::Builder::new()
+        .name("control-request".into())
+        .spawn(move || {
+            let shared = &slot.shared;
+            connection::converse(&stream, &*shared.handler, &shared.limits, &shared.stopping);
+        });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "no thread for a control request");
+    }
+}
+
+/// A connection's place among the others, given back however its thread ends.
+struct Slot {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Slot {
+    fn take(shared: &Arc<Shared>, number: u64, stream: &Arc<UnixStream>) -> Option<Slot> {
+        let mut connections = shared.connections.lock();
+        if connections.len() >= shared.limits.connections {
+            return None;
+        }
+        connections.insert(number, Arc::clone(stream));
+        Some(Slot {
+            shared: Arc::clone(shared),
+            number,
+        })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.shared.connections.lock().remove(&self.number);
+        self.shared.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_user_and_root_may_command() {
+        let (me, other, root) = (Uid::from_raw(1000), Uid::from_raw(1001), Uid::from_raw(0));
+        assert!(may_command(me, me));
+        assert!(may_command(root, me));
+        assert!(!may_command(other, me));
+        assert!(!may_command(other, root));
+    }
+
+    #[test]
+    fn what_is_no_socket_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SOCKET_NAME);
+        fs::write(&path, "precious").unwrap();
+        let error = remove_stale(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+}

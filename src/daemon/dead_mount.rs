@@ -1,0 +1,98 @@
+//! Taking away a mount whose daemon is gone.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::mount::{MntFlags, umount2};
+use nix::unistd::Uid;
+
+/// Why a dead mount could not be taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum DetachError {
+    /// The system call, as root.
+    #[error("cannot unmount {}: {source}", path.display())]
+    Unmount {
+        /// The mount point.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The set-user-id helper of FUSE is not installed.
+    #[error("cannot run fusermount3 to unmount {}: {source}", path.display())]
+    Helper {
+        /// The mount point.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The helper refused.
+    #[error("fusermount3 cannot unmount {}: {words}", path.display())]
+    Refused {
+        /// The mount point.
+        path: PathBuf,
+        /// What it said.
+        words: String,
+    },
+}
+
+/// Detaches the mount at `path` at once; whoever still has files of it open keeps a dead file system until they close.
+///
+/// # Errors
+/// [`DetachError`]; the mount is then still there.
+pub fn detach(path: &Path) -> Result<(), DetachError> {
+    if Uid::effective().is_root() {
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        return umount2(path, flags).map_err(|errno| DetachError::Unmount {
+            path: path.into(),
+            source: errno.into(),
+        });
+    }
+    match helper("fusermount3", path) {
+        Err(DetachError::Helper { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            helper("fusermount", path)
+        }
+        outcome => outcome,
+    }
+}
+
+fn helper(program: &str, path: &Path) -> Result<(), DetachError> {
+    let run = Command::new(program)
+        .args(["-u", "-z", "--"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output();
+    match run {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(DetachError::Refused {
+            path: path.into(),
+            words: one_line(&output.stderr),
+        }),
+        Err(source) => Err(DetachError::Helper {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
+fn one_line(words: &[u8]) -> String {
+    let words = String::from_utf8_lossy(words);
+    words.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_mount_is_refused_rather_than_called_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = detach(dir.path()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&dir.path().display().to_string()),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,82 @@
+//! The process behind a mount: how it is told what to do, what it checks first, and how it goes to the background.
+
+pub mod background;
+pub mod dead_mount;
+pub mod options;
+pub mod preflight;
+
+use std::path::Path;
+
+use crate::cli::exit::Exit;
+use crate::control::protocol::LeftBehind;
+
+pub use background::Ready;
+pub use options::MountOptions;
+
+/// Why the daemon could not do what it was started for, in words for the person who started it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct DaemonError {
+    /// What the process is to end with.
+    pub code: Exit,
+    /// What is wrong, in one line without a full stop.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// What `ferryfs recover` found and did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoverReport {
+    /// What became of an interrupted batch.
+    pub recovery: Recovery,
+    /// What could not be brought to the state it should have, and why.
+    pub left_behind: Vec<LeftBehind>,
+}
+
+/// What became of an interrupted batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// There was none.
+    NothingToDo,
+    /// It had been committed, and has been applied to its end.
+    Finished {
+        /// Its number.
+        batch: u64,
+        /// How many files it carried.
+        files: u64,
+        /// How many bytes it carried.
+        bytes: u64,
+    },
+    /// It had not been committed: what was staged has been removed, the tree is the one from before.
+    Discarded {
+        /// Its number.
+        batch: u64,
+    },
+}
+
+/// Serves the mount that `options` describe until it is unmounted; `ready` is signalled once it can be used.
+///
+/// # Errors
+/// Why it could not begin, or why it ended.
+pub fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
+    drop((options, ready));
+    Err(not_built("mount"))
+}
+
+/// Finishes, or takes back, a batch that was interrupted on the backend at `backend`.
+///
+/// # Errors
+/// Why it could not.
+pub fn recover(backend: &Path) -> Result<RecoverReport, DaemonError> {
+    let _ = backend;
+    Err(not_built("recover"))
+}
+
+fn not_built(what: &str) -> DaemonError {
+    DaemonError {
+        code: Exit::Failed,
+        message: format!("{what} is not built yet"),
+        hint: None,
+    }
+}

@@ -1,0 +1,174 @@
+//! What a mount is told: the command line, parsed once, with every path absolute.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What a mount is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountOptions {
+    /// The backend's directory. Absolute; symbolic links in it are followed anew at each attach.
+    pub backend: PathBuf,
+    /// Where to mount. Absolute; after [`crate::daemon::preflight::check`] without symbolic links.
+    pub mountpoint: PathBuf,
+    /// The cache directory. Absolute; `None` for the usual place.
+    pub cache: Option<PathBuf>,
+    /// How much the cache may hold.
+    pub cache_size: CacheSize,
+    /// Flush once nothing has changed for this long.
+    pub flush_after: Duration,
+    /// Flush once the oldest change is this old, however busy it is.
+    pub max_age: Duration,
+    /// Whether to flush without being told to.
+    pub auto_flush: bool,
+    /// How cached files are to be read and written.
+    pub io: IoMode,
+    /// What the kernel is told of the mount.
+    pub fuse: FuseOptions,
+    /// Stay in the foreground.
+    pub foreground: bool,
+}
+
+/// How much the cache may hold. A bound on what is kept for reading; what has not been carried over is never dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheSize {
+    /// This many bytes.
+    Bytes(u64),
+    /// This share, 1 to 100, of the space that is free where the cache is, counting what the cache itself takes as free.
+    PercentOfFree(u8),
+}
+
+impl Default for CacheSize {
+    fn default() -> CacheSize {
+        CacheSize::PercentOfFree(80)
+    }
+}
+
+/// How cached files are to be read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum IoMode {
+    /// By the kernel alone where it can and lets us, else by the daemon.
+    #[default]
+    Auto,
+    /// By the kernel alone (Linux 6.9, CAP_SYS_ADMIN); refuse to mount where that does not work.
+    Passthrough,
+    /// By the daemon.
+    Daemon,
+}
+
+/// What the kernel is told of the mount, as in mount(8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FuseOptions {
+    /// Other users may use the mount.
+    pub allow_other: bool,
+    /// Set-user-id bits count.
+    pub suid: bool,
+    /// Device files work.
+    pub dev: bool,
+    /// Programs may be run.
+    pub exec: bool,
+}
+
+impl Default for FuseOptions {
+    fn default() -> FuseOptions {
+        FuseOptions {
+            allow_other: false,
+            suid: false,
+            dev: false,
+            exec: true,
+        }
+    }
+}
+
+/// A word of `-o` that is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("mount option '{word}' {reason}")]
+pub struct OptionRefused {
+    /// The word.
+    pub word: String,
+    /// What is the matter with it.
+    pub reason: &'static str,
+    /// What to do instead.
+    pub hint: &'static str,
+}
+
+impl FuseOptions {
+    /// Reads the comma lists of all `-o`; of two words that contradict each other the later one counts, as in mount(8).
+    ///
+    /// # Errors
+    /// [`OptionRefused`] for the first word that is not taken.
+    pub fn parse<'a>(
+        lists: impl IntoIterator<Item = &'a str>,
+    ) -> Result<FuseOptions, OptionRefused> {
+        let mut options = FuseOptions::default();
+        let words = lists.into_iter().flat_map(|list| list.split(','));
+        for word in words.map(str::trim).filter(|word| !word.is_empty()) {
+            match word {
+                "allow_other" => options.allow_other = true,
+                "suid" => options.suid = true,
+                "nosuid" => options.suid = false,
+                "dev" => options.dev = true,
+                "nodev" => options.dev = false,
+                "exec" => options.exec = true,
+                "noexec" => options.exec = false,
+                "rw" | "defaults" => {}
+                _ => return Err(refuse(word)),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn refuse(word: &str) -> OptionRefused {
+    let key = word.split('=').next().unwrap_or(word);
+    let (reason, hint) = match key {
+        "ro" => (
+            "makes no sense here: ferryfs is there to take writes",
+            "to only read the drive, use its own directory",
+        ),
+        "uid" | "gid" | "umask" | "fmask" | "dmask" => (
+            "is not there yet",
+            "ferryfs keeps the owner and mode of each file itself; use chown and chmod in the mount",
+        ),
+        _ => (
+            "is unknown",
+            "known are allow_other, suid, nosuid, dev, nodev, exec, noexec",
+        ),
+    };
+    OptionRefused {
+        word: word.into(),
+        reason,
+        hint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_nosuid_and_nodev_unless_told_otherwise() {
+        let options = FuseOptions::parse([]).unwrap();
+        assert!(!options.suid && !options.dev && options.exec && !options.allow_other);
+        let options = FuseOptions::parse(["suid,dev", "noexec,allow_other"]).unwrap();
+        assert!(options.suid && options.dev && !options.exec && options.allow_other);
+    }
+
+    #[test]
+    fn the_later_of_two_words_counts() {
+        let options = FuseOptions::parse(["suid,nosuid,,rw", "noexec", "exec"]).unwrap();
+        assert_eq!(options, FuseOptions::default());
+    }
+
+    #[test]
+    fn what_is_refused_comes_with_what_to_do() {
+        for (word, part) in [
+            ("ro", "its own directory"),
+            ("umask=022", "chmod"),
+            ("sync", "known are"),
+        ] {
+            let error = FuseOptions::parse([format!("exec,{word}").as_str()]).unwrap_err();
+            assert_eq!(error.word, word);
+            assert!(error.hint.contains(part), "{error}: {}", error.hint);
+        }
+    }
+}

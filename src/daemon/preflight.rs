@@ -1,0 +1,361 @@
+//! What is checked before a mount is tried: mistakes that can be told from the paths alone, each with what to do.
+//!
+//! These checks are for people, not for safety: between check and mount anything may change, and what protects the
+//! data (the volume's marker, the cache's lock) is checked where it is used.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{AccessFlags, access};
+
+use super::dead_mount::{self, DetachError};
+use super::{DaemonError, MountOptions};
+use crate::cli::exit::Exit;
+use crate::cli::mounts::{self, MountEntry};
+use crate::cli::render::quoted;
+
+/// A directory that a mount is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The slow side.
+    Backend,
+    /// Where the mount goes.
+    Mountpoint,
+    /// The directory on the SSD.
+    Cache,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Backend => "backend",
+            Role::Mountpoint => "mount point",
+            Role::Cache => "cache",
+        })
+    }
+}
+
+/// Why a mount is not even tried.
+#[derive(Debug, thiserror::Error)]
+pub enum PreflightError {
+    /// There is nothing at the mount point.
+    #[error("the mount point {} does not exist", .0.display())]
+    MountpointMissing(PathBuf),
+    /// The mount point is something else.
+    #[error("the mount point {} is not a directory", .0.display())]
+    MountpointNotDirectory(PathBuf),
+    /// Files under a mount are hidden, and easily forgotten.
+    #[error("the mount point {} is not empty", .0.display())]
+    MountpointNotEmpty(PathBuf),
+    /// Something is mounted there.
+    #[error("{} is already a mount ({fstype} of {})", path.display(), source_path.display())]
+    MountpointBusy {
+        /// The mount point.
+        path: PathBuf,
+        /// Type of what is mounted there.
+        fstype: String,
+        /// What is mounted there.
+        source_path: PathBuf,
+    },
+    /// A dead ferryfs mount is there and stays.
+    #[error("a dead mount is in the way: {0}")]
+    DeadMountStays(#[from] DetachError),
+    /// The backend's directory is not there, or what it lies on does not answer.
+    #[error("the backend {} is not there: {source}", path.display())]
+    BackendMissing {
+        /// The backend.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The backend is something else.
+    #[error("the backend {} is not a directory", .0.display())]
+    BackendNotDirectory(PathBuf),
+    /// The whole file system is read-only.
+    #[error("the backend {} is mounted read-only", .0.display())]
+    BackendReadOnly(PathBuf),
+    /// This user may not write there.
+    #[error("the backend {} cannot be written to: {source}", path.display())]
+    BackendNotWritable {
+        /// The backend.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A ferryfs on a ferryfs.
+    #[error("the backend {} is itself in a ferryfs mount ({})", backend.display(), mountpoint.display())]
+    BackendIsFerryfs {
+        /// The backend.
+        backend: PathBuf,
+        /// The mount that it is in.
+        mountpoint: PathBuf,
+    },
+    /// Two of the directories are one, or one is inside the other.
+    #[error("the {inner} {} is inside the {outer} {}", inner_path.display(), outer_path.display())]
+    Nested {
+        /// What is inside.
+        inner: Role,
+        /// Where that is.
+        inner_path: PathBuf,
+        /// What it is inside of.
+        outer: Role,
+        /// Where that is.
+        outer_path: PathBuf,
+    },
+    /// Something could not even be looked at.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl PreflightError {
+    /// What the process is to end with.
+    pub fn code(&self) -> Exit {
+        match self {
+            PreflightError::BackendMissing { .. } => Exit::BackendAbsent,
+            _ => Exit::Failed,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        use PreflightError as E;
+        match self {
+            E::MountpointMissing(path) => format!("make it: mkdir -p {}", quoted(path)),
+            E::MountpointNotDirectory(_) => "choose a directory".into(),
+            E::MountpointNotEmpty(_) => {
+                "choose an empty directory, or move what is in it to the backend first".into()
+            }
+            E::MountpointBusy { path, fstype, .. } if fstype.as_bytes() == mounts::FSTYPE => {
+                format!(
+                    "it may be what you want: ferryfs status {0}; to end it: ferryfs unmount {0}",
+                    quoted(path)
+                )
+            }
+            E::MountpointBusy { path, .. } => format!(
+                "choose another directory, or unmount what is there: umount {}",
+                quoted(path)
+            ),
+            E::DeadMountStays(_) => "close what still uses it, or unmount it as root".into(),
+            E::BackendMissing { .. } => {
+                "plug the drive in, or mount the share, and try again".into()
+            }
+            E::BackendNotDirectory(_) => {
+                "name the directory where the drive is mounted, not its device".into()
+            }
+            E::BackendReadOnly(path) => format!(
+                "after an error the system makes a drive read-only: check it with fsck, then mount it again (see `dmesg`, `findmnt -T {}`)",
+                quoted(path)
+            ),
+            E::BackendNotWritable { .. } => {
+                "mount the drive with your uid (exFAT: -o uid=...,gid=...), or change its owner"
+                    .into()
+            }
+            E::BackendIsFerryfs { .. } => "name the drive's own directory".into(),
+            E::Nested { outer, .. } => match outer {
+                Role::Cache => "give the cache a directory of its own with --cache DIR".into(),
+                _ => "choose directories outside of one another".into(),
+            },
+            E::Io { .. } => "check the path, and who may use it".into(),
+        }
+    }
+}
+
+impl From<PreflightError> for DaemonError {
+    fn from(error: PreflightError) -> DaemonError {
+        DaemonError {
+            code: error.code(),
+            message: error.to_string(),
+            hint: Some(error.hint()),
+        }
+    }
+}
+
+/// Checks what can be checked before a mount and gives the options back with the mount point's symbolic links resolved.
+/// A ferryfs mount whose daemon is gone is taken away from the mount point first.
+///
+/// # Errors
+/// The first [`PreflightError`] that is found.
+pub fn check(options: MountOptions) -> Result<MountOptions, PreflightError> {
+    let table = || {
+        mounts::read().map_err(|source| PreflightError::Io {
+            operation: "read the mount table for",
+            path: options.mountpoint.clone(),
+            source,
+        })
+    };
+    let mountpoint = check_mountpoint(&options.mountpoint, &table()?)?;
+    let backend = check_backend(&options.backend, &table()?)?;
+    check_apart((Role::Mountpoint, &mountpoint), (Role::Backend, &backend))?;
+    if let Some(cache) = &options.cache {
+        check_cache(cache, &backend, &mountpoint)?;
+    }
+    Ok(MountOptions {
+        mountpoint,
+        ..options
+    })
+}
+
+/// Checks that the cache, which need not exist yet, is apart from `backend` and `mountpoint` (both absolute).
+///
+/// # Errors
+/// [`PreflightError::Nested`] if it is not.
+pub fn check_cache(cache: &Path, backend: &Path, mountpoint: &Path) -> Result<(), PreflightError> {
+    let cache = resolve_lenient(cache);
+    let (backend, mountpoint) = (resolve_lenient(backend), resolve_lenient(mountpoint));
+    check_apart((Role::Cache, &cache), (Role::Backend, &backend))?;
+    check_apart((Role::Cache, &cache), (Role::Mountpoint, &mountpoint))
+}
+
+/// Checks that `backend` is a directory that can be written to, outside of any ferryfs mount.
+///
+/// # Errors
+/// The first [`PreflightError`] that is found.
+pub fn check_recoverable(backend: &Path) -> Result<(), PreflightError> {
+    let table = mounts::read().map_err(|source| PreflightError::Io {
+        operation: "read the mount table for",
+        path: backend.into(),
+        source,
+    })?;
+    check_backend(backend, &table).map(drop)
+}
+
+fn check_mountpoint(given: &Path, table: &[MountEntry]) -> Result<PathBuf, PreflightError> {
+    let io = |operation| {
+        move |source| PreflightError::Io {
+            operation,
+            path: given.into(),
+            source,
+        }
+    };
+    let path = mounts::resolve(given).map_err(io("look at"))?;
+    let mounted = table.iter().find(|mount| mount.mountpoint == path);
+    let mut found = fs::metadata(&path);
+    let dead = found.as_ref().is_err_and(is_dead);
+    match mounted {
+        Some(mount) if dead && mount.is_ferryfs() => {
+            dead_mount::detach(&path)?;
+            found = fs::metadata(&path);
+        }
+        Some(mount) => return Err(busy(path, mount)),
+        None => {}
+    }
+    match found {
+        Ok(meta) if !meta.is_dir() => return Err(PreflightError::MountpointNotDirectory(path)),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(PreflightError::MountpointMissing(path));
+        }
+        Err(error) => return Err(io("look at")(error)),
+    }
+    match fs::read_dir(&path).map_err(io("list"))?.next() {
+        Some(_) => Err(PreflightError::MountpointNotEmpty(path)),
+        None => Ok(path),
+    }
+}
+
+/// What the kernel says of a FUSE mount whose daemon is gone, or is just going.
+fn is_dead(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED)
+    )
+}
+
+fn busy(path: PathBuf, mount: &MountEntry) -> PreflightError {
+    PreflightError::MountpointBusy {
+        path,
+        fstype: String::from_utf8_lossy(&mount.fstype).into_owned(),
+        source_path: mount.source.clone(),
+    }
+}
+
+fn check_backend(given: &Path, table: &[MountEntry]) -> Result<PathBuf, PreflightError> {
+    let missing = |source: io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied => PreflightError::Io {
+            operation: "look at the backend",
+            path: given.into(),
+            source,
+        },
+        io::ErrorKind::NotADirectory => PreflightError::BackendNotDirectory(given.into()),
+        _ => PreflightError::BackendMissing {
+            path: given.into(),
+            source,
+        },
+    };
+    let path = fs::canonicalize(given).map_err(missing)?;
+    if let Some(mount) = mounts::holding(table, &path).filter(|mount| mount.is_ferryfs()) {
+        return Err(PreflightError::BackendIsFerryfs {
+            backend: path,
+            mountpoint: mount.mountpoint.clone(),
+        });
+    }
+    if !fs::metadata(&path).map_err(missing)?.is_dir() {
+        return Err(PreflightError::BackendNotDirectory(path));
+    }
+    let flags = statvfs(&path)
+        .map_err(|errno| missing(errno.into()))?
+        .flags();
+    let allowed = access(&path, AccessFlags::W_OK | AccessFlags::X_OK);
+    check_writable(&path, flags.contains(FsFlags::ST_RDONLY), allowed)?;
+    Ok(path)
+}
+
+fn check_writable(
+    path: &Path,
+    read_only: bool,
+    allowed: nix::Result<()>,
+) -> Result<(), PreflightError> {
+    match allowed {
+        _ if read_only => Err(PreflightError::BackendReadOnly(path.into())),
+        Ok(()) => Ok(()),
+        Err(nix::Error::EROFS) => Err(PreflightError::BackendReadOnly(path.into())),
+        Err(errno) => Err(PreflightError::BackendNotWritable {
+            path: path.into(),
+            source: errno.into(),
+        }),
+    }
+}
+
+/// Checks that neither of two directories is inside the other. Both paths are absolute and without symbolic links.
+fn check_apart(a: (Role, &Path), b: (Role, &Path)) -> Result<(), PreflightError> {
+    let ((inner, inner_path), (outer, outer_path)) = if a.1.starts_with(b.1) {
+        (a, b)
+    } else if b.1.starts_with(a.1) {
+        (b, a)
+    } else {
+        return Ok(());
+    };
+    Err(PreflightError::Nested {
+        inner,
+        inner_path: inner_path.into(),
+        outer,
+        outer_path: outer_path.into(),
+    })
+}
+
+/// `path` with the symbolic links resolved in as much of it as exists.
+fn resolve_lenient(path: &Path) -> PathBuf {
+    let existing = path
+        .ancestors()
+        .find_map(|ancestor| Some((ancestor, fs::canonicalize(ancestor).ok()?)));
+    match existing {
+        Some((ancestor, resolved)) => match path.strip_prefix(ancestor) {
+            Ok(rest) if !rest.as_os_str().is_empty() => resolved.join(rest),
+            _ => resolved,
+        },
+        None => path.into(),
+    }
+}
+
+#[cfg(test)]
+#[path = "preflight_tests.rs"]
+mod tests;

@@ -1,0 +1,182 @@
+//! What differs between the backend and the cut, read from a snapshot of the index.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::Result;
+use crate::base::{FileKind, Ino, ObjectId};
+use crate::index::{ActiveBatch, Flags, Inode, PlacedEntry, Snapshot};
+use crate::rules::names::NameRules;
+use crate::rules::plan::{Delta, DirPaths, NameChange, NameKey, NewContent, NewEntry, OldEntry, StageSource};
+
+/// The object number that stands for an empty file that has none.
+pub(super) const EMPTY: ObjectId = ObjectId(0);
+
+/// The difference, and what the flush must know beside it.
+pub(super) struct Gathered {
+    pub(super) delta: Delta,
+    /// What the backend had under each name of the delta.
+    pub(super) before: BTreeMap<NameKey, PlacedEntry>,
+    /// Sizes of the files whose bytes are to be carried.
+    pub(super) sizes: BTreeMap<Ino, u64>,
+    /// Marked names at which there is no difference.
+    pub(super) settled: Vec<NameKey>,
+}
+
+struct Gatherer<'a> {
+    snapshot: &'a Snapshot,
+    rules: &'a NameRules,
+    /// What no whole version can be had of.
+    live: &'a HashSet<Ino>,
+    keys: BTreeSet<NameKey>,
+    inodes: BTreeMap<Ino, Option<Inode>>,
+}
+
+/// Compares the two trees at all marked names and inodes. `live` are the inodes of which no whole version can be had.
+pub(super) fn gather(
+    snapshot: &Snapshot,
+    rules: &NameRules,
+    active: &ActiveBatch,
+    live: &HashSet<Ino>,
+) -> Result<Gathered> {
+    let live: HashSet<Ino> = live.union(&active.writing).copied().collect();
+    let mut gatherer = Gatherer {
+        snapshot,
+        rules,
+        live: &live,
+        keys: BTreeSet::new(),
+        inodes: BTreeMap::new(),
+    };
+    gatherer.find_keys()?;
+    gatherer.compare()
+}
+
+impl Gatherer<'_> {
+    /// All names that may differ: the marked ones, and for files whose content differs every name on either side.
+    fn find_keys(&mut self) -> Result<()> {
+        let mut open: Vec<NameKey> = self.snapshot.dirty_names()?.into_iter().map(|(key, _)| key).collect();
+        for ino in self.snapshot.dirty_inodes()? {
+            self.visit(ino, &mut open)?;
+        }
+        while let Some(key) = open.pop() {
+            if !self.keys.insert(key.clone()) {
+                continue;
+            }
+            let new = self.snapshot.lookup(&key, &self.rules.fold(&key.name))?;
+            let old = self.snapshot.placed(&key)?.map(|entry| entry.ino);
+            for ino in [new, old].into_iter().flatten() {
+                self.visit(ino, &mut open)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit(&mut self, ino: Ino, open: &mut Vec<NameKey>) -> Result<()> {
+        if self.inodes.contains_key(&ino) {
+            return Ok(());
+        }
+        let inode = self.snapshot.inode(ino)?;
+        let differs = inode.as_ref().is_some_and(|inode| {
+            !inode.is_dir()
+                && (self.live.contains(&ino)
+                    || inode.flags.has(Flags::DATA_DIRTY)
+                    || inode.flags.has(Flags::TIME_DIRTY))
+        });
+        if differs {
+            open.extend(self.snapshot.names_of(ino)?);
+            open.extend(self.snapshot.places_of(ino)?.into_iter().map(|(key, _)| key));
+        }
+        self.inodes.insert(ino, inode);
+        Ok(())
+    }
+
+    fn compare(mut self) -> Result<Gathered> {
+        let mut gathered = Gathered {
+            delta: Delta::default(),
+            before: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+            settled: Vec::new(),
+        };
+        for key in std::mem::take(&mut self.keys) {
+            let placed = self.snapshot.placed(&key)?;
+            let new = match self.snapshot.lookup(&key, &self.rules.fold(&key.name))? {
+                Some(ino) => self.new_entry(ino)?,
+                None => None,
+            };
+            let old = placed.as_ref().map(|entry| OldEntry {
+                ino: entry.ino,
+                kind: entry.kind,
+            });
+            if let Some(entry) = placed {
+                gathered.before.insert(key.clone(), entry);
+            }
+            if old.is_none() && new.is_none() {
+                gathered.settled.push(key);
+                continue;
+            }
+            if let Some(NewEntry { ino, content: NewContent::Changed(_) }) = &new
+                && let Some(Some(inode)) = self.inodes.get(ino)
+            {
+                gathered.sizes.insert(*ino, inode.size);
+            }
+            if let std::collections::hash_map::Entry::Vacant(slot) = gathered.delta.dirs.entry(key.parent) {
+                slot.insert(DirPaths {
+                    old: self.snapshot.backend_dir(key.parent)?,
+                    new: self.snapshot.mount_dir(key.parent)?,
+                });
+            }
+            gathered.delta.names.push(NameChange { key, old, new });
+        }
+        Ok(gathered)
+    }
+
+    fn new_entry(&self, ino: Ino) -> Result<Option<NewEntry>> {
+        let Some(Some(inode)) = self.inodes.get(&ino) else {
+            return Ok(None);
+        };
+        let content = match inode.kind() {
+            FileKind::Directory => NewContent::Directory,
+            FileKind::Regular => self.content(inode)?,
+            // What the backend cannot hold; unless it was found there, and so it can.
+            _ if self.snapshot.places_of(ino)?.is_empty() => return Ok(None),
+            _ => NewContent::Unchanged { copy: None },
+        };
+        Ok(Some(NewEntry { ino, content }))
+    }
+
+    fn content(&self, inode: &Inode) -> Result<NewContent> {
+        if self.live.contains(&inode.ino) {
+            return Ok(NewContent::Live);
+        }
+        if inode.flags.has(Flags::DATA_DIRTY) {
+            return Ok(NewContent::Changed(StageSource::Object {
+                ino: inode.ino,
+                object: inode.object.unwrap_or(EMPTY),
+                modified: inode.mtime,
+            }));
+        }
+        let copy = self.copy_source(inode)?;
+        Ok(if inode.flags.has(Flags::TIME_DIRTY) {
+            NewContent::Touched { modified: inode.mtime, copy }
+        } else {
+            NewContent::Unchanged { copy }
+        })
+    }
+
+    /// Where one more copy of a clean file could come from; looked for only where it may be needed.
+    fn copy_source(&self, inode: &Inode) -> Result<Option<StageSource>> {
+        if inode.nlink < 2 {
+            return Ok(None);
+        }
+        let (ino, modified) = (inode.ino, inode.mtime);
+        if let Some(object) = inode.object {
+            return Ok(Some(StageSource::Object { ino, object, modified }));
+        }
+        for (key, _) in self.snapshot.places_of(ino)? {
+            if let Some(dir) = self.snapshot.backend_dir(key.parent)? {
+                let path = dir.join(&key.name);
+                return Ok(Some(StageSource::Backend { ino, path, modified }));
+            }
+        }
+        Ok(None)
+    }
+}

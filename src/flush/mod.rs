@@ -1,0 +1,99 @@
+//! Carrying changes over: the only writer of the backend.
+//!
+//! A batch goes through its phases as types that are consumed one by one: gathered, planned, [`stage::Staged`], committed,
+//! applied. What a crash after each leaves, and who repairs it:
+//!
+//! | after | durable | a crash leaves | repaired by |
+//! |---|---|---|---|
+//! | cut | row of the batch, on the SSD | nothing on the backend | next start: given up, all stays dirty |
+//! | stage | staged files (one sync) | a staging directory | next attach: removed, all stays dirty |
+//! | journal | what to conclude of the batch, on the SSD | the same, and a journal | next attach: no record, so given up |
+//! | commit | the record (one sync) | a committed batch, final names untouched | next attach: applied, from staging or the SSD |
+//! | clear, mark | removals and moves, then the mark (two syncs, only if needed) | old names gone, new ones not there | next attach: placed |
+//! | place | everything (one sync) | the cut, and a record | next attach: verified, confirmed |
+//! | confirm | the index's conclusions, on the SSD | the cut, a record that the index calls done | next attach: removed |
+//!
+//! Errors before the journal give the batch up; after it, they leave it open, and the next attempt begins by recovering it.
+//! Nothing is continued blindly.
+
+mod apply;
+mod confirm;
+mod gather;
+mod journal;
+mod preflight;
+mod recover;
+mod report;
+mod run;
+mod stage;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::backend::drive::Drive;
+use crate::base::{Clock, Ino};
+use crate::cache::Store;
+use crate::index::Index;
+use crate::rules::names::NameRules;
+
+pub use recover::{RecoveredBatch, recover_without_cache};
+pub use report::{FlushError, Report, Result};
+
+/// What a flush needs of the file system it serves.
+pub trait Hooks: Send + Sync {
+    /// Makes everything in the cache durable.
+    ///
+    /// # Errors
+    /// A line that says what failed.
+    fn sync_cache(&self) -> std::result::Result<(), String>;
+
+    /// Opens what the batch is about to take off the backend for those who are still reading it.
+    fn hold_open(&self, inos: &[Ino]);
+}
+
+/// What a flusher is given to work with.
+pub struct Parts {
+    /// The index.
+    pub index: Arc<Index>,
+    /// The objects.
+    pub store: Arc<Store>,
+    /// The backend's slot.
+    pub drive: Arc<Drive>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Which volume this is.
+    pub volume: Uuid,
+    /// Which cache this is.
+    pub origin: [u8; 16],
+    /// What the backend can hold.
+    pub rules: NameRules,
+    /// Step of the backend's times, in nanoseconds.
+    pub time_granularity_ns: u64,
+    /// Where journals are kept, on the SSD.
+    pub journals: PathBuf,
+    /// The file system that is served.
+    pub hooks: Arc<dyn Hooks>,
+}
+
+/// Carries changes over, one batch at a time.
+pub struct Flusher {
+    parts: Parts,
+    running: Mutex<()>,
+}
+
+impl Flusher {
+    /// A flusher over `parts`.
+    pub fn new(parts: Parts) -> Flusher {
+        Flusher {
+            parts,
+            running: Mutex::new(()),
+        }
+    }
+
+    /// Whether a flush is under way.
+    pub fn is_running(&self) -> bool {
+        self.running.is_locked()
+    }
+}

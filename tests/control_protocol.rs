@@ -1,0 +1,396 @@
+//! Server and client of the control socket against each other, and the server against clients that misbehave.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ferryfs::control::Limits;
+use ferryfs::control::client::{Client, ClientError};
+use ferryfs::control::protocol::{
+    Answer, BackendState, ControlError, ErrorCode, FlushReport, IoPath, LeftBehind, Phase,
+    Progress, Reply, Request, Status, decode,
+};
+use ferryfs::control::server::{Handler, serve, serve_within};
+
+/// A daemon that does nothing, but says that it did.
+#[derive(Default)]
+struct Fake {
+    /// How often a flush tells of its progress, with a pause of 5 ms each.
+    steps: AtomicU64,
+    /// Flushes that were begun.
+    begun: AtomicU64,
+    /// Flushes that came to their end.
+    flushed: AtomicU64,
+    /// The timeout that came with the last flush, in milliseconds.
+    timeout: AtomicU64,
+    unmounted_with_flush: AtomicBool,
+}
+
+fn report(files: u64) -> FlushReport {
+    FlushReport {
+        batch: Some(7),
+        files,
+        bytes: 1 << 40,
+        seconds: 1.5,
+        left_behind: vec![LeftBehind {
+            path: "Äpfel\n\u{1f34e}".into(),
+            reason: "open".into(),
+        }],
+        kept_local: 0,
+    }
+}
+
+impl Handler for Fake {
+    fn status(&self) -> Status {
+        Status {
+            mountpoint: "/m".into(),
+            backend: "/b".into(),
+            volume_id: "v".into(),
+            backend_state: BackendState::Detached,
+            dirty_files: 1,
+            dirty_bytes: 2,
+            open_for_write: 3,
+            cached_bytes: 4,
+            last_batch: None,
+            safe_to_unplug: false,
+            batch_in_progress: true,
+            kept_local: 5,
+            last_error: Some("e".into()),
+            io: IoPath::Passthrough,
+            version: "0".into(),
+            pid: 6,
+        }
+    }
+
+    fn flush(
+        &self,
+        timeout: Option<Duration>,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError> {
+        let millis = timeout.map_or(0, |timeout| timeout.as_millis() as u64);
+        self.timeout.store(millis, Ordering::SeqCst);
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let steps = self.steps.load(Ordering::SeqCst);
+        for step in 0..steps {
+            progress(Progress {
+                phase: if step % 2 == 0 {
+                    Phase::Stage
+                } else {
+                    Phase::Apply
+                },
+                files_done: step,
+                files_total: steps,
+                bytes_done: step,
+                bytes_total: steps,
+            });
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.flushed.fetch_add(1, Ordering::SeqCst);
+        Ok(report(steps))
+    }
+
+    fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        Err(ControlError::new(ErrorCode::BackendAbsent, "no drive").with_hint("plug it in"))
+    }
+
+    fn unmount(&self, flush: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        self.unmounted_with_flush.store(flush, Ordering::SeqCst);
+        Ok(report(0))
+    }
+}
+
+fn tight() -> Limits {
+    Limits {
+        read_timeout: Duration::from_millis(200),
+        ..Limits::default()
+    }
+}
+
+fn ask(dir: &Path, request: &Request) -> Result<Answer, ClientError> {
+    Client::connect(dir)?.call(request, Some(Duration::from_secs(10)), &mut |_| {})
+}
+
+fn raw(dir: &Path) -> UnixStream {
+    let stream = UnixStream::connect(dir.join("control.sock")).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    stream
+}
+
+/// What the server answers `bytes`, and that it then closes.
+fn refusal(dir: &Path, bytes: &[u8]) -> ControlError {
+    let mut stream = raw(dir);
+    stream.write_all(bytes).unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    reader.read_until(b'\n', &mut line).unwrap();
+    line.pop();
+    match decode::<Reply>(&line).unwrap() {
+        Reply::Error(error) => {
+            let after = reader.read_until(b'\n', &mut Vec::new());
+            assert!(matches!(after, Ok(0) | Err(_)), "closed after it");
+            error
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "waited in vain: {what}"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn every_request_gets_its_answer_on_one_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    let _server = serve(dir.path(), fake.clone()).unwrap();
+    let mut client = Client::connect(dir.path()).unwrap();
+    let mut call = |request: Request| client.call(&request, None, &mut |_| {});
+    assert!(matches!(call(Request::Ping).unwrap(), Answer::Pong { .. }));
+    assert_eq!(
+        call(Request::Status).unwrap(),
+        Answer::Status(fake.status())
+    );
+    let flush = Request::Flush {
+        timeout_ms: Some(1234),
+    };
+    assert_eq!(call(flush).unwrap(), Answer::Report(report(0)));
+    assert_eq!(fake.timeout.load(Ordering::SeqCst), 1234);
+    match call(Request::Eject).unwrap_err() {
+        ClientError::Refused(error) => {
+            assert_eq!(error.code, ErrorCode::BackendAbsent);
+            assert_eq!(error.hint.as_deref(), Some("plug it in"));
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(
+        call(Request::Unmount { flush: true }).unwrap(),
+        Answer::Report(report(0))
+    );
+    assert!(fake.unmounted_with_flush.load(Ordering::SeqCst));
+}
+
+#[test]
+fn progress_comes_before_the_answer_in_its_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    fake.steps.store(10, Ordering::SeqCst);
+    let _server = serve(dir.path(), fake).unwrap();
+    let mut seen = Vec::new();
+    let answer = Client::connect(dir.path()).unwrap().call(
+        &Request::Flush { timeout_ms: None },
+        None,
+        &mut |step| seen.push(step.files_done),
+    );
+    assert_eq!(answer.unwrap(), Answer::Report(report(10)));
+    assert_eq!(seen, (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_socket_is_for_its_owner_only_and_goes_with_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control.sock");
+    let server = serve(dir.path(), Arc::new(Fake::default())).unwrap();
+    let meta = fs::metadata(&socket).unwrap();
+    assert!(meta.file_type().is_socket());
+    assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+    server.stop();
+    assert!(!socket.exists());
+    assert!(matches!(
+        Client::connect(dir.path()),
+        Err(ClientError::Connect { .. })
+    ));
+}
+
+#[test]
+fn a_socket_left_by_a_dead_daemon_is_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(std::os::unix::net::UnixListener::bind(dir.path().join("control.sock")).unwrap());
+    assert!(Client::connect(dir.path()).is_err());
+    let _server = serve(dir.path(), Arc::new(Fake::default())).unwrap();
+    assert!(ask(dir.path(), &Request::Ping).is_ok());
+}
+
+#[test]
+fn a_path_too_long_for_a_socket_address_works_at_both_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("d".repeat(120)).join("e".repeat(120));
+    fs::create_dir_all(&deep).unwrap();
+    let server = serve(&deep, Arc::new(Fake::default())).unwrap();
+    assert!(ask(&deep, &Request::Ping).is_ok());
+    server.stop();
+    assert!(!deep.join("control.sock").exists());
+}
+
+#[test]
+fn garbage_gets_an_error_line_and_harms_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve_within(dir.path(), Arc::new(Fake::default()), tight()).unwrap();
+    let deep = [vec![b'['; 60_000], vec![b'\n']].concat();
+    let cases: [&[u8]; 7] = [
+        b"hello\n",
+        b"\n",
+        b"\xff\xfe\0\n",
+        b"{\"v\":1}\n",
+        b"{\"v\":2,\"request\":\"ping\"}\n",
+        b"{\"v\":1,\"request\":\"flush\",\"timeout_ms\":-1}\n",
+        &deep,
+    ];
+    for bytes in cases {
+        assert_eq!(refusal(dir.path(), bytes).code, ErrorCode::BadRequest);
+    }
+    assert!(ask(dir.path(), &Request::Ping).is_ok());
+}
+
+#[test]
+fn an_oversized_line_is_refused_before_it_has_come_in_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path(), Arc::new(Fake::default())).unwrap();
+    let error = refusal(dir.path(), &vec![b'x'; (64 << 10) + 1]);
+    assert_eq!(error.code, ErrorCode::BadRequest);
+    assert!(error.message.contains("too long"), "{error}");
+}
+
+#[test]
+fn a_client_that_never_ends_its_line_is_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve_within(dir.path(), Arc::new(Fake::default()), tight()).unwrap();
+    let error = refusal(dir.path(), b"{\"v\":1,");
+    assert!(error.message.contains("in time"), "{error}");
+    // One that says nothing at all is closed without a word.
+    let mut silence = Vec::new();
+    BufReader::new(raw(dir.path()))
+        .read_until(b'\n', &mut silence)
+        .unwrap();
+    assert!(silence.is_empty());
+}
+
+#[test]
+fn a_client_that_goes_away_does_not_stop_its_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    fake.steps.store(20, Ordering::SeqCst);
+    let _server = serve(dir.path(), fake.clone()).unwrap();
+    let mut stream = raw(dir.path());
+    stream
+        .write_all(b"{\"v\":1,\"request\":\"flush\"}\n")
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert!(line.contains("progress"), "it is under way: {line}");
+    // The reader owned the stream; it is closed by now.
+    until("the flush ends", || {
+        fake.flushed.load(Ordering::SeqCst) == 1
+    });
+    assert!(ask(dir.path(), &Request::Ping).is_ok());
+}
+
+#[test]
+fn more_clients_than_allowed_are_told_so_and_places_are_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        connections: 2,
+        ..Limits::default()
+    };
+    let _server = serve_within(dir.path(), Arc::new(Fake::default()), limits).unwrap();
+    let held: Vec<Client> = (0..2)
+        .map(|_| Client::connect(dir.path()).unwrap())
+        .collect();
+    match ask(dir.path(), &Request::Ping) {
+        Err(ClientError::Refused(error)) => assert_eq!(error.code, ErrorCode::Busy),
+        other => panic!("{other:?}"),
+    }
+    drop(held);
+    until("a place is free", || {
+        ask(dir.path(), &Request::Ping).is_ok()
+    });
+}
+
+#[test]
+fn stop_lets_an_answer_under_way_out_and_does_not_wait_for_idle_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    fake.steps.store(40, Ordering::SeqCst);
+    let server = serve(dir.path(), fake.clone()).unwrap();
+    let _idle = Client::connect(dir.path()).unwrap();
+    let path = dir.path().to_path_buf();
+    let flush = thread::spawn(move || ask(&path, &Request::Flush { timeout_ms: None }));
+    until("the flush begins", || {
+        fake.begun.load(Ordering::SeqCst) == 1
+    });
+    let begun = Instant::now();
+    server.stop();
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(flush.join().unwrap().unwrap(), Answer::Report(report(40)));
+}
+
+#[test]
+fn a_client_does_not_wait_longer_than_it_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    fake.steps.store(100, Ordering::SeqCst);
+    let _server = serve(dir.path(), fake.clone()).unwrap();
+    let mut client = Client::connect(dir.path()).unwrap();
+    let request = Request::Flush { timeout_ms: None };
+    let patience = Some(Duration::from_millis(100));
+    let begun = Instant::now();
+    let error = client.call(&request, patience, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
+    assert!(begun.elapsed() < Duration::from_millis(450));
+    drop(client);
+    until("the flush goes on", || {
+        fake.flushed.load(Ordering::SeqCst) == 1
+    });
+}
+
+#[test]
+fn a_handler_that_panics_costs_one_answer_and_no_place() {
+    struct Broken;
+    impl Handler for Broken {
+        fn status(&self) -> Status {
+            panic!("on purpose")
+        }
+        fn flush(
+            &self,
+            _: Option<Duration>,
+            _: &dyn Fn(Progress),
+        ) -> Result<FlushReport, ControlError> {
+            Ok(report(0))
+        }
+        fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+            Ok(report(0))
+        }
+        fn unmount(&self, _: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+            Ok(report(0))
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let _server = serve_within(dir.path(), Arc::new(Broken), limits).unwrap();
+    let error = ask(dir.path(), &Request::Status).unwrap_err();
+    assert!(matches!(error, ClientError::Closed { .. }), "{error}");
+    until("the place is free", || {
+        ask(dir.path(), &Request::Ping).is_ok()
+    });
+}
