@@ -31,7 +31,7 @@ pub struct StoreError {
 }
 
 /// The outcome of a call to the store.
-pub type Result<T> = std::result::Result<T, StoreError>;
+pub(super) type Result<T> = std::result::Result<T, StoreError>;
 
 /// The objects of one cache.
 #[derive(Debug)]

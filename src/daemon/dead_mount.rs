@@ -1,4 +1,4 @@
-//! Taking away a mount whose daemon is gone.
+//! Taking away a mount: a dead one at once, a living one if nobody uses it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,24 +41,36 @@ pub enum DetachError {
 /// # Errors
 /// [`DetachError`]; the mount is then still there.
 pub fn detach(path: &Path) -> Result<(), DetachError> {
+    take_away(path, MntFlags::MNT_DETACH, &["-u", "-z", "--"])
+}
+
+/// Unmounts `path` if nobody uses it.
+///
+/// # Errors
+/// [`DetachError`]; the mount is then still there and works.
+pub fn unmount(path: &Path) -> Result<(), DetachError> {
+    take_away(path, MntFlags::empty(), &["-u", "--"])
+}
+
+fn take_away(path: &Path, flags: MntFlags, words: &[&str]) -> Result<(), DetachError> {
     if Uid::effective().is_root() {
-        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        let flags = flags | MntFlags::UMOUNT_NOFOLLOW;
         return umount2(path, flags).map_err(|errno| DetachError::Unmount {
             path: path.into(),
             source: errno.into(),
         });
     }
-    match helper("fusermount3", path) {
+    match helper("fusermount3", words, path) {
         Err(DetachError::Helper { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            helper("fusermount", path)
+            helper("fusermount", words, path)
         }
         outcome => outcome,
     }
 }
 
-fn helper(program: &str, path: &Path) -> Result<(), DetachError> {
+fn helper(program: &str, words: &[&str], path: &Path) -> Result<(), DetachError> {
     let run = Command::new(program)
-        .args(["-u", "-z", "--"])
+        .args(words)
         .arg(path)
         .stdin(Stdio::null())
         .output();

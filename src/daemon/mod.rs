@@ -2,10 +2,18 @@
 
 pub mod background;
 pub mod dead_mount;
+mod monitor;
 pub mod options;
 pub mod preflight;
+mod run;
+mod service;
+mod tasks;
+mod volume;
 
 use std::path::Path;
+
+use crate::backend::mounted::MountedDir;
+use crate::flush::FlushError;
 
 use crate::cli::exit::Exit;
 use crate::control::protocol::LeftBehind;
@@ -55,13 +63,44 @@ pub enum Recovery {
     },
 }
 
+impl DaemonError {
+    fn failed(message: impl Into<String>) -> DaemonError {
+        DaemonError {
+            code: Exit::Failed,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    fn hint(self, hint: impl Into<String>) -> DaemonError {
+        DaemonError {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+}
+
+impl From<FlushError> for DaemonError {
+    fn from(error: FlushError) -> DaemonError {
+        let code = if error.is_gone() {
+            Exit::BackendAbsent
+        } else {
+            Exit::Failed
+        };
+        DaemonError {
+            code,
+            message: error.to_string(),
+            hint: service::hint(&error).map(str::to_string),
+        }
+    }
+}
+
 /// Serves the mount that `options` describe until it is unmounted; `ready` is signalled once it can be used.
 ///
 /// # Errors
 /// Why it could not begin, or why it ended.
 pub fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
-    drop((options, ready));
-    Err(not_built("mount"))
+    run::run(options, ready)
 }
 
 /// Finishes, or takes back, a batch that was interrupted on the backend at `backend`.
@@ -69,14 +108,29 @@ pub fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
 /// # Errors
 /// Why it could not.
 pub fn recover(backend: &Path) -> Result<RecoverReport, DaemonError> {
-    let _ = backend;
-    Err(not_built("recover"))
-}
-
-fn not_built(what: &str) -> DaemonError {
-    DaemonError {
-        code: Exit::Failed,
-        message: format!("{what} is not built yet"),
-        hint: None,
-    }
+    let opened = MountedDir::open(backend).map_err(FlushError::from)?;
+    let lock = volume::peek(&opened)?
+        .map(|marker| volume::VolumeLock::acquire(marker.id))
+        .transpose()?;
+    let recovered = crate::flush::recover_without_cache(&opened)?;
+    drop(lock);
+    let recovery = match recovered
+        .iter()
+        .rfind(|batch| batch.finished)
+        .or(recovered.last())
+    {
+        None => Recovery::NothingToDo,
+        Some(last) if last.finished => Recovery::Finished {
+            batch: last.batch.0,
+            files: last.files,
+            bytes: last.bytes,
+        },
+        Some(last) => Recovery::Discarded {
+            batch: last.batch.0,
+        },
+    };
+    Ok(RecoverReport {
+        recovery,
+        left_behind: Vec::new(),
+    })
 }

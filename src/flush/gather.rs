@@ -6,7 +6,9 @@ use super::Result;
 use crate::base::{FileKind, Ino, ObjectId};
 use crate::index::{ActiveBatch, Flags, Inode, PlacedEntry, Snapshot};
 use crate::rules::names::NameRules;
-use crate::rules::plan::{Delta, DirPaths, NameChange, NameKey, NewContent, NewEntry, OldEntry, StageSource};
+use crate::rules::plan::{
+    Delta, DirPaths, NameChange, NameKey, NewContent, NewEntry, OldEntry, StageSource,
+};
 
 /// The object number that stands for an empty file that has none.
 pub(super) const EMPTY: ObjectId = ObjectId(0);
@@ -53,7 +55,12 @@ pub(super) fn gather(
 impl Gatherer<'_> {
     /// All names that may differ: the marked ones, and for files whose content differs every name on either side.
     fn find_keys(&mut self) -> Result<()> {
-        let mut open: Vec<NameKey> = self.snapshot.dirty_names()?.into_iter().map(|(key, _)| key).collect();
+        let mut open: Vec<NameKey> = self
+            .snapshot
+            .dirty_names()?
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
         for ino in self.snapshot.dirty_inodes()? {
             self.visit(ino, &mut open)?;
         }
@@ -83,7 +90,12 @@ impl Gatherer<'_> {
         });
         if differs {
             open.extend(self.snapshot.names_of(ino)?);
-            open.extend(self.snapshot.places_of(ino)?.into_iter().map(|(key, _)| key));
+            open.extend(
+                self.snapshot
+                    .places_of(ino)?
+                    .into_iter()
+                    .map(|(key, _)| key),
+            );
         }
         self.inodes.insert(ino, inode);
         Ok(())
@@ -113,12 +125,17 @@ impl Gatherer<'_> {
                 gathered.settled.push(key);
                 continue;
             }
-            if let Some(NewEntry { ino, content: NewContent::Changed(_) }) = &new
+            if let Some(NewEntry {
+                ino,
+                content: NewContent::Changed(_),
+            }) = &new
                 && let Some(Some(inode)) = self.inodes.get(ino)
             {
                 gathered.sizes.insert(*ino, inode.size);
             }
-            if let std::collections::hash_map::Entry::Vacant(slot) = gathered.delta.dirs.entry(key.parent) {
+            if let std::collections::hash_map::Entry::Vacant(slot) =
+                gathered.delta.dirs.entry(key.parent)
+            {
                 slot.insert(DirPaths {
                     old: self.snapshot.backend_dir(key.parent)?,
                     new: self.snapshot.mount_dir(key.parent)?,
@@ -156,7 +173,10 @@ impl Gatherer<'_> {
         }
         let copy = self.copy_source(inode)?;
         Ok(if inode.flags.has(Flags::TIME_DIRTY) {
-            NewContent::Touched { modified: inode.mtime, copy }
+            NewContent::Touched {
+                modified: inode.mtime,
+                copy,
+            }
         } else {
             NewContent::Unchanged { copy }
         })
@@ -169,12 +189,20 @@ impl Gatherer<'_> {
         }
         let (ino, modified) = (inode.ino, inode.mtime);
         if let Some(object) = inode.object {
-            return Ok(Some(StageSource::Object { ino, object, modified }));
+            return Ok(Some(StageSource::Object {
+                ino,
+                object,
+                modified,
+            }));
         }
         for (key, _) in self.snapshot.places_of(ino)? {
             if let Some(dir) = self.snapshot.backend_dir(key.parent)? {
                 let path = dir.join(&key.name);
-                return Ok(Some(StageSource::Backend { ino, path, modified }));
+                return Ok(Some(StageSource::Backend {
+                    ino,
+                    path,
+                    modified,
+                }));
             }
         }
         Ok(None)

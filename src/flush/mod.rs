@@ -38,6 +38,7 @@ use crate::cache::Store;
 use crate::index::Index;
 use crate::rules::names::NameRules;
 
+pub(crate) use recover::read_small;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result};
 

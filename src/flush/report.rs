@@ -34,7 +34,9 @@ pub enum FlushError {
     #[error("{0}")]
     WrongDrive(String),
     /// The backend has no room.
-    #[error("the drive is full: {path} ({size} bytes) does not fit, {available} bytes are free, {needed} bytes wait")]
+    #[error(
+        "the drive is full: {path} ({size} bytes) does not fit, {available} bytes are free, {needed} bytes wait"
+    )]
     Full {
         /// The file that did not fit.
         path: RelPath,
@@ -44,6 +46,14 @@ pub enum FlushError {
         available: u64,
         /// What waits to be carried, in bytes.
         needed: u64,
+    },
+    /// Somebody else has put something where the batch has to put a directory or to move something.
+    #[error(
+        "somebody else has changed {path} on the drive, where the mount has something of its own; rename one of them"
+    )]
+    Foreign {
+        /// Where it stands.
+        path: RelPath,
     },
     /// It took longer than it was given.
     #[error("the time given was not enough; what was staged is thrown away and nothing is lost")]

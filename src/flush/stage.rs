@@ -51,10 +51,13 @@ impl Source {
     fn read_at(&self, buffer: &mut [u8], offset: u64, path: &RelPath) -> Result<usize> {
         match self {
             Source::Empty => Ok(0),
-            Source::Object(file) => file.read_at(buffer, offset).map_err(|source| FlushError::Cache {
-                operation: format!("read the object of {path}"),
-                source,
-            }),
+            Source::Object(file) => {
+                file.read_at(buffer, offset)
+                    .map_err(|source| FlushError::Cache {
+                        operation: format!("read the object of {path}"),
+                        source,
+                    })
+            }
             Source::Backend(file) => file
                 .read_at(buffer, offset)
                 .map_err(|source| BackendError::new("read", path, source).into()),
@@ -129,7 +132,8 @@ impl Stager<'_> {
         for step in plan.place {
             let step = match step {
                 PlaceStep::Install { slot, to, content } => {
-                    let measured = self.stage_one(&content, slot, &to, &mut buffer, &mut progress)?;
+                    let measured =
+                        self.stage_one(&content, slot, &to, &mut buffer, &mut progress)?;
                     staged.files += 1;
                     staged.bytes += measured.size;
                     staged.sources.insert(slot, content);

@@ -6,7 +6,7 @@ use super::{Ctx, Fs, FsError, Result};
 use crate::index::Flags;
 
 /// Objects removed under one hold of a lock.
-const CHUNK: u32 = 256;
+const CHUNK: u32 = 1024;
 
 /// Bytes written between two looks at how full the SSD is.
 const CHECK_EVERY: u64 = 64 << 20;
@@ -127,14 +127,16 @@ impl Fs {
         Ok(freed)
     }
 
-    /// Removes the files of objects that nothing needs any more: first the row that says so is committed, then the file goes,
-    /// then the row. A crash in between finds the row and removes the file again.
+    /// Removes the files of objects that nothing needs any more. The rows that say so must be durable before a file goes: after
+    /// a power cut an older row may be what there is, and its object must be there. Then the file goes, then the row; a crash
+    /// in between finds the row and removes the file again.
     fn reap(&self) -> Result<()> {
         loop {
             let dead = self.index.lock().dead_objects(CHUNK)?;
             if dead.is_empty() {
                 return Ok(());
             }
+            self.sync()?;
             for object in &dead {
                 self.store.remove(*object)?;
             }

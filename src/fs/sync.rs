@@ -34,6 +34,10 @@ impl Unsynced {
         taken.into_values().collect()
     }
 
+    fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
     fn find(&self, object: ObjectId) -> Option<Arc<ObjectFile>> {
         self.0.lock().get(&object).cloned()
     }
@@ -68,6 +72,11 @@ impl Fs {
             }
         }
         result
+    }
+
+    /// Whether there are bytes that no fsync has covered.
+    pub fn has_unsynced(&self) -> bool {
+        !self.unsynced.is_empty()
     }
 
     /// Starts to write the file's bytes to the SSD without waiting, so that a later sync has less to do.

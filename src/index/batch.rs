@@ -89,6 +89,19 @@ impl State {
         })
     }
 
+    /// Whether any name or inode is marked.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn anything_dirty(&self) -> Result<bool> {
+        self.conn
+            .prepare_cached(
+                "SELECT EXISTS(SELECT 1 FROM dirty_names) OR EXISTS(SELECT 1 FROM dirty_inodes)",
+            )
+            .and_then(|mut s| s.query_row([], |row| row.get(0)))
+            .context("look for what waits")
+    }
+
     /// Begins a batch: everything up to now is in it, but for what is being written. Commits, so that a snapshot taken before
     /// the lock is released sees exactly the cut.
     ///

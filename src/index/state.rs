@@ -153,7 +153,7 @@ impl State {
     }
 
     /// How many transactions were committed since the index was opened.
-    pub(super) fn commits(&self) -> u64 {
+    pub fn commits(&self) -> u64 {
         self.commits
     }
 

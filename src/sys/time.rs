@@ -1,6 +1,6 @@
-//! Setting the time of last change, to the nanosecond.
+//! The clock that file systems use, and setting the time of last change, to the nanosecond.
 //!
-//! The time of last access is set along with it, to the same point. Leaving it alone (`UTIME_OMIT`) would be more polite,
+//! When a time is set, the time of last access is set along with it, to the same point. Leaving it alone (`UTIME_OMIT`) would be more polite,
 //! but drivers built on libfuse 2, exfat-fuse among them, then change neither time and report success.
 
 use std::io;
@@ -8,8 +8,24 @@ use std::os::fd::AsFd;
 
 use nix::sys::stat::{UtimensatFlags, futimens, utimensat};
 use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 
-use crate::base::{Name, Timestamp};
+use crate::base::{Clock, Name, Timestamp};
+
+/// The clock that the kernel takes file times from: it ticks with the scheduler. Times set by us and by the SSD's file system
+/// are then in the order in which things happened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CoarseClock;
+
+impl Clock for CoarseClock {
+    fn now(&self) -> Timestamp {
+        match clock_gettime(ClockId::CLOCK_REALTIME_COARSE) {
+            Ok(time) => Timestamp::from_parts(time.tv_sec(), time.tv_nsec() as u32),
+            // Linux has this clock since 2.6.32.
+            Err(_) => std::time::SystemTime::now().into(),
+        }
+    }
+}
 
 fn spec(time: Timestamp) -> TimeSpec {
     let (secs, nanos) = time.parts();

@@ -1,0 +1,283 @@
+//! What the control socket asks for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::monitor::{Monitor, Presence};
+use super::{dead_mount, tasks};
+use crate::backend::drive::Drive;
+use crate::base::Timestamp;
+use crate::control::protocol::{
+    BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath, LastBatch,
+    LeftBehind, Progress, Status,
+};
+use crate::control::server::Handler;
+use crate::flush::{FlushError, Flusher, Report};
+use crate::fs::Fs;
+use crate::index::{BatchSummary, Index, Waiting};
+
+/// Everything that a running daemon is made of, for those who look after it.
+pub(super) struct Service {
+    pub(super) fs: Arc<Fs>,
+    pub(super) index: Arc<Index>,
+    pub(super) drive: Arc<Drive>,
+    pub(super) flusher: Arc<Flusher>,
+    pub(super) monitor: Arc<Monitor>,
+    pub(super) volume: Uuid,
+    pub(super) backend: PathBuf,
+    pub(super) mountpoint: PathBuf,
+    /// The last thing that went wrong and has not been put right since.
+    pub(super) last_error: Mutex<Option<String>>,
+    /// Told when the mount has been ended on request.
+    pub(super) ended: Sender<()>,
+    /// No new flush begins by itself.
+    pub(super) ending: AtomicBool,
+}
+
+/// What to do about a failed flush.
+pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
+    Some(match error {
+        FlushError::Detached => "plug the drive in and mount it; ferryfs goes on by itself",
+        FlushError::WrongDrive(_) => {
+            "mount the right drive there; nothing was written and nothing is lost"
+        }
+        FlushError::Full { .. } => {
+            "delete something in the mount, or move it elsewhere, and flush again; nothing is lost"
+        }
+        FlushError::TimedOut => "run `ferryfs flush` again with more time",
+        FlushError::Unfinished { .. } => {
+            "nothing was overwritten; put it right and run `ferryfs flush` again"
+        }
+        FlushError::Backend(error) if error.is_gone() => {
+            "check the drive and its cable; what was not carried waits in the cache"
+        }
+        FlushError::Foreign { .. } => "nothing was carried over and nothing is lost",
+        _ => return None,
+    })
+}
+
+pub(super) fn control_error(error: &FlushError) -> ControlError {
+    let code = if error.is_gone() || matches!(error, FlushError::WrongDrive(_)) {
+        ErrorCode::BackendAbsent
+    } else {
+        ErrorCode::Failed
+    };
+    let control = ControlError::new(code, error.to_string());
+    match hint(error) {
+        Some(hint) => control.with_hint(hint),
+        None => control,
+    }
+}
+
+impl Service {
+    /// Flushes, and remembers how it went.
+    pub(super) fn run_flush(
+        &self,
+        deadline: Option<Instant>,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Report, FlushError> {
+        let started = Instant::now();
+        let result = self.flusher.flush(deadline, progress);
+        match &result {
+            Ok(_) => *self.last_error.lock() = None,
+            Err(error) => {
+                tracing::error!(%error, "flush failed");
+                *self.last_error.lock() = Some(error.to_string());
+                if error.is_gone() {
+                    self.monitor.look_now();
+                }
+            }
+        }
+        let still_dirty = self.index.lock().anything_dirty().unwrap_or(true);
+        self.index
+            .lock()
+            .set_dirty_since(still_dirty.then_some(started));
+        result
+    }
+
+    fn waiting(&self) -> Waiting {
+        let counted = self
+            .index
+            .commit()
+            .and_then(|()| self.index.snapshot())
+            .and_then(|snapshot| snapshot.waiting());
+        counted.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot count what waits");
+            // Unknown is not nothing: it must not read as safe.
+            Waiting {
+                names: 1,
+                inodes: 0,
+                kept_local: 0,
+            }
+        })
+    }
+
+    fn flush_report(&self, report: Report) -> FlushReport {
+        FlushReport {
+            batch: report.batch.map(|batch| batch.0),
+            files: report.files,
+            bytes: report.bytes,
+            seconds: report.took.as_secs_f64(),
+            left_behind: report
+                .left_behind
+                .into_iter()
+                .map(|(path, reason)| LeftBehind { path, reason })
+                .collect(),
+            kept_local: self.waiting().kept_local,
+        }
+    }
+}
+
+fn last_batch(summary: BatchSummary) -> LastBatch {
+    LastBatch {
+        number: summary.batch.0,
+        time: rfc3339(summary.time),
+        files: summary.files,
+        bytes: summary.bytes,
+        outcome: match summary.outcome.as_str() {
+            "complete" | "nothing to carry" => BatchOutcome::Complete,
+            "left behind" => BatchOutcome::LeftBehind,
+            _ => BatchOutcome::Failed,
+        },
+    }
+}
+
+/// The time as RFC 3339 in UTC, to the second. Days to dates by Howard Hinnant's `civil_from_days`.
+fn rfc3339(time: Timestamp) -> String {
+    let (secs, _) = time.parts();
+    let (days, second) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+impl Handler for Service {
+    fn status(&self) -> Status {
+        let waiting = self.waiting();
+        let (totals, writing, last) = {
+            let state = self.index.lock();
+            (
+                state.totals(),
+                state.writing_count(),
+                state.last_batch().ok().flatten(),
+            )
+        };
+        let attached = self.drive.is_attached();
+        let busy = self.flusher.is_running();
+        let dirty_files = waiting.names + waiting.inodes;
+        Status {
+            mountpoint: self.mountpoint.to_string_lossy().into_owned(),
+            backend: self.backend.to_string_lossy().into_owned(),
+            volume_id: self.volume.to_string(),
+            backend_state: if attached {
+                BackendState::Attached
+            } else {
+                BackendState::Detached
+            },
+            dirty_files,
+            dirty_bytes: totals.dirty_bytes,
+            open_for_write: writing as u64,
+            cached_bytes: totals.cached_bytes,
+            last_batch: last.map(last_batch),
+            safe_to_unplug: dirty_files == 0 && !busy,
+            batch_in_progress: busy,
+            kept_local: waiting.kept_local,
+            last_error: self
+                .last_error
+                .lock()
+                .clone()
+                .or_else(|| self.monitor.trouble()),
+            io: IoPath::Daemon,
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+        }
+    }
+
+    fn flush(
+        &self,
+        timeout: Option<Duration>,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        self.run_flush(deadline, progress)
+            .map(|report| self.flush_report(report))
+            .map_err(|error| control_error(&error))
+    }
+
+    fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        if !self.drive.is_attached() {
+            return Err(control_error(&FlushError::Detached));
+        }
+        let report = self
+            .run_flush(None, progress)
+            .map_err(|error| control_error(&error))?;
+        self.monitor.let_go(Presence::Ejected);
+        self.fs.close_idle_readers(true);
+        Ok(self.flush_report(report))
+    }
+
+    fn unmount(
+        &self,
+        flush: bool,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError> {
+        let report = if flush {
+            self.run_flush(None, progress).map_err(|error| {
+                let hint = "nothing is lost: it waits in the cache. To unmount without flushing: ferryfs unmount --no-flush";
+                let control = control_error(&error);
+                ControlError {
+                    message: format!("not unmounted, because the flush failed: {}", control.message),
+                    hint: Some(hint.into()),
+                    ..control
+                }
+            })?
+        } else {
+            Report::default()
+        };
+        self.ending.store(true, Ordering::Release);
+        tasks::unmount(&self.mountpoint).map_err(|error| {
+            self.ending.store(false, Ordering::Release);
+            unmount_error(&error)
+        })?;
+        let report = self.flush_report(report);
+        let _ = self.ended.send(());
+        Ok(report)
+    }
+}
+
+fn unmount_error(error: &dead_mount::DetachError) -> ControlError {
+    ControlError::new(ErrorCode::Busy, error.to_string()).with_hint(
+        "somebody still uses it: `fuser -vm MOUNTPOINT` tells who; end that and try again",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_people_and_scripts_expect() {
+        for (secs, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_795_132_800, "2026-11-20T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(Timestamp::from_parts(secs, 0)), text);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What runs in the background while a mount is up: commits, syncs, eviction, the walk, flushes that nobody asked for.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::dead_mount::{self, DetachError};
+use super::service::Service;
+use crate::base::Ino;
+use crate::fs::Syncer;
+
+/// How often pending changes are committed, so that little is lost if the daemon dies.
+const COMMIT_EVERY: Duration = Duration::from_millis(200);
+
+/// How often everything is made durable: what a power cut costs at most (P2).
+const SYNC_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the cache's size and the SSD's space are looked at.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the need for a flush is considered.
+const CONSIDER_EVERY: Duration = Duration::from_millis(500);
+
+/// Longest wait between attempts after flushes that failed.
+const MAX_BACKOFF: Duration = Duration::from_secs(600);
+
+/// The flushes that nobody asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AutoFlush {
+    /// Flush when nothing has changed for this long.
+    pub(super) after: Duration,
+    /// Flush when the oldest change is older than this.
+    pub(super) max_age: Duration,
+    /// Flush when this many bytes wait.
+    pub(super) max_dirty: u64,
+}
+
+/// The running background threads. Stopping waits for each of them to come to rest.
+pub(super) struct Tasks {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Tasks {
+    /// Starts them.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub(super) fn start(
+        service: &Arc<Service>,
+        syncer: &Arc<Syncer>,
+        auto: Option<AutoFlush>,
+    ) -> std::io::Result<Tasks> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = Tasks {
+            stop: stop.clone(),
+            threads: Vec::new(),
+        };
+        let (s, y) = (service.clone(), syncer.clone());
+        tasks.spawn("ferryfs-tick", move |stop| tick(&s, &y, stop))?;
+        let s = service.clone();
+        tasks.spawn("ferryfs-trim", move |stop| trim(&s, stop))?;
+        let s = service.clone();
+        tasks.spawn("ferryfs-walk", move |stop| walk(&s, stop))?;
+        let s = service.clone();
+        tasks.spawn("ferryfs-watch", move |stop| {
+            while !stop.load(Ordering::Acquire) {
+                s.monitor.look();
+                s.monitor.wait();
+            }
+        })?;
+        if let Some(auto) = auto {
+            let s = service.clone();
+            tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, auto, stop))?;
+        }
+        Ok(tasks)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        task: impl FnOnce(&AtomicBool) + Send + 'static,
+    ) -> std::io::Result<()> {
+        let stop = self.stop.clone();
+        let thread = thread::Builder::new()
+            .name(name.into())
+            .spawn(move || task(&stop))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Stops them all, waiting a while for each. One that is stuck in the backend is left to its fate: what counts is on the SSD.
+    pub(super) fn stop(self, patience: Duration) {
+        self.stop.store(true, Ordering::Release);
+        let end = Instant::now() + patience;
+        for task in self.threads {
+            while !task.is_finished() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(5));
+            }
+            if task.is_finished() {
+                let _ = task.join();
+            }
+        }
+    }
+}
+
+/// Sleeps in short steps, so that a stop is not waited for.
+fn rest(stop: &AtomicBool, time: Duration) {
+    let end = Instant::now() + time;
+    while !stop.load(Ordering::Acquire) {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        thread::sleep(left.min(Duration::from_millis(100)));
+    }
+}
+
+fn tick(service: &Service, syncer: &Syncer, stop: &AtomicBool) {
+    let mut last_sync = Instant::now();
+    let mut synced_commit = u64::MAX;
+    while !stop.load(Ordering::Acquire) {
+        rest(stop, COMMIT_EVERY);
+        if let Err(error) = service.fs.commit_pending() {
+            tracing::error!(%error, "commit failed");
+            *service.last_error.lock() = Some(error.to_string());
+        }
+        if last_sync.elapsed() < SYNC_EVERY {
+            continue;
+        }
+        last_sync = Instant::now();
+        let commits = service.index.lock().commits();
+        if commits != synced_commit || service.fs.has_unsynced() {
+            synced_commit = commits;
+            syncer.request(|_| {});
+            if let Err(error) = service.index.checkpoint() {
+                tracing::warn!(%error, "checkpoint failed");
+            }
+        }
+    }
+}
+
+fn trim(service: &Service, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        rest(stop, TRIM_EVERY);
+        service.fs.look_at_space();
+        if let Err(error) = service.fs.trim() {
+            tracing::error!(%error, "cannot trim the cache");
+        }
+        service.fs.close_idle_readers(false);
+        service.drive.refresh_space();
+    }
+}
+
+/// Imports what the backend had before, one directory after another; failed ones are tried again in the next round.
+fn walk(service: &Service, stop: &AtomicBool) {
+    let mut after = Ino(0);
+    while !stop.load(Ordering::Acquire) {
+        if !service.drive.is_attached() {
+            rest(stop, Duration::from_secs(2));
+            continue;
+        }
+        match service.fs.import_next(after) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                after = Ino(0);
+                rest(stop, Duration::from_secs(30));
+            }
+            Err((dir, error)) => {
+                tracing::debug!(dir = dir.0, %error, "directory not imported yet");
+                after = dir;
+                rest(stop, Duration::from_millis(500));
+            }
+        }
+    }
+}
+
+fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
+    let mut backoff = Duration::ZERO;
+    let mut not_before = Instant::now();
+    while !stop.load(Ordering::Acquire) {
+        rest(stop, CONSIDER_EVERY);
+        let ending = service.ending.load(Ordering::Acquire);
+        if ending
+            || Instant::now() < not_before
+            || !service.drive.is_attached()
+            || !is_due(service, &auto)
+        {
+            continue;
+        }
+        match service.run_flush(None, &|_| {}) {
+            Ok(report) => {
+                backoff = Duration::ZERO;
+                if report.batch.is_some() {
+                    tracing::info!(files = report.files, bytes = report.bytes, "flushed");
+                }
+                // What was left behind is not tried again at once.
+                if !report.left_behind.is_empty() {
+                    not_before = Instant::now() + auto.after;
+                }
+            }
+            Err(_) => {
+                backoff = (backoff * 2).clamp(auto.after.min(MAX_BACKOFF), MAX_BACKOFF);
+                not_before = Instant::now() + backoff;
+            }
+        }
+    }
+}
+
+fn is_due(service: &Service, auto: &AutoFlush) -> bool {
+    let (since, dirty_bytes) = {
+        let state = service.index.lock();
+        (state.dirty_since(), state.totals().dirty_bytes)
+    };
+    since.is_some_and(|(latest, oldest)| {
+        latest.elapsed() >= auto.after
+            || oldest.elapsed() >= auto.max_age
+            || dirty_bytes > auto.max_dirty
+            || service.fs.is_full()
+    })
+}
+
+/// Unmounts, waiting a moment for users that are just leaving.
+///
+/// # Errors
+/// If somebody still uses the mount.
+pub(super) fn unmount(mountpoint: &Path) -> Result<(), DetachError> {
+    let mut result = dead_mount::unmount(mountpoint);
+    for _ in 0..10 {
+        if result.is_ok() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+        result = dead_mount::unmount(mountpoint);
+    }
+    result
+}

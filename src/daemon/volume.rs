@@ -1,0 +1,284 @@
+//! Which drive, which cache: enrollment of a volume, the cache that belongs to it, and one daemon per volume.
+//!
+//! Enrolling writes the marker last, after everything it vouches for, and syncs; a crash before that leaves a directory without
+//! a marker, which is enrolled again. `cache.json` in the cache says which volume it belongs to; it is written before the first
+//! object. A cache whose volume is not where it was is never connected to what is there instead.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::DaemonError;
+use crate::backend::{Backend, BackendError, Capabilities, probe};
+use crate::base::{RelPath, Timestamp};
+use crate::cli::exit::Exit;
+use crate::flush::FlushError;
+use crate::rules::layout;
+use crate::rules::marker::{self, Marker};
+
+/// Name of the file in a cache that says which volume it belongs to.
+const CACHE_FILE: &str = "cache.json";
+
+/// Version of that file.
+const CACHE_FORMAT: u32 = 1;
+
+/// What a cache remembers of its volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct CacheFacts {
+    format: u32,
+    /// The volume's id.
+    pub(super) volume: Uuid,
+    /// The volume's nonce, of the enrollment that this cache knows.
+    pub(super) nonce: [u8; 16],
+    /// This cache's own id, which its batch records carry.
+    pub(super) origin: Uuid,
+    /// Where the volume was when the cache was made.
+    pub(super) backend: PathBuf,
+    /// What the volume's file system can do.
+    pub(super) capabilities: Capabilities,
+}
+
+/// The volume's marker, if the directory has one.
+///
+/// # Errors
+/// If it cannot be read or understood.
+pub(super) fn peek(backend: &dyn Backend) -> Result<Option<Marker>, DaemonError> {
+    let bytes = crate::flush::read_small(backend, &layout::marker_path(), marker::MAX_BYTES)
+        .map_err(DaemonError::from)?;
+    let Some(bytes) = bytes else { return Ok(None) };
+    marker::decode(&bytes).map(Some).map_err(|error| {
+        DaemonError::failed(error.to_string()).hint(
+            "the marker is .ferryfs/volume.json on the drive; nothing was changed. If it is beyond repair, delete it there: \
+             the volume is then enrolled anew",
+        )
+    })
+}
+
+/// Makes the directory a volume: our own directory, and last the marker.
+///
+/// # Errors
+/// If the backend cannot be written.
+pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<Marker, DaemonError> {
+    let marker = Marker::new(Uuid::new_v4(), *Uuid::new_v4().as_bytes(), now);
+    let write = || -> Result<(), BackendError> {
+        for dir in [layout::dir(), layout::staging_root(), layout::batches_dir()] {
+            make_dir_if_missing(backend, &dir)?;
+        }
+        for path in [layout::NOMEDIA, layout::NO_INDEX] {
+            write_file(backend, &RelPath::fixed(path), b"")?;
+        }
+        backend.sync()?;
+        write_file(backend, &layout::marker_path(), &marker::encode(&marker))?;
+        backend.sync()
+    };
+    write().map_err(|error| DaemonError::from(FlushError::from(error)))?;
+    Ok(marker)
+}
+
+fn make_dir_if_missing(backend: &dyn Backend, path: &RelPath) -> Result<(), BackendError> {
+    match backend.make_dir(path) {
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+fn write_file(backend: &dyn Backend, path: &RelPath, bytes: &[u8]) -> Result<(), BackendError> {
+    let mut file = match backend.create(path) {
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        result => result?,
+    };
+    file.append(bytes)
+        .and_then(|()| file.finish(Timestamp::from(std::time::SystemTime::now())))
+        .map_err(|source| BackendError::new("write", path, source))
+}
+
+/// Where caches are by default: `$XDG_DATA_HOME/ferryfs`, else `~/.local/share/ferryfs`. Not under a cache directory, which
+/// people wipe: what is in it may exist nowhere else.
+pub(super) fn default_caches() -> Result<PathBuf, DaemonError> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("ferryfs"))
+        .ok_or_else(|| {
+            DaemonError::failed(
+                "neither XDG_DATA_HOME nor HOME is set, so there is no place for the cache",
+            )
+            .hint("say where it is to be: --cache DIR")
+        })
+}
+
+/// The default cache that was made for the volume at `backend`, if there is one: an unmarked directory in its place is an empty
+/// mount point, not a new volume.
+pub(super) fn cache_made_for(caches: &Path, backend: &Path) -> Option<(PathBuf, CacheFacts)> {
+    let entries = fs::read_dir(caches).ok()?;
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let facts = CacheFacts::read(&entry.path()).ok()??;
+            Some((entry.path(), facts))
+        })
+        .find(|(_, facts)| facts.backend == backend)
+}
+
+/// Makes the cache directory, for its owner only.
+///
+/// # Errors
+/// If it cannot be made.
+pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| {
+            DaemonError::failed(format!(
+                "cannot make the cache directory {}: {error}",
+                dir.display()
+            ))
+            .hint("choose another place with --cache DIR")
+        })
+}
+
+impl CacheFacts {
+    /// The facts of a new cache for the volume `marker` at `path`.
+    ///
+    /// # Errors
+    /// If the backend cannot be probed.
+    pub(super) fn new(
+        backend: &dyn Backend,
+        path: &Path,
+        marker: &Marker,
+    ) -> Result<CacheFacts, DaemonError> {
+        let scratch = layout::dir().join(
+            &crate::base::Name::new(b"probe").map_err(|e| DaemonError::failed(e.to_string()))?,
+        );
+        let capabilities = probe::probe(backend, &scratch)
+            .map_err(|error| DaemonError::from(FlushError::from(error)))?;
+        Ok(CacheFacts {
+            format: CACHE_FORMAT,
+            volume: marker.id,
+            nonce: marker.nonce,
+            origin: Uuid::new_v4(),
+            backend: path.to_path_buf(),
+            capabilities,
+        })
+    }
+
+    /// What the cache in `dir` remembers; `None` if it is new.
+    ///
+    /// # Errors
+    /// If the file is there but cannot be read.
+    pub(super) fn read(dir: &Path) -> Result<Option<CacheFacts>, DaemonError> {
+        let path = dir.join(CACHE_FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(DaemonError::failed(format!(
+                    "cannot read {}: {error}",
+                    path.display()
+                )));
+            }
+        };
+        let facts: CacheFacts = serde_json::from_slice(&bytes).map_err(|error| {
+            DaemonError::failed(format!("{} cannot be understood: {error}", path.display()))
+                .hint("the cache may hold data that is nowhere else: do not delete it; restore this file, or use a newer ferryfs")
+        })?;
+        if facts.format > CACHE_FORMAT {
+            return Err(DaemonError::failed(format!(
+                "the cache {} was made by a newer ferryfs",
+                dir.display()
+            ))
+            .hint("use that one"));
+        }
+        Ok(Some(facts))
+    }
+
+    /// Writes the file, durably.
+    ///
+    /// # Errors
+    /// If the SSD fails.
+    pub(super) fn write(&self, dir: &Path) -> Result<(), DaemonError> {
+        let path = dir.join(CACHE_FILE);
+        let temporary = dir.join(format!("{CACHE_FILE}.tmp"));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(dir)?.sync_all()
+        };
+        write().map_err(|error| {
+            DaemonError::failed(format!("cannot write {}: {error}", path.display()))
+        })
+    }
+
+    /// Checks that the cache belongs to the volume `marker`.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub(super) fn check(&self, dir: &Path, marker: Option<&Marker>) -> Result<(), DaemonError> {
+        match marker {
+            Some(marker) if marker.id == self.volume && marker.nonce == self.nonce => Ok(()),
+            Some(marker) => Err(DaemonError::failed(format!(
+                "the cache {} belongs to volume {}, but the drive is volume {}",
+                dir.display(),
+                self.volume,
+                marker.id
+            ))
+            .hint("give this drive a cache of its own with --cache, or leave --cache out")),
+            None => Err(self.absent()),
+        }
+    }
+
+    /// The volume of this cache is not where it should be.
+    pub(super) fn absent(&self) -> DaemonError {
+        DaemonError {
+            code: Exit::BackendAbsent,
+            message: format!(
+                "volume {} is not at {}: the directory has no .ferryfs/volume.json",
+                self.volume,
+                self.backend.display()
+            ),
+            hint: Some(
+                "mount the drive there first; what was written to it waits in the cache".into(),
+            ),
+        }
+    }
+}
+
+/// One daemon per volume on this machine, held as long as this lives: an abstract socket that the kernel takes away when its
+/// holder dies. A lock file on the drive would keep it from being ejected.
+#[derive(Debug)]
+pub(super) struct VolumeLock {
+    _socket: UnixListener,
+}
+
+impl VolumeLock {
+    /// Takes the volume.
+    ///
+    /// # Errors
+    /// If another daemon has it.
+    pub(super) fn acquire(volume: Uuid) -> Result<VolumeLock, DaemonError> {
+        let name = format!("ferryfs-volume-{volume}");
+        SocketAddr::from_abstract_name(name)
+            .and_then(|address| UnixListener::bind_addr(&address))
+            .map(|socket| VolumeLock { _socket: socket })
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    DaemonError::failed(format!("volume {volume} is in use by another ferryfs"))
+                        .hint("see `ferryfs status`; unmount it there first")
+                }
+                _ => DaemonError::failed(format!("cannot take volume {volume}: {error}")),
+            })
+    }
+}

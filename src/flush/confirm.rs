@@ -1,0 +1,129 @@
+//! What the index concludes of a batch: derived from the plan's outcomes when the batch is committed, noted when it is applied.
+
+use std::collections::BTreeMap;
+
+use super::Flusher;
+use super::gather::Gathered;
+use super::journal::Journal;
+use super::report::{FlushError, Result};
+use super::stage::Staged;
+use crate::base::{Seq, Timestamp};
+use crate::index::{BatchState, BatchSummary, Confirmed, PlacedEntry};
+use crate::rules::delta::NOBODY;
+use crate::rules::plan::{Outcome, Placed, Plan};
+use crate::rules::steps::{FileContent, PlaceStep, PlainKind, SlotNo};
+
+/// Names noted under one hold of the index lock.
+const CHUNK: usize = 256;
+
+/// What holds for each name once the steps of `staged` have been taken.
+pub(super) fn conclusions(plan: &Plan, gathered: &Gathered, staged: &Staged) -> Vec<Confirmed> {
+    let contents: BTreeMap<SlotNo, FileContent> = staged
+        .steps
+        .place
+        .iter()
+        .filter_map(|step| match step {
+            PlaceStep::Install { slot, content, .. } => Some((*slot, *content)),
+            _ => None,
+        })
+        .collect();
+    let left: std::collections::BTreeSet<_> =
+        plan.left_behind.iter().map(|left| &left.key).collect();
+    let mut confirmed: Vec<Confirmed> = plan
+        .outcomes
+        .iter()
+        .map(|outcome| {
+            let settled = !left.contains(&outcome.key);
+            Confirmed {
+                key: outcome.key.clone(),
+                placed: placed(outcome, gathered, &contents),
+                settled,
+                inode_settled: settled,
+            }
+        })
+        .collect();
+    for key in &plan.leftovers {
+        let before = gathered.before.get(key);
+        confirmed.push(Confirmed {
+            key: key.clone(),
+            placed: before.map(|entry| PlacedEntry {
+                ino: NOBODY,
+                ..entry.clone()
+            }),
+            settled: false,
+            inode_settled: false,
+        });
+    }
+    for key in &gathered.settled {
+        confirmed.push(Confirmed {
+            key: key.clone(),
+            placed: None,
+            settled: true,
+            inode_settled: false,
+        });
+    }
+    confirmed
+}
+
+fn placed(
+    outcome: &Outcome,
+    gathered: &Gathered,
+    contents: &BTreeMap<SlotNo, FileContent>,
+) -> Option<PlacedEntry> {
+    match &outcome.placed {
+        Placed::Nothing => None,
+        Placed::Directory(ino) => Some(PlacedEntry {
+            ino: *ino,
+            kind: PlainKind::Directory,
+            size: 0,
+            mtime: Timestamp(0),
+            hash: None,
+        }),
+        Placed::Kept {
+            ino,
+            from,
+            modified,
+        } => {
+            let before = gathered.before.get(from)?;
+            Some(PlacedEntry {
+                ino: *ino,
+                mtime: modified.unwrap_or(before.mtime),
+                ..before.clone()
+            })
+        }
+        Placed::Staged { ino, slot } => {
+            let content = contents.get(slot)?;
+            Some(PlacedEntry {
+                ino: *ino,
+                kind: PlainKind::File,
+                size: content.size,
+                mtime: content.modified,
+                hash: Some(content.hash),
+            })
+        }
+    }
+}
+
+impl Flusher {
+    /// Notes what the batch has left on the backend, ends it, and makes that durable. May be repeated.
+    pub(super) fn confirm(&self, journal: &Journal, cut: Seq, outcome: &str) -> Result<()> {
+        for chunk in journal.confirmed.chunks(CHUNK) {
+            let mut state = self.parts.index.lock();
+            state.confirm_names(cut, chunk)?;
+            state.commit()?;
+        }
+        let summary = BatchSummary {
+            batch: journal.record.batch,
+            time: self.parts.clock.now(),
+            files: journal.files,
+            bytes: journal.bytes,
+            outcome: outcome.into(),
+        };
+        self.parts
+            .index
+            .lock()
+            .end_batch(BatchState::Done, &summary)?;
+        self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
+        Journal::remove(&self.parts.journals, journal.record.batch)
+    }
+}

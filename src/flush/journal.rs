@@ -1,0 +1,255 @@
+//! The journal of a batch on the SSD: what the index may conclude once the batch is on the backend, the steps, and where each
+//! staged file's bytes come from. Written and synced before the record on the backend, so whoever finds the record finds this.
+//!
+//! A file `<batch>.journal`: 32 bytes BLAKE3 of the rest, the length of the first part (u64, little endian), the first part
+//! (JSON), the second (the record, as on the backend). Written under another name, synced, renamed, directory synced.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::report::{FlushError, Result};
+use crate::base::{BatchNo, ContentHash, Ino, Name, ObjectId, RelPath, Timestamp};
+use crate::index::{Confirmed, PlacedEntry};
+use crate::rules::plan::{NameKey, StageSource};
+use crate::rules::record::{self, BatchRecord};
+use crate::rules::steps::{PlainKind, SlotNo};
+
+/// Everything that is to be known of a batch once it is committed.
+#[derive(Clone, Debug)]
+pub(super) struct Journal {
+    pub(super) record: BatchRecord,
+    pub(super) confirmed: Vec<Confirmed>,
+    pub(super) sources: BTreeMap<SlotNo, StageSource>,
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Facts {
+    files: u64,
+    bytes: u64,
+    confirmed: Vec<ConfirmedFact>,
+    sources: Vec<SourceFact>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ConfirmedFact {
+    parent: u64,
+    name: Vec<u8>,
+    placed: Option<PlacedFact>,
+    settled: bool,
+    inode_settled: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PlacedFact {
+    ino: u64,
+    directory: bool,
+    size: u64,
+    mtime: i64,
+    hash: Option<[u8; 32]>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SourceFact {
+    slot: u32,
+    ino: u64,
+    object: Option<u64>,
+    path: Option<Vec<u8>>,
+    modified: i64,
+}
+
+impl From<&Confirmed> for ConfirmedFact {
+    fn from(c: &Confirmed) -> ConfirmedFact {
+        ConfirmedFact {
+            parent: c.key.parent.0,
+            name: c.key.name.as_bytes().to_vec(),
+            placed: c.placed.as_ref().map(|entry| PlacedFact {
+                ino: entry.ino.0,
+                directory: entry.kind == PlainKind::Directory,
+                size: entry.size,
+                mtime: entry.mtime.0,
+                hash: entry.hash.map(|hash| hash.0),
+            }),
+            settled: c.settled,
+            inode_settled: c.inode_settled,
+        }
+    }
+}
+
+impl ConfirmedFact {
+    fn restore(self) -> Option<Confirmed> {
+        Some(Confirmed {
+            key: NameKey {
+                parent: Ino(self.parent),
+                name: Name::new(&self.name).ok()?,
+            },
+            placed: self.placed.map(|fact| PlacedEntry {
+                ino: Ino(fact.ino),
+                kind: if fact.directory {
+                    PlainKind::Directory
+                } else {
+                    PlainKind::File
+                },
+                size: fact.size,
+                mtime: Timestamp(fact.mtime),
+                hash: fact.hash.map(ContentHash),
+            }),
+            settled: self.settled,
+            inode_settled: self.inode_settled,
+        })
+    }
+}
+
+impl SourceFact {
+    fn of(slot: SlotNo, source: &StageSource) -> SourceFact {
+        match source {
+            StageSource::Object {
+                ino,
+                object,
+                modified,
+            } => SourceFact {
+                slot: slot.0,
+                ino: ino.0,
+                object: Some(object.0),
+                path: None,
+                modified: modified.0,
+            },
+            StageSource::Backend {
+                ino,
+                path,
+                modified,
+            } => SourceFact {
+                slot: slot.0,
+                ino: ino.0,
+                object: None,
+                path: Some(path.as_bytes().to_vec()),
+                modified: modified.0,
+            },
+        }
+    }
+
+    fn restore(self) -> Option<(SlotNo, StageSource)> {
+        let (ino, modified) = (Ino(self.ino), Timestamp(self.modified));
+        let source = match (self.object, self.path) {
+            (Some(object), None) => StageSource::Object {
+                ino,
+                object: ObjectId(object),
+                modified,
+            },
+            (None, Some(path)) => StageSource::Backend {
+                ino,
+                path: RelPath::parse(&path).ok()?,
+                modified,
+            },
+            _ => return None,
+        };
+        Some((SlotNo(self.slot), source))
+    }
+}
+
+fn path(dir: &Path, batch: BatchNo) -> PathBuf {
+    dir.join(format!("{:016x}.journal", batch.0))
+}
+
+fn failed(operation: &str, path: &Path) -> impl FnOnce(io::Error) -> FlushError {
+    let operation = format!("{operation} {}", path.display());
+    move |source| FlushError::Cache { operation, source }
+}
+
+impl Journal {
+    /// Writes and syncs the journal in `dir`.
+    ///
+    /// # Errors
+    /// If the SSD fails; there is then no journal.
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        let facts = Facts {
+            files: self.files,
+            bytes: self.bytes,
+            confirmed: self.confirmed.iter().map(ConfirmedFact::from).collect(),
+            sources: self
+                .sources
+                .iter()
+                .map(|(slot, source)| SourceFact::of(*slot, source))
+                .collect(),
+        };
+        let target = path(dir, self.record.batch);
+        let json =
+            serde_json::to_vec(&facts).map_err(|error| failed("write", &target)(error.into()))?;
+        let mut body = (json.len() as u64).to_le_bytes().to_vec();
+        body.extend_from_slice(&json);
+        body.extend_from_slice(&record::seal(&self.record)?);
+        let temporary = target.with_extension("tmp");
+        (|| {
+            let mut file = File::create(&temporary)?;
+            file.write_all(blake3::hash(&body).as_bytes())?;
+            file.write_all(&body)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &target)?;
+            File::open(dir)?.sync_all()
+        })()
+        .map_err(failed("write", &target))
+    }
+
+    /// The journal of `batch` in `dir`; `None` if there is none, or it was never finished.
+    ///
+    /// # Errors
+    /// If the SSD fails.
+    pub(super) fn read(dir: &Path, batch: BatchNo) -> Result<Option<Journal>> {
+        let target = path(dir, batch);
+        let bytes = match fs::read(&target) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("read", &target)(error)),
+        };
+        let journal = Journal::parse(&bytes);
+        if journal.is_none() {
+            tracing::error!(path = %target.display(), "the journal of a batch is damaged; it counts as not written");
+        }
+        Ok(journal)
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Journal> {
+        let (hash, body) = bytes.split_at_checked(32)?;
+        if blake3::hash(body).as_bytes() != hash {
+            return None;
+        }
+        let (length, rest) = body.split_at_checked(8)?;
+        let length = usize::try_from(u64::from_le_bytes(length.try_into().ok()?)).ok()?;
+        let (json, record) = rest.split_at_checked(length)?;
+        let facts: Facts = serde_json::from_slice(json).ok()?;
+        Some(Journal {
+            record: record::decode(record).ok()?,
+            files: facts.files,
+            bytes: facts.bytes,
+            confirmed: facts
+                .confirmed
+                .into_iter()
+                .map(ConfirmedFact::restore)
+                .collect::<Option<_>>()?,
+            sources: facts
+                .sources
+                .into_iter()
+                .map(SourceFact::restore)
+                .collect::<Option<_>>()?,
+        })
+    }
+
+    /// Removes the journal of `batch`; fine if there is none.
+    ///
+    /// # Errors
+    /// If the SSD fails.
+    pub(super) fn remove(dir: &Path, batch: BatchNo) -> Result<()> {
+        let target = path(dir, batch);
+        match fs::remove_file(&target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("remove", &target)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Finishing what was interrupted: with the cache at hand, or on a machine that has only the drive.
+
+use uuid::Uuid;
+
+use super::Flusher;
+use super::apply::{Applier, Rebuild, Run};
+use super::journal::Journal;
+use super::report::{FlushError, Result};
+use super::stage::discard;
+use crate::backend::{Backend, BackendError};
+use crate::base::{BatchNo, RelPath};
+use crate::index::ActiveBatch;
+use crate::rules::layout;
+use crate::rules::marker;
+use crate::rules::record::{self, BatchRecord, MAX_RECORD_BYTES, RecordError};
+use crate::rules::steps::PlaceStep;
+
+/// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
+const DONE: &str = "done";
+
+/// What became of a batch that was found on a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveredBatch {
+    /// Its number.
+    pub batch: BatchNo,
+    /// Whether it was committed, and so is finished now; else it was thrown away.
+    pub finished: bool,
+    /// Files that it carried.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A small file of our own on the backend, whole; `None` if there is none.
+pub(crate) fn read_small(
+    backend: &dyn Backend,
+    path: &RelPath,
+    limit: usize,
+) -> Result<Option<Vec<u8>>> {
+    let meta = match backend.metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let size = usize::try_from(meta.size)
+        .ok()
+        .filter(|size| *size <= limit);
+    let Some(size) = size else {
+        return Err(RecordError::TooLong {
+            bytes: usize::try_from(meta.size).unwrap_or(usize::MAX),
+        }
+        .into());
+    };
+    let file = backend.open(path)?;
+    let mut bytes = vec![0; size];
+    let mut at = 0;
+    while at < size {
+        match file.read_at(&mut bytes[at..], at as u64) {
+            Ok(0) => break,
+            Ok(got) => at += got,
+            Err(source) => return Err(BackendError::new("read", path, source).into()),
+        }
+    }
+    bytes.truncate(at);
+    Ok(Some(bytes))
+}
+
+/// Checks that the directory is the volume that it is taken for: P6 hangs on this.
+pub(super) fn check_marker(backend: &dyn Backend, volume: Uuid) -> Result<()> {
+    let wrong = |problem: String| FlushError::WrongDrive(problem);
+    match read_small(backend, &layout::marker_path(), marker::MAX_BYTES)? {
+        None => Err(wrong("the directory does not carry the volume's marker (.ferryfs/volume.json): the drive is not mounted there, or it is another one".into())),
+        Some(bytes) => match marker::decode(&bytes) {
+            Ok(marker) if marker.id == volume => Ok(()),
+            Ok(marker) => Err(wrong(format!("another volume is mounted there: {}, not {volume}", marker.id))),
+            Err(error) => Err(wrong(format!("the volume marker cannot be read: {error}"))),
+        },
+    }
+}
+
+fn done_path(batch: BatchNo) -> Result<RelPath> {
+    let name = format!("{:016x}.{DONE}", batch.0);
+    RelPath::parse(name.as_bytes())
+        .ok()
+        .and_then(|path| path.split_last())
+        .map(|(_, name)| layout::batches_dir().join(&name))
+        .ok_or_else(|| FlushError::WrongDrive("a batch number has no file name".into()))
+}
+
+/// What stands on the backend as the record of a batch.
+enum Found {
+    /// Nothing: the batch was not committed, or is over.
+    Nothing,
+    /// Something that is no whole record. Its writing was interrupted, or it was damaged later; nobody can tell.
+    Torn,
+    /// A record that belongs there.
+    Record(BatchRecord),
+}
+
+/// The record of `batch` at `path`, checked to belong there.
+fn read_record(
+    backend: &dyn Backend,
+    path: &RelPath,
+    batch: BatchNo,
+    volume: Uuid,
+) -> Result<Found> {
+    let Some(bytes) = read_small(backend, path, MAX_RECORD_BYTES)? else {
+        return Ok(Found::Nothing);
+    };
+    match record::decode(&bytes) {
+        Ok(record) if record.volume == volume && record.batch == batch => Ok(Found::Record(record)),
+        Ok(_) => Err(FlushError::Unfinished {
+            batch,
+            problem: format!(
+                "the record {path} belongs to another volume or batch; it was copied there by hand, move it away"
+            ),
+        }),
+        Err(error) if error.is_torn() => Ok(Found::Torn),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The batches of which something is in our directory on the backend, oldest first.
+fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
+    let mut found = std::collections::BTreeSet::new();
+    for (dir, parse) in [
+        (
+            layout::batches_dir(),
+            layout::parse_record_name as fn(&crate::base::Name) -> Option<BatchNo>,
+        ),
+        (layout::staging_root(), layout::parse_staging_name),
+    ] {
+        match backend.read_dir(&dir) {
+            Ok(entries) => found.extend(entries.iter().filter_map(|entry| parse(&entry.name))),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+impl Flusher {
+    /// Brings the backend and the index to agree after anything that may have interrupted a batch. To be called after each attach.
+    ///
+    /// # Errors
+    /// If the backend or the SSD fails, or a batch of another cache cannot be finished without it.
+    pub fn recover(&self) -> Result<()> {
+        let _one_at_a_time = self.running.lock();
+        let backend = self.backend()?;
+        check_marker(&*backend, self.parts.volume)?;
+        self.recover_open_batch(&*backend)?;
+        self.sweep(&*backend)
+    }
+
+    /// Finishes or gives up the batch that the index says is under way.
+    pub(super) fn recover_open_batch(&self, backend: &dyn Backend) -> Result<()> {
+        let open = self.parts.index.lock().resume_batch()?;
+        let Some(active) = open else {
+            return Ok(());
+        };
+        let Some(journal) = Journal::read(&self.parts.journals, active.batch)? else {
+            return self.give_up(
+                backend,
+                active.batch,
+                "interrupted before it was committed",
+                false,
+            );
+        };
+        let volume = self.parts.volume;
+        if let Found::Record(done) =
+            read_record(backend, &done_path(active.batch)?, active.batch, volume)?
+            && done.origin == self.parts.origin
+        {
+            return self.accept_done(backend, &journal, &active);
+        }
+        match read_record(
+            backend,
+            &layout::record_path(active.batch),
+            active.batch,
+            volume,
+        )? {
+            Found::Record(record) if record.origin == self.parts.origin => {
+                self.redo(backend, &journal, &active)
+            }
+            // If it was torn by a crash, nothing has been applied; if it was damaged later, something has. Applying it from
+            // the journal is right either way.
+            Found::Torn => self.redo(backend, &journal, &active),
+            _ => self.give_up(
+                backend,
+                active.batch,
+                "interrupted before it was committed",
+                false,
+            ),
+        }
+    }
+
+    fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
+        tracing::info!(batch = %active.batch, "finishing an interrupted batch");
+        {
+            let _moving = self.parts.drive.move_names();
+            let applier = Applier {
+                backend,
+                batch: active.batch,
+                steps: &journal.record.steps,
+                run: Run::Redo,
+                rebuild: Some(Rebuild {
+                    store: &self.parts.store,
+                    sources: &journal.sources,
+                }),
+            };
+            applier.apply(|_| {})?;
+            self.confirm(journal, active.cut, "complete")?;
+        }
+        self.clean_up(backend, active.batch)
+    }
+
+    /// The batch was finished by `ferryfs recover` on a machine without this cache.
+    fn accept_done(
+        &self,
+        backend: &dyn Backend,
+        journal: &Journal,
+        active: &ActiveBatch,
+    ) -> Result<()> {
+        tracing::info!(batch = %active.batch, "the batch was finished elsewhere");
+        self.confirm(journal, active.cut, "complete")?;
+        backend.remove_file(&done_path(active.batch)?)?;
+        self.clean_up(backend, active.batch)
+    }
+
+    /// Removes what our own ended batches have left, and finishes those of other caches.
+    fn sweep(&self, backend: &dyn Backend) -> Result<()> {
+        for batch in batches_on(backend)? {
+            match read_record(
+                backend,
+                &layout::record_path(batch),
+                batch,
+                self.parts.volume,
+            )? {
+                Found::Record(record) if record.origin != self.parts.origin => {
+                    tracing::info!(%batch, "finishing a batch of another machine");
+                    finish_alone(backend, &record)?;
+                }
+                // Ours, and not open: confirmed, so the record is a leftover.
+                Found::Record(_) => self.clean_up(backend, batch)?,
+                Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
+                Found::Torn => {
+                    tracing::warn!(%batch, "a damaged record of another machine is left as it is")
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
+fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
+    let applier = Applier {
+        backend,
+        batch: record.batch,
+        steps: &record.steps,
+        run: Run::Redo,
+        rebuild: None,
+    };
+    applier.apply(|_| {})?;
+    backend.rename(
+        &layout::record_path(record.batch),
+        &done_path(record.batch)?,
+    )?;
+    backend.sync()?;
+    discard(backend, &layout::staging_dir(record.batch))
+}
+
+/// Finishes the batches on a backend whose cache is elsewhere, and throws away what was never committed.
+///
+/// # Errors
+/// If the backend fails, or a staged file is damaged: then nothing more is touched.
+pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch>> {
+    let bytes =
+        read_small(backend, &layout::marker_path(), marker::MAX_BYTES)?.ok_or_else(|| {
+            FlushError::WrongDrive(
+                "this is no volume of ferryfs: there is no .ferryfs/volume.json".into(),
+            )
+        })?;
+    let marker = marker::decode(&bytes).map_err(|error| {
+        FlushError::WrongDrive(format!("the volume marker cannot be read: {error}"))
+    })?;
+    let mut recovered = Vec::new();
+    for batch in batches_on(backend)? {
+        let found = read_record(backend, &layout::record_path(batch), batch, marker.id)?;
+        let (finished, (files, bytes)) = match &found {
+            Found::Record(record) => {
+                finish_alone(backend, record)?;
+                (true, totals(record))
+            }
+            Found::Nothing => {
+                discard(backend, &layout::staging_dir(batch))?;
+                (false, (0, 0))
+            }
+            // Clearing was over, so files were set aside, and what says where they belong is damaged.
+            Found::Torn if super::apply::exists(backend, &layout::barrier_path(batch))? => {
+                return Err(FlushError::Unfinished {
+                    batch,
+                    problem: format!(
+                        "its record is damaged and {} holds files; only the machine that wrote it can tell where they belong",
+                        layout::staging_dir(batch)
+                    ),
+                });
+            }
+            // Most likely its writing was interrupted, and nothing has been touched; nothing is removed all the same.
+            Found::Torn => (false, (0, 0)),
+        };
+        recovered.push(RecoveredBatch {
+            batch,
+            finished,
+            files,
+            bytes,
+        });
+    }
+    Ok(recovered)
+}
+
+fn totals(record: &BatchRecord) -> (u64, u64) {
+    record
+        .steps
+        .place
+        .iter()
+        .fold((0, 0), |(files, bytes), step| match step {
+            PlaceStep::Install { content, .. } => (files + 1, bytes + content.size),
+            _ => (files, bytes),
+        })
+}
