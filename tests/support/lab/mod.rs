@@ -310,6 +310,12 @@ impl Lab {
         self.drive.assert_clean();
     }
 
+    /// Kills a daemon that the test started by itself.
+    pub fn kill(&mut self, pid: i32) {
+        self.pid = Some(pid);
+        self.kill9();
+    }
+
     fn clean_up(&mut self) {
         if std::mem::replace(&mut self.cleaned, true) {
             return;
@@ -363,7 +369,7 @@ macro_rules! on_both_drives {
 #[macro_export]
 macro_rules! on_plain_directory {
     ($($name:ident),* $(,)?) => {
-        mod plain_directory {
+        mod plain {
             $(#[test] fn $name() {
                 if let Some(lab) = $crate::lab::Lab::mounted($crate::lab::Backend::Ext4Dir) { super::$name(lab); }
             })*
