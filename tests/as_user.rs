@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lab::{Backend, Done, Lab, content, exit, run, skip, text};
+use lab::{Backend, Done, Lab, assert_content, content, exit, run, skip, text};
 
 /// On every Linux there is a user `nobody`, who owns nothing.
 struct User {
@@ -34,7 +34,10 @@ fn nobody() -> Option<User> {
 }
 
 /// Distributions give /dev/fuse mode 0666; a bare devtmpfs does not. Put back on drop; one test at a time has it.
-struct OpenFuse(Option<u32>, MutexGuard<'static, ()>);
+struct OpenFuse {
+    before: Option<u32>,
+    _turn: MutexGuard<'static, ()>,
+}
 
 static FUSE: Mutex<()> = Mutex::new(());
 
@@ -43,20 +46,26 @@ impl OpenFuse {
         let turn = FUSE.lock().unwrap_or_else(PoisonError::into_inner);
         let mode = fs::metadata("/dev/fuse").expect("/dev/fuse").mode() & 0o777;
         if mode & 0o006 == 0o006 {
-            return OpenFuse(None, turn);
+            return OpenFuse {
+                before: None,
+                _turn: turn,
+            };
         }
         eprintln!(
             "NOTE: /dev/fuse has mode {mode:o}, no user could mount; it is 666 for the time of this test"
         );
         fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666))
             .expect("chmod /dev/fuse");
-        OpenFuse(Some(mode), turn)
+        OpenFuse {
+            before: Some(mode),
+            _turn: turn,
+        }
     }
 }
 
 impl Drop for OpenFuse {
     fn drop(&mut self) {
-        if let Some(mode) = self.0 {
+        if let Some(mode) = self.before {
             let _ = fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(mode));
         }
     }
@@ -125,8 +134,8 @@ fn ordinary_user_mounts_writes_flushes_and_unmounts() {
     ));
 
     as_user(&lab, &user, &program, &["flush", &mnt]).code(exit::DONE);
-    assert_eq!(fs::read(lab.d("a/b/file")).expect("read"), b"text\n");
-    assert_eq!(fs::read(lab.d("moved")).expect("read"), b"text\nmore\n");
+    assert_content(lab.d("a/b/file"), b"text\n");
+    assert_content(lab.d("moved"), b"text\nmore\n");
     assert!(fs::read(lab.d("big")).expect("read") == content(1, 2 << 20));
     assert_eq!(fs::metadata(lab.d("big")).expect("stat").uid(), user.uid);
 
@@ -167,7 +176,7 @@ fn dead_mount_of_a_user_is_cleared_by_the_same_user() {
     let kept = as_user(&lab, &user, Path::new("/bin/cat"), &[&text(&lab.m("file"))]).ok();
     assert_eq!(kept.stdout, "kept\n");
     as_user(&lab, &user, &program, &["unmount", &mnt]).code(exit::DONE);
-    assert_eq!(fs::read(lab.d("file")).expect("read"), b"kept\n");
+    assert_content(lab.d("file"), b"kept\n");
     lab.finish();
 }
 

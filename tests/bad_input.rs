@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use lab::{Backend, Lab, content, exit, run, text, write};
+use lab::{Backend, Lab, assert_content, content, exit, run, text, write};
 
 fn plain() -> Option<Lab> {
     Lab::new(Backend::Ext4Dir)
@@ -48,7 +48,7 @@ fn mount_point_that_is_not_empty_is_refused_and_untouched() {
     let Some(lab) = plain() else { return };
     write(&lab.m("mine"), b"mine");
     lab.try_mount(&[]).refuses(exit::FAILED, "not empty");
-    assert_eq!(fs::read(lab.m("mine")).expect("read"), b"mine");
+    assert_content(lab.m("mine"), b"mine");
     lab.finish();
 }
 
@@ -59,7 +59,7 @@ fn second_mount_on_one_mount_point_is_refused_and_the_first_works_on() {
     write(&lab.m("a"), b"a");
     lab.try_mount(&[]).refuses(exit::FAILED, "mount");
     lab.flush();
-    assert_eq!(fs::read(lab.d("a")).expect("read"), b"a");
+    assert_content(lab.d("a"), b"a");
     lab.finish();
 }
 
@@ -183,7 +183,7 @@ fn cache_of_another_volume_is_refused_and_kept() {
     mount(&lab, &lab.cache, &other, &lab.mnt).refuses(exit::FAILED, "volume");
     assert!(!other.join("only here").exists());
     lab.remount();
-    assert_eq!(fs::read(lab.m("only here")).expect("read"), b"dirty");
+    assert_content(lab.m("only here"), b"dirty");
     lab.finish();
 }
 
@@ -241,12 +241,9 @@ fn garbage_in_the_volume_marker_is_refused_and_untouched() {
     ] {
         write(&lab.d(".ferryfs/volume.json"), garbage);
         lab.try_mount(&[]).refuses(exit::FAILED, "volume");
-        assert_eq!(
-            fs::read(lab.d(".ferryfs/volume.json")).expect("read"),
-            garbage
-        );
+        assert_content(lab.d(".ferryfs/volume.json"), garbage);
     }
-    assert_eq!(fs::read(lab.d("a")).expect("read"), b"a");
+    assert_content(lab.d("a"), b"a");
     lab.finish();
 }
 
@@ -319,10 +316,10 @@ fn garbage_as_a_batch_record_is_not_applied() {
         b"{\"steps\":[{\"remove\":\"a\"}]}",
     );
     let done = lab.try_mount(&[]);
-    assert_eq!(fs::read(lab.d("a")).expect("read"), b"a");
+    assert_content(lab.d("a"), b"a");
     if done.code == exit::DONE {
         lab.adopt();
-        assert_eq!(fs::read(lab.m("dirty")).expect("read"), b"dirty");
+        assert_content(lab.m("dirty"), b"dirty");
     } else {
         done.refuses(exit::FAILED, "");
     }

@@ -8,7 +8,7 @@ use std::io::{Seek, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lab::{Lab, content, exit, write};
+use lab::{Lab, assert_content, content, exit, write};
 use serde_json::Value;
 
 on_both_drives!(
@@ -55,15 +55,9 @@ fn file_open_for_writing_at_the_cut_stays_behind_whole_and_is_named(lab: Lab) {
 
     let report = lab.flush_code(exit::LEFT_BEHIND).json();
     assert_eq!(left_behind(&report), ["dir/live"], "{report}");
-    assert_eq!(
-        fs::read(lab.d("dir/live")).expect("read"),
-        old,
-        "the last flushed version, whole"
-    );
-    assert_eq!(
-        fs::read(lab.d("quiet")).expect("read"),
-        b"quiet, second version"
-    );
+    // The last flushed version, whole.
+    assert_content(lab.d("dir/live"), old);
+    assert_content(lab.d("quiet"), b"quiet, second version");
     assert_eq!(lab.status()["safe_to_unplug"], false);
 
     drop(live);

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Read;
 use std::time::Duration;
 
-use lab::{Lab, Tree, content, exit, text, wait_until, write};
+use lab::{Lab, Tree, assert_content, content, exit, text, wait_until, write};
 
 on_both_drives!(
     ejected_drive_can_be_unmounted_with_a_reader_open,
@@ -69,10 +69,7 @@ fn offline_lists_everything_and_reads_what_is_cached(lab: Lab) {
         .collect();
     names.sort();
     assert_eq!(names, ["film", "kept"]);
-    assert_eq!(
-        fs::read(lab.m("shelf/kept")).expect("read"),
-        content(3, 20_000)
-    );
+    assert_content(lab.m("shelf/kept"), content(3, 20_000));
     lab.drive.put_back();
     lab.finish();
 }
@@ -94,10 +91,7 @@ fn uncached_file_offline_fails_with_no_medium(lab: Lab) {
         .code(exit::NO_BACKEND);
     lab.drive.put_back();
     wait_attached(&lab);
-    assert_eq!(
-        fs::read(lab.m("shelf/film")).expect("read"),
-        content(1, 1 << 20)
-    );
+    assert_content(lab.m("shelf/film"), content(1, 1 << 20));
     lab.finish();
 }
 
@@ -116,10 +110,7 @@ fn work_done_offline_is_carried_when_the_drive_is_back(lab: Lab) {
     wait_attached(&lab);
     lab.flush();
     lab.assert_drive_is_mount();
-    assert_eq!(
-        fs::read(lab.d("offline/film")).expect("read"),
-        content(1, 1 << 20)
-    );
+    assert_content(lab.d("offline/film"), content(1, 1 << 20));
     lab.finish();
 }
 
@@ -148,10 +139,7 @@ fn empty_place_of_an_absent_drive_is_never_written_nor_believed(lab: Lab) {
     lab.drive.put_back();
     wait_attached(&lab);
     lab.flush();
-    assert_eq!(
-        fs::read(lab.d("shelf/film")).expect("read"),
-        content(1, 1 << 20)
-    );
+    assert_content(lab.d("shelf/film"), content(1, 1 << 20));
     lab.finish();
 }
 

@@ -13,7 +13,7 @@ mod tree;
 
 pub use drive::{Drive, SmallSsd};
 pub use run::{Done, python, run, run_for, sh, wait_until};
-pub use tree::{Node, Tree, content, write};
+pub use tree::{Node, Tree, assert_content, content, write};
 
 use std::ffi::OsStr;
 use std::fs;
@@ -204,6 +204,12 @@ impl Lab {
     #[track_caller]
     pub fn remount(&mut self) {
         self.ferryfs(&self.args).code(exit::DONE);
+        self.adopt();
+    }
+
+    /// Takes over a mount that the test made by [`Lab::try_mount`].
+    #[track_caller]
+    pub fn adopt(&mut self) {
         assert!(
             self.is_mounted(),
             "`ferryfs mount` returned 0 but {} is no mount",

@@ -148,3 +148,29 @@ pub fn write(path: &Path, bytes: &[u8]) {
     }
     fs::write(path, bytes).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
 }
+
+/// The file at `path` has just these bytes. On failure it says where they part, not all of them.
+#[track_caller]
+pub fn assert_content(path: impl AsRef<Path>, expected: impl AsRef<[u8]>) {
+    let (path, expected) = (path.as_ref(), expected.as_ref());
+    let found = fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+    if found == expected {
+        return;
+    }
+    let same = found
+        .iter()
+        .zip(expected)
+        .take_while(|(a, b)| a == b)
+        .count();
+    let near = |bytes: &[u8]| {
+        String::from_utf8_lossy(&bytes[same..bytes.len().min(same + 40)]).into_owned()
+    };
+    panic!(
+        "{}: {} bytes instead of {}, other from byte {same} on: {:?} instead of {:?}",
+        path.display(),
+        found.len(),
+        expected.len(),
+        near(&found),
+        near(expected)
+    );
+}
