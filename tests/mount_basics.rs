@@ -5,12 +5,12 @@
 mod lab;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use lab::{Backend, Lab, Node, Tree, assert_content, content, exit, run, text, wait_until, write};
+use lab::{Backend, Lab, Node, Tree, assert_content, content, run, text, write};
 
 /// A tree with what trees have: depth, empty things, names with spaces and letters of other scripts, one larger file.
 fn write_tree(lab: &Lab) {
@@ -231,8 +231,8 @@ fn drive_only_file_opened_for_writing_is_brought_over(mut lab: Lab) {
     log.extend_from_slice(b"one more line\n");
     let mut table = bytes;
     table[100_000..100_004].copy_from_slice(b"EDIT");
-    assert_content(lab.m("log"), log);
-    assert_content(lab.m("table"), table);
+    assert_content(lab.m("log"), &log);
+    assert_content(lab.m("table"), &table);
     lab.flush();
     assert_content(lab.d("log"), log);
     assert_content(lab.d("table"), table);
