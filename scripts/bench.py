@@ -129,8 +129,7 @@ def measure(places, work, args):
                 rates[name].append(count / seconds)
             except (OSError, subprocess.CalledProcessError) as e:
                 print(f"{name}: {e}", file=sys.stderr)
-            for leftover in (place, f"{place}.source"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
     return {name: statistics.median(all_) for name, all_ in rates.items() if all_}
 
 

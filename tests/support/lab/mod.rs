@@ -339,11 +339,13 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = run(Command::new("sh").arg("-c").arg(format!(
-                "tail -n 40 {}/cache*/*.log 2>/dev/null",
-                self.root.path().display()
-            )));
-            eprintln!("--- the daemon's log\n{}---", log.stdout);
+            let script = format!("tail -n 40 {}/cache*/*.log", self.root.path().display());
+            if let Ok(log) = Command::new("sh").args(["-c", &script]).output() {
+                eprintln!(
+                    "--- the daemon's log\n{}---",
+                    String::from_utf8_lossy(&log.stdout)
+                );
+            }
         }
         self.clean_up();
     }
