@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# The whole test: format, lints, unit tests, and the real program on real mounts. Installs what is missing.
+#   scripts/test.sh            everything
+#   scripts/test.sh NAME...    only these test files (as in `cargo test --test NAME`)
+# Fails on leftover mounts, loop devices and daemons, too. In CI (CI=true) no test may be skipped when run as root.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+cd "$top"
+
+need cc=build-essential mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse fusermount3=fuse3 rsync=rsync sqlite3=sqlite3 \
+    setfattr=attr git=git python3=python3 mkfs.ext4=e2fsprogs losetup=mount setpriv=util-linux tar=tar
+python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv-is-missing=python3-venv
+# A version of the suites that the list of exceptions was made with.
+command -v pjdfstest >/dev/null || cargo install --quiet --locked pjdfstest@0.2.2
+command -v fsx >/dev/null || cargo install --quiet --locked fsx@0.3.2
+cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+
+if [ ! -e /dev/fuse ] && [ "$(id -u)" = 0 ]; then
+    modprobe fuse 2>/dev/null || mknod -m 666 /dev/fuse c 10 229 || true
+fi
+if [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ]; then
+    if [ -e /dev/fuse ] && losetup --find >/dev/null 2>&1; then
+        export FERRYFS_TEST_NO_SKIP=1
+    else
+        say "this machine has no FUSE or no loop devices: tests that need them will say SKIPPED"
+    fi
+fi
+
+# Only ours: what a lab mounts or attaches has its directory's name in it.
+leftovers() {
+    grep -F ferryfs-lab. /proc/mounts || true
+    losetup --list --noheadings --output NAME,BACK-FILE 2>/dev/null | grep -F ferryfs-lab. || true
+    pgrep -af 'ferryfs.* mount .*ferryfs-lab\.' || true
+}
+before=$(leftovers)
+[ -z "$before" ] || { printf 'left over from an earlier run, clean this up first:\n%s\n' "$before" >&2; exit 1; }
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=()
+step() {
+    local name=$1 start=$SECONDS
+    shift
+    say "$name"
+    if "$@" </dev/null 2>&1 | tee -a "$log"; then
+        summary+=("ok      $name ($((SECONDS - start)) s)")
+    else
+        failed+=("$name")
+        summary+=("FAILED  $name ($((SECONDS - start)) s)")
+    fi
+}
+summary=()
+mounts=(--no-fail-fast -- --test-threads=2)
+
+if [ $# -gt 0 ]; then
+    for name in "$@"; do
+        step "test $name" cargo test --test "$name" "${mounts[@]}"
+    done
+else
+    step "format" cargo fmt --check
+    step "lints" cargo clippy --all-targets -- -D warnings
+    step "tests" cargo test "${mounts[@]}"
+    if [ "$(id -u)" = 0 ]; then
+        # As root the kernel may serve reads and writes itself; the other way must keep the same promises.
+        export FERRYFS_TEST_IO=daemon
+        step "tests, daemon I/O" cargo test --test mount_basics --test mount_calls --test mount_live --test apps \
+            --test crash_kill --test posix "${mounts[@]}"
+        unset FERRYFS_TEST_IO
+    fi
+fi
+
+after=$(leftovers)
+if [ -n "$after" ]; then
+    failed+=("leftovers")
+    summary+=("FAILED  left behind: $after")
+fi
+say "summary"
+printf '%s\n' "${summary[@]}"
+printf '%s tests passed, %s failed, %s skipped\n' \
+    "$(grep -cE '^test .* \.\.\. ok$' "$log" || true)" \
+    "$(grep -cE '^test .* \.\.\. FAILED$' "$log" || true)" \
+    "$(grep -c '^SKIPPED: ' "$log" || true)"
+grep '^SKIPPED: ' "$log" | sort | uniq -c || true
+[ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[*]}" >&2; exit 1; }

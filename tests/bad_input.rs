@@ -1,0 +1,367 @@
+//! Whatever is wrong with what we are given: one clear line, one hint, the right exit code, and nothing lost.
+
+#[path = "support/lab/mod.rs"]
+mod lab;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use lab::{Backend, Lab, assert_content, content, exit, run, text, write};
+
+fn plain() -> Option<Lab> {
+    Lab::new(Backend::Ext4Dir)
+}
+
+/// Mounts `backend` at `mountpoint` with `cache`, wherever those are.
+fn mount(lab: &Lab, cache: &Path, backend: &Path, mountpoint: &Path) -> lab::Done {
+    lab.ferryfs(&[
+        "mount",
+        "--no-auto-flush",
+        "--cache",
+        &text(cache),
+        &text(backend),
+        &text(mountpoint),
+    ])
+}
+
+#[test]
+fn mount_point_that_is_missing_is_refused() {
+    let Some(lab) = plain() else { return };
+    let nowhere = lab.root().join("nowhere");
+    mount(&lab, &lab.cache, lab.drive.path(), &nowhere).refuses(exit::FAILED, "nowhere");
+    assert!(!nowhere.exists());
+    lab.finish();
+}
+
+#[test]
+fn mount_point_that_is_a_file_is_refused() {
+    let Some(lab) = plain() else { return };
+    let file = lab.root().join("file");
+    write(&file, b"");
+    mount(&lab, &lab.cache, lab.drive.path(), &file).refuses(exit::FAILED, "not a directory");
+    lab.finish();
+}
+
+#[test]
+fn mount_point_that_is_not_empty_is_refused_and_untouched() {
+    let Some(lab) = plain() else { return };
+    write(&lab.m("mine"), b"mine");
+    lab.try_mount(&[]).refuses(exit::FAILED, "not empty");
+    assert_content(lab.m("mine"), b"mine");
+    lab.finish();
+}
+
+#[test]
+fn second_mount_on_one_mount_point_is_refused_and_the_first_works_on() {
+    let Some(mut lab) = plain() else { return };
+    lab.mount(&[]);
+    write(&lab.m("a"), b"a");
+    lab.try_mount(&[]).refuses(exit::FAILED, "mount");
+    lab.flush();
+    assert_content(lab.d("a"), b"a");
+    lab.finish();
+}
+
+#[test]
+fn backend_that_is_missing_is_exit_4() {
+    let Some(lab) = plain() else { return };
+    let absent = lab.root().join("absent");
+    mount(&lab, &lab.cache, &absent, &lab.mnt).refuses(exit::NO_BACKEND, "absent");
+    assert!(!absent.exists());
+    lab.ferryfs(&["recover", &text(&absent)])
+        .refuses(exit::NO_BACKEND, "absent");
+    lab.finish();
+}
+
+#[test]
+fn backend_that_is_a_file_is_refused() {
+    let Some(lab) = plain() else { return };
+    let file = lab.root().join("file");
+    write(&file, b"");
+    let done = mount(&lab, &lab.cache, &file, &lab.mnt);
+    let code = done.code;
+    assert!(
+        [exit::FAILED, exit::NO_BACKEND].contains(&code),
+        "exit {code}"
+    );
+    done.refuses(code, "not a directory");
+    lab.finish();
+}
+
+#[test]
+fn backend_that_is_read_only_is_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        return lab::skip("a read-only bind mount needs root");
+    }
+    let Some(lab) = plain() else { return };
+    let place = lab.root().join("read-only");
+    fs::create_dir(&place).expect("mkdir");
+    run(Command::new("mount")
+        .args(["--bind"])
+        .arg(lab.drive.path())
+        .arg(&place))
+    .ok();
+    run(Command::new("mount")
+        .args(["-o", "remount,bind,ro"])
+        .arg(&place))
+    .ok();
+    mount(&lab, &lab.cache, &place, &lab.mnt).refuses(exit::FAILED, "read-only");
+    assert!(!lab.is_mounted());
+    run(Command::new("umount").arg(&place)).ok();
+    lab.finish();
+}
+
+#[test]
+fn places_inside_one_another_are_refused() {
+    let Some(lab) = plain() else { return };
+    let inside = |place: &Path| {
+        let path = place.join("inside");
+        fs::create_dir_all(&path).expect("mkdir");
+        path
+    };
+    fs::create_dir_all(&lab.cache).expect("mkdir");
+    let drive = lab.drive.path().to_owned();
+    for (what, cache, backend, mountpoint) in [
+        (
+            "the mount in the drive",
+            &lab.cache,
+            &drive,
+            &inside(&drive),
+        ),
+        ("the cache in the drive", &inside(&drive), &drive, &lab.mnt),
+        (
+            "the drive in the cache",
+            &lab.cache,
+            &inside(&lab.cache),
+            &lab.mnt,
+        ),
+        (
+            "the mount in the cache",
+            &lab.cache,
+            &drive,
+            &inside(&lab.cache),
+        ),
+        ("one place for both", &lab.cache, &lab.mnt, &lab.mnt),
+    ] {
+        let done = mount(&lab, cache, backend, mountpoint);
+        assert_eq!(done.code, exit::FAILED, "{what}: {}", done.stderr);
+        done.refuses(exit::FAILED, "");
+        assert!(!lab.is_mounted(), "{what}");
+    }
+    // These two make the mount point not empty; which of the two faults is named is all the same.
+    for (cache, backend) in [(&inside(&lab.mnt), &drive), (&lab.cache, &inside(&lab.mnt))] {
+        mount(&lab, cache, backend, &lab.mnt).refuses(exit::FAILED, "");
+    }
+    assert!(
+        !drive.join(".ferryfs").exists(),
+        "nothing was enrolled by a refused mount"
+    );
+    lab.finish();
+}
+
+#[test]
+fn cache_in_use_by_another_daemon_is_refused() {
+    let Some(mut lab) = plain() else { return };
+    lab.mount(&[]);
+    let second = lab.root().join("second");
+    fs::create_dir(&second).expect("mkdir");
+    mount(&lab, &lab.cache, lab.drive.path(), &second).refuses(exit::FAILED, "in use");
+    write(&lab.m("a"), b"a");
+    lab.flush();
+    lab.finish();
+}
+
+#[test]
+fn cache_of_another_volume_is_refused_and_kept() {
+    let Some(mut lab) = plain() else { return };
+    lab.mount(&[]);
+    write(&lab.m("only here"), b"dirty");
+    lab.unmount_with(&["--no-flush"]);
+    let other = lab.root().join("other drive");
+    fs::create_dir(&other).expect("mkdir");
+    mount(&lab, &lab.cache, &other, &lab.mnt).refuses(exit::FAILED, "volume");
+    assert!(!other.join("only here").exists());
+    lab.remount();
+    assert_content(lab.m("only here"), b"dirty");
+    lab.finish();
+}
+
+#[test]
+fn two_daemons_on_one_drive_are_refused() {
+    let Some(mut lab) = plain() else { return };
+    lab.mount(&[]);
+    let (second, cache) = (lab.root().join("second"), lab.root().join("second-cache"));
+    fs::create_dir(&second).expect("mkdir");
+    mount(&lab, &cache, lab.drive.path(), &second).refuses(exit::FAILED, "");
+    lab.finish();
+}
+
+/// A lab whose drive is enrolled and has one file, unmounted.
+fn enrolled() -> Option<Lab> {
+    let mut lab = plain()?;
+    lab.mount(&[]);
+    write(&lab.m("a"), b"a");
+    lab.flush();
+    write(&lab.m("dirty"), b"dirty");
+    lab.unmount_with(&["--no-flush"]);
+    Some(lab)
+}
+
+#[test]
+fn volume_of_a_newer_format_is_refused_and_untouched() {
+    let Some(lab) = enrolled() else { return };
+    let marker = lab.d(".ferryfs/volume.json");
+    let mut volume: serde_json::Value =
+        serde_json::from_slice(&fs::read(&marker).expect("read the marker"))
+            .expect("the marker is JSON");
+    assert!(
+        volume["format"].is_u64(),
+        "the marker names its format: {volume}"
+    );
+    volume["format"] = 99.into();
+    let newer = volume.to_string();
+    write(&marker, newer.as_bytes());
+    lab.try_mount(&[]).refuses(exit::FAILED, "newer");
+    let done = lab.ferryfs(&["recover", &text(lab.drive.path())]);
+    done.refuses(exit::FAILED, "newer");
+    assert_eq!(fs::read_to_string(&marker).expect("read"), newer);
+    lab.finish();
+}
+
+#[test]
+fn garbage_in_the_volume_marker_is_refused_and_untouched() {
+    let Some(lab) = enrolled() else { return };
+    for garbage in [
+        &b""[..],
+        b"{",
+        b"\0\0\0\0\0\0\0\0",
+        b"[1,2]",
+        &content(1, 70_000),
+    ] {
+        write(&lab.d(".ferryfs/volume.json"), garbage);
+        lab.try_mount(&[]).refuses(exit::FAILED, "volume");
+        assert_content(lab.d(".ferryfs/volume.json"), garbage);
+    }
+    assert_content(lab.d("a"), b"a");
+    lab.finish();
+}
+
+/// Every file of ours on the drive in turn is garbage. The program may go on or refuse, but it ends, it does not
+/// crash, and it neither loses what is in the cache nor touches the files of the user.
+#[test]
+fn garbage_in_any_file_of_ours_on_the_drive_harms_no_file_of_the_user() {
+    let Some(lab) = enrolled() else { return };
+    let tree = lab::Tree::read(&lab.d(".ferryfs")).plain();
+    let mut lab = lab;
+    for name in tree
+        .0
+        .iter()
+        .filter(|(_, node)| matches!(node, lab::Node::File(..)))
+        .map(|(name, _)| name)
+    {
+        let path = lab.d(".ferryfs").join(name);
+        let Ok(sound) = fs::read(&path) else { continue };
+        for garbage in [content(9, 777), sound[..sound.len() / 2].to_vec()] {
+            write(&path, &garbage);
+            let done = lab.ferryfs(&["recover", &text(lab.drive.path())]);
+            assert!(
+                [exit::DONE, exit::FAILED].contains(&done.code),
+                "recover, {name}: exit {}",
+                done.code
+            );
+            assert!(!done.stderr.contains("panicked"), "{name}: {}", done.stderr);
+            let done = lab.try_mount(&[]);
+            if done.code == exit::DONE {
+                lab.adopt();
+                assert_eq!(
+                    fs::read(lab.m("dirty")).expect("read"),
+                    b"dirty",
+                    "after garbage in {name}"
+                );
+                lab.unmount_with(&["--no-flush"]);
+            } else {
+                done.refuses(exit::FAILED, "");
+            }
+            assert_eq!(
+                fs::read(lab.d("a")).expect("read"),
+                b"a",
+                "after garbage in {name}"
+            );
+        }
+        write(&path, &sound);
+    }
+    lab.mount(&[]);
+    lab.flush();
+    lab.assert_drive_is_mount();
+    lab.finish();
+}
+
+/// A record of a batch that was never ours, beside the ones that are.
+#[test]
+fn garbage_as_a_batch_record_is_not_applied() {
+    let Some(mut lab) = enrolled() else { return };
+    for folder in ["batches", "journal", "records", "batch"] {
+        let place = lab.d(".ferryfs").join(folder);
+        if place.is_dir() {
+            write(&place.join("99999999"), &content(4, 500));
+            write(
+                &place.join("99999998.json"),
+                b"{\"steps\":[{\"remove\":\"a\"}]}",
+            );
+        }
+    }
+    write(
+        &lab.d(".ferryfs/batch.json"),
+        b"{\"steps\":[{\"remove\":\"a\"}]}",
+    );
+    let done = lab.try_mount(&[]);
+    assert_content(lab.d("a"), b"a");
+    if done.code == exit::DONE {
+        lab.adopt();
+        assert_content(lab.m("dirty"), b"dirty");
+    } else {
+        done.refuses(exit::FAILED, "");
+    }
+    if lab.is_mounted() {
+        lab.unmount_with(&["--no-flush"]);
+    }
+    lab.finish();
+}
+
+#[test]
+fn usage_errors_are_exit_2() {
+    let Some(lab) = plain() else { return };
+    let (drive, mnt) = (text(lab.drive.path()), text(&lab.mnt));
+    for args in [
+        vec![],
+        vec!["fluhs"],
+        vec!["mount"],
+        vec!["mount", &drive],
+        vec!["mount", "--io", "magic", &drive, &mnt],
+        vec!["mount", "--cache-size", "much", &drive, &mnt],
+        vec!["mount", "--flush-after", "soon", &drive, &mnt],
+        vec!["flush", "--timeout", "-1s", &mnt],
+        vec!["status", "--yaml"],
+        vec!["unmount", &mnt, &mnt],
+        vec!["recover"],
+    ] {
+        let done = lab.ferryfs(&args);
+        assert_eq!(done.code, exit::USAGE, "{args:?}: {}", done.stderr);
+        assert!(!done.stderr.is_empty(), "{args:?} says nothing");
+    }
+    assert!(!lab.is_mounted());
+    lab.finish();
+}
+
+#[test]
+fn commands_for_what_is_no_mount_of_ours_say_so() {
+    let Some(lab) = plain() else { return };
+    for command in ["flush", "status", "eject", "unmount"] {
+        lab.ferryfs(&[command, &text(&lab.mnt)])
+            .refuses(exit::FAILED, &text(&lab.mnt));
+        lab.ferryfs(&[command, "/proc"])
+            .refuses(exit::FAILED, "/proc");
+    }
+    lab.finish();
+}

@@ -1,0 +1,214 @@
+//! Scripts go on writing while a batch is cut: what lands on the drive is whole, and what could not travel is named.
+
+#[path = "support/lab/mod.rs"]
+mod lab;
+
+use std::fs;
+use std::io::{Seek, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lab::{Lab, assert_content, content, exit, write};
+use serde_json::Value;
+
+on_both_drives!(
+    file_open_for_writing_at_the_cut_stays_behind_whole_and_is_named,
+    new_file_open_for_writing_is_not_on_the_drive_in_part,
+    every_version_on_the_drive_is_a_whole_one_while_writers_run,
+    file_opened_after_the_cut_does_not_change_the_batch,
+);
+
+/// Paths that a report names as left behind, without a leading slash.
+fn left_behind(report: &Value) -> Vec<String> {
+    let list = report["left_behind"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no left_behind in {report}"));
+    list.iter()
+        .map(|item| {
+            assert!(
+                item["reason"].as_str().is_some_and(|r| !r.is_empty()),
+                "no reason in {item}"
+            );
+            item["path"]
+                .as_str()
+                .expect("path")
+                .trim_start_matches('/')
+                .to_owned()
+        })
+        .collect()
+}
+
+fn file_open_for_writing_at_the_cut_stays_behind_whole_and_is_named(lab: Lab) {
+    let old = content(1, 100_000);
+    write(&lab.m("dir/live"), &old);
+    write(&lab.m("quiet"), b"quiet");
+    lab.flush();
+
+    let mut live = fs::File::options()
+        .write(true)
+        .open(lab.m("dir/live"))
+        .expect("open");
+    live.seek(std::io::SeekFrom::Start(50_000)).expect("seek");
+    live.write_all(b"half a thought").expect("write");
+    write(&lab.m("quiet"), b"quiet, second version");
+    assert_eq!(lab.status()["open_for_write"].as_u64(), Some(1));
+
+    let report = lab.flush_code(exit::LEFT_BEHIND).json();
+    assert_eq!(left_behind(&report), ["dir/live"], "{report}");
+    // The last flushed version, whole.
+    assert_content(lab.d("dir/live"), old);
+    assert_content(lab.d("quiet"), b"quiet, second version");
+    assert_eq!(lab.status()["safe_to_unplug"], false);
+
+    drop(live);
+    lab.flush();
+    lab.assert_drive_is_mount();
+    lab.finish();
+}
+
+fn new_file_open_for_writing_is_not_on_the_drive_in_part(lab: Lab) {
+    let mut download = fs::File::create(lab.m("download")).expect("create");
+    download.write_all(&content(1, 70_000)).expect("write");
+    write(&lab.m("done"), b"done");
+    let report = lab.flush_code(exit::LEFT_BEHIND).json();
+    assert_eq!(left_behind(&report), ["download"]);
+    assert!(
+        !lab.d("download").exists(),
+        "half a download under its final name"
+    );
+    assert!(lab.d("done").exists());
+    download.write_all(&content(2, 70_000)).expect("write on");
+    drop(download);
+    lab.flush();
+    lab.assert_drive_is_mount();
+    lab.finish();
+}
+
+/// One version of a file that says of itself which it is: any mix of two, or a part of one, is seen.
+fn version(n: u64) -> Vec<u8> {
+    let mut bytes = n.to_le_bytes().to_vec();
+    bytes.extend(content(n, 20_000 + (n as usize * 7919) % 60_000));
+    bytes
+}
+
+fn assert_whole(path: &std::path::Path) -> u64 {
+    let bytes = fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+    assert!(
+        bytes.len() >= 8,
+        "{} is {} bytes long",
+        path.display(),
+        bytes.len()
+    );
+    let n = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    assert!(
+        bytes == version(n),
+        "{} is no whole version (claims to be {n})",
+        path.display()
+    );
+    n
+}
+
+fn every_version_on_the_drive_is_a_whole_one_while_writers_run(lab: Lab) {
+    const FILES: u64 = 12;
+    let stop = AtomicBool::new(false);
+    for file in 0..FILES {
+        write(&lab.m(format!("w/{file}")), &version(file));
+    }
+    lab.flush();
+    std::thread::scope(|scope| {
+        // Three ways to rewrite: in place after truncation, by rename, and in place over the old bytes.
+        for way in 0..3 {
+            let (lab, stop) = (&lab, &stop);
+            scope.spawn(move || {
+                let mut n = 100 + way;
+                while !stop.load(Ordering::Relaxed) {
+                    for file in (way..FILES).step_by(3) {
+                        rewrite(lab, way, file, n);
+                        n += 3;
+                    }
+                }
+            });
+        }
+        let mut batches = 0;
+        for _ in 0..8 {
+            std::thread::sleep(Duration::from_millis(60));
+            let done = lab.ferryfs(&["flush", "--json", &lab::text(&lab.mnt)]);
+            // Writers are often inside a file at the cut: then it is named, and that is no failure.
+            let fair = done.code == exit::DONE || done.code == exit::LEFT_BEHIND;
+            if !fair {
+                stop.store(true, Ordering::Relaxed);
+                panic!("flush beside writers: exit {}: {}", done.code, done.stderr);
+            }
+            batches += u64::from(done.json()["files"].as_u64() > Some(0));
+            let torn = std::panic::catch_unwind(|| {
+                for file in 0..FILES {
+                    assert_whole(&lab.d(format!("w/{file}")));
+                }
+            });
+            if let Err(why) = torn {
+                stop.store(true, Ordering::Relaxed);
+                std::panic::resume_unwind(why);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(
+            batches >= 2,
+            "the flushes carried nothing although writers ran"
+        );
+    });
+    lab.flush();
+    lab.assert_drive_is_mount();
+    lab.finish();
+}
+
+fn rewrite(lab: &Lab, way: u64, file: u64, n: u64) {
+    let path = lab.m(format!("w/{file}"));
+    match way {
+        0 => fs::write(&path, version(n)).expect("rewrite"),
+        1 => {
+            let new = lab.m(format!("w/{file}.new"));
+            fs::write(&new, version(n)).expect("write");
+            fs::rename(&new, &path).expect("replace");
+        }
+        _ => {
+            let bytes = version(n);
+            let mut over = fs::File::options().write(true).open(&path).expect("open");
+            over.write_all(&bytes).expect("overwrite");
+            over.set_len(bytes.len() as u64).expect("cut to length");
+        }
+    }
+}
+
+fn file_opened_after_the_cut_does_not_change_the_batch(lab: Lab) {
+    // Enough that the batch is still being staged when the rewriting starts.
+    for file in 0..150 {
+        write(&lab.m(format!("f/{file}")), &version(file));
+    }
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| lab.ferryfs(&["flush", "--json", &lab::text(&lab.mnt)]));
+        std::thread::sleep(Duration::from_millis(30));
+        for file in (0..150).rev() {
+            rewrite(&lab, 2, file, 1000 + file);
+        }
+        let done = flush.join().expect("flush");
+        assert!(
+            done.code == exit::DONE || done.code == exit::LEFT_BEHIND,
+            "{}: {}",
+            done.code,
+            done.stderr
+        );
+        let behind = left_behind(&done.json());
+        for file in 0..150 {
+            let path = format!("f/{file}");
+            if !behind.contains(&path) {
+                assert_whole(&lab.d(&path));
+            }
+        }
+    });
+    lab.flush();
+    lab.assert_drive_is_mount();
+    for file in 0..150 {
+        assert_eq!(assert_whole(&lab.d(format!("f/{file}"))), 1000 + file);
+    }
+    lab.finish();
+}
