@@ -210,13 +210,17 @@ fn serve(
 /// Everything is settled, so that the next start need not look for what an unclean end leaves.
 fn close(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
     fs.close_all().map_err(failed)?;
-    index
-        .lock()
-        .set_meta("unclean", "")
-        .and_then(|()| index.sync())
-        .map_err(|error| DaemonError::failed(error.to_string()))?;
+    note_unclean(index, "")?;
     tracing::info!("ended");
     Ok(())
+}
+
+/// Notes, durably, whether the next start must look for what an unclean end leaves.
+fn note_unclean(index: &Index, value: &str) -> Result<(), DaemonError> {
+    let noted = index.lock().set_meta("unclean", value);
+    noted
+        .and_then(|()| index.sync())
+        .map_err(|error| DaemonError::failed(error.to_string()))
 }
 
 /// A signal asks for an end: what waits is carried if the drive is there, the mount taken away even if it is in use.
@@ -356,11 +360,7 @@ fn settle_after_unclean_end(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
             "set right what an unclean end had left"
         );
     }
-    index
-        .lock()
-        .set_meta("unclean", "1")
-        .and_then(|()| index.sync())
-        .map_err(|error| DaemonError::failed(error.to_string()))
+    note_unclean(index, "1")
 }
 
 fn flusher(

@@ -243,6 +243,7 @@ impl Fs {
         let mut state = self.index.lock();
         let moved = state.lookup(from.0, from.1)?.ok_or(FsError::NOT_FOUND)?;
         let moved = state.expect_inode(moved)?;
+        let moved_ino = moved.ino;
         let replaced = match state.lookup(to.0, to.1)? {
             Some(ino) => Some(state.expect_inode(ino)?),
             None => None,
@@ -259,8 +260,8 @@ impl Fs {
         }
         state.commit()?;
         drop(state);
-        if let Some(ino) = self.index.lock().lookup(to.0, to.1)? {
-            self.start_writeback(ino);
+        if mode == RenameMode::Replace {
+            self.start_writeback(moved_ino);
         }
         Ok(())
     }

@@ -7,11 +7,14 @@ mod adapter;
 mod convert;
 mod workers;
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use nix::mount::MsFlags;
 
 use crate::fs::{Fs, Syncer};
 
@@ -32,7 +35,7 @@ pub struct SessionOptions {
     pub exec: bool,
 }
 
-/// A mounted file system with its event loops running. Dropping it unmounts.
+/// A mounted file system with its event loops running.
 pub struct Session {
     background: BackgroundSession,
 }
@@ -71,7 +74,18 @@ impl Session {
         );
         config.clone_fd = true;
         let adapter = adapter::Adapter::new(fs, workers, syncer);
-        fuser::spawn_mount(adapter, mountpoint, &config).map(|background| Session { background })
+        let background = if nix::unistd::geteuid().is_root() {
+            let device = mount_as_root(mountpoint, options)?;
+            fuser::Session::from_fd(adapter, device, config.acl, config.clone())
+                .and_then(fuser::Session::spawn)
+                .inspect_err(|_| {
+                    // Nobody serves it; the error that counts is the first.
+                    let _ = nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH);
+                })
+        } else {
+            fuser::spawn_mount(adapter, mountpoint, &config)
+        };
+        background.map(|background| Session { background })
     }
 
     /// Whether the kernel has ended the session, because somebody has unmounted it.
@@ -79,14 +93,41 @@ impl Session {
         self.background.guard.is_finished()
     }
 
-    /// Unmounts and waits until the last request is answered.
+    /// Waits until the last request is answered, after the mount has been taken away.
     ///
     /// # Errors
-    /// `EBUSY` if somebody has files open in it.
+    /// If an event loop ended with an error.
     pub fn end(self) -> io::Result<()> {
-        if self.is_over() {
-            return self.background.join();
-        }
-        self.background.umount_and_join()
+        self.background.join()
     }
+}
+
+/// Mounts as root, without a helper, and gives the session's end. The type in the mount table is `fuse.ferryfs`, as
+/// fusermount3 makes it for ordinary users; `fuser` itself leaves the part after the dot out here.
+fn mount_as_root(mountpoint: &Path, options: &SessionOptions) -> io::Result<OwnedFd> {
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")?;
+    let flag = |on, flag| if on { MsFlags::empty() } else { flag };
+    let flags = flag(options.suid, MsFlags::MS_NOSUID)
+        | flag(options.dev, MsFlags::MS_NODEV)
+        | flag(options.exec, MsFlags::MS_NOEXEC);
+    let data = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions{}",
+        device.as_raw_fd(),
+        if options.allow_other {
+            ",allow_other"
+        } else {
+            ""
+        }
+    );
+    nix::mount::mount(
+        Some(options.source.as_str()),
+        mountpoint,
+        Some("fuse.ferryfs"),
+        flags,
+        Some(data.as_str()),
+    )?;
+    Ok(device.into())
 }
