@@ -61,13 +61,6 @@ else
     step "format" cargo fmt --check
     step "lints" cargo clippy --all-targets -- -D warnings
     step "tests" cargo test "${mounts[@]}"
-    if [ "$(id -u)" = 0 ]; then
-        # As root the kernel may serve reads and writes itself; the other way must keep the same promises.
-        export FERRYFS_TEST_IO=daemon
-        step "tests, daemon I/O" cargo test --test mount_basics --test mount_calls --test mount_live --test apps \
-            --test crash_kill --test posix "${mounts[@]}"
-        unset FERRYFS_TEST_IO
-    fi
 fi
 
 after=$(leftovers)

@@ -182,7 +182,7 @@ fn rewrite(lab: &Lab, way: u64, file: u64, n: u64) {
 fn file_opened_after_the_cut_does_not_change_the_batch(lab: Lab) {
     // Enough that the batch is still being staged when the rewriting starts.
     for file in 0..150 {
-        write(&lab.m(format!("f/{file}")), &version(file));
+        write(&lab.m(format!("w/{file}")), &version(file));
     }
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| lab.ferryfs(&["flush", "--json", &lab::text(&lab.mnt)]));
@@ -199,7 +199,7 @@ fn file_opened_after_the_cut_does_not_change_the_batch(lab: Lab) {
         );
         let behind = left_behind(&done.json());
         for file in 0..150 {
-            let path = format!("f/{file}");
+            let path = format!("w/{file}");
             if !behind.contains(&path) {
                 assert_whole(&lab.d(&path));
             }
@@ -208,7 +208,7 @@ fn file_opened_after_the_cut_does_not_change_the_batch(lab: Lab) {
     lab.flush();
     lab.assert_drive_is_mount();
     for file in 0..150 {
-        assert_eq!(assert_whole(&lab.d(format!("f/{file}"))), 1000 + file);
+        assert_eq!(assert_whole(&lab.d(format!("w/{file}"))), 1000 + file);
     }
     lab.finish();
 }

@@ -75,11 +75,15 @@ impl Probe<'_> {
     fn run(&self) -> Result<Capabilities> {
         self.make_plain()?;
         clear(self.backend, self.scratch_dir)?;
+        let forbidden = self.forbidden()?;
+        // Where `:` is refused the medium is of the FAT family. One driver of exFAT keeps a trailing dot and another drops it:
+        // a name that only this machine could find again is none.
+        let fat_like = forbidden.contains(&b':');
         Ok(Capabilities {
-            forbidden: self.forbidden()?,
+            forbidden,
             case_insensitive: self.case_insensitive()?,
             utf8_only: !self.keeps(b"p\xffq")?,
-            no_trailing_dot: !self.keeps(b"pq.")?,
+            no_trailing_dot: fat_like || !self.keeps(b"pq.")?,
             no_trailing_space: !self.keeps(b"pq ")?,
             // Linux takes no name of more than 255 bytes, and those have at most 255 units: no limit to be met.
             max_utf16: None,

@@ -46,7 +46,7 @@ pub(super) fn run(args: &UnmountArgs) -> Result<Exit, Failure> {
         flush: !args.no_flush,
     };
     let report = reach::report(&mut client, &request, None, &mut Bar::new(false))?;
-    drop(client);
+    client.wait_until_closed(LEAVING);
     wait_until_gone(&mount)?;
     say(&render::unmount_report(
         &report,
@@ -69,11 +69,14 @@ fn take_away(mount: &MountEntry) -> Result<Exit, Failure> {
 }
 
 /// So that after exit code 0 the next command of a script finds the mount point free. The kernel's number of the mount
-/// tells it from another one that somebody makes there meanwhile.
+/// tells it from another one that somebody makes there meanwhile; the place, from another that has got its number since.
 fn wait_until_gone(mount: &MountEntry) -> Result<(), Failure> {
     let deadline = Instant::now() + LEAVING;
     loop {
-        let there = mounts::read().is_ok_and(|all| all.iter().any(|other| other.id == mount.id));
+        let there = mounts::read().is_ok_and(|all| {
+            all.iter()
+                .any(|other| other.id == mount.id && other.mountpoint == mount.mountpoint)
+        });
         if !there {
             return Ok(());
         }

@@ -117,6 +117,14 @@ impl Client {
         }
     }
 
+    /// Waits, for at most `patience`, until the daemon has closed the connection: after an unmount it does so when it has
+    /// let go of everything.
+    pub fn wait_until_closed(mut self, patience: Duration) {
+        let deadline = Instant::now().checked_add(patience);
+        // Whatever ends the wait, there is nothing more to wait for.
+        let _ = self.reader.next_line(&self.stream, REPLY_LIMIT, deadline);
+    }
+
     fn closed(&self, written: io::Result<()>) -> ClientError {
         let path = self.path.clone();
         match written {

@@ -129,7 +129,9 @@ impl ServerHandle {
         self.shut();
     }
 
-    fn shut(&mut self) {
+    /// Takes no more connections and removes the socket. Those that are there stay until [`ServerHandle::stop`]: a client
+    /// that waits for the end of its connection so waits for everything that is done in between.
+    pub fn close_door(&mut self) {
         let Some(acceptor) = self.acceptor.take() else {
             return;
         };
@@ -141,6 +143,10 @@ impl ServerHandle {
             Shutdown::Read,
         );
         let _ = acceptor.join();
+    }
+
+    fn shut(&mut self) {
+        self.close_door();
         let deadline = Instant::now() + self.shared.limits.drain;
         let mut connections = self.shared.connections.lock();
         for stream in connections.values() {

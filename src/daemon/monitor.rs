@@ -4,11 +4,14 @@
 //! mount point or another drive, is never written to. After an eject the drive must first be seen to be gone before it counts
 //! as having come back.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::poll::{PollFd, PollFlags, poll};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -20,6 +23,12 @@ use crate::rules::layout;
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same while an ejected drive is waited for to go: it may be back within a second.
+const EJECTED_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long one wait for the mount table to change lasts; the request for a look comes to its right after that.
+const TABLE_WAIT_MS: u8 = 50;
 
 /// Whether the backend is at hand, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +50,7 @@ pub(super) struct Monitor {
     presence: Mutex<Presence>,
     trouble: Mutex<Option<String>>,
     wake: (Sender<()>, Receiver<()>),
+    table: Option<File>,
 }
 
 impl Monitor {
@@ -59,6 +69,7 @@ impl Monitor {
             presence: Mutex::new(Presence::Attached),
             trouble: Mutex::new(None),
             wake: bounded(1),
+            table: File::open("/proc/self/mountinfo").ok(),
         }
     }
 
@@ -78,11 +89,35 @@ impl Monitor {
         let mut now = self.presence.lock();
         self.drive.detach();
         *now = presence;
+        self.look_now();
     }
 
-    /// Waits until the next look is due.
+    /// Waits until the next look is due: some time has passed, somebody asks for it, or the mount table has changed.
     pub(super) fn wait(&self) {
-        let _ = self.wake.1.recv_timeout(INTERVAL);
+        let interval = match *self.presence.lock() {
+            Presence::Ejected => EJECTED_INTERVAL,
+            _ => INTERVAL,
+        };
+        let end = Instant::now() + interval;
+        while Instant::now() < end && self.wake.1.try_recv().is_err() {
+            if self.table_changes() {
+                return;
+            }
+        }
+    }
+
+    /// Waits a moment for the mount table to change. The kernel marks its file when it does (proc(5), mountinfo).
+    fn table_changes(&self) -> bool {
+        let Some(table) = &self.table else {
+            std::thread::sleep(Duration::from_millis(TABLE_WAIT_MS.into()));
+            return false;
+        };
+        let mut fds = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
+        let changed = poll(&mut fds, TABLE_WAIT_MS).is_ok_and(|count| count > 0);
+        changed
+            && fds[0]
+                .revents()
+                .is_some_and(|events| events.contains(PollFlags::POLLPRI))
     }
 
     /// Looks once.

@@ -239,7 +239,8 @@ fn check_mountpoint(given: &Path, table: &[MountEntry]) -> Result<PathBuf, Prefl
     let path = mounts::resolve(given).map_err(io("look at"))?;
     let mounted = table.iter().find(|mount| mount.mountpoint == path);
     let mut found = fs::metadata(&path);
-    let dead = found.as_ref().is_err_and(is_dead);
+    // The kernel remembers attributes for a daemon that is gone; the space it has to ask for.
+    let dead = statvfs(&path).is_err_and(|errno| is_dead(&errno.into()));
     match mounted {
         Some(mount) if dead && mount.is_ferryfs() => {
             dead_mount::detach(&path)?;

@@ -109,7 +109,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
         &options,
         ready,
         &signals,
-        &opened,
+        opened,
         Serving {
             fs,
             index,
@@ -133,7 +133,7 @@ fn serve(
     options: &MountOptions,
     ready: Ready,
     signals: &Receiver<()>,
-    opened: &Opened,
+    opened: Opened,
     parts: Serving,
 ) -> Result<(), DaemonError> {
     let io = |what: &str, error: std::io::Error| DaemonError::failed(format!("{what}: {error}"));
@@ -173,7 +173,7 @@ fn serve(
         ended,
         ending: false.into(),
     });
-    let server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
+    let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
         .map_err(|e| io("cannot open the control socket", e))?;
     let session = Session::mount(fs.clone(), workers, syncer.clone(), &options.mountpoint, &session_options).map_err(|error| {
         DaemonError::failed(format!("cannot mount at {}: {error}", options.mountpoint.display()))
@@ -203,8 +203,12 @@ fn serve(
         tracing::warn!(%error, "the session ended with an error");
     }
     tasks.stop(PATIENCE);
+    server.close_door();
+    let closed = close(&fs, &index);
+    // The locks go before the connection of whoever asked for the end: when that is told, all is free.
+    drop(opened);
     server.stop();
-    close(&fs, &index)
+    closed
 }
 
 /// Everything is settled, so that the next start need not look for what an unclean end leaves.
@@ -297,7 +301,7 @@ fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, Daemo
     preflight::check_cache(&dir, &options.backend, &options.mountpoint)?;
     let known = CacheFacts::read(&dir)?;
     if let Some(facts) = &known {
-        facts.check(&dir, marker.as_ref())?;
+        facts.check(&dir, &options.backend, marker.as_ref())?;
     }
     let marker = match marker {
         Some(marker) => marker,

@@ -118,6 +118,18 @@ impl Service {
         })
     }
 
+    /// The report of an unmount without the backend: whatever is dirty stays behind, in the cache.
+    fn what_must_wait(&self) -> Report {
+        let waiting = self.waiting();
+        let mut report = Report::default();
+        if waiting.names + waiting.inodes > 0 {
+            let what = format!("{} changed files and names", waiting.names + waiting.inodes);
+            let why = "the backend is not attached; they wait in the cache and follow after the next mount";
+            report.left_behind.push((what, why.into()));
+        }
+        report
+    }
+
     fn flush_report(&self, report: Report) -> FlushReport {
         FlushReport {
             batch: report.batch.map(|batch| batch.0),
@@ -235,7 +247,9 @@ impl Handler for Service {
         flush: bool,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError> {
-        let report = if flush {
+        let report = if flush && !self.drive.is_attached() {
+            self.what_must_wait()
+        } else if flush {
             self.run_flush(None, progress).map_err(|error| {
                 let hint = "nothing is lost: it waits in the cache. To unmount without flushing: ferryfs unmount --no-flush";
                 let control = control_error(&error);

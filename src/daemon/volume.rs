@@ -226,7 +226,12 @@ impl CacheFacts {
     ///
     /// # Errors
     /// If it does not.
-    pub(super) fn check(&self, dir: &Path, marker: Option<&Marker>) -> Result<(), DaemonError> {
+    pub(super) fn check(
+        &self,
+        dir: &Path,
+        backend: &Path,
+        marker: Option<&Marker>,
+    ) -> Result<(), DaemonError> {
         match marker {
             Some(marker) if marker.id == self.volume && marker.nonce == self.nonce => Ok(()),
             Some(marker) => Err(DaemonError::failed(format!(
@@ -236,7 +241,14 @@ impl CacheFacts {
                 marker.id
             ))
             .hint("give this drive a cache of its own with --cache, or leave --cache out")),
-            None => Err(self.absent()),
+            None if self.backend == backend => Err(self.absent()),
+            None => Err(DaemonError::failed(format!(
+                "the cache {} belongs to volume {}, but {} is no volume of ferryfs yet",
+                dir.display(),
+                self.volume,
+                backend.display()
+            ))
+            .hint("give this drive a cache of its own with --cache, or leave --cache out")),
         }
     }
 

@@ -92,6 +92,8 @@ impl Listings<'_> {
             let entries = match self.backend.read_dir(dir) {
                 Ok(entries) => entries,
                 Err(error) if error.is_not_found() => Vec::new(),
+                // A file that this batch replaces by a directory.
+                Err(error) if error.source.raw_os_error() == Some(libc::ENOTDIR) => Vec::new(),
                 Err(error) => return Err(error.into()),
             };
             let by_name = entries

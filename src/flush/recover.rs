@@ -12,7 +12,7 @@ use crate::base::{BatchNo, RelPath};
 use crate::index::ActiveBatch;
 use crate::rules::layout;
 use crate::rules::marker;
-use crate::rules::record::{self, BatchRecord, MAX_RECORD_BYTES, RecordError};
+use crate::rules::record::{self, BatchRecord, MAX_RECORD_BYTES};
 use crate::rules::steps::PlaceStep;
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
@@ -31,7 +31,7 @@ pub struct RecoveredBatch {
     pub bytes: u64,
 }
 
-/// A small file of our own on the backend, whole; `None` if there is none.
+/// A file of our own on the backend, whole, or one byte more than `limit` of it; `None` if there is none.
 pub(crate) fn read_small(
     backend: &dyn Backend,
     path: &RelPath,
@@ -42,15 +42,7 @@ pub(crate) fn read_small(
         Err(error) if error.is_not_found() => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let size = usize::try_from(meta.size)
-        .ok()
-        .filter(|size| *size <= limit);
-    let Some(size) = size else {
-        return Err(RecordError::TooLong {
-            bytes: usize::try_from(meta.size).unwrap_or(usize::MAX),
-        }
-        .into());
-    };
+    let size = usize::try_from(meta.size).map_or(limit + 1, |size| size.min(limit + 1));
     let file = backend.open(path)?;
     let mut bytes = vec![0; size];
     let mut at = 0;

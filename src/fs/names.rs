@@ -88,6 +88,10 @@ impl Fs {
             target: None,
         };
         let inode = self.insert_node(&mut state, ctx, parent, name, node)?;
+        if mode.write {
+            // Under the same lock: no cut may see the new file as empty and closed.
+            state.start_writing(inode.ino);
+        }
         drop(state);
         let open = self.opens.acquire(inode.ino);
         if mode.write {

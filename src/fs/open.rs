@@ -149,7 +149,9 @@ impl Fs {
 
     fn make_ready(&self, ctx: &Ctx, open: &OpenInode, inode: &Inode, mode: OpenMode) -> Result<()> {
         if mode.write {
-            self.lock_content(ctx, open)?.writers += 1;
+            let mut content = self.lock_content(ctx, open)?;
+            content.writers += 1;
+            self.index.lock().start_writing(open.ino);
         }
         let ready = if mode.truncate {
             self.truncate_open(ctx, open, 0)
@@ -157,8 +159,8 @@ impl Fs {
             self.check_readable(inode)
         };
         if ready.is_err() && mode.write {
-            let mut content = open.content.write();
-            content.writers = content.writers.saturating_sub(1);
+            // Nobody holds this lock for long: whoever did has just failed, or runs on a worker.
+            self.drop_writer(open.ino, &mut open.content.write())?;
         }
         ready
     }
@@ -211,25 +213,28 @@ impl Fs {
 
     fn release_writer(&self, ctx: &Ctx, open: &OpenInode) -> Result<()> {
         let mut content = self.lock_content(ctx, open)?;
+        self.drop_writer(open.ino, &mut content)
+    }
+
+    fn drop_writer(&self, ino: Ino, content: &mut Content) -> Result<()> {
         content.writers = content.writers.saturating_sub(1);
         if content.writers > 0 {
             return Ok(());
         }
-        self.settle(open.ino, &mut content)
+        self.settle(ino, content)
     }
 
-    /// Ends writing: what the object has become is noted in the row.
+    /// Ends writing: what the object has become is noted in the row, and a cut may take the file.
     pub(super) fn settle(&self, ino: Ino, content: &mut Content) -> Result<()> {
-        if !content.prepared {
-            return Ok(());
-        }
-        content.prepared = false;
-        let Some(object) = &content.object else {
-            return Ok(());
+        let prepared = std::mem::take(&mut content.prepared);
+        let measured = match &content.object {
+            Some(object) if prepared => Some(super::content::measure(&object.file)?),
+            _ => None,
         };
-        let measured = super::content::measure(&object.file)?;
         let mut state = self.index.lock();
-        if let Some(mut inode) = state.inode(ino)? {
+        if let Some(measured) = measured
+            && let Some(mut inode) = state.inode(ino)?
+        {
             measured.apply(&mut inode);
             inode.flags.clear(Flags::WRITING);
             state.put_inode(inode);
@@ -277,7 +282,7 @@ impl Fs {
         }
     }
 
-    /// How many inodes are open for writing and have been written.
+    /// How many inodes are open for writing.
     pub fn writing_count(&self) -> usize {
         self.index.lock().writing_count()
     }

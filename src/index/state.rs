@@ -123,7 +123,7 @@ pub struct State {
     inos: Counter,
     objects: Counter,
     seqs: Counter,
-    /// The inodes whose objects are being written through an open handle right now.
+    /// The inodes that are open for writing right now.
     pub(super) writing: HashSet<Ino>,
     /// Inodes without a name that somebody still uses.
     orphans: HashSet<Ino>,
@@ -465,7 +465,7 @@ impl State {
         });
     }
 
-    /// Counts `ino` among those being written. Until [`State::end_writing`] no cut takes it.
+    /// Counts `ino` among those open for writing. Until [`State::end_writing`] no cut takes it.
     pub fn start_writing(&mut self, ino: Ino) {
         self.writing.insert(ino);
     }
@@ -475,7 +475,7 @@ impl State {
         self.writing.remove(&ino);
     }
 
-    /// How many inodes are being written.
+    /// How many inodes are open for writing.
     pub fn writing_count(&self) -> usize {
         self.writing.len()
     }

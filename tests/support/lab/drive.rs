@@ -111,6 +111,8 @@ impl Drive {
             Kind::Plain { away } => {
                 fs::rename(&self.path, away).expect("move the drive away");
                 fs::create_dir(&self.path).expect("leave an empty place");
+                // No mount table tells of this, and nobody pulls and plugs a drive faster than this.
+                std::thread::sleep(std::time::Duration::from_millis(500));
             }
             Kind::Exfat { .. } => {
                 if is_mount(&self.path) {
