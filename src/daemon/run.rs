@@ -35,7 +35,7 @@ const IO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Share of the SSD that stays free for others, as a divisor: 5%.
 const KEEP_FREE_DIVISOR: u64 = 20;
 
-/// Space of the SSD that writers may not take, at most; on a small disk, a fiftieth of it.
+/// Space of the SSD that writers may not take, at most; on a small disk, a sixteenth of it.
 const RESERVE: u64 = 64 << 20;
 
 /// How long background threads are given to come to rest.
@@ -402,7 +402,7 @@ fn limits(options: &MountOptions, store: &Store, cached: u64) -> Result<CacheLim
     Ok(CacheLimits {
         max_bytes,
         keep_free: total / KEEP_FREE_DIVISOR,
-        reserve: RESERVE.min(total / 50),
+        reserve: RESERVE.min(total / 16),
     })
 }
 

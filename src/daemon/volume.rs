@@ -10,6 +10,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -27,6 +29,9 @@ const CACHE_FILE: &str = "cache.json";
 
 /// Version of that file.
 const CACHE_FORMAT: u32 = 1;
+
+/// How long a daemon that has been killed may take to end: it may sit in a sync of the drive.
+const ENDING: Duration = Duration::from_secs(3);
 
 /// What a cache remembers of its volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -276,21 +281,33 @@ pub(super) struct VolumeLock {
 }
 
 impl VolumeLock {
-    /// Takes the volume.
+    /// Takes the volume. Waits a little for a daemon that is just ending.
     ///
     /// # Errors
     /// If another daemon has it.
     pub(super) fn acquire(volume: Uuid) -> Result<VolumeLock, DaemonError> {
-        let name = format!("ferryfs-volume-{volume}");
-        SocketAddr::from_abstract_name(name)
-            .and_then(|address| UnixListener::bind_addr(&address))
-            .map(|socket| VolumeLock { _socket: socket })
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    DaemonError::failed(format!("volume {volume} is in use by another ferryfs"))
-                        .hint("see `ferryfs status`; unmount it there first")
+        let end = Instant::now() + ENDING;
+        loop {
+            let name = format!("ferryfs-volume-{volume}");
+            let bound = SocketAddr::from_abstract_name(name)
+                .and_then(|address| UnixListener::bind_addr(&address));
+            match bound {
+                Ok(socket) => return Ok(VolumeLock { _socket: socket }),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(50));
                 }
-                _ => DaemonError::failed(format!("cannot take volume {volume}: {error}")),
-            })
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    return Err(DaemonError::failed(format!(
+                        "volume {volume} is in use by another ferryfs"
+                    ))
+                    .hint("see `ferryfs status`; unmount it there first"));
+                }
+                Err(error) => {
+                    return Err(DaemonError::failed(format!(
+                        "cannot take volume {volume}: {error}"
+                    )));
+                }
+            }
+        }
     }
 }

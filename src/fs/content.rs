@@ -102,7 +102,6 @@ impl Fs {
         {
             return Ok(object.clone());
         }
-        self.make_room(ctx)?;
         loop {
             let mut state = self.index.lock();
             let inode = self.known(&mut state, open.ino)?;
@@ -297,8 +296,10 @@ impl Fs {
     /// If the SSD has no room; if the file is only on the backend and cannot be brought over.
     pub fn write(&self, ctx: &Ctx, handle: u64, offset: u64, data: &[u8]) -> Result<usize> {
         let handle = self.opens.handle(handle)?;
-        self.change(ctx, &handle.open, OldBytes::Keep, |file| {
-            Ok(file.write_all_at(data, offset)?)
+        self.with_room(ctx, || {
+            self.change(ctx, &handle.open, OldBytes::Keep, |file| {
+                Ok(file.write_all_at(data, offset)?)
+            })
         })?;
         self.count_written(data.len());
         Ok(data.len())
@@ -353,9 +354,17 @@ impl Fs {
             .filter(|flags| known.contains(*flags))
             .ok_or(FsError::NOT_SUPPORTED)?;
         let handle = self.opens.handle(handle)?;
-        self.change(ctx, &handle.open, OldBytes::Keep, |file| {
-            Ok(sys::file::allocate(file, mode, offset, length)?)
-        })
+        let allocate = || {
+            self.change(ctx, &handle.open, OldBytes::Keep, |file| {
+                Ok(sys::file::allocate(file, mode, offset, length)?)
+            })
+        };
+        if mode.contains(Flag::FALLOC_FL_PUNCH_HOLE) {
+            return allocate(); // Gives space back.
+        }
+        self.with_room(ctx, allocate)?;
+        self.count_written(usize::try_from(length).unwrap_or(usize::MAX));
+        Ok(())
     }
 
     /// Copies up to `length` bytes from one open file to another within the SSD.
@@ -377,14 +386,16 @@ impl Fs {
         let length = usize::try_from(length)
             .unwrap_or(usize::MAX)
             .min(COPY_LIMIT as usize);
-        let copied = self.change(ctx, &target.open, OldBytes::Keep, |file| {
-            Ok(sys::file::copy_range(
-                &source.file,
-                from.1,
-                file,
-                to.1,
-                length,
-            )?)
+        let copied = self.with_room(ctx, || {
+            self.change(ctx, &target.open, OldBytes::Keep, |file| {
+                Ok(sys::file::copy_range(
+                    &source.file,
+                    from.1,
+                    file,
+                    to.1,
+                    length,
+                )?)
+            })
         })?;
         self.count_written(copied);
         Ok(copied)

@@ -1,6 +1,6 @@
 //! Keeping the cache within its space: dead objects are removed, clean ones give way, dirty ones never.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use super::{Ctx, Fs, FsError, Result};
 use crate::index::Flags;
@@ -8,8 +8,8 @@ use crate::index::Flags;
 /// Objects removed under one hold of a lock.
 const CHUNK: u32 = 1024;
 
-/// Bytes written between two looks at how full the SSD is.
-const CHECK_EVERY: u64 = 64 << 20;
+/// Most bytes written between two looks at how full the SSD is.
+const MAX_ALLOWANCE: u64 = 256 << 20;
 
 /// What the cache may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +26,16 @@ pub struct CacheLimits {
 /// How full the SSD was at the last look.
 #[derive(Debug, Default)]
 pub(super) struct Pressure {
-    written: AtomicU64,
+    /// Bytes that may be written before the next look.
+    allowance: AtomicI64,
     full: AtomicBool,
 }
 
 impl Fs {
-    /// Counts bytes on their way to the SSD; looks at its space now and then.
+    /// Counts bytes that have gone to the SSD; looks at its space before they can have filled it.
     pub(super) fn count_written(&self, bytes: usize) {
-        let written = self
-            .pressure
-            .written
-            .fetch_add(bytes as u64, Ordering::Relaxed);
-        if written / CHECK_EVERY != (written + bytes as u64) / CHECK_EVERY {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        if self.pressure.allowance.fetch_sub(bytes, Ordering::Relaxed) <= bytes {
             self.look_at_space();
         }
     }
@@ -45,24 +43,40 @@ impl Fs {
     /// Notes whether the SSD is so full that writers must be refused.
     pub fn look_at_space(&self) {
         if let Ok((_, free)) = self.store.space() {
+            let above = free.saturating_sub(self.limits.reserve);
+            let allowance = (above / 2).min(MAX_ALLOWANCE);
             self.pressure
-                .full
-                .store(free < self.limits.reserve, Ordering::Relaxed);
+                .allowance
+                .store(allowance as i64, Ordering::Relaxed);
+            self.pressure.full.store(above == 0, Ordering::Relaxed);
         }
     }
 
-    /// Refuses a file that is to be written while the SSD is full, after clean objects have given way.
+    /// Refuses bytes while the SSD is full, after clean objects have given way.
     pub(super) fn make_room(&self, ctx: &Ctx) -> Result<()> {
-        if !self.pressure.full.load(Ordering::Relaxed) {
+        if !self.is_full() {
             return Ok(());
         }
         ctx.block()?;
         self.trim()?;
         self.look_at_space();
-        if self.pressure.full.load(Ordering::Relaxed) {
+        if self.is_full() {
             return Err(FsError::NO_SPACE);
         }
         Ok(())
+    }
+
+    /// Runs `write`, which takes space. If the SSD has none, clean objects give way and it runs once more.
+    pub(super) fn with_room<T>(&self, ctx: &Ctx, write: impl Fn() -> Result<T>) -> Result<T> {
+        self.make_room(ctx)?;
+        match write() {
+            Err(error) if error.errno() == libc::ENOSPC => {
+                self.pressure.full.store(true, Ordering::Relaxed);
+                self.make_room(ctx)?;
+                write()
+            }
+            result => result,
+        }
     }
 
     /// Whether the SSD is so full that writers are refused.
@@ -80,7 +94,11 @@ impl Fs {
         let (_, free) = self.store.space()?;
         let cached = self.index.lock().totals().cached_bytes;
         let over = cached.saturating_sub(self.limits.max_bytes);
-        let short = self.limits.keep_free.saturating_sub(free);
+        let short = self
+            .limits
+            .keep_free
+            .max(2 * self.limits.reserve)
+            .saturating_sub(free);
         let mut goal = over.max(short);
         while goal > 0 {
             let freed = self.evict_some(goal)?;
