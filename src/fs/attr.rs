@@ -64,15 +64,19 @@ impl Fs {
         self.with_current_size(inode)
     }
 
-    /// While a file is being written, its object knows size and time better than its row.
+    /// While a file is being written, its object knows size and time better than its row. The kernel believes what it is told
+    /// here, so a row that was read before the file was settled must not pass.
     pub(super) fn with_current_size(&self, mut inode: Inode) -> Result<Inode> {
-        if inode.flags.has(Flags::WRITING)
-            && let Some(open) = self.opens.find(inode.ino)
-            && let Some(content) = open.content.try_read()
-            && let Some(object) = &content.object
-            && content.prepared
-        {
-            super::content::measure(&object.file)?.apply(&mut inode);
+        while inode.flags.has(Flags::WRITING) {
+            if let Some(open) = self.opens.find(inode.ino) {
+                // Whoever holds this lock while the row says WRITING holds it for a moment only: fetches and copies come before.
+                let content = open.content.read();
+                if let (true, Some(object)) = (content.prepared, &content.object) {
+                    super::content::measure(&object.file)?.apply(&mut inode);
+                    return Ok(inode);
+                }
+            }
+            inode = self.known(&mut self.index.lock(), inode.ino)?;
         }
         Ok(inode)
     }
