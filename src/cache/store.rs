@@ -1,4 +1,6 @@
-//! Objects: plain files `objects/<ab>/<id>` with the bytes of one file of the mount each.
+//! Objects: plain files `objects/<id / 4096>/<id>` with the bytes of one file of the mount each. Numbers go up, so files that
+//! are made one after another share a directory, and with it the blocks that the SSD's file system keeps inodes in; spread over
+//! many directories, making one costs ext4 many times as much.
 //!
 //! An object is made before the row that names it and removed after the row that buries it, so at every instant each row's
 //! object is there. What a crash leaves beyond that has no row: [`Store::quarantine`] moves it to `lost+found`, never to the void.
@@ -14,6 +16,9 @@ use parking_lot::Mutex;
 
 use crate::base::ObjectId;
 use crate::sys;
+
+/// Objects in one directory.
+const PER_DIRECTORY: u64 = 4096;
 
 /// Size of the buffer of a plain copy.
 const COPY_BUFFER: usize = 1 << 20;
@@ -58,9 +63,7 @@ impl Store {
                 .map_err(failed("make", path))
         };
         make(&lost_found)?;
-        for shard in 0..=0xffu8 {
-            make(&root.join(format!("{shard:02x}")))?;
-        }
+        make(&root)?;
         Ok(Store {
             root,
             lost_found,
@@ -69,9 +72,11 @@ impl Store {
     }
 
     fn path(&self, object: ObjectId) -> PathBuf {
-        self.root
-            .join(format!("{:02x}", object.0 & 0xff))
-            .join(object.to_string())
+        self.shard(object).join(object.to_string())
+    }
+
+    fn shard(&self, object: ObjectId) -> PathBuf {
+        self.root.join(format!("{:08x}", object.0 / PER_DIRECTORY))
     }
 
     /// Makes a new, empty object.
@@ -80,15 +85,30 @@ impl Store {
     /// If it exists, or the SSD has no room.
     pub fn create(&self, object: ObjectId) -> Result<File> {
         let path = self.path(object);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("create", &path))?;
+        let create = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+        };
+        let file = match create() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_shard(object).and_then(|()| create())
+            }
+            made => made,
+        }
+        .map_err(failed("create", &path))?;
         self.fresh.lock().insert(object);
         Ok(file)
+    }
+
+    fn make_shard(&self, object: ObjectId) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(self.shard(object)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => File::open(&self.root)?.sync_all(),
+        }
     }
 
     /// Opens an object for reading and writing.
@@ -156,12 +176,26 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the bytes and names of all of `objects` durable with one sync of the whole file system, that of `file`.
+    /// The same for one that nobody has open; fine if it is gone, as nothing then needs it.
+    ///
+    /// # Errors
+    /// As [`Store::sync_object`].
+    pub fn sync_closed_object(&self, object: ObjectId) -> Result<()> {
+        match self.open_object(object) {
+            Ok(file) => self.sync_object(object, &file),
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the bytes and names of all of `objects` durable with one sync of the whole file system.
     ///
     /// # Errors
     /// If a write has failed since the last sync.
-    pub fn sync_all(&self, objects: impl Iterator<Item = ObjectId>, file: &File) -> Result<()> {
-        sys::file::sync_file_system(file).map_err(failed("syncfs", &self.root))?;
+    pub fn sync_all(&self, objects: impl Iterator<Item = ObjectId>) -> Result<()> {
+        File::open(&self.root)
+            .and_then(sys::file::sync_file_system)
+            .map_err(failed("syncfs", &self.root))?;
         let mut fresh = self.fresh.lock();
         for object in objects {
             fresh.remove(&object);

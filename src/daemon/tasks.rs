@@ -127,18 +127,30 @@ fn tick(service: &Service, syncer: &Syncer, stop: &AtomicBool) {
             tracing::error!(%error, "commit failed");
             *service.last_error.lock() = Some(error.to_string());
         }
-        if last_sync.elapsed() < SYNC_EVERY {
+        let long = service.index.wants_checkpoint();
+        if !long && last_sync.elapsed() < SYNC_EVERY {
             continue;
         }
         last_sync = Instant::now();
         let commits = service.index.lock().commits();
-        if commits != synced_commit || service.fs.has_unsynced() {
+        if long || commits != synced_commit || service.fs.has_unsynced() {
             synced_commit = commits;
-            syncer.request(|_| {});
-            if let Err(error) = service.index.checkpoint() {
-                tracing::warn!(%error, "checkpoint failed");
-            }
+            sync_and_checkpoint(service, syncer);
         }
+    }
+}
+
+/// Makes everything durable, then copies the WAL: in this order, as the copy makes rows durable, too.
+fn sync_and_checkpoint(service: &Service, syncer: &Syncer) {
+    let (done, wait) = crossbeam_channel::bounded(1);
+    syncer.request(move |result| {
+        // Whoever asked may have given up by now.
+        let _ = done.send(result);
+    });
+    if let Ok(Ok(())) = wait.recv()
+        && let Err(error) = service.index.checkpoint()
+    {
+        tracing::warn!(%error, "checkpoint failed");
     }
 }
 

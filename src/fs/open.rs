@@ -290,7 +290,7 @@ impl Fs {
     /// Marks bytes as written but not synced.
     pub(super) fn note_unsynced(&self, object: &Arc<ObjectFile>) {
         if !object.unsynced.swap(true, Ordering::AcqRel) {
-            self.unsynced.add(object.clone());
+            self.unsynced.add(object);
         }
     }
 }

@@ -1,37 +1,53 @@
 //! Durability: data before metadata, many callers at once.
 //!
-//! [`Fs::sync`] first syncs every object with bytes that no fsync has covered, then the index. So no row that survives a power
-//! cut vouches for bytes that did not, save for what was written while the sync itself ran, whose rows say that they were
-//! being written. [`Syncer`] is the one thread that calls it: requests that arrive while it works share the next run.
+//! [`Fs::sync`] first syncs every object with bytes that no fsync has covered, then the index. So a row that survives a power
+//! cut vouches for bytes that did, too. What is written, closed and committed while a sync runs is looked for again, a few
+//! times; under a steady stream of small files a row of the last moment may still pass by its bytes, as if it had been written
+//! after the sync. [`Syncer`] is the one thread that calls it: requests that arrive while it works share the next run.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::open::ObjectFile;
-use super::{Fs, FsError, Result};
+use super::{Fs, Result};
 use crate::base::{Ino, ObjectId};
 use crate::sys;
 
 /// With more unsynced objects than this, one syncfs is cheaper than an fsync for each.
 const MANY: usize = 16;
 
-/// The objects with bytes that no fsync has covered yet.
+/// How often a sync looks for objects that were written while it ran.
+const ROUNDS: usize = 3;
+
+/// The objects with bytes that no fsync has covered yet. Their files are not held open for it: there may be thousands.
 #[derive(Debug, Default)]
-pub(super) struct Unsynced(Mutex<HashMap<ObjectId, Arc<ObjectFile>>>);
+pub(super) struct Unsynced(Mutex<HashMap<ObjectId, Weak<ObjectFile>>>);
 
 impl Unsynced {
-    pub(super) fn add(&self, object: Arc<ObjectFile>) {
-        self.0.lock().insert(object.object, object);
+    pub(super) fn add(&self, object: &Arc<ObjectFile>) {
+        self.0.lock().insert(object.object, Arc::downgrade(object));
     }
 
-    fn take(&self) -> Vec<Arc<ObjectFile>> {
+    fn take(&self) -> HashMap<ObjectId, Weak<ObjectFile>> {
         let taken = std::mem::take(&mut *self.0.lock());
-        taken.into_values().collect()
+        for object in taken.values().filter_map(Weak::upgrade) {
+            // Before the sync: what is written from here on adds it again.
+            object.unsynced.store(false, Ordering::Release);
+        }
+        taken
+    }
+
+    /// Puts back what could not be synced.
+    fn put_back(&self, objects: HashMap<ObjectId, Weak<ObjectFile>>) {
+        for object in objects.values().filter_map(Weak::upgrade) {
+            object.unsynced.store(true, Ordering::Release);
+        }
+        self.0.lock().extend(objects);
     }
 
     fn is_empty(&self) -> bool {
@@ -39,7 +55,7 @@ impl Unsynced {
     }
 
     fn find(&self, object: ObjectId) -> Option<Arc<ObjectFile>> {
-        self.0.lock().get(&object).cloned()
+        self.0.lock().get(&object).and_then(Weak::upgrade)
     }
 }
 
@@ -50,28 +66,30 @@ impl Fs {
     /// If any object or the index cannot be synced. What was not synced stays noted as such, so that the next call does not
     /// pass it by; but an error of the disk is told only once by the system, so it is told to everybody who waits.
     pub fn sync(&self) -> Result<()> {
-        let objects = self.unsynced.take();
-        for object in &objects {
-            object.unsynced.store(false, Ordering::Release);
-        }
-        let mut result = if objects.len() > MANY {
-            self.store
-                .sync_all(objects.iter().map(|o| o.object), &objects[0].file)
-        } else {
-            objects
-                .iter()
-                .try_for_each(|o| self.store.sync_object(o.object, &o.file))
-        }
-        .map_err(FsError::from);
-        if result.is_ok() {
-            result = self.index.sync().map_err(FsError::from);
-        }
-        if result.is_err() {
-            for object in objects {
-                self.note_unsynced(&object);
+        for _ in 0..ROUNDS {
+            let objects = self.unsynced.take();
+            if objects.is_empty() {
+                break;
+            }
+            if let Err(error) = self.sync_objects(&objects) {
+                self.unsynced.put_back(objects);
+                return Err(error);
             }
         }
-        result
+        Ok(self.index.sync()?)
+    }
+
+    fn sync_objects(&self, objects: &HashMap<ObjectId, Weak<ObjectFile>>) -> Result<()> {
+        if objects.len() > MANY {
+            return Ok(self.store.sync_all(objects.keys().copied())?);
+        }
+        for (object, file) in objects {
+            match file.upgrade() {
+                Some(open) => self.store.sync_object(*object, &open.file)?,
+                None => self.store.sync_closed_object(*object)?,
+            }
+        }
+        Ok(())
     }
 
     /// Whether there are bytes that no fsync has covered.

@@ -88,6 +88,12 @@ impl<T> Context<T> for rusqlite::Result<T> {
     }
 }
 
+/// Frames (of 4 KiB and a header) beyond which the WAL is made to begin anew: 32 MiB.
+const LONG_WAL: u64 = 8192;
+
+/// Commits after which a checkpoint should not wait; each writes about six frames.
+const MANY_COMMITS: u64 = 2000;
+
 /// The index of one cache.
 pub struct Index {
     path: PathBuf,
@@ -95,6 +101,9 @@ pub struct Index {
     wal: File,
     /// How many of the commits since opening are known to be durable.
     durable: AtomicU64,
+    /// The connection that copies the WAL, and the commits that there were when it last began to.
+    copier: Mutex<Connection>,
+    copied: AtomicU64,
 }
 
 impl Index {
@@ -131,6 +140,8 @@ impl Index {
             state: Mutex::new(State::new(conn, rules)?),
             wal,
             durable: AtomicU64::new(0),
+            copier: Mutex::new(connect(path, OpenFlags::empty())?),
+            copied: AtomicU64::new(0),
         };
         index.sync()?;
         Ok(index)
@@ -172,14 +183,28 @@ impl Index {
         Ok(())
     }
 
-    /// Copies the WAL into the database file, as far as readers allow, without holding up writers.
+    /// Copies the WAL into the database file. To be called after a sync of everything that its rows vouch for.
+    ///
+    /// The bulk is copied while writers go on; what they have added meanwhile is copied under the lock, if the WAL has become
+    /// long, so that it can begin anew. Were it never to, it would grow without end, and its pages would have to be read back
+    /// before they are overwritten.
     ///
     /// # Errors
     /// If SQLite cannot.
     pub fn checkpoint(&self) -> Result<()> {
-        let conn = connect(&self.path, OpenFlags::empty())?;
-        conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-            .context("checkpoint")
+        let copier = self.copier.lock();
+        self.copied.store(self.lock().commits(), Ordering::Relaxed);
+        if copy_wal(&copier)? > LONG_WAL {
+            let mut state = self.lock();
+            state.commit()?;
+            copy_wal(&copier)?;
+        }
+        Ok(())
+    }
+
+    /// Whether so much has been committed since the last checkpoint that the next should not wait.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.lock().commits() > self.copied.load(Ordering::Relaxed) + MANY_COMMITS
     }
 
     /// A view of the last commit, on a connection of its own.
@@ -191,9 +216,13 @@ impl Index {
     }
 }
 
+/// Locks within this process only, and none of the ten system calls a commit that locks for others would cost: the cache's own
+/// lock keeps other daemons out. Whoever opens the file with another tool meanwhile is told that it is locked.
+const VFS: &std::ffi::CStr = c"unix-excl";
+
 fn connect(path: &Path, extra: OpenFlags) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra;
-    let conn = Connection::open_with_flags(path, flags).context("open")?;
+    let conn = Connection::open_with_flags_and_vfs(path, flags, VFS).context("open")?;
     conn.set_prepared_statement_cache_capacity(128);
     conn.execute_batch(
         "PRAGMA page_size=4096; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;
@@ -201,6 +230,15 @@ fn connect(path: &Path, extra: OpenFlags) -> Result<Connection> {
     )
     .context("configure")?;
     Ok(conn)
+}
+
+/// Copies what can be copied and gives the number of frames in the WAL.
+fn copy_wal(conn: &Connection) -> Result<u64> {
+    conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+        row.get::<_, i64>(1)
+    })
+    .context("checkpoint")
+    .map(|frames| u64::try_from(frames).unwrap_or(0))
 }
 
 fn create(conn: &Connection) -> Result<()> {

@@ -360,7 +360,9 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let operation = move |fs: &Fs, ctx: &Ctx| fs.open(ctx, ino(number), open_mode(flags.0));
         self.run("open", ctx(request), reply, operation, |reply, handle| {
-            reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE);
+            // What a close must keep has been committed by then: emptying at the open, bytes at the first write.
+            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+            reply.opened(FileHandle(handle), flags);
         });
     }
 
