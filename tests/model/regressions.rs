@@ -1,0 +1,1 @@
+//! Failures that were found once, in as few steps as they take.
