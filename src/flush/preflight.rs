@@ -7,8 +7,9 @@ use super::Result;
 use super::apply::hash_file;
 use super::gather::Gathered;
 use crate::backend::{Backend, Metadata};
-use crate::base::{FileKind, Ino, RelPath};
+use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
+use crate::rules::names::NameRules;
 use crate::rules::plan::{NameKey, NewContent};
 use crate::rules::steps::PlainKind;
 
@@ -28,14 +29,18 @@ pub(super) struct Foreign {
 pub(super) fn find_foreign(
     backend: &dyn Backend,
     gathered: &Gathered,
+    rules: &NameRules,
     granularity_ns: u64,
 ) -> Result<Foreign> {
     let slack = i64::try_from(granularity_ns)
         .unwrap_or(i64::MAX)
         .max(SLACK_NS);
     let mut foreign = Foreign::default();
+    let standing = Standing::new(gathered);
     let mut listings = Listings {
         backend,
+        rules,
+        before: &gathered.before,
         dirs: HashMap::new(),
     };
     let names = &gathered.delta.names;
@@ -53,15 +58,15 @@ pub(super) fn find_foreign(
         if (same && stays) || new.content == NewContent::Live {
             continue;
         }
-        let paths = gathered.delta.dirs.get(&change.key.parent);
-        let Some(dir) = paths.and_then(|paths| paths.old.as_ref().or(paths.new.as_ref())) else {
+        let Some(dir) = standing.path_of(change.key.parent) else {
             continue;
         };
         let path = dir.join(&change.key.name);
         let believed = gathered.before.get(&change.key);
-        let found = listings.find(dir, &change.key)?;
+        let found = listings.find(&dir, &change.key)?;
         if new.content == NewContent::Directory
             && !placed.contains(&new.ino)
+            && believed.is_none()
             && found
                 .as_ref()
                 .is_some_and(|meta| meta.kind == FileKind::Directory)
@@ -80,31 +85,100 @@ pub(super) fn find_foreign(
     Ok(foreign)
 }
 
+/// Where the directories of the difference stand on the backend before the batch.
+struct Standing<'a> {
+    gathered: &'a Gathered,
+    /// The name under which each directory is, or will be.
+    names: HashMap<Ino, &'a NameKey>,
+}
+
+impl Standing<'_> {
+    fn new(gathered: &Gathered) -> Standing<'_> {
+        let changes = gathered.delta.names.iter();
+        let names = changes
+            .filter_map(|change| match &change.new {
+                Some(new) if new.content == NewContent::Directory => Some((new.ino, &change.key)),
+                _ => None,
+            })
+            .collect();
+        Standing { gathered, names }
+    }
+
+    /// The path of `dir`: its own, or for one that the batch will make, where somebody else may have made it already.
+    /// `None` if something known stands there now: it is cleared away, and all that is known in it, before the directory is
+    /// made, so what it holds says nothing of what the new one will.
+    fn path_of(&self, dir: Ino) -> Option<RelPath> {
+        if let Some(old) = &self.gathered.delta.dirs.get(&dir)?.old {
+            return Some(old.clone());
+        }
+        let key = self.names.get(&dir)?;
+        if self.gathered.before.contains_key(*key) {
+            return None;
+        }
+        Some(self.path_of(key.parent)?.join(&key.name))
+    }
+}
+
+/// What stands in one directory, by name as it is spelled.
+type Listing = BTreeMap<Vec<u8>, Metadata>;
+
 /// Directories are listed once rather than asked for each name: that is one pass of the disk.
 struct Listings<'a> {
     backend: &'a dyn Backend,
-    dirs: HashMap<RelPath, BTreeMap<Vec<u8>, Metadata>>,
+    rules: &'a NameRules,
+    before: &'a BTreeMap<NameKey, PlacedEntry>,
+    dirs: HashMap<RelPath, (Listing, HashMap<Vec<u8>, Name>)>,
 }
 
 impl Listings<'_> {
+    /// What the backend has under the name `key` in `dir`, also in another spelling that it takes for the same; unless
+    /// that spelling is a name of its own in the index, of which the batch knows what becomes.
     fn find(&mut self, dir: &RelPath, key: &NameKey) -> Result<Option<Metadata>> {
         if !self.dirs.contains_key(dir) {
-            let entries = match self.backend.read_dir(dir) {
-                Ok(entries) => entries,
-                Err(error) if error.is_not_found() => Vec::new(),
-                Err(error) => return Err(error.into()),
-            };
-            let by_name = entries
-                .into_iter()
-                .map(|entry| (entry.name.as_bytes().to_vec(), entry.meta))
-                .collect();
-            self.dirs.insert(dir.clone(), by_name);
+            let listed = self.list(dir)?;
+            self.dirs.insert(dir.clone(), listed);
         }
-        Ok(self
-            .dirs
-            .get(dir)
-            .and_then(|entries| entries.get(key.name.as_bytes()))
-            .cloned())
+        let Some((exact, folded)) = self.dirs.get(dir) else {
+            return Ok(None);
+        };
+        if let Some(found) = exact.get(key.name.as_bytes()) {
+            return Ok(Some(found.clone()));
+        }
+        let Some(spelled) = folded.get(&self.rules.fold(&key.name)) else {
+            return Ok(None);
+        };
+        let other = NameKey {
+            parent: key.parent,
+            name: spelled.clone(),
+        };
+        if self.before.contains_key(&other) {
+            return Ok(None);
+        }
+        Ok(exact.get(spelled.as_bytes()).cloned())
+    }
+
+    fn list(&self, dir: &RelPath) -> Result<(Listing, HashMap<Vec<u8>, Name>)> {
+        let entries = match self.backend.read_dir(dir) {
+            Ok(entries) => entries,
+            // A file in its place is found under the directory's own name.
+            Err(error)
+                if error.is_not_found()
+                    || error.source.kind() == std::io::ErrorKind::NotADirectory =>
+            {
+                Vec::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut folded = HashMap::new();
+        let mut exact = BTreeMap::new();
+        for entry in entries {
+            let fold = self.rules.fold(&entry.name);
+            if !fold.is_empty() {
+                folded.insert(fold, entry.name.clone());
+            }
+            exact.insert(entry.name.as_bytes().to_vec(), entry.meta);
+        }
+        Ok((exact, folded))
     }
 }
 

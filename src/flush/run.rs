@@ -154,7 +154,12 @@ impl Flusher {
             if scope == Scope::RemovalsOnly {
                 keep_removals(&mut gathered);
             }
-            let foreign = find_foreign(backend, &gathered, self.parts.time_granularity_ns)?;
+            let foreign = find_foreign(
+                backend,
+                &gathered,
+                &self.parts.rules,
+                self.parts.time_granularity_ns,
+            )?;
             if let Some(path) = foreign.in_the_way {
                 return Err(FlushError::Foreign { path });
             }
