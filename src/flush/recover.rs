@@ -16,7 +16,7 @@ use crate::rules::record::{self, BatchRecord, MAX_RECORD_BYTES, RecordError};
 use crate::rules::steps::PlaceStep;
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
-const DONE: &str = "done";
+const DONE: &str = ".done";
 
 /// What became of a batch that was found on a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(super) fn check_marker(backend: &dyn Backend, volume: Uuid) -> Result<()> {
 }
 
 fn done_path(batch: BatchNo) -> Result<RelPath> {
-    let name = format!("{:016x}.{DONE}", batch.0);
+    let name = format!("{:016x}{DONE}", batch.0);
     RelPath::parse(name.as_bytes())
         .ok()
         .and_then(|path| path.split_last())
@@ -137,6 +137,20 @@ fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
         }
     }
     Ok(found.into_iter().collect())
+}
+
+/// The batches that were finished without their cache and whose cache may not know yet.
+fn done_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
+    let entries = match backend.read_dir(&layout::batches_dir()) {
+        Ok(entries) => entries,
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let batch = |entry: &crate::backend::Entry| {
+        let digits = entry.name.as_bytes().strip_suffix(DONE.as_bytes())?;
+        layout::parse_staging_name(&crate::base::Name::new(digits).ok()?)
+    };
+    Ok(entries.iter().filter_map(batch).collect())
 }
 
 impl Flusher {
@@ -246,6 +260,20 @@ impl Flusher {
                 Found::Torn => {
                     tracing::warn!(%batch, "a damaged record of another machine is left as it is")
                 }
+            }
+        }
+        self.sweep_done(backend)
+    }
+
+    /// Removes the notes that told this cache of a batch that was finished elsewhere. No batch is open, so they have been
+    /// taken note of, or the batch was confirmed before.
+    fn sweep_done(&self, backend: &dyn Backend) -> Result<()> {
+        for batch in done_on(backend)? {
+            let path = done_path(batch)?;
+            if let Found::Record(record) = read_record(backend, &path, batch, self.parts.volume)?
+                && record.origin == self.parts.origin
+            {
+                backend.remove_file(&path)?;
             }
         }
         Ok(())
