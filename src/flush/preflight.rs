@@ -10,7 +10,7 @@ use crate::backend::{Backend, Metadata};
 use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
 use crate::rules::names::NameRules;
-use crate::rules::plan::{NameKey, NewContent};
+use crate::rules::plan::{NameKey, NewContent, OldEntry};
 use crate::rules::steps::PlainKind;
 
 /// Times nearer than this are taken as equal whatever the backend's granularity: FAT keeps two seconds.
@@ -23,6 +23,8 @@ pub(super) struct Foreign {
     pub(super) inos: HashSet<Ino>,
     /// Names of what cannot: a directory, or something that would be moved there.
     pub(super) in_the_way: Option<RelPath>,
+    /// Files that the mount has removed and somebody else has changed. They stay where they are, and are theirs.
+    pub(super) kept: Vec<NameKey>,
 }
 
 /// Looks at every name under which the batch would put something.
@@ -48,8 +50,27 @@ pub(super) fn find_foreign(
         .iter()
         .filter_map(|change| change.old.map(|old| old.ino))
         .collect();
+    let moving: HashSet<Ino> = names
+        .iter()
+        .filter_map(|change| change.new.as_ref())
+        .filter(|new| !matches!(new.content, NewContent::Changed(_)))
+        .map(|new| new.ino)
+        .collect();
     for change in names {
-        let Some(new) = &change.new else { continue };
+        let Some(new) = &change.new else {
+            let removed = |old: OldEntry| old.kind == PlainKind::File && !moving.contains(&old.ino);
+            if change.old.is_some_and(removed)
+                && let Some(dir) = standing.path_of(change.key.parent)
+            {
+                let path = dir.join(&change.key.name);
+                let found = listings.find(&dir, &change.key)?;
+                let believed = gathered.before.get(&change.key);
+                if !agrees(backend, &path, found.as_ref(), believed, slack)? {
+                    foreign.kept.push(change.key.clone());
+                }
+            }
+            continue;
+        };
         let same = change.old.is_some_and(|old| old.ino == new.ino);
         let stays = matches!(
             new.content,
@@ -83,6 +104,16 @@ pub(super) fn find_foreign(
         }
     }
     Ok(foreign)
+}
+
+impl Foreign {
+    /// Takes what is kept out of the difference: the index is to know nothing of it any more.
+    pub(super) fn keep(&self, gathered: &mut Gathered) {
+        let kept: HashSet<&NameKey> = self.kept.iter().collect();
+        let names = &mut gathered.delta.names;
+        names.retain(|change| !kept.contains(&change.key));
+        gathered.settled.extend(self.kept.iter().cloned());
+    }
 }
 
 /// Where the directories of the difference stand on the backend before the batch.

@@ -94,7 +94,11 @@ impl Reference {
 
     pub(crate) fn is_within(&self, id: Id, dir: Id) -> bool {
         id == dir
-            || (self.is_dir(dir) && self.children(dir).values().any(|at| self.is_within(id, *at)))
+            || (self.is_dir(dir)
+                && self
+                    .children(dir)
+                    .values()
+                    .any(|at| self.is_within(id, *at)))
     }
 
     /// Whether the drive takes this name, beside all but `leaving`.
@@ -108,7 +112,11 @@ impl Reference {
         if self.find(place).is_some() {
             return Err(libc::EEXIST);
         }
-        if self.accepts(place, None) { Ok(()) } else { Err(libc::EINVAL) }
+        if self.accepts(place, None) {
+            Ok(())
+        } else {
+            Err(libc::EINVAL)
+        }
     }
 
     pub(crate) fn add(&mut self, (dir, name): Place<'_>, node: Node) -> Id {
@@ -151,9 +159,8 @@ impl Reference {
 
     /// Whether the kernel would refuse this rename without asking: a directory into itself.
     pub(crate) fn kernel_refuses(&self, from: Place<'_>, to: Place<'_>, mode: RenameMode) -> bool {
-        let into_itself = |a: Place<'_>, b: Place<'_>| {
-            self.find(a).is_some_and(|id| self.is_within(b.0, id))
-        };
+        let into_itself =
+            |a: Place<'_>, b: Place<'_>| self.find(a).is_some_and(|id| self.is_within(b.0, id));
         into_itself(from, to) || (mode == RenameMode::Exchange && into_itself(to, from))
     }
 

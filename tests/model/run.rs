@@ -1,7 +1,9 @@
 //! Random operations on the engine and on the reference, compared after each.
 
 use ferryfs::base::{Ino, Name, Timestamp};
-use ferryfs::fs::{CacheLimits, FsError, NewNode, OpenMode, RenameMode, SetAttr, SetTime, SetXattr};
+use ferryfs::fs::{
+    CacheLimits, FsError, NewNode, OpenMode, RenameMode, SetAttr, SetTime, SetXattr,
+};
 
 use crate::engine::rng::{Rng, Seed};
 use crate::engine::tree::assert_same;
@@ -207,7 +209,9 @@ impl Run {
     }
 
     fn open(&mut self) -> bool {
-        let Some(node) = self.a_file() else { return false };
+        let Some(node) = self.a_file() else {
+            return false;
+        };
         let mode = OpenMode {
             write: !self.rng.one_in(3),
             truncate: self.rng.one_in(5),
@@ -308,8 +312,14 @@ impl Run {
     }
 
     fn truncate(&mut self) -> bool {
-        let Some(node) = self.a_file() else { return false };
-        let size = if self.rng.one_in(3) { 0 } else { self.rng.below(60) };
+        let Some(node) = self.a_file() else {
+            return false;
+        };
+        let size = if self.rng.one_in(3) {
+            0
+        } else {
+            self.rng.below(60)
+        };
         self.note(format!("truncate {node} to {size}"));
         let set = SetAttr {
             size: Some(size as u64),
@@ -344,7 +354,10 @@ impl Run {
             return false;
         }
         self.note(format!("rename {from:?} {to:?} {mode:?}"));
-        let replaced = self.reference.find(t).filter(|_| mode == RenameMode::Replace);
+        let replaced = self
+            .reference
+            .find(t)
+            .filter(|_| mode == RenameMode::Replace);
         let (a, b) = (self.at(&from), self.at(&to));
         let fs = self.e().fs.clone();
         let got = errno(call(|ctx| fs.rename(ctx, (a.0, &a.1), (b.0, &b.1), mode)));
@@ -367,7 +380,9 @@ impl Run {
     }
 
     fn hard_link(&mut self) -> bool {
-        let Some(node) = self.a_named() else { return false };
+        let Some(node) = self.a_named() else {
+            return false;
+        };
         let place = self.a_place();
         self.note(format!("link {node} {place:?}"));
         let (parent, name) = self.at(&place);
@@ -410,7 +425,9 @@ impl Run {
     }
 
     fn attributes(&mut self) -> bool {
-        let Some(node) = self.a_named() else { return false };
+        let Some(node) = self.a_named() else {
+            return false;
+        };
         if self.rng.one_in(3) {
             let mode = self.rng.pick(&[0o600, 0o755, 0o444]);
             self.note(format!("chmod {node} {mode:o}"));
@@ -436,7 +453,9 @@ impl Run {
     }
 
     fn xattrs(&mut self) -> bool {
-        let Some(node) = self.a_named() else { return false };
+        let Some(node) = self.a_named() else {
+            return false;
+        };
         let name = self.rng.pick(&[b"user.one".to_vec(), b"user.two".to_vec()]);
         let ino = self.reference.nodes[&node].ino;
         let value = self.rng.bytes(30);
@@ -521,7 +540,9 @@ impl Run {
     fn compare_dir(&self, dir: Id, content: bool) {
         let children = self.reference.children(dir);
         let listed = self.e().list(self.reference.nodes[&dir].ino);
-        let names = listed.iter().map(|(name, inode)| (name.as_bytes().to_vec(), inode.ino));
+        let names = listed
+            .iter()
+            .map(|(name, inode)| (name.as_bytes().to_vec(), inode.ino));
         let mut names: Vec<_> = names.collect();
         names.sort();
         let wanted = children.iter();

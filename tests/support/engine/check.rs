@@ -65,17 +65,25 @@ impl Tables {
             Ok((key(row)?, (row.get(2)?, kind == 1, row.get(4)?)))
         };
         Tables {
-            inodes: rows(&conn, "SELECT ino, mode, nlink, size, object, flags FROM inodes", inode)
-                .into_iter()
-                .collect(),
+            inodes: rows(
+                &conn,
+                "SELECT ino, mode, nlink, size, object, flags FROM inodes",
+                inode,
+            )
+            .into_iter()
+            .collect(),
             dirents: rows(&conn, "SELECT parent, name, ino FROM dirents", |row| {
                 Ok((key(row)?, row.get(2)?))
             })
             .into_iter()
             .collect(),
-            placed: rows(&conn, "SELECT parent, name, ino, kind, size FROM placed", placed)
-                .into_iter()
-                .collect(),
+            placed: rows(
+                &conn,
+                "SELECT parent, name, ino, kind, size FROM placed",
+                placed,
+            )
+            .into_iter()
+            .collect(),
             dirty_names: rows(&conn, "SELECT parent, name FROM dirty_names", key)
                 .into_iter()
                 .collect(),
@@ -91,9 +99,9 @@ impl Tables {
     }
 
     fn is_special(&self, ino: i64) -> bool {
-        self.inodes.get(&ino).is_some_and(|row| {
-            FileKind::from_mode(row.mode).is_some_and(|kind| !kind.is_plain())
-        })
+        self.inodes
+            .get(&ino)
+            .is_some_and(|row| FileKind::from_mode(row.mode).is_some_and(|kind| !kind.is_plain()))
     }
 
     fn has_places(&self, ino: i64) -> bool {
@@ -127,7 +135,9 @@ fn names(tables: &Tables, findings: &mut Vec<Finding>) {
             Some(_) => {}
         }
         if !tables.inodes.contains_key(parent) {
-            findings.push(format!("{name} is in directory {parent}, which is not there"));
+            findings.push(format!(
+                "{name} is in directory {parent}, which is not there"
+            ));
         }
     }
     for (ino, row) in &tables.inodes {
@@ -170,7 +180,10 @@ fn objects(tables: &Tables, root: &Path, findings: &mut Vec<Finding>) {
         match on_disk.get(&object) {
             None => findings.push(format!("inode {ino} has no object {object:x}")),
             Some(size) if *size as i64 != row.size && !row.flags.has(Flags::WRITING) => findings
-                .push(format!("inode {ino} has {} bytes, its object {size}", row.size)),
+                .push(format!(
+                    "inode {ino} has {} bytes, its object {size}",
+                    row.size
+                )),
             Some(_) => {}
         }
     }
@@ -206,13 +219,17 @@ fn marks(tables: &Tables, findings: &mut Vec<Finding>) {
             continue;
         }
         if has != tables.has_places(*ino) {
-            findings.push(format!("inode {ino}: ON_BACKEND is {has}, its places say otherwise"));
+            findings.push(format!(
+                "inode {ino}: ON_BACKEND is {has}, its places say otherwise"
+            ));
         }
         if dirty && has && !tables.dirty_inodes.contains(ino) {
             findings.push(format!("inode {ino} is dirty and has no mark"));
         }
         if !has && !row.flags.has(Flags::DATA_DIRTY) {
-            findings.push(format!("inode {ino} is clean, but the drive does not have it"));
+            findings.push(format!(
+                "inode {ino} is clean, but the drive does not have it"
+            ));
         }
     }
 }

@@ -8,6 +8,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
 pub mod check;
+pub mod grow;
 pub mod rng;
 pub mod script;
 pub mod tree;

@@ -154,10 +154,7 @@ impl Engine {
 
     pub fn rename_with(&self, from: &str, to: &str, mode: RenameMode) -> Result<(), FsError> {
         let (from, to) = (self.place(from), self.place(to));
-        call(|ctx| {
-            self.fs
-                .rename(ctx, (from.0, &from.1), (to.0, &to.1), mode)
-        })
+        call(|ctx| self.fs.rename(ctx, (from.0, &from.1), (to.0, &to.1), mode))
     }
 
     pub fn link(&self, from: &str, to: &str) {

@@ -65,7 +65,11 @@ impl Engine {
                 Arc::new(bytes.unwrap_or_else(|error| panic!("read {path}: {error}")))
             });
             if let Some(bytes) = &bytes {
-                assert_eq!(bytes.len() as u64, inode.size, "{path}: size and bytes differ");
+                assert_eq!(
+                    bytes.len() as u64,
+                    inode.size,
+                    "{path}: size and bytes differ"
+                );
             }
             let seen = Seen {
                 ino: inode.ino,
