@@ -18,6 +18,9 @@ use crate::rules::steps::PlaceStep;
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
 const DONE: &str = ".done";
 
+/// Key of the index's setting that names the batch of ours whose record is torn.
+const TORN: &str = "torn_record";
+
 /// What became of a batch that was found on a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveredBatch {
@@ -198,7 +201,11 @@ impl Flusher {
             }
             // If it was torn by a crash, nothing has been applied; if it was damaged later, something has. Applying it from
             // the journal is right either way.
-            Found::Torn => self.redo(backend, &journal, &active),
+            Found::Torn => {
+                self.note_torn(&active.batch.to_string())?;
+                self.redo(backend, &journal, &active)?;
+                self.note_torn("")
+            }
             _ => self.give_up(
                 backend,
                 active.batch,
@@ -206,6 +213,14 @@ impl Flusher {
                 false,
             ),
         }
+    }
+
+    /// Notes which of our own records is torn while its batch is being finished: should tidying up fail, nothing in the record
+    /// tells the next sweep that it is ours. Durable with the confirmation, before which the batch is open all the same.
+    fn note_torn(&self, batch: &str) -> Result<()> {
+        let mut state = self.parts.index.lock();
+        state.set_meta(TORN, batch)?;
+        Ok(state.commit().map(|_| ())?)
     }
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
@@ -257,12 +272,21 @@ impl Flusher {
                 // Ours, and not open: confirmed, so the record is a leftover.
                 Found::Record(_) => self.clean_up(backend, batch)?,
                 Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
+                Found::Torn if self.is_our_torn(batch)? => {
+                    self.clean_up(backend, batch)?;
+                    self.note_torn("")?;
+                }
                 Found::Torn => {
                     tracing::warn!(%batch, "a damaged record of another machine is left as it is")
                 }
             }
         }
         self.sweep_done(backend)
+    }
+
+    fn is_our_torn(&self, batch: BatchNo) -> Result<bool> {
+        let noted = self.parts.index.lock().meta(TORN)?;
+        Ok(noted.as_deref() == Some(&*batch.to_string()))
     }
 
     /// Removes the notes that told this cache of a batch that was finished elsewhere. No batch is open, so they have been
