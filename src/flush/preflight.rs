@@ -7,9 +7,10 @@ use super::Result;
 use super::apply::hash_file;
 use super::gather::Gathered;
 use crate::backend::{Backend, Metadata};
-use crate::base::{FileKind, Ino, RelPath};
+use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
-use crate::rules::plan::{NameKey, NewContent};
+use crate::rules::names::NameRules;
+use crate::rules::plan::{NameKey, NewContent, OldEntry};
 use crate::rules::steps::PlainKind;
 
 /// Times nearer than this are taken as equal whatever the backend's granularity: FAT keeps two seconds.
@@ -22,20 +23,26 @@ pub(super) struct Foreign {
     pub(super) inos: HashSet<Ino>,
     /// Names of what cannot: a directory, or something that would be moved there.
     pub(super) in_the_way: Option<RelPath>,
+    /// Files that the mount has removed and somebody else has changed. They stay where they are, and are theirs.
+    pub(super) kept: Vec<NameKey>,
 }
 
 /// Looks at every name under which the batch would put something.
 pub(super) fn find_foreign(
     backend: &dyn Backend,
     gathered: &Gathered,
+    rules: &NameRules,
     granularity_ns: u64,
 ) -> Result<Foreign> {
     let slack = i64::try_from(granularity_ns)
         .unwrap_or(i64::MAX)
         .max(SLACK_NS);
     let mut foreign = Foreign::default();
+    let standing = Standing::new(gathered);
     let mut listings = Listings {
         backend,
+        rules,
+        before: &gathered.before,
         dirs: HashMap::new(),
     };
     let names = &gathered.delta.names;
@@ -43,8 +50,27 @@ pub(super) fn find_foreign(
         .iter()
         .filter_map(|change| change.old.map(|old| old.ino))
         .collect();
+    let moving: HashSet<Ino> = names
+        .iter()
+        .filter_map(|change| change.new.as_ref())
+        .filter(|new| !matches!(new.content, NewContent::Changed(_)))
+        .map(|new| new.ino)
+        .collect();
     for change in names {
-        let Some(new) = &change.new else { continue };
+        let Some(new) = &change.new else {
+            let removed = |old: OldEntry| old.kind == PlainKind::File && !moving.contains(&old.ino);
+            if change.old.is_some_and(removed)
+                && let Some(dir) = standing.path_of(change.key.parent)
+            {
+                let path = dir.join(&change.key.name);
+                let found = listings.find(&dir, &change.key)?;
+                let believed = gathered.before.get(&change.key);
+                if !agrees(backend, &path, found.as_ref(), believed, slack)? {
+                    foreign.kept.push(change.key.clone());
+                }
+            }
+            continue;
+        };
         let same = change.old.is_some_and(|old| old.ino == new.ino);
         let stays = matches!(
             new.content,
@@ -53,15 +79,15 @@ pub(super) fn find_foreign(
         if (same && stays) || new.content == NewContent::Live {
             continue;
         }
-        let paths = gathered.delta.dirs.get(&change.key.parent);
-        let Some(dir) = paths.and_then(|paths| paths.old.as_ref().or(paths.new.as_ref())) else {
+        let Some(dir) = standing.path_of(change.key.parent) else {
             continue;
         };
         let path = dir.join(&change.key.name);
         let believed = gathered.before.get(&change.key);
-        let found = listings.find(dir, &change.key)?;
+        let found = listings.find(&dir, &change.key)?;
         if new.content == NewContent::Directory
             && !placed.contains(&new.ino)
+            && believed.is_none()
             && found
                 .as_ref()
                 .is_some_and(|meta| meta.kind == FileKind::Directory)
@@ -80,33 +106,110 @@ pub(super) fn find_foreign(
     Ok(foreign)
 }
 
+impl Foreign {
+    /// Takes what is kept out of the difference: the index is to know nothing of it any more.
+    pub(super) fn keep(&self, gathered: &mut Gathered) {
+        let kept: HashSet<&NameKey> = self.kept.iter().collect();
+        let names = &mut gathered.delta.names;
+        names.retain(|change| !kept.contains(&change.key));
+        gathered.settled.extend(self.kept.iter().cloned());
+    }
+}
+
+/// Where the directories of the difference stand on the backend before the batch.
+struct Standing<'a> {
+    gathered: &'a Gathered,
+    /// The name under which each directory is, or will be.
+    names: HashMap<Ino, &'a NameKey>,
+}
+
+impl Standing<'_> {
+    fn new(gathered: &Gathered) -> Standing<'_> {
+        let changes = gathered.delta.names.iter();
+        let names = changes
+            .filter_map(|change| match &change.new {
+                Some(new) if new.content == NewContent::Directory => Some((new.ino, &change.key)),
+                _ => None,
+            })
+            .collect();
+        Standing { gathered, names }
+    }
+
+    /// The path of `dir`: its own, or for one that the batch will make, where somebody else may have made it already.
+    /// `None` if something known stands there now: it is cleared away, and all that is known in it, before the directory is
+    /// made, so what it holds says nothing of what the new one will.
+    fn path_of(&self, dir: Ino) -> Option<RelPath> {
+        if let Some(old) = &self.gathered.delta.dirs.get(&dir)?.old {
+            return Some(old.clone());
+        }
+        let key = self.names.get(&dir)?;
+        if self.gathered.before.contains_key(*key) {
+            return None;
+        }
+        Some(self.path_of(key.parent)?.join(&key.name))
+    }
+}
+
+/// What stands in one directory, by name as it is spelled.
+type Listing = BTreeMap<Vec<u8>, Metadata>;
+
 /// Directories are listed once rather than asked for each name: that is one pass of the disk.
 struct Listings<'a> {
     backend: &'a dyn Backend,
-    dirs: HashMap<RelPath, BTreeMap<Vec<u8>, Metadata>>,
+    rules: &'a NameRules,
+    before: &'a BTreeMap<NameKey, PlacedEntry>,
+    dirs: HashMap<RelPath, (Listing, HashMap<Vec<u8>, Name>)>,
 }
 
 impl Listings<'_> {
+    /// What the backend has under the name `key` in `dir`, also in another spelling that it takes for the same; unless
+    /// that spelling is a name of its own in the index, of which the batch knows what becomes.
     fn find(&mut self, dir: &RelPath, key: &NameKey) -> Result<Option<Metadata>> {
         if !self.dirs.contains_key(dir) {
-            let entries = match self.backend.read_dir(dir) {
-                Ok(entries) => entries,
-                Err(error) if error.is_not_found() => Vec::new(),
-                // A file that this batch replaces by a directory.
-                Err(error) if error.source.raw_os_error() == Some(libc::ENOTDIR) => Vec::new(),
-                Err(error) => return Err(error.into()),
-            };
-            let by_name = entries
-                .into_iter()
-                .map(|entry| (entry.name.as_bytes().to_vec(), entry.meta))
-                .collect();
-            self.dirs.insert(dir.clone(), by_name);
+            let listed = self.list(dir)?;
+            self.dirs.insert(dir.clone(), listed);
         }
-        Ok(self
-            .dirs
-            .get(dir)
-            .and_then(|entries| entries.get(key.name.as_bytes()))
-            .cloned())
+        let Some((exact, folded)) = self.dirs.get(dir) else {
+            return Ok(None);
+        };
+        if let Some(found) = exact.get(key.name.as_bytes()) {
+            return Ok(Some(found.clone()));
+        }
+        let Some(spelled) = folded.get(&self.rules.fold(&key.name)) else {
+            return Ok(None);
+        };
+        let other = NameKey {
+            parent: key.parent,
+            name: spelled.clone(),
+        };
+        if self.before.contains_key(&other) {
+            return Ok(None);
+        }
+        Ok(exact.get(spelled.as_bytes()).cloned())
+    }
+
+    fn list(&self, dir: &RelPath) -> Result<(Listing, HashMap<Vec<u8>, Name>)> {
+        let entries = match self.backend.read_dir(dir) {
+            Ok(entries) => entries,
+            // A file in its place is found under the directory's own name.
+            Err(error)
+                if error.is_not_found()
+                    || error.source.kind() == std::io::ErrorKind::NotADirectory =>
+            {
+                Vec::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut folded = HashMap::new();
+        let mut exact = BTreeMap::new();
+        for entry in entries {
+            let fold = self.rules.fold(&entry.name);
+            if !fold.is_empty() {
+                folded.insert(fold, entry.name.clone());
+            }
+            exact.insert(entry.name.as_bytes().to_vec(), entry.meta);
+        }
+        Ok((exact, folded))
     }
 }
 

@@ -16,7 +16,10 @@ use crate::rules::record::{self, BatchRecord, MAX_RECORD_BYTES};
 use crate::rules::steps::PlaceStep;
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
-const DONE: &str = "done";
+const DONE: &str = ".done";
+
+/// Key of the index's setting that names the batch of ours whose record is torn.
+const TORN: &str = "torn_record";
 
 /// What became of a batch that was found on a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +74,7 @@ pub(super) fn check_marker(backend: &dyn Backend, volume: Uuid) -> Result<()> {
 }
 
 fn done_path(batch: BatchNo) -> Result<RelPath> {
-    let name = format!("{:016x}.{DONE}", batch.0);
+    let name = format!("{:016x}{DONE}", batch.0);
     RelPath::parse(name.as_bytes())
         .ok()
         .and_then(|path| path.split_last())
@@ -131,6 +134,20 @@ fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
     Ok(found.into_iter().collect())
 }
 
+/// The batches that were finished without their cache and whose cache may not know yet.
+fn done_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
+    let entries = match backend.read_dir(&layout::batches_dir()) {
+        Ok(entries) => entries,
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let batch = |entry: &crate::backend::Entry| {
+        let digits = entry.name.as_bytes().strip_suffix(DONE.as_bytes())?;
+        layout::parse_staging_name(&crate::base::Name::new(digits).ok()?)
+    };
+    Ok(entries.iter().filter_map(batch).collect())
+}
+
 impl Flusher {
     /// Brings the backend and the index to agree after anything that may have interrupted a batch. To be called after each attach.
     ///
@@ -176,7 +193,11 @@ impl Flusher {
             }
             // If it was torn by a crash, nothing has been applied; if it was damaged later, something has. Applying it from
             // the journal is right either way.
-            Found::Torn => self.redo(backend, &journal, &active),
+            Found::Torn => {
+                self.note_torn(&active.batch.to_string())?;
+                self.redo(backend, &journal, &active)?;
+                self.note_torn("")
+            }
             _ => self.give_up(
                 backend,
                 active.batch,
@@ -184,6 +205,14 @@ impl Flusher {
                 false,
             ),
         }
+    }
+
+    /// Notes which of our own records is torn while its batch is being finished: should tidying up fail, nothing in the record
+    /// tells the next sweep that it is ours. Durable with the confirmation, before which the batch is open all the same.
+    fn note_torn(&self, batch: &str) -> Result<()> {
+        let mut state = self.parts.index.lock();
+        state.set_meta(TORN, batch)?;
+        Ok(state.commit().map(|_| ())?)
     }
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
@@ -235,9 +264,32 @@ impl Flusher {
                 // Ours, and not open: confirmed, so the record is a leftover.
                 Found::Record(_) => self.clean_up(backend, batch)?,
                 Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
+                Found::Torn if self.is_our_torn(batch)? => {
+                    self.clean_up(backend, batch)?;
+                    self.note_torn("")?;
+                }
                 Found::Torn => {
                     tracing::warn!(%batch, "a damaged record of another machine is left as it is")
                 }
+            }
+        }
+        self.sweep_done(backend)
+    }
+
+    fn is_our_torn(&self, batch: BatchNo) -> Result<bool> {
+        let noted = self.parts.index.lock().meta(TORN)?;
+        Ok(noted.as_deref() == Some(&*batch.to_string()))
+    }
+
+    /// Removes the notes that told this cache of a batch that was finished elsewhere. No batch is open, so they have been
+    /// taken note of, or the batch was confirmed before.
+    fn sweep_done(&self, backend: &dyn Backend) -> Result<()> {
+        for batch in done_on(backend)? {
+            let path = done_path(batch)?;
+            if let Found::Record(record) = read_record(backend, &path, batch, self.parts.volume)?
+                && record.origin == self.parts.origin
+            {
+                backend.remove_file(&path)?;
             }
         }
         Ok(())

@@ -16,9 +16,9 @@ use super::{Flusher, recover};
 use crate::backend::Backend;
 use crate::base::{BatchNo, Ino};
 use crate::control::protocol::{Phase, Progress};
-use crate::index::{ActiveBatch, BatchState, BatchSummary, Snapshot};
+use crate::index::{ActiveBatch, BatchState, BatchSummary, Snapshot, State};
 use crate::rules::layout;
-use crate::rules::plan::{LeftReason, Placed, Plan, plan};
+use crate::rules::plan::{LeftReason, NameKey, Placed, Plan, plan};
 use crate::rules::record::{self, BatchRecord};
 use crate::rules::steps::Steps;
 
@@ -30,6 +30,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 
 const FOREIGN: &str =
     "somebody else has put another file there on the drive, or changed it; rename one of them";
+
+const KEPT: &str =
+    "removed in the mount, but somebody else has changed it on the drive; it stays there";
 
 /// Whether all of the cut is carried, or only what makes room on the backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -154,7 +157,12 @@ impl Flusher {
             if scope == Scope::RemovalsOnly {
                 keep_removals(&mut gathered);
             }
-            let foreign = find_foreign(backend, &gathered, self.parts.time_granularity_ns)?;
+            let foreign = find_foreign(
+                backend,
+                &gathered,
+                &self.parts.rules,
+                self.parts.time_granularity_ns,
+            )?;
             if let Some(path) = foreign.in_the_way {
                 return Err(FlushError::Foreign { path });
             }
@@ -162,8 +170,12 @@ impl Flusher {
                 let all: HashSet<Ino> = live.union(&foreign.inos).copied().collect();
                 gathered = gather(snapshot, &self.parts.rules, active, &all)?;
             }
+            foreign.keep(&mut gathered);
             let plan = plan(&gathered.delta)?;
-            let left_behind = self.name_left_behind(&plan, &foreign.inos)?;
+            let mut left_behind = self.name_left_behind(&plan, &foreign.inos)?;
+            for key in &foreign.kept {
+                left_behind.push((self.name_key(key)?, KEPT.into()));
+            }
             match self.carry(
                 backend,
                 active,
@@ -393,8 +405,7 @@ impl Flusher {
         let mut state = self.parts.index.lock();
         let mut named = Vec::new();
         for left in &plan.left_behind {
-            let path = state.key_path(&left.key)?;
-            let path = path.map_or_else(|| left.key.name.to_string(), |path| path.to_string());
+            let path = spell(&mut state, &left.key)?;
             let reason = match left.reason {
                 _ if foreign.contains(&left.ino) => FOREIGN,
                 LeftReason::OpenForWriting => "open for writing; close it, or flush again later",
@@ -403,6 +414,10 @@ impl Flusher {
             named.push((path, reason.to_string()));
         }
         Ok(named)
+    }
+
+    fn name_key(&self, key: &NameKey) -> Result<String> {
+        spell(&mut self.parts.index.lock(), key)
     }
 
     /// The backend's slot, for those who wait for it.
@@ -420,6 +435,12 @@ impl Staged {
             bytes: 0,
         }
     }
+}
+
+/// The path of a name in the mount; the name alone if its directory is gone.
+fn spell(state: &mut State, key: &NameKey) -> Result<String> {
+    let path = state.key_path(key)?;
+    Ok(path.map_or_else(|| key.name.to_string(), |path| path.to_string()))
 }
 
 fn phase(phase: Phase) -> Progress {

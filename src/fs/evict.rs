@@ -123,8 +123,9 @@ impl Fs {
                 let Some(mut inode) = state.inode(candidate.ino)? else {
                     return Ok(false);
                 };
-                let clean =
-                    !inode.flags.has(Flags::DATA_DIRTY) && !inode.flags.has(Flags::TIME_DIRTY);
+                let clean = !inode.flags.has(Flags::DATA_DIRTY)
+                    && !inode.flags.has(Flags::TIME_DIRTY)
+                    && !state.is_pinned(&inode);
                 match inode.object {
                     Some(object) if clean && inode.flags.has(Flags::ON_BACKEND) => {
                         state.bury_object(&inode, object)?;

@@ -375,6 +375,7 @@ fn touch(dir: &mut Inode, now: Timestamp) {
 
 /// Takes one name off an inode. The last one leaves it an orphan, which goes when nobody uses it any more.
 fn drop_link(state: &mut State, mut inode: Inode, now: Timestamp) {
+    state.note_unlinked(inode.ino);
     inode.nlink = if inode.is_dir() {
         0
     } else {

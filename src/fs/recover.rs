@@ -29,7 +29,9 @@ impl Fs {
     pub fn recover(&self) -> Result<Recovered> {
         let mut recovered = Recovered::default();
         let mut state = self.index.lock();
-        for mut inode in state.unsettled()? {
+        for found in state.unsettled()? {
+            // Read as everybody reads it, so that the sums over all inodes know what it was.
+            let mut inode = state.expect_inode(found.ino)?;
             if inode.nlink == 0 {
                 state.remove_inode(inode.ino)?;
                 recovered.orphans += 1;

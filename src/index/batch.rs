@@ -30,6 +30,8 @@ pub struct ActiveBatch {
     pub writing: HashSet<Ino>,
     /// What has been changed in place since, because a copy would have been too large. Not to be committed.
     pub live: HashSet<Ino>,
+    /// What has lost a name since: at the cut it may have had several, of which the batch makes copies.
+    pub unlinked: HashSet<Ino>,
     /// The steps can no longer be changed.
     pub committed: bool,
 }
@@ -79,14 +81,25 @@ impl State {
         self.active.as_mut()
     }
 
-    /// Whether the batch under way reads this inode's object, so that it must not be changed in place.
+    /// Whether the batch under way reads this inode's object, so that it must not be changed in place. It reads what was dirty
+    /// at the cut, and what was clean and had a new name beside others, for which the backend needs one more copy.
     pub fn is_pinned(&self, inode: &Inode) -> bool {
         self.active.as_ref().is_some_and(|active| {
-            inode.flags.has(Flags::DATA_DIRTY)
+            let may_be_read = inode.flags.has(Flags::DATA_DIRTY)
+                || inode.nlink > 1
+                || active.unlinked.contains(&inode.ino);
+            may_be_read
                 && inode.data_seq <= active.cut
                 && !active.writing.contains(&inode.ino)
                 && !active.live.contains(&inode.ino)
         })
+    }
+
+    /// Notes that `ino` loses a name.
+    pub fn note_unlinked(&mut self, ino: Ino) {
+        if let Some(active) = &mut self.active {
+            active.unlinked.insert(ino);
+        }
     }
 
     /// Whether any name or inode is marked.
@@ -127,6 +140,7 @@ impl State {
             cut,
             writing: self.writing.clone(),
             live: HashSet::new(),
+            unlinked: HashSet::new(),
             committed: false,
         };
         self.active = Some(active.clone());
@@ -147,7 +161,13 @@ impl State {
             )
             .optional()
             .context("look for an open batch")?;
+        let before = self.active.take();
         self.active = found.map(|(batch, cut)| ActiveBatch {
+            // Within one life of the daemon this is known still, and needed should a copy have to be made anew.
+            unlinked: before
+                .filter(|active| active.batch.0 == batch as u64)
+                .map(|active| active.unlinked)
+                .unwrap_or_default(),
             batch: BatchNo(batch as u64),
             cut: Seq(cut as u64),
             writing: HashSet::new(),

@@ -1,0 +1,307 @@
+//! The core without a kernel mount: file system, index, store and flusher over a cache in a temporary directory and a
+//! backend in memory that fails on command.
+//!
+//! A [`World`] is what outlives the daemon: the cache directory, the drive, the clock. An [`Engine`] is one life of the
+//! daemon in it, wired as `daemon::run` does.
+
+// Each test file takes what it needs of this, the rest is unused there.
+#![allow(dead_code, unreachable_pub, unused_imports)]
+
+pub mod check;
+pub mod grow;
+pub mod rng;
+pub mod script;
+pub mod tree;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use ferryfs::backend::drive::Drive;
+use ferryfs::backend::faulty::FaultyBackend;
+use ferryfs::backend::memory::{MemoryBackend, MemoryOptions};
+use ferryfs::backend::{Backend, Capabilities};
+use ferryfs::base::{Clock, Ino, RelPath, Timestamp};
+use ferryfs::cache::Store;
+use ferryfs::control::protocol::Progress;
+use ferryfs::flush::{FlushError, Flusher, Hooks, Parts as FlushParts, Report};
+use ferryfs::fs::{CacheLimits, Ctx, Fs, FsError, Parts as FsParts};
+use ferryfs::index::Index;
+use ferryfs::rules::layout;
+use ferryfs::rules::marker::{self, Marker};
+use ferryfs::rules::names::NameRules;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// Which drive a world has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Case counts, times are exact.
+    Plain,
+    /// As exFAT under the kernel's driver.
+    Exfat,
+}
+
+impl Kind {
+    fn options(self) -> MemoryOptions {
+        match self {
+            Kind::Plain => MemoryOptions::default(),
+            Kind::Exfat => MemoryOptions::exfat_like(),
+        }
+    }
+
+    /// What a probe of such a drive finds.
+    pub fn capabilities(self) -> Capabilities {
+        let options = self.options();
+        Capabilities {
+            forbidden: options.forbidden,
+            case_insensitive: options.case_insensitive,
+            utf8_only: options.utf8_only,
+            no_trailing_dot: options.drops_trailing_dots,
+            no_trailing_space: false,
+            max_utf16: (self == Kind::Exfat).then_some(255),
+            symlinks: options.symlinks,
+            hard_links: false,
+            permissions: options.permissions,
+            time_granularity_ns: options.time_granularity_ns,
+        }
+    }
+}
+
+/// A clock that only moves when asked to, a microsecond more at each look.
+#[derive(Debug)]
+pub struct TestClock(AtomicI64);
+
+impl TestClock {
+    pub fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.as_nanos() as i64, Ordering::Relaxed);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.fetch_add(1000, Ordering::Relaxed))
+    }
+}
+
+struct FsHooks(Arc<Fs>);
+
+impl Hooks for FsHooks {
+    fn sync_cache(&self) -> Result<(), String> {
+        self.0.sync().map_err(|error| error.to_string())
+    }
+
+    fn hold_open(&self, inos: &[Ino]) {
+        self.0.hold_open_for_readers(inos);
+    }
+}
+
+/// What outlives a daemon.
+pub struct World {
+    pub kind: Kind,
+    pub memory: MemoryBackend,
+    pub faulty: FaultyBackend<MemoryBackend>,
+    pub clock: Arc<TestClock>,
+    pub limits: CacheLimits,
+    pub volume: Uuid,
+    origin: [u8; 16],
+    cache: TempDir,
+}
+
+/// Everything may stay in the cache.
+pub const ROOMY: CacheLimits = CacheLimits {
+    max_bytes: u64::MAX,
+    keep_free: 0,
+    reserve: 0,
+};
+
+impl World {
+    /// An enrolled, empty drive and an empty cache.
+    pub fn new(kind: Kind) -> World {
+        World::on(kind, MemoryBackend::new(kind.options()))
+    }
+
+    /// A new cache for `memory`, which is enrolled if it is not.
+    pub fn on(kind: Kind, memory: MemoryBackend) -> World {
+        // In memory where there is such a place: these tests lose nothing when the power goes.
+        let shm = Path::new("/dev/shm");
+        let cache = if shm.is_dir() {
+            tempfile::tempdir_in(shm)
+        } else {
+            tempfile::tempdir()
+        };
+        let volume = enroll(&memory);
+        World {
+            kind,
+            faulty: FaultyBackend::new(memory.clone()),
+            memory,
+            clock: Arc::new(TestClock(AtomicI64::new(1_700_000_000_000_000_000))),
+            limits: ROOMY,
+            volume,
+            origin: *Uuid::new_v4().as_bytes(),
+            cache: cache.expect("a temporary directory"),
+        }
+    }
+
+    pub fn cache_dir(&self) -> &Path {
+        self.cache.path()
+    }
+
+    /// A daemon's start on this cache; `unclean` as after kill -9. The drive is attached, nothing is recovered on it yet.
+    pub fn start(&self, unclean: bool) -> Engine {
+        let rules = || NameRules::new(&self.kind.capabilities());
+        let dir = self.cache.path();
+        let index = Arc::new(Index::open(&dir.join("index.db"), rules()).expect("open the index"));
+        let store = Arc::new(Store::open(dir).expect("open the store"));
+        let drive = Arc::new(Drive::detached());
+        let fs = Fs::new(FsParts {
+            index: index.clone(),
+            store: store.clone(),
+            drive: drive.clone(),
+            clock: self.clock.clone(),
+            capabilities: self.kind.capabilities(),
+            owner: (1000, 1000),
+            limits: self.limits,
+            io_timeout: Duration::from_millis(50),
+            cache_path: Vec::new(),
+        });
+        let fs = Arc::new(fs.expect("make the file system"));
+        if unclean {
+            let recovered = fs.recover().expect("recover the cache");
+            let again = fs.recover().expect("recover the cache twice");
+            assert_eq!((again.orphans, again.quarantined.len()), (0, 0));
+            assert!(
+                recovered.quarantined.is_empty(),
+                "bytes without a row: {:?}",
+                recovered.quarantined
+            );
+        }
+        drive.attach(Arc::new(self.faulty.clone()));
+        let journals = dir.join("batches");
+        std::fs::create_dir_all(&journals).expect("make the journals' directory");
+        let flusher = Flusher::new(FlushParts {
+            index: index.clone(),
+            store: store.clone(),
+            drive: drive.clone(),
+            clock: self.clock.clone(),
+            volume: self.volume,
+            origin: self.origin,
+            rules: rules(),
+            time_granularity_ns: self.kind.capabilities().time_granularity_ns,
+            journals: journals.clone(),
+            hooks: Arc::new(FsHooks(fs.clone())),
+        });
+        Engine {
+            fs,
+            index,
+            store,
+            drive,
+            flusher,
+            dir: dir.to_path_buf(),
+            journals,
+            granularity: self.kind.capabilities().time_granularity_ns as i64,
+        }
+    }
+
+    /// Every name that is left in our own directory beyond what always stands there.
+    pub fn leftovers(&self) -> Vec<String> {
+        let always = [
+            layout::DIR,
+            layout::MARKER,
+            layout::NOMEDIA,
+            layout::NO_INDEX,
+            layout::STAGING,
+            layout::BATCHES,
+        ];
+        let tree = self.memory.tree();
+        let ours = tree.keys().filter(|path| layout::is_reserved(path));
+        ours.map(ToString::to_string)
+            .filter(|path| !always.contains(&path.as_str()))
+            .collect()
+    }
+}
+
+/// Writes what an enrolled drive carries, unless it does already; tells its volume.
+fn enroll(memory: &MemoryBackend) -> Uuid {
+    let write = |path: &RelPath, bytes: &[u8]| {
+        let mut file = memory.create(path).expect("create");
+        file.append(bytes).expect("append");
+        file.finish(Timestamp(0)).expect("finish");
+    };
+    if let Ok(file) = memory.open(&layout::marker_path()) {
+        let mut bytes = vec![0; marker::MAX_BYTES];
+        let got = file.read_at(&mut bytes, 0).expect("read the marker");
+        return marker::decode(&bytes[..got]).expect("a marker").id;
+    }
+    for dir in [layout::dir(), layout::staging_root(), layout::batches_dir()] {
+        memory.make_dir(&dir).expect("make our directory");
+    }
+    for path in [layout::NOMEDIA, layout::NO_INDEX] {
+        write(&RelPath::fixed(path), b"");
+    }
+    let marker = Marker::new(Uuid::new_v4(), [7; 16], Timestamp(0));
+    write(&layout::marker_path(), &marker::encode(&marker));
+    memory.sync().expect("sync");
+    marker.id
+}
+
+/// One life of the daemon.
+pub struct Engine {
+    pub fs: Arc<Fs>,
+    pub index: Arc<Index>,
+    pub store: Arc<Store>,
+    pub drive: Arc<Drive>,
+    pub flusher: Flusher,
+    pub dir: PathBuf,
+    pub journals: PathBuf,
+    pub granularity: i64,
+}
+
+/// A caller who may wait.
+pub const CTX: Ctx = Ctx {
+    uid: 1000,
+    gid: 1000,
+    may_block: true,
+};
+
+/// Runs an operation as the kernel room does: first without the permission to wait, then, if it would have to, with it.
+pub fn call<T>(mut operation: impl FnMut(&Ctx) -> Result<T, FsError>) -> Result<T, FsError> {
+    let hasty = Ctx {
+        may_block: false,
+        ..CTX
+    };
+    match operation(&hasty) {
+        Err(FsError::WouldBlock) => operation(&CTX),
+        result => result,
+    }
+}
+
+impl Engine {
+    /// A flush without a deadline.
+    pub fn flush(&self) -> Result<Report, FlushError> {
+        self.flusher.flush(None, &|_| {})
+    }
+
+    /// A flush that calls `hook` with each step of its progress.
+    pub fn flush_with(&self, hook: &dyn Fn(Progress)) -> Result<Report, FlushError> {
+        self.flusher.flush(None, hook)
+    }
+
+    /// A flush that must carry everything.
+    pub fn flush_all(&self) -> Report {
+        let report = self.flush().expect("flush");
+        assert_eq!(report.left_behind, []);
+        report
+    }
+
+    /// The daemon's orderly end.
+    pub fn close(self) {
+        self.fs.close_all().expect("close");
+    }
+
+    /// The daemon's death, with everything that was committed before it.
+    pub fn die(self) {
+        drop(self);
+    }
+}

@@ -1,0 +1,137 @@
+//! The mount and the drive as trees that can be compared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ferryfs::backend::memory::{MemNode, differences};
+use ferryfs::base::{FileKind, Ino, Name, RelPath, Timestamp};
+use ferryfs::index::Inode;
+use ferryfs::rules::layout;
+
+use super::{Engine, World, call};
+
+/// A tree as the drive has it.
+pub type Tree = BTreeMap<RelPath, MemNode>;
+
+/// An entry of the mount: attributes, and the bytes of a regular file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub ino: Ino,
+    pub mode: u32,
+    pub nlink: u32,
+    pub size: u64,
+    pub mtime: Timestamp,
+    pub target: Option<Box<[u8]>>,
+    pub bytes: Option<Arc<Vec<u8>>>,
+}
+
+impl Seen {
+    fn kind(&self) -> FileKind {
+        FileKind::from_mode(self.mode).expect("a kind")
+    }
+}
+
+impl Engine {
+    /// The names in a directory, without `.` and `..`.
+    pub fn list(&self, dir: Ino) -> Vec<(Name, Inode)> {
+        let handle = call(|ctx| self.fs.opendir(ctx, dir)).expect("open a directory");
+        let mut names = Vec::new();
+        self.fs
+            .readdir(handle, 0, |entry| {
+                if let Ok(name) = Name::new(&entry.name) {
+                    names.push((name, entry.inode.clone()));
+                }
+                true
+            })
+            .expect("list a directory");
+        self.fs.releasedir(handle);
+        names
+    }
+
+    /// All of the mount.
+    pub fn mount_tree(&self) -> BTreeMap<RelPath, Seen> {
+        let mut tree = BTreeMap::new();
+        self.walk(Ino::ROOT, &RelPath::root(), &mut tree);
+        tree
+    }
+
+    fn walk(&self, dir: Ino, path: &RelPath, tree: &mut BTreeMap<RelPath, Seen>) {
+        for (name, listed) in self.list(dir) {
+            let path = path.join(&name);
+            let inode = self.fs.getattr(listed.ino).expect("attributes");
+            assert_eq!(inode.size, listed.size, "{path}: listing and stat differ");
+            let bytes = (inode.kind() == FileKind::Regular).then(|| {
+                let bytes = self.read_ino(inode.ino);
+                Arc::new(bytes.unwrap_or_else(|error| panic!("read {path}: {error}")))
+            });
+            if let Some(bytes) = &bytes {
+                assert_eq!(
+                    bytes.len() as u64,
+                    inode.size,
+                    "{path}: size and bytes differ"
+                );
+            }
+            let seen = Seen {
+                ino: inode.ino,
+                mode: inode.mode,
+                nlink: inode.nlink,
+                size: inode.size,
+                mtime: inode.mtime,
+                target: inode.target.clone(),
+                bytes,
+            };
+            tree.insert(path.clone(), seen);
+            if inode.is_dir() {
+                self.walk(inode.ino, &path, tree);
+            }
+        }
+    }
+
+    /// What the drive must be once all of the mount is on it: no special files, times in the drive's steps.
+    pub fn expected_on_drive(&self) -> Tree {
+        let cut = |time: Timestamp| Timestamp(time.0 - time.0.rem_euclid(self.granularity));
+        let nodes = self.mount_tree().into_iter();
+        nodes
+            .filter_map(|(path, seen)| {
+                let node = match seen.kind() {
+                    FileKind::Directory => MemNode::Directory,
+                    FileKind::Regular => MemNode::File {
+                        bytes: seen.bytes?,
+                        modified: cut(seen.mtime),
+                    },
+                    _ => return None,
+                };
+                Some((path, node))
+            })
+            .collect()
+    }
+}
+
+impl World {
+    /// The user's tree on the drive.
+    pub fn drive_tree(&self) -> Tree {
+        user_part(self.memory.tree())
+    }
+
+    /// The bytes of a file on the drive.
+    pub fn on_drive(&self, path: &str) -> Option<Vec<u8>> {
+        match self.memory.tree().get(&super::script::rel(path)) {
+            Some(MemNode::File { bytes, .. }) => Some(bytes.to_vec()),
+            _ => None,
+        }
+    }
+}
+
+/// A tree without our own directory.
+pub fn user_part(tree: Tree) -> Tree {
+    let mut tree = tree;
+    tree.retain(|path, _| !layout::is_reserved(path));
+    tree
+}
+
+/// Fails, saying where they differ, if two trees do.
+#[track_caller]
+pub fn assert_same(found: &Tree, wanted: &Tree, what: &str) {
+    let lines = differences(found, wanted);
+    assert!(lines.is_empty(), "{what}:\n  {}", lines.join("\n  "));
+}
