@@ -1,6 +1,7 @@
 //! The backend as the rest of the daemon meets it: attached, or gone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -13,6 +14,8 @@ pub struct Drive {
     backend: RwLock<Option<Arc<dyn Backend>>>,
     /// Held for writing while a batch moves names on the backend, for reading while a path is turned into an open file.
     names: RwLock<()>,
+    /// Names on the backend are not what the index says: a batch has been interrupted while it moved them.
+    astray: AtomicBool,
     space: Mutex<Space>,
 }
 
@@ -43,9 +46,15 @@ impl Drive {
     }
 
     /// Keeps names on the backend where they are as long as the guard lives; `None` if a batch has been moving them for
-    /// longer than `patience`.
+    /// longer than `patience`, or has been interrupted at it and not been recovered.
     pub fn hold_names(&self, patience: Duration) -> Option<RwLockReadGuard<'_, ()>> {
-        self.names.try_read_for(patience)
+        let guard = self.names.try_read_for(patience)?;
+        (!self.astray.load(Ordering::Acquire)).then_some(guard)
+    }
+
+    /// Notes whether names on the backend are what the index says.
+    pub fn names_are_settled(&self, settled: bool) {
+        self.astray.store(!settled, Ordering::Release);
     }
 
     /// Keeps everybody from turning paths into open files as long as the guard lives.

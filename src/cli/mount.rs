@@ -35,7 +35,7 @@ pub struct MountArgs {
     /// Flush once the oldest change is this old, however busy it is
     #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "15m")]
     max_age: Duration,
-    /// Flush only on `ferryfs flush`, `eject` and `unmount`, and when the cache fills up
+    /// Flush only on `ferryfs flush`, `eject` and `unmount`
     #[arg(long)]
     no_auto_flush: bool,
     /// Who reads and writes the bytes of cached files

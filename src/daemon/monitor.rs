@@ -46,7 +46,8 @@ pub(super) struct Monitor {
     drive: Arc<Drive>,
     flusher: Arc<Flusher>,
     backend: PathBuf,
-    volume: Uuid,
+    /// The volume's id and nonce.
+    volume: (Uuid, [u8; 16]),
     presence: Mutex<Presence>,
     trouble: Mutex<Option<String>>,
     wake: (Sender<()>, Receiver<()>),
@@ -59,7 +60,7 @@ impl Monitor {
         drive: Arc<Drive>,
         flusher: Arc<Flusher>,
         backend: PathBuf,
-        volume: Uuid,
+        volume: (Uuid, [u8; 16]),
     ) -> Monitor {
         Monitor {
             drive,
@@ -155,7 +156,7 @@ impl Monitor {
             return;
         };
         match super::volume::peek(&backend) {
-            Ok(Some(marker)) if marker.id == self.volume => {}
+            Ok(Some(marker)) if (marker.id, marker.nonce) == self.volume => {}
             Ok(Some(marker)) => {
                 return self.note(format!(
                     "another volume is mounted at the backend's path: {}",
@@ -165,6 +166,7 @@ impl Monitor {
             Ok(None) => return,
             Err(error) => return self.note(error.to_string()),
         }
+        self.drive.names_are_settled(false);
         self.drive.attach(Arc::new(backend));
         if let Err(error) = self.flusher.recover() {
             self.drive.detach();

@@ -76,6 +76,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             .hint("use --io daemon, or leave it out"));
     }
     start_logging();
+    raise_open_files();
     let signals = block_signals()?;
     let clock: Arc<dyn Clock> = Arc::new(CoarseClock);
     let opened = open_cache(&options, &*clock)?;
@@ -158,7 +159,7 @@ fn serve(
         drive.clone(),
         flusher.clone(),
         options.backend.clone(),
-        opened.facts.volume,
+        (opened.facts.volume, opened.facts.nonce),
     );
     let service = Arc::new(Service {
         fs: fs.clone(),
@@ -214,6 +215,12 @@ fn serve(
 /// Everything is settled, so that the next start need not look for what an unclean end leaves.
 fn close(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
     fs.close_all().map_err(failed)?;
+    if index.lock().has_undone() {
+        tracing::warn!(
+            "the index had to undo changes; the next start looks for what they have left"
+        );
+        return Ok(());
+    }
     note_unclean(index, "")?;
     tracing::info!("ended");
     Ok(())
@@ -248,6 +255,16 @@ fn wait_for_end(session: &Session, end: &Receiver<()>, signals: &Receiver<()>) -
             recv(signals) -> _ => return End::Signal,
             default(Duration::from_millis(200)) => if session.is_over() { return End::Unmounted },
         }
+    }
+}
+
+/// Every open file of the mount is one of ours, so the usual limit of 1024 is soon met.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::warn!(%errno, "the limit of open files stays as it is");
     }
 }
 
@@ -290,14 +307,15 @@ fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, Daemo
     let dir = match (&options.cache, &marker) {
         (Some(dir), _) => dir.clone(),
         (None, Some(marker)) => volume::default_caches()?.join(marker.id.to_string()),
-        (None, None) => {
-            let caches = volume::default_caches()?;
-            if let Some((_, facts)) = volume::cache_made_for(&caches, &options.backend) {
-                return Err(facts.absent());
-            }
-            caches // The volume's id names the cache; it is known once it is enrolled.
-        }
+        // The volume's id names the cache; it is known once it is enrolled.
+        (None, None) => volume::default_caches()?,
     };
+    if marker.is_none()
+        && let Ok(caches) = volume::default_caches()
+        && let Some((_, facts)) = volume::cache_made_for(&caches, &options.backend)
+    {
+        return Err(facts.absent());
+    }
     preflight::check_cache(&dir, &options.backend, &options.mountpoint)?;
     let known = CacheFacts::read(&dir)?;
     if let Some(facts) = &known {
@@ -336,6 +354,10 @@ fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, Daemo
 
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     let rules = NameRules::new(&opened.facts.capabilities);
+    // What an earlier process committed becomes durable when the index is opened; so must the bytes that it vouches for.
+    std::fs::File::open(&opened.dir)
+        .and_then(crate::sys::file::sync_file_system)
+        .map_err(|error| DaemonError::failed(format!("cannot sync the cache: {error}")))?;
     let index = Index::open(&opened.dir.join("index.db"), rules)
         .map_err(|error| DaemonError::failed(error.to_string()))?;
     {
@@ -356,6 +378,11 @@ fn settle_after_unclean_end(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
         .meta("unclean")
         .map_err(|error| DaemonError::failed(error.to_string()))?;
     if unclean.is_some() {
+        // First what a batch may still need, so that nothing of it is taken for dead.
+        index
+            .lock()
+            .resume_batch()
+            .map_err(|error| DaemonError::failed(error.to_string()))?;
         let recovered = fs.recover().map_err(failed)?;
         tracing::info!(
             measured = recovered.measured,
@@ -383,6 +410,7 @@ fn flusher(
         drive: drive.clone(),
         clock: clock.clone(),
         volume: opened.facts.volume,
+        nonce: opened.facts.nonce,
         origin: *opened.facts.origin.as_bytes(),
         rules: NameRules::new(&opened.facts.capabilities),
         time_granularity_ns: opened.facts.capabilities.time_granularity_ns,

@@ -82,8 +82,17 @@ impl Service {
         deadline: Option<Instant>,
         progress: &dyn Fn(Progress),
     ) -> Result<Report, FlushError> {
+        self.run_flush_and(deadline, progress, || {})
+    }
+
+    fn run_flush_and(
+        &self,
+        deadline: Option<Instant>,
+        progress: &dyn Fn(Progress),
+        then: impl FnOnce(),
+    ) -> Result<Report, FlushError> {
         let started = Instant::now();
-        let result = self.flusher.flush(deadline, progress);
+        let result = self.flusher.flush_and(deadline, progress, then);
         match &result {
             Ok(_) => *self.last_error.lock() = None,
             Err(error) => {
@@ -94,10 +103,10 @@ impl Service {
                 }
             }
         }
-        let still_dirty = self.index.lock().anything_dirty().unwrap_or(true);
-        self.index
-            .lock()
-            .set_dirty_since(still_dirty.then_some(started));
+        let mut state = self.index.lock();
+        let still_dirty = state.anything_dirty().unwrap_or(true);
+        state.set_dirty_since(still_dirty.then_some(started));
+        drop(state);
         result
     }
 
@@ -234,11 +243,13 @@ impl Handler for Service {
         if !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));
         }
+        let let_go = || {
+            self.monitor.let_go(Presence::Ejected);
+            self.fs.close_idle_readers(true);
+        };
         let report = self
-            .run_flush(None, progress)
+            .run_flush_and(None, progress, let_go)
             .map_err(|error| control_error(&error))?;
-        self.monitor.let_go(Presence::Ejected);
-        self.fs.close_idle_readers(true);
         Ok(self.flush_report(report))
     }
 

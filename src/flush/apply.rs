@@ -159,7 +159,15 @@ impl Applier<'_> {
         };
         tracing::warn!(path = %to, "a staged file is damaged or missing; it is written anew from the cache");
         let mut buffer = vec![0; BUFFER];
-        let measured = stage_file(self.backend, store, source, from, &mut buffer, |_| Ok(()))?;
+        let measured = stage_file(
+            self.backend,
+            store,
+            source,
+            from,
+            Some(content.size),
+            &mut buffer,
+            |_| Ok(()),
+        )?;
         if (measured.size, measured.hash) != (content.size, content.hash) {
             return Err(unfinished(format!(
                 "the cache has other bytes for {to} than the batch"

@@ -105,13 +105,19 @@ fn placed(
 }
 
 impl Flusher {
-    /// Notes what the batch has left on the backend, ends it, and makes that durable. May be repeated.
-    pub(super) fn confirm(&self, journal: &Journal, cut: Seq, outcome: &str) -> Result<()> {
+    /// Notes what holds for each name, in several transactions. May be repeated.
+    pub(super) fn note_conclusions(&self, journal: &Journal, cut: Seq) -> Result<()> {
         for chunk in journal.confirmed.chunks(CHUNK) {
             let mut state = self.parts.index.lock();
             state.confirm_names(cut, chunk)?;
             state.commit()?;
         }
+        Ok(())
+    }
+
+    /// Notes what the batch has left on the backend, ends it, and makes that durable. May be repeated.
+    pub(super) fn confirm(&self, journal: &Journal, cut: Seq, outcome: &str) -> Result<()> {
+        self.note_conclusions(journal, cut)?;
         let summary = BatchSummary {
             batch: journal.record.batch,
             time: self.parts.clock.now(),

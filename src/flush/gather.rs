@@ -33,18 +33,30 @@ struct Gatherer<'a> {
     inodes: BTreeMap<Ino, Option<Inode>>,
 }
 
-/// Compares the two trees at all marked names and inodes. `live` are the inodes of which no whole version can be had.
+impl Gathered {
+    /// Treats the content of these files as changing: the batch leaves them as they are. All their names are listed, as they
+    /// are those of files whose bytes differ.
+    pub(super) fn leave_out(&mut self, inos: &HashSet<Ino>) {
+        for change in &mut self.delta.names {
+            if let Some(new) = &mut change.new
+                && inos.contains(&new.ino)
+            {
+                new.content = NewContent::Live;
+            }
+        }
+    }
+}
+
+/// Compares the two trees at all marked names and inodes. Of what was being written at the cut no whole version can be had.
 pub(super) fn gather(
     snapshot: &Snapshot,
     rules: &NameRules,
     active: &ActiveBatch,
-    live: &HashSet<Ino>,
 ) -> Result<Gathered> {
-    let live: HashSet<Ino> = live.union(&active.writing).copied().collect();
     let mut gatherer = Gatherer {
         snapshot,
         rules,
-        live: &live,
+        live: &active.writing,
         keys: BTreeSet::new(),
         inodes: BTreeMap::new(),
     };

@@ -66,6 +66,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Which volume this is.
     pub volume: Uuid,
+    /// Which enrollment of it.
+    pub nonce: [u8; 16],
     /// Which cache this is.
     pub origin: [u8; 16],
     /// What the backend can hold.

@@ -61,12 +61,12 @@ pub(crate) fn read_small(
 }
 
 /// Checks that the directory is the volume that it is taken for: P6 hangs on this.
-pub(super) fn check_marker(backend: &dyn Backend, volume: Uuid) -> Result<()> {
+pub(super) fn check_marker(backend: &dyn Backend, volume: Uuid, nonce: [u8; 16]) -> Result<()> {
     let wrong = |problem: String| FlushError::WrongDrive(problem);
     match read_small(backend, &layout::marker_path(), marker::MAX_BYTES)? {
         None => Err(wrong("the directory does not carry the volume's marker (.ferryfs/volume.json): the drive is not mounted there, or it is another one".into())),
         Some(bytes) => match marker::decode(&bytes) {
-            Ok(marker) if marker.id == volume => Ok(()),
+            Ok(marker) if marker.id == volume && marker.nonce == nonce => Ok(()),
             Ok(marker) => Err(wrong(format!("another volume is mounted there: {}, not {volume}", marker.id))),
             Err(error) => Err(wrong(format!("the volume marker cannot be read: {error}"))),
         },
@@ -116,7 +116,7 @@ fn read_record(
 }
 
 /// The batches of which something is in our directory on the backend, oldest first.
-fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
+pub(super) fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
     let mut found = std::collections::BTreeSet::new();
     for (dir, parse) in [
         (
@@ -156,9 +156,11 @@ impl Flusher {
     pub fn recover(&self) -> Result<()> {
         let _one_at_a_time = self.running.lock();
         let backend = self.backend()?;
-        check_marker(&*backend, self.parts.volume)?;
+        check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.recover_open_batch(&*backend)?;
-        self.sweep(&*backend)
+        self.sweep(&*backend)?;
+        self.parts.drive.names_are_settled(true);
+        Ok(())
     }
 
     /// Finishes or gives up the batch that the index says is under way.
@@ -198,6 +200,12 @@ impl Flusher {
                 self.redo(backend, &journal, &active)?;
                 self.note_torn("")
             }
+            // Applying had begun, so the record was there and was lost: what was set aside belongs under its new names.
+            Found::Nothing
+                if super::apply::exists(backend, &layout::barrier_path(active.batch))? =>
+            {
+                self.redo(backend, &journal, &active)
+            }
             _ => self.give_up(
                 backend,
                 active.batch,
@@ -217,6 +225,8 @@ impl Flusher {
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
+        // The record may have been read from memory only: its own sync may be what failed.
+        backend.sync()?;
         {
             let _moving = self.parts.drive.move_names();
             let applier = Applier {
@@ -229,8 +239,11 @@ impl Flusher {
                     sources: &journal.sources,
                 }),
             };
-            applier.apply(|_| {})?;
+            for path in applier.apply(|_| {})? {
+                tracing::warn!(%path, "removed in the mount, but on the drive it holds files of somebody else; it stays");
+            }
             self.confirm(journal, active.cut, "complete")?;
+            self.parts.drive.names_are_settled(true);
         }
         self.clean_up(backend, active.batch)
     }

@@ -55,6 +55,19 @@ impl Flusher {
     /// # Errors
     /// Why not; what was dirty still is.
     pub fn flush(&self, deadline: Option<Instant>, progress: &dyn Fn(Progress)) -> Result<Report> {
+        self.flush_and(deadline, progress, || {})
+    }
+
+    /// The same, and runs `then` before any other flush can begin: to let go of the backend with nothing being written to it.
+    ///
+    /// # Errors
+    /// As [`Flusher::flush`]; `then` has not been run.
+    pub fn flush_and(
+        &self,
+        deadline: Option<Instant>,
+        progress: &dyn Fn(Progress),
+        then: impl FnOnce(),
+    ) -> Result<Report> {
         let _one_at_a_time = match deadline {
             Some(deadline) => self
                 .running
@@ -64,31 +77,22 @@ impl Flusher {
         };
         let started = Instant::now();
         let backend = self.parts.drive.get().ok_or(FlushError::Detached)?;
-        recover::check_marker(&*backend, self.parts.volume)?;
+        recover::check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.recover_open_batch(&*backend)?;
         self.wait_for_closes();
         let mut report = match self.run_batch(&*backend, Scope::All, deadline, progress) {
-            Err(FlushError::Full {
-                path,
-                size,
-                available,
-                needed,
-            }) => {
+            Err(full @ FlushError::Full { .. }) => {
                 // What was removed in the mount may be what is needed: it goes first, in a batch of its own.
                 let freed = self.run_batch(&*backend, Scope::RemovalsOnly, deadline, progress)?;
                 if freed.batch.is_none() {
-                    return Err(FlushError::Full {
-                        path,
-                        size,
-                        available,
-                        needed,
-                    });
+                    return Err(full);
                 }
                 self.run_batch(&*backend, Scope::All, deadline, progress)?
             }
             other => other?,
         };
         self.parts.drive.refresh_space();
+        then();
         report.took = started.elapsed();
         Ok(report)
     }
@@ -108,11 +112,12 @@ impl Flusher {
         progress: &dyn Fn(Progress),
     ) -> Result<Report> {
         progress(phase(Phase::Cut));
-        let (active, snapshot) = self.cut()?;
-        let Some((active, snapshot)) = active.zip(snapshot) else {
+        // Another cache of this volume may have used higher numbers; ours must not meet what it has left.
+        let above = recover::batches_on(backend)?.into_iter().max();
+        let Some((active, snapshot)) = self.cut(above)? else {
             return Ok(Report::default());
         };
-        let result = self.plan_and_carry(backend, scope, &active, &snapshot, deadline, progress);
+        let result = self.plan_and_carry(backend, scope, &active, snapshot, deadline, progress);
         // A batch that has not come to its journal is given up here; else it stays open, for recovery to finish.
         let committed = self
             .parts
@@ -130,16 +135,16 @@ impl Flusher {
         result
     }
 
-    /// Takes the cut: the number of the last change in it, and a view of the index as of that moment.
-    fn cut(&self) -> Result<(Option<ActiveBatch>, Option<Snapshot>)> {
+    /// Takes the cut: the number of the last change in it, and a view of the index as of that moment. `None` if nothing waits.
+    fn cut(&self, above: Option<BatchNo>) -> Result<Option<(ActiveBatch, Snapshot)>> {
         let mut state = self.parts.index.lock();
         state.commit()?;
         if !state.anything_dirty()? {
-            return Ok((None, None));
+            return Ok(None);
         }
-        let active = state.begin_batch(self.parts.clock.now())?;
+        let active = state.begin_batch(self.parts.clock.now(), above)?;
         let snapshot = self.parts.index.snapshot()?;
-        Ok((Some(active), Some(snapshot)))
+        Ok(Some((active, snapshot)))
     }
 
     fn plan_and_carry(
@@ -147,30 +152,28 @@ impl Flusher {
         backend: &dyn Backend,
         scope: Scope,
         active: &ActiveBatch,
-        snapshot: &Snapshot,
+        snapshot: Snapshot,
         deadline: Option<Instant>,
         progress: &dyn Fn(Progress),
     ) -> Result<Report> {
-        let mut live = HashSet::new();
+        let mut gathered = gather(&snapshot, &self.parts.rules, active)?;
+        // While it lives the index's WAL cannot begin anew.
+        drop(snapshot);
+        if scope == Scope::RemovalsOnly {
+            keep_removals(&mut gathered);
+        }
+        let foreign = find_foreign(
+            backend,
+            &gathered,
+            &self.parts.rules,
+            self.parts.time_granularity_ns,
+        )?;
+        if let Some(path) = foreign.in_the_way {
+            return Err(FlushError::Foreign { path });
+        }
+        gathered.leave_out(&foreign.inos);
+        foreign.keep(&mut gathered);
         for _ in 0..PLANS {
-            let mut gathered = gather(snapshot, &self.parts.rules, active, &live)?;
-            if scope == Scope::RemovalsOnly {
-                keep_removals(&mut gathered);
-            }
-            let foreign = find_foreign(
-                backend,
-                &gathered,
-                &self.parts.rules,
-                self.parts.time_granularity_ns,
-            )?;
-            if let Some(path) = foreign.in_the_way {
-                return Err(FlushError::Foreign { path });
-            }
-            if !foreign.inos.is_empty() {
-                let all: HashSet<Ino> = live.union(&foreign.inos).copied().collect();
-                gathered = gather(snapshot, &self.parts.rules, active, &all)?;
-            }
-            foreign.keep(&mut gathered);
             let plan = plan(&gathered.delta)?;
             let mut left_behind = self.name_left_behind(&plan, &foreign.inos)?;
             for key in &foreign.kept {
@@ -188,7 +191,7 @@ impl Flusher {
                 Attempt::Done(report) => return Ok(report),
                 Attempt::Again(changed) => {
                     discard(backend, &layout::staging_dir(active.batch))?;
-                    live.extend(changed);
+                    gathered.leave_out(&changed);
                 }
             }
         }
@@ -238,6 +241,8 @@ impl Flusher {
             return Ok(Attempt::Again(changed));
         }
         progress(phase(Phase::Commit));
+        // The row of the batch and the bytes that the journal names must outlive a power cut before the record can be found.
+        self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
         journal.write(&self.parts.journals)?;
         create_with(
             backend,
@@ -323,6 +328,8 @@ impl Flusher {
         progress(at);
         {
             let _moving = self.parts.drive.move_names();
+            // Should a step fail, paths lead astray until the batch has been recovered.
+            self.parts.drive.names_are_settled(false);
             let applier = Applier {
                 backend,
                 batch: active.batch,
@@ -345,15 +352,14 @@ impl Flusher {
                 "left behind"
             };
             self.confirm(journal, active.cut, outcome)?;
+            self.parts.drive.names_are_settled(true);
         }
         self.clean_up(backend, active.batch)
     }
 
     /// Nothing differs that the backend could hold: the marks go, and no batch is written.
     fn conclude_without_batch(&self, journal: &Journal, active: &ActiveBatch) -> Result<()> {
-        let mut state = self.parts.index.lock();
-        state.confirm_names(active.cut, &journal.confirmed)?;
-        Ok(state.commit().map(|_| ())?)
+        self.note_conclusions(journal, active.cut)
     }
 
     /// Removes what a finished batch leaves in our own directory: the record first, and only when it is surely gone the
@@ -390,8 +396,11 @@ impl Flusher {
             .lock()
             .end_batch(BatchState::GivenUp, &summary)?;
         Journal::remove(&self.parts.journals, batch)?;
-        // Best effort: what stays is garbage that the next attach removes.
-        if let Err(error) = discard(backend, &layout::staging_dir(batch)) {
+        // Another cache may have used the same number since; where there is a record, what is staged belongs to it. Best
+        // effort: what stays is garbage that the next attach removes.
+        if super::apply::exists(backend, &layout::record_path(batch)).is_ok_and(|record| !record)
+            && let Err(error) = discard(backend, &layout::staging_dir(batch))
+        {
             tracing::debug!(%error, "staging directory not removed");
         }
         Ok(())

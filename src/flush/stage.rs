@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::gather::EMPTY;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, ReadFile};
-use crate::base::{BatchNo, ContentHash, Ino, RelPath, Timestamp};
+use crate::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
 use crate::cache::Store;
 use crate::control::protocol::{Phase, Progress};
 use crate::rules::layout;
@@ -65,12 +65,14 @@ impl Source {
     }
 }
 
-/// Copies one file into its slot and tells what it was. `done` is told the bytes of each step.
+/// Copies one file into its slot and tells what it was. If it is not of the `expected` size it is not what the index vouches for,
+/// and must not take the place of anything. `done` is told the bytes of each step.
 pub(super) fn stage_file(
     backend: &dyn Backend,
     store: &Store,
     source: &StageSource,
     slot: &RelPath,
+    expected: Option<u64>,
     buffer: &mut [u8],
     mut done: impl FnMut(u64) -> Result<()>,
 ) -> Result<FileContent> {
@@ -88,6 +90,15 @@ pub(super) fn stage_file(
             .map_err(|source| BackendError::new("write", slot, source))?;
         size += got as u64;
         done(got as u64)?;
+    }
+    if expected.is_some_and(|expected| expected != size) {
+        return Err(FlushError::Cache {
+            operation: format!(
+                "read the object of {slot}: {size} bytes where the index has {}",
+                expected.unwrap_or(0)
+            ),
+            source: std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
+        });
     }
     let modified = modified(source);
     to.finish(modified)
@@ -170,12 +181,16 @@ impl Stager<'_> {
         progress
     }
 
-    fn size_of(&self, source: &StageSource) -> u64 {
+    fn expected_size(&self, source: &StageSource) -> Option<u64> {
         match source {
             StageSource::Object { ino, .. } | StageSource::Backend { ino, .. } => {
-                self.sizes.get(ino).copied().unwrap_or(0)
+                self.sizes.get(ino).copied()
             }
         }
+    }
+
+    fn size_of(&self, source: &StageSource) -> u64 {
+        self.expected_size(source).unwrap_or(0)
     }
 
     fn stage_one(
@@ -187,14 +202,23 @@ impl Stager<'_> {
         progress: &mut Progress,
     ) -> Result<FileContent> {
         let path = layout::slot_path(self.batch, slot);
-        let result = stage_file(self.backend, self.store, source, &path, buffer, |bytes| {
-            progress.bytes_done += bytes;
-            (self.progress)(*progress);
-            match self.deadline {
-                Some(deadline) if Instant::now() > deadline => Err(FlushError::TimedOut),
-                _ => Ok(()),
-            }
-        });
+        let expected = self.expected_size(source);
+        let result = stage_file(
+            self.backend,
+            self.store,
+            source,
+            &path,
+            expected,
+            buffer,
+            |bytes| {
+                progress.bytes_done += bytes;
+                (self.progress)(*progress);
+                match self.deadline {
+                    Some(deadline) if Instant::now() > deadline => Err(FlushError::TimedOut),
+                    _ => Ok(()),
+                }
+            },
+        );
         progress.files_done += 1;
         (self.progress)(*progress);
         result.map_err(|error| match error {
@@ -209,7 +233,8 @@ impl Stager<'_> {
     }
 }
 
-/// Removes a staging directory with all that is in it; fine if it is not there.
+/// Removes a staging directory with what is staged in it; fine if it is not there. Staged are files only: a directory was set
+/// aside from under somebody's name, and is kept in `.ferryfs/lost+found`, whatever has brought it to this.
 pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     let entries = match backend.read_dir(dir) {
         Ok(entries) => entries,
@@ -219,9 +244,26 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     for entry in entries {
         let path = dir.join(&entry.name);
         match entry.meta.kind {
-            crate::base::FileKind::Directory => discard(backend, &path)?,
+            crate::base::FileKind::Directory => keep(backend, dir, &path, &entry.name)?,
             _ => backend.remove_file(&path)?,
         }
     }
     Ok(backend.remove_dir(dir)?)
+}
+
+fn keep(backend: &dyn Backend, dir: &RelPath, path: &RelPath, slot: &Name) -> Result<()> {
+    let lost_found = layout::lost_found();
+    match backend.make_dir(&lost_found) {
+        Err(error) if error.source.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(error.into());
+        }
+        _ => {}
+    }
+    let batch = dir
+        .split_last()
+        .map_or_else(String::new, |(_, name)| name.to_string());
+    let name = Name::new(format!("{batch}-{slot}").as_bytes())
+        .map_err(|_| FlushError::WrongDrive(format!("{path} has an impossible name")))?;
+    tracing::error!(%path, "a directory was left in a staging directory; it is kept in .ferryfs/lost+found on the drive");
+    Ok(backend.rename(path, &lost_found.join(&name))?)
 }

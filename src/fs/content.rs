@@ -44,6 +44,11 @@ pub(super) fn measure(file: &File) -> Result<Measured> {
 }
 
 impl Measured {
+    /// Size in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Notes it in the inode that is being written.
     pub(super) fn apply(&self, inode: &mut Inode) {
         inode.size = self.size;
@@ -134,8 +139,9 @@ impl Fs {
                     object_file(object, self.store.create(object)?)
                 }
             };
+            // Before the row that names it: no sync of the index may pass its bytes by.
+            self.note_unsynced(&file);
             if self.begin_writing(open.ino, &file)? {
-                self.note_unsynced(&file);
                 content.object = Some(file.clone());
                 content.prepared = true;
                 return Ok(file);

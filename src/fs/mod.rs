@@ -5,7 +5,7 @@
 //! the start would not find in order. The kernel room runs operations on its event threads without that permission, and runs
 //! them again on a worker with it. So no event thread ever waits for the drive.
 //!
-//! Lock order: the table of open inodes, or one open inode's content; then the index. No backend call is made under the index
+//! Lock order: one open inode's content; then `reaping`; then `syncing`; then the table of open inodes; then the index. No backend call is made under the index
 //! lock or the table's.
 
 mod attr;
@@ -108,6 +108,7 @@ pub struct Fs {
     unsynced: sync::Unsynced,
     pressure: evict::Pressure,
     reaping: Mutex<()>,
+    syncing: Mutex<()>,
 }
 
 impl Fs {
@@ -134,6 +135,7 @@ impl Fs {
             unsynced: sync::Unsynced::default(),
             pressure: evict::Pressure::default(),
             reaping: Mutex::new(()),
+            syncing: Mutex::new(()),
         };
         fs.make_root()?;
         Ok(fs)

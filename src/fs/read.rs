@@ -110,10 +110,19 @@ impl Fs {
             .hold_names(self.io_timeout)
             .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
         let path = self.index.lock().backend_path(ino)?.ok_or(FsError::STALE)?;
-        match backend.open(&path) {
-            Ok(file) => Ok(file.into()),
-            Err(error) => Err(self.note_backend_error(error)),
+        let file: Arc<dyn ReadFile> = match backend.open(&path) {
+            Ok(file) => file.into(),
+            Err(error) => return Err(self.note_backend_error(error)),
+        };
+        let size = self.known(&mut self.index.lock(), ino)?.size;
+        let found = file
+            .metadata()
+            .map_err(|source| FsError::Backend(BackendError::new("stat", &path, source)))?;
+        if found.size != size {
+            tracing::warn!(%path, size, found = found.size, "somebody else has changed this file on the drive");
+            return Err(FsError::Errno(libc::EIO));
         }
+        Ok(file)
     }
 
     /// Notes what an error of the backend says of the backend itself.

@@ -66,6 +66,8 @@ impl Fs {
     /// If any object or the index cannot be synced. What was not synced stays noted as such, so that the next call does not
     /// pass it by; but an error of the disk is told only once by the system, so it is told to everybody who waits.
     pub fn sync(&self) -> Result<()> {
+        // One at a time: whoever finds nothing left to sync must not answer before it is synced by whoever took it.
+        let _one_at_a_time = self.syncing.lock();
         for _ in 0..ROUNDS {
             let objects = self.unsynced.take();
             if objects.is_empty() {

@@ -116,18 +116,18 @@ impl State {
     }
 
     /// Begins a batch: everything up to now is in it, but for what is being written. Commits, so that a snapshot taken before
-    /// the lock is released sees exactly the cut.
+    /// the lock is released sees exactly the cut. Its number is the next, and higher than `above`.
     ///
     /// # Errors
     /// If SQLite cannot; no batch is then under way.
-    pub fn begin_batch(&mut self, now: Timestamp) -> Result<ActiveBatch> {
+    pub fn begin_batch(&mut self, now: Timestamp, above: Option<BatchNo>) -> Result<ActiveBatch> {
         let last: i64 = self
             .conn
             .query_row("SELECT coalesce(max(batch), 0) FROM batches", [], |row| {
                 row.get(0)
             })
             .context("number the batch")?;
-        let batch = BatchNo(last as u64 + 1);
+        let batch = BatchNo((last as u64).max(above.map_or(0, |batch| batch.0)) + 1);
         let cut = self.next_seq()?;
         self.change(
             "begin a batch",

@@ -128,6 +128,8 @@ pub struct State {
     /// Inodes without a name that somebody still uses.
     orphans: HashSet<Ino>,
     pub(super) active: Option<ActiveBatch>,
+    /// Something has been undone: what was noted of files being written may be out of date.
+    undone: bool,
     /// When something last began to wait for the backend, and when the oldest of it did.
     dirty_since: Option<(Instant, Instant)>,
 }
@@ -148,6 +150,7 @@ impl State {
             writing: HashSet::new(),
             orphans: HashSet::new(),
             active: None,
+            undone: false,
             dirty_since: None,
         })
     }
@@ -194,6 +197,11 @@ impl State {
         }
     }
 
+    /// Whether something has been undone since the index was opened, so that the next start has to look for what is not settled.
+    pub fn has_undone(&self) -> bool {
+        self.undone
+    }
+
     /// Undoes everything since the last commit.
     pub fn undo(&mut self) {
         if !self.conn.is_autocommit() {
@@ -201,6 +209,7 @@ impl State {
             let _ = self.conn.execute_batch("ROLLBACK");
         }
         self.in_transaction = false;
+        self.undone = true;
         self.pending.clear();
         self.cache.clear();
         if let Ok(totals) = Totals::load(&self.conn) {
@@ -522,7 +531,8 @@ impl State {
             .context("list what can go")
     }
 
-    /// Every inode that an unclean end may have left in need of a look: written at that time, or without a name.
+    /// Every inode that an unclean end may have left in need of a look: with bytes that the backend does not have, written at
+    /// that time, or without a name.
     ///
     /// # Errors
     /// If SQLite cannot.
@@ -530,7 +540,7 @@ impl State {
         self.commit()?;
         self.conn
             .prepare(&format!(
-                "SELECT {COLUMNS} FROM inodes WHERE flags & 4 != 0 OR nlink = 0"
+                "SELECT {COLUMNS} FROM inodes WHERE flags & 5 != 0 OR nlink = 0"
             ))
             .and_then(|mut s| s.query_map([], Inode::from_row)?.collect())
             .context("list what was being written")

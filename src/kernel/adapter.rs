@@ -157,7 +157,6 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_EXPORT_SUPPORT,
         ] {
             if config.add_capabilities(wanted).is_err() {
                 tracing::info!(?wanted, "the kernel does not offer this");

@@ -2,11 +2,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, OpenFlags, RenameFlags, Request, TimeOrNow};
 
-use crate::base::{FileKind, Ino, Name};
+use crate::base::{FileKind, Ino, Name, Timestamp};
 use crate::fs::{Ctx, FsError, OpenMode, RenameMode, Result, SetTime};
 use crate::index::Inode;
 
@@ -77,8 +77,20 @@ pub(super) fn open_mode(flags: i32) -> OpenMode {
 
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
-        TimeOrNow::SpecificTime(time) => SetTime::At(time.into()),
+        TimeOrNow::SpecificTime(time) => SetTime::At(unfold(time)),
         TimeOrNow::Now => SetTime::Now,
+    }
+}
+
+/// `fuser` 0.18.0 takes the nanoseconds of a time before 1970 as going backwards; the kernel means them forwards, as always.
+fn unfold(time: SystemTime) -> Timestamp {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(_) => time.into(),
+        Err(before) => {
+            let distance = before.duration();
+            let secs = i64::try_from(distance.as_secs()).unwrap_or(i64::MAX);
+            Timestamp::from_parts(-secs, distance.subsec_nanos())
+        }
     }
 }
 

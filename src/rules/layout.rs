@@ -47,6 +47,11 @@ pub fn batches_dir() -> RelPath {
     RelPath::fixed(BATCHES)
 }
 
+/// The directory for what was found in a staging directory and may be somebody's.
+pub fn lost_found() -> RelPath {
+    dir().join(&own_name("lost+found"))
+}
+
 /// The directory in which `batch` keeps its slots.
 pub fn staging_dir(batch: BatchNo) -> RelPath {
     staging_root().join(&own_name(&batch_digits(batch)))
