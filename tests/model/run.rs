@@ -17,7 +17,6 @@ struct Open {
     handle: u64,
     node: Id,
     write: bool,
-    written: bool,
 }
 
 pub(crate) struct Run {
@@ -150,7 +149,8 @@ impl Run {
     fn flush(&mut self) {
         self.note("flush".into());
         let report = self.e().flush().expect("flush");
-        let writing = self.opens.iter().any(|open| open.write && open.written);
+        // Whoever may still write holds his file back, whether he has or not.
+        let writing = self.opens.iter().any(|open| open.write);
         assert!(
             writing || report.left_behind.is_empty(),
             "left behind: {:?}",

@@ -30,7 +30,6 @@ impl Run {
             handle,
             node,
             write: true,
-            written: false,
         });
         false
     }
@@ -93,7 +92,6 @@ impl Run {
             handle,
             node,
             write: mode.write,
-            written: mode.truncate,
         });
         true
     }
@@ -129,7 +127,6 @@ impl Run {
         } else {
             self.reference.bytes_mut(node);
         }
-        self.opens[open].written = true;
         false
     }
 
@@ -188,10 +185,6 @@ impl Run {
         };
         self.set(node, &set);
         self.reference.bytes_mut(node).resize(size, 0);
-        // Whoever else has it open for writing settles it later.
-        for open in self.opens.iter_mut().filter(|open| open.node == node) {
-            open.written |= open.write;
-        }
         false
     }
 

@@ -109,6 +109,9 @@ pub struct World {
     cache: TempDir,
 }
 
+/// Of every enrollment here.
+const NONCE: [u8; 16] = [7; 16];
+
 /// Everything may stay in the cache.
 pub const ROOMY: CacheLimits = CacheLimits {
     max_bytes: u64::MAX,
@@ -168,6 +171,7 @@ impl World {
         });
         let fs = Arc::new(fs.expect("make the file system"));
         if unclean {
+            index.lock().resume_batch().expect("look for an open batch");
             let recovered = fs.recover().expect("recover the cache");
             let again = fs.recover().expect("recover the cache twice");
             assert_eq!((again.orphans, again.quarantined.len()), (0, 0));
@@ -186,6 +190,7 @@ impl World {
             drive: drive.clone(),
             clock: self.clock.clone(),
             volume: self.volume,
+            nonce: NONCE,
             origin: self.origin,
             rules: rules(),
             time_granularity_ns: self.kind.capabilities().time_granularity_ns,
@@ -240,7 +245,7 @@ fn enroll(memory: &MemoryBackend) -> Uuid {
     for path in [layout::NOMEDIA, layout::NO_INDEX] {
         write(&RelPath::fixed(path), b"");
     }
-    let marker = Marker::new(Uuid::new_v4(), [7; 16], Timestamp(0));
+    let marker = Marker::new(Uuid::new_v4(), NONCE, Timestamp(0));
     write(&layout::marker_path(), &marker::encode(&marker));
     memory.sync().expect("sync");
     marker.id
