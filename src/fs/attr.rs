@@ -2,11 +2,14 @@
 
 use super::{Ctx, Fs, FsError, Result};
 use crate::base::{FileKind, Ino, Timestamp};
-use crate::index::{Flags, Inode};
+use crate::index::{Flags, Inode, State};
 use crate::sys;
 
 /// Name of the root's virtual attribute that tells where the cache is. Not listed, not writable.
 const CACHE_ATTRIBUTE: &[u8] = b"user.ferryfs.cache";
+
+/// The attribute with a program's capabilities.
+const CAPABILITY: &[u8] = b"security.capability";
 
 /// A new time for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +92,12 @@ impl Fs {
         if let Some(size) = set.size {
             let kind = self.known(&mut self.index.lock(), ino)?.kind();
             match kind {
-                FileKind::Regular => self.truncate(ctx, ino, size)?,
+                FileKind::Regular => {
+                    if ctx.uid != 0 {
+                        self.drop_privileges(ino)?;
+                    }
+                    self.truncate(ctx, ino, size)?;
+                }
                 FileKind::Directory => return Err(FsError::IS_DIR),
                 _ => return Err(FsError::INVALID),
             }
@@ -107,6 +115,9 @@ impl Fs {
         if let Some(mode) = set.mode {
             inode.mode = (inode.mode & libc::S_IFMT) | (mode & 0o7777);
         }
+        if (set.uid.is_some() || set.gid.is_some()) && !inode.is_dir() {
+            strip_privileges(&mut state, &mut inode)?;
+        }
         inode.uid = set.uid.unwrap_or(inode.uid);
         inode.gid = set.gid.unwrap_or(inode.gid);
         inode.atime = set.atime.map_or(inode.atime, at);
@@ -122,6 +133,21 @@ impl Fs {
         state.put_inode(inode.clone());
         drop(state);
         self.with_current_size(inode)
+    }
+
+    /// Takes the set-user-id bit, the set-group-id bit of a program, and file capabilities away, as writing does for whoever
+    /// may not keep them. The kernel leaves this to us (FUSE_HANDLE_KILLPRIV_V2); on truncation, where `fuser` does not pass
+    /// its word on who may keep them, everybody but root is taken for one who may not.
+    ///
+    /// # Errors
+    /// `ESTALE` if there is no such inode.
+    pub fn drop_privileges(&self, ino: Ino) -> Result<()> {
+        let mut state = self.index.lock();
+        let mut inode = self.known(&mut state, ino)?;
+        if strip_privileges(&mut state, &mut inode)? {
+            state.put_inode(inode);
+        }
+        Ok(())
     }
 
     /// A file being written takes its time from its object, so it is set there too.
@@ -219,6 +245,22 @@ impl Fs {
             available: space.available.saturating_sub(waiting),
         }
     }
+}
+
+/// Strips the inode of what [`Fs::drop_privileges`] names; true if there was anything.
+fn strip_privileges(state: &mut State, inode: &mut Inode) -> Result<bool> {
+    let before = inode.clone();
+    inode.mode &= !libc::S_ISUID;
+    if inode.mode & libc::S_IXGRP != 0 {
+        inode.mode &= !libc::S_ISGID;
+    }
+    if inode.flags.has(Flags::XATTRS) && state.xattr(inode.ino, CAPABILITY)?.is_some() {
+        state.put_xattr(inode.ino, CAPABILITY, None)?;
+        if state.xattr_names(inode.ino)?.is_empty() {
+            inode.flags.clear(Flags::XATTRS);
+        }
+    }
+    Ok(*inode != before)
 }
 
 fn check_xattr_name(ino: Ino, name: &[u8]) -> Result<()> {

@@ -429,7 +429,8 @@ impl Fs {
     }
 }
 
-fn object_file(object: ObjectId, file: File) -> Arc<ObjectFile> {
+/// An object's file, just opened.
+pub(super) fn object_file(object: ObjectId, file: File) -> Arc<ObjectFile> {
     Arc::new(ObjectFile {
         object,
         file,

@@ -1,8 +1,9 @@
 //! Operations on names: look up, make, link, move, remove.
 //!
-//! Each changes the index in one transaction that is committed before it is answered. `create` alone is not: the file has not
-//! been closed yet, and its first write or its close commits it.
+//! Each changes the index in one transaction that is committed before it is answered.
 
+use super::content::object_file;
+use super::open::{Content, ObjectFile};
 use super::{Ctx, Fs, FsError, OpenMode, Result};
 use crate::base::{FileKind, Ino, Name, Timestamp};
 use crate::index::{Flags, Inode, State};
@@ -72,34 +73,72 @@ impl Fs {
         exclusive: bool,
     ) -> Result<(Inode, u64)> {
         self.ensure_listed(ctx, parent)?;
-        let mut state = self.index.lock();
-        if let Some(ino) = state.lookup(parent, name)? {
-            if exclusive {
-                return Err(FsError::EXISTS);
+        let object = {
+            let mut state = self.index.lock();
+            if let Some(ino) = state.lookup(parent, name)? {
+                if exclusive {
+                    return Err(FsError::EXISTS);
+                }
+                drop(state);
+                let handle = self.open(ctx, ino, mode)?;
+                let inode = self.known(&mut self.index.lock(), ino)?;
+                return Ok((self.with_current_size(inode)?, handle));
             }
-            drop(state);
-            let handle = self.open(ctx, ino, mode)?;
-            let inode = self.known(&mut self.index.lock(), ino)?;
-            return Ok((self.with_current_size(inode)?, handle));
+            state.new_object()?
+        };
+        // Whoever makes a file to write it gets its object at once: one commit then serves for the name and the first write.
+        let file = match mode.write {
+            true => Some(object_file(object, self.store.create(object)?)),
+            false => None,
+        };
+        let made = self.insert_open_file(ctx, parent, name, permissions, file.as_deref());
+        let inode = match made {
+            Ok(inode) => inode,
+            Err(error) => {
+                if file.is_some() {
+                    self.store.remove(object)?;
+                }
+                return Err(error);
+            }
+        };
+        let open = self.opens.acquire(inode.ino);
+        if let Some(file) = file {
+            self.note_unsynced(&file);
+            // Nobody else knows the inode yet, so this cannot wait.
+            *open.content.write() = Content {
+                object: Some(file),
+                prepared: true,
+                writers: 1,
+            };
         }
+        Ok((inode, self.insert_handle(open, mode)))
+    }
+
+    /// Makes the row of a new file, committed; with an object, as one that is being written.
+    fn insert_open_file(
+        &self,
+        ctx: &Ctx,
+        parent: Ino,
+        name: &Name,
+        permissions: u32,
+        file: Option<&ObjectFile>,
+    ) -> Result<Inode> {
         let node = NewNode {
             mode: libc::S_IFREG | (permissions & 0o7777),
             rdev: 0,
             target: None,
         };
-        let inode = self.insert_node(&mut state, ctx, parent, name, node)?;
-        if mode.write {
+        let mut state = self.index.lock();
+        let mut inode = self.insert_node(&mut state, ctx, parent, name, node)?;
+        if let Some(file) = file {
+            inode.object = Some(file.object);
+            inode.flags.set(Flags::WRITING);
+            state.put_inode(inode.clone());
             // Under the same lock: no cut may see the new file as empty and closed.
             state.start_writing(inode.ino);
         }
-        drop(state);
-        let open = self.opens.acquire(inode.ino);
-        if mode.write {
-            // Nobody else knows the inode yet, so this cannot wait.
-            open.content.write().writers += 1;
-        }
-        let handle = self.insert_handle(open, mode);
-        Ok((inode, handle))
+        state.commit()?;
+        Ok(inode)
     }
 
     fn insert_node(

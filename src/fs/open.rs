@@ -138,6 +138,9 @@ impl Fs {
             return Err(FsError::IS_DIR);
         }
         self.note_use(&inode);
+        if mode.truncate && ctx.uid != 0 {
+            self.drop_privileges(ino)?;
+        }
         let open = self.opens.acquire(ino);
         let ready = self.make_ready(ctx, &open, &inode, mode);
         if let Err(error) = ready {

@@ -26,6 +26,10 @@ use crate::index::Inode;
 /// Inode numbers are never used twice, so there is one generation of each.
 const GENERATION: Generation = Generation(0);
 
+/// Pages stay valid over an open, as only the kernel changes them. A close need not be told of: what it must keep has been
+/// committed by then, making and emptying at the open, bytes at the first write.
+const OPEN_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+
 pub(super) struct Adapter {
     fs: Arc<Fs>,
     workers: Workers,
@@ -157,6 +161,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // Without it the kernel asks for security.capability before every write(2).
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             if config.add_capabilities(wanted).is_err() {
                 tracing::info!(?wanted, "the kernel does not offer this");
@@ -359,9 +365,7 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let operation = move |fs: &Fs, ctx: &Ctx| fs.open(ctx, ino(number), open_mode(flags.0));
         self.run("open", ctx(request), reply, operation, |reply, handle| {
-            // What a close must keep has been committed by then: emptying at the open, bytes at the first write.
-            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-            reply.opened(FileHandle(handle), flags);
+            reply.opened(FileHandle(handle), OPEN_FLAGS);
         });
     }
 
@@ -386,8 +390,13 @@ impl Filesystem for Adapter {
             reply,
             operation,
             |reply, (inode, handle)| {
-                let flags = FopenFlags::FOPEN_KEEP_CACHE;
-                reply.created(&TTL, &attr(&inode), GENERATION, FileHandle(handle), flags);
+                reply.created(
+                    &TTL,
+                    &attr(&inode),
+                    GENERATION,
+                    FileHandle(handle),
+                    OPEN_FLAGS,
+                );
             },
         );
     }
@@ -417,16 +426,21 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         request: &Request,
-        _number: INodeNo,
+        number: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let ctx = ctx(request);
+        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            && let Err(error) = guarded(|| self.fs.drop_privileges(ino(number)))
+        {
+            return reply.error(errno(&error));
+        }
         match guarded(|| self.fs.write(&ctx, handle.0, offset, data)) {
             Err(FsError::WouldBlock) => {
                 // Only now are the bytes copied: the request's buffer is the event thread's.
