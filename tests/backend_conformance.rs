@@ -45,6 +45,7 @@ fn exfat_in_userspace() -> Capabilities {
         forbidden: controls.chain(*b"\"*:<>?\\|").collect(),
         case_insensitive: true,
         utf8_only: true,
+        no_trailing_dot: true,
         symlinks: false,
         hard_links: false,
         permissions: false,
@@ -82,7 +83,6 @@ fn the_backend_in_memory_conforms_in_both_tempers() {
     );
     let exfat_like = MemoryBackend::new(MemoryOptions::exfat_like());
     let expected = Capabilities {
-        no_trailing_dot: true,
         time_granularity_ns: 10_000_000,
         ..exfat_in_userspace()
     };
