@@ -8,6 +8,7 @@
 //! Lock order: an open inode's content lock (`fs`), then this one. Nothing is locked while this one is held.
 
 mod batch;
+mod counters;
 mod inode;
 mod schema;
 mod snapshot;
@@ -25,9 +26,10 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use crate::rules::names::NameRules;
 
 pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
+pub use counters::Totals;
 pub use inode::{Flags, Inode, Location};
 pub use snapshot::{Snapshot, Waiting};
-pub use state::{State, Totals};
+pub use state::State;
 pub use tree::{Dirent, PlacedEntry};
 
 /// What went wrong in the index.

@@ -1,0 +1,249 @@
+//! One batch from its difference to its end: planned, staged, committed, applied, confirmed.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
+
+use super::apply::{Applier, Run, create_with};
+use super::confirm::conclusions;
+use super::gather::Gathered;
+use super::journal::Journal;
+use super::preflight::{Foreign, find_foreign};
+use super::report::{FlushError, Report, Result};
+use super::run::phase;
+use super::stage::{Staged, Stager, discard};
+use super::{Flusher, Parts};
+use crate::backend::Backend;
+use crate::base::Ino;
+use crate::control::protocol::{Phase, Progress};
+use crate::index::{ActiveBatch, State};
+use crate::rules::layout;
+use crate::rules::plan::{LeftReason, NameKey, Placed, Plan, StageSource, plan};
+use crate::rules::record::{self, BatchRecord};
+use crate::rules::steps::Steps;
+
+/// How often a batch is planned anew because files were changed in place while it was staged.
+const PLANS: usize = 4;
+
+const FOREIGN: &str =
+    "somebody else has put another file there on the drive, or changed it; rename one of them";
+
+const KEPT: &str =
+    "removed in the mount, but somebody else has changed it on the drive; it stays there";
+
+const NOT_EMPTY: &str =
+    "removed in the mount, but on the drive it holds files that somebody else has put there";
+
+/// What came of trying one plan.
+enum Attempt {
+    Done(Report),
+    /// These files were changed in place meanwhile; plan again without them.
+    Again(HashSet<Ino>),
+}
+
+/// What carries one batch.
+pub(super) struct Carrier<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) flusher: &'a Flusher,
+    pub(super) backend: &'a dyn Backend,
+    pub(super) active: &'a ActiveBatch,
+    pub(super) deadline: Option<Instant>,
+    pub(super) progress: &'a dyn Fn(Progress),
+}
+
+impl Carrier<'_> {
+    /// Carries the difference over. Files that are changed in place before the batch is committed are left out of it.
+    pub(super) fn carry(&self, mut gathered: Gathered) -> Result<Report> {
+        let foreign = find_foreign(
+            self.backend,
+            &gathered,
+            &self.parts.rules,
+            self.parts.time_granularity_ns,
+        )?;
+        if let Some(path) = foreign.in_the_way {
+            return Err(FlushError::Foreign { path });
+        }
+        gathered.leave_out(&foreign.inos);
+        foreign.keep(&mut gathered);
+        for _ in 0..PLANS {
+            let plan = plan(&gathered.delta)?;
+            let report = Report {
+                left_behind: self.left_behind(&plan, &foreign)?,
+                ..Report::default()
+            };
+            match self.attempt(&plan, &gathered, report)? {
+                Attempt::Done(report) => return Ok(report),
+                Attempt::Again(changed) => {
+                    discard(self.backend, &layout::staging_dir(self.active.batch))?;
+                    gathered.leave_out(&changed);
+                }
+            }
+        }
+        Err(FlushError::Unfinished {
+            batch: self.active.batch,
+            problem: "files are changed in place faster than they can be carried".into(),
+        })
+    }
+
+    fn attempt(&self, plan: &Plan, gathered: &Gathered, mut report: Report) -> Result<Attempt> {
+        if plan.steps.is_empty() {
+            // Nothing differs that the backend could hold: the marks go, and no batch is written.
+            let journal = self.journal(plan, gathered, &Staged::empty());
+            self.flusher.note_conclusions(&journal, self.active.cut)?;
+            return Ok(Attempt::Done(report));
+        }
+        let stager = Stager {
+            backend: self.backend,
+            store: &self.parts.store,
+            batch: self.active.batch,
+            sizes: &gathered.sizes,
+            deadline: self.deadline,
+            progress: self.progress,
+        };
+        let staged = stager.stage(plan.steps.clone())?;
+        let journal = self.journal(plan, gathered, &staged);
+        if let Some(changed) = self.changed_meanwhile(&staged) {
+            return Ok(Attempt::Again(changed));
+        }
+        self.commit(&journal)?;
+        self.parts.hooks.hold_open(&going_away(gathered, plan));
+        self.apply_and_confirm(&journal, &mut report)?;
+        report.batch = Some(self.active.batch);
+        report.files = staged.files;
+        report.bytes = staged.bytes;
+        Ok(Attempt::Done(report))
+    }
+
+    /// After this the batch is redone by whoever finds it.
+    fn commit(&self, journal: &Journal) -> Result<()> {
+        (self.progress)(phase(Phase::Commit));
+        // The row of the batch and the bytes that the journal names must outlive a power cut before the record can be found.
+        self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
+        journal.write(&self.parts.journals)?;
+        let path = layout::record_path(self.active.batch);
+        create_with(self.backend, &path, &record::seal(&journal.record)?)?;
+        Ok(self.backend.sync()?)
+    }
+
+    fn journal(&self, plan: &Plan, gathered: &Gathered, staged: &Staged) -> Journal {
+        Journal {
+            record: BatchRecord {
+                volume: self.parts.volume,
+                batch: self.active.batch,
+                created: self.parts.clock.now(),
+                origin: self.parts.origin,
+                steps: staged.steps.clone(),
+            },
+            confirmed: conclusions(plan, gathered, staged),
+            sources: staged.sources.clone(),
+            files: staged.files,
+            bytes: staged.bytes,
+        }
+    }
+
+    /// The point at which the batch becomes fixed: from here on nobody changes a file of it in place any more. If somebody
+    /// has since the cut, these files must be left out.
+    fn changed_meanwhile(&self, staged: &Staged) -> Option<HashSet<Ino>> {
+        let mut state = self.parts.index.lock();
+        let active = state.active_batch()?;
+        let changed: HashSet<Ino> = staged
+            .sources
+            .values()
+            .map(|source| match source {
+                StageSource::Object { ino, .. } | StageSource::Backend { ino, .. } => *ino,
+            })
+            .filter(|ino| active.live.contains(ino))
+            .collect();
+        if changed.is_empty() {
+            active.committed = true;
+            return None;
+        }
+        Some(changed)
+    }
+
+    fn apply_and_confirm(&self, journal: &Journal, report: &mut Report) -> Result<()> {
+        let mut at = Progress {
+            files_total: journal.record.steps.place.len() as u64,
+            ..phase(Phase::Apply)
+        };
+        (self.progress)(at);
+        {
+            let _moving = self.parts.drive.move_names();
+            // Should a step fail, paths lead astray until the batch has been recovered.
+            self.parts.drive.names_are_settled(false);
+            let applier = Applier {
+                backend: self.backend,
+                batch: self.active.batch,
+                steps: &journal.record.steps,
+                run: Run::First,
+                rebuild: None,
+            };
+            let kept = applier.apply(|done| {
+                at.files_done = done as u64;
+                (self.progress)(at);
+            })?;
+            let kept = kept
+                .iter()
+                .map(|path| (path.to_string(), NOT_EMPTY.to_string()));
+            report.left_behind.extend(kept);
+            (self.progress)(phase(Phase::Confirm));
+            let outcome = match report.left_behind.is_empty() {
+                true => "complete",
+                false => "left behind",
+            };
+            self.flusher.confirm(journal, self.active.cut, outcome)?;
+            self.parts.drive.names_are_settled(true);
+        }
+        self.flusher.clean_up(self.backend, self.active.batch)
+    }
+
+    /// What the batch does not bring up to date, by path and with the reason.
+    fn left_behind(&self, plan: &Plan, foreign: &Foreign) -> Result<Vec<(String, String)>> {
+        let mut state = self.parts.index.lock();
+        let mut named = Vec::new();
+        for left in &plan.left_behind {
+            let reason = match left.reason {
+                _ if foreign.inos.contains(&left.ino) => FOREIGN,
+                LeftReason::OpenForWriting => "open for writing; close it, or flush again later",
+                LeftReason::NoSource => "its bytes could not be had for a further name",
+            };
+            named.push((spell(&mut state, &left.key)?, reason.to_string()));
+        }
+        for key in &foreign.kept {
+            named.push((spell(&mut state, key)?, KEPT.to_string()));
+        }
+        Ok(named)
+    }
+}
+
+impl Staged {
+    fn empty() -> Staged {
+        Staged {
+            steps: Steps::default(),
+            sources: BTreeMap::new(),
+            files: 0,
+            bytes: 0,
+        }
+    }
+}
+
+/// The path of a name in the mount; the name alone if its directory is gone.
+fn spell(state: &mut State, key: &NameKey) -> Result<String> {
+    let path = state.key_path(key)?;
+    Ok(path.map_or_else(|| key.name.to_string(), |path| path.to_string()))
+}
+
+/// Inodes that the backend has before the batch under a listed name and under none after it.
+fn going_away(gathered: &Gathered, plan: &Plan) -> Vec<Ino> {
+    let stays: HashSet<Ino> = plan
+        .outcomes
+        .iter()
+        .filter_map(|outcome| match &outcome.placed {
+            Placed::Nothing => None,
+            Placed::Directory(ino) | Placed::Kept { ino, .. } | Placed::Staged { ino, .. } => {
+                Some(*ino)
+            }
+        })
+        .collect();
+    let before: HashSet<Ino> = gathered.before.values().map(|entry| entry.ino).collect();
+    before.difference(&stays).copied().collect()
+}
