@@ -208,3 +208,52 @@ fn a_file_that_somebody_changed_and_the_mount_removed_is_not_removed() {
         }
     }
 }
+
+#[test]
+fn a_moved_file_that_the_drive_has_no_more_is_named_and_put_back_from_the_cache() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = world.start(false);
+        engine.put("cached", b"still in the cache");
+        engine.put("other", b"other");
+        engine.flush_all();
+        world
+            .memory
+            .remove_file(&RelPath::fixed("cached"))
+            .expect("somebody removes it");
+        engine.rename("cached", "moved");
+        engine.rename("other", "another");
+        assert_eq!(named(&engine.flush().expect("flush")), ["moved"]);
+        assert_eq!(world.on_drive("another").as_deref(), Some(&b"other"[..]));
+        engine.flush_all();
+        assert_eq!(
+            world.on_drive("moved").as_deref(),
+            Some(&b"still in the cache"[..])
+        );
+        world.check(&engine);
+    }
+}
+
+#[test]
+fn a_moved_file_that_is_nowhere_does_not_keep_the_rest_from_the_drive() {
+    for kind in KINDS {
+        let mut world = World::new(kind);
+        world.limits.max_bytes = 0;
+        let engine = world.start(false);
+        engine.put("film", b"only on the drive");
+        engine.flush_all();
+        engine.trim();
+        assert!(!engine.is_cached("film"));
+        world
+            .memory
+            .remove_file(&RelPath::fixed("film"))
+            .expect("somebody removes it");
+        engine.rename("film", "moved");
+        engine.put("new", b"new");
+        assert_eq!(named(&engine.flush().expect("flush")), ["moved"]);
+        assert_eq!(world.on_drive("new").as_deref(), Some(&b"new"[..]));
+        engine.put("newer", b"newer");
+        engine.flush().expect("the next flush goes on");
+        assert_eq!(world.on_drive("newer").as_deref(), Some(&b"newer"[..]));
+    }
+}

@@ -33,6 +33,30 @@ pub(super) struct Rebuild<'a> {
     pub(super) sources: &'a BTreeMap<SlotNo, StageSource>,
 }
 
+/// What a batch has met that it could not have known.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    /// Directories that were to be removed but hold something that ferryfs does not know, or that is what they are now.
+    pub(super) kept: Vec<RelPath>,
+    /// What was to be moved, by its new name, but is nowhere: somebody else has removed it, or the drive has lost it.
+    pub(super) vanished: Vec<RelPath>,
+}
+
+const NOT_EMPTY: &str =
+    "removed in the mount, but on the drive it holds files that somebody else has put there";
+
+const VANISHED: &str = "moved in the mount, but the drive has it no more; if the cache has it, the next flush puts it back";
+
+impl Applied {
+    /// The same for people: path and reason.
+    pub(super) fn surprises(&self) -> impl Iterator<Item = (String, String)> {
+        let kept = self.kept.iter().map(|path| (path, NOT_EMPTY));
+        let vanished = self.vanished.iter().map(|path| (path, VANISHED));
+        kept.chain(vanished)
+            .map(|(path, reason)| (path.to_string(), reason.to_string()))
+    }
+}
+
 /// Applies one batch.
 pub(super) struct Applier<'a> {
     pub(super) backend: &'a dyn Backend,
@@ -44,24 +68,24 @@ pub(super) struct Applier<'a> {
 }
 
 impl Applier<'_> {
-    /// Takes all steps and syncs. Gives the directories that were to be removed but hold something that ferryfs does not know.
-    pub(super) fn apply(&self, mut done: impl FnMut(usize)) -> Result<Vec<RelPath>> {
-        let mut kept = Vec::new();
+    /// Takes all steps and syncs.
+    pub(super) fn apply(&self, mut done: impl FnMut(usize)) -> Result<Applied> {
+        let mut applied = Applied::default();
         let barrier = self.steps.needs_barrier();
         if !(barrier && self.run == Run::Redo && self.exists(&layout::barrier_path(self.batch))?) {
             for step in &self.steps.clear {
-                self.clear(step, &mut kept)?;
+                self.clear(step, &mut applied)?;
             }
             if barrier {
                 self.mark_cleared()?;
             }
         }
         for (count, step) in self.steps.place.iter().enumerate() {
-            self.place(step)?;
+            self.place(step, &mut applied)?;
             done(count + 1);
         }
         self.backend.sync()?;
-        Ok(kept)
+        Ok(applied)
     }
 
     fn mark_cleared(&self) -> Result<()> {
@@ -73,23 +97,33 @@ impl Applier<'_> {
         Ok(self.backend.sync()?)
     }
 
-    fn clear(&self, step: &ClearStep, kept: &mut Vec<RelPath>) -> Result<()> {
+    fn clear(&self, step: &ClearStep, applied: &mut Applied) -> Result<()> {
         match step {
             ClearStep::Detach { from, slot, .. } => {
                 let slot = layout::slot_path(self.batch, *slot);
                 if self.run == Run::Redo && self.exists(&slot)? {
                     return Ok(());
                 }
-                Ok(self.backend.rename(from, &slot)?)
+                match self.backend.rename(from, &slot) {
+                    // Told when it is missed at its new name.
+                    Err(error) if is_absent(&error) => Ok(()),
+                    result => Ok(result?),
+                }
             }
             ClearStep::RemoveFile { path } => match self.backend.remove_file(path) {
-                Err(error) if !error.is_not_found() => Err(error.into()),
+                Err(error) if !is_absent(&error) => Err(error.into()),
                 _ => Ok(()),
             },
             ClearStep::RemoveDir { path } => match self.backend.remove_dir(path) {
                 Err(error) if error.is_not_found() => Ok(()),
-                Err(error) if error.source.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
-                    kept.push(path.clone());
+                // Somebody else has put something into it, or a file in its place.
+                Err(error)
+                    if matches!(
+                        error.source.kind(),
+                        std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotADirectory
+                    ) =>
+                {
+                    applied.kept.push(path.clone());
                     Ok(())
                 }
                 result => Ok(result?),
@@ -97,7 +131,7 @@ impl Applier<'_> {
         }
     }
 
-    fn place(&self, step: &PlaceStep<FileContent>) -> Result<()> {
+    fn place(&self, step: &PlaceStep<FileContent>, applied: &mut Applied) -> Result<()> {
         match step {
             PlaceStep::MakeDir { path } => match self.backend.make_dir(path) {
                 Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -107,8 +141,11 @@ impl Applier<'_> {
             },
             PlaceStep::Attach { slot, to, .. } => {
                 let from = layout::slot_path(self.batch, *slot);
-                if self.run == Run::Redo && !self.exists(&from)? {
-                    return self.must_exist(to);
+                if !self.exists(&from)? {
+                    if self.run == Run::First || !self.exists(to)? {
+                        applied.vanished.push(to.clone());
+                    }
+                    return Ok(());
                 }
                 Ok(self.backend.rename(&from, to)?)
             }
@@ -195,16 +232,6 @@ impl Applier<'_> {
         exists(self.backend, path)
     }
 
-    fn must_exist(&self, path: &RelPath) -> Result<()> {
-        if self.exists(path)? {
-            return Ok(());
-        }
-        Err(FlushError::Unfinished {
-            batch: self.batch,
-            problem: format!("{path} is neither where it was nor where it belongs"),
-        })
-    }
-
     fn must_be_dir(&self, path: &RelPath) -> Result<()> {
         if self.backend.metadata(path)?.kind == FileKind::Directory {
             return Ok(());
@@ -216,11 +243,16 @@ impl Applier<'_> {
     }
 }
 
+/// Nothing stands there: the name is not there, or what should be a directory on the way is none.
+fn is_absent(error: &BackendError) -> bool {
+    error.is_not_found() || error.source.kind() == std::io::ErrorKind::NotADirectory
+}
+
 /// Whether anything stands at `path`.
 pub(super) fn exists(backend: &dyn Backend, path: &RelPath) -> Result<bool> {
     match backend.metadata(path) {
         Ok(_) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) if is_absent(&error) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

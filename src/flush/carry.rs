@@ -30,9 +30,6 @@ const FOREIGN: &str =
 const KEPT: &str =
     "removed in the mount, but somebody else has changed it on the drive; it stays there";
 
-const NOT_EMPTY: &str =
-    "removed in the mount, but on the drive it holds files that somebody else has put there";
-
 /// What came of trying one plan.
 enum Attempt {
     Done(Report),
@@ -177,20 +174,18 @@ impl Carrier<'_> {
                 run: Run::First,
                 rebuild: None,
             };
-            let kept = applier.apply(|done| {
+            let applied = applier.apply(|done| {
                 at.files_done = done as u64;
                 (self.progress)(at);
             })?;
-            let kept = kept
-                .iter()
-                .map(|path| (path.to_string(), NOT_EMPTY.to_string()));
-            report.left_behind.extend(kept);
+            report.left_behind.extend(applied.surprises());
             (self.progress)(phase(Phase::Confirm));
             let outcome = match report.left_behind.is_empty() {
                 true => "complete",
                 false => "left behind",
             };
-            self.flusher.confirm(journal, self.active.cut, outcome)?;
+            self.flusher
+                .confirm(journal, &applied, self.active.cut, outcome)?;
             self.parts.drive.names_are_settled(true);
         }
         self.flusher.clean_up(self.backend, self.active.batch)

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::Flusher;
+use super::apply::Applied;
 use super::gather::Gathered;
 use super::journal::Journal;
 use super::report::{FlushError, Result};
 use super::stage::Staged;
-use crate::base::{Seq, Timestamp};
+use crate::base::{Ino, Name, RelPath, Seq, Timestamp};
 use crate::index::{BatchState, BatchSummary, Confirmed, PlacedEntry};
 use crate::rules::delta::NOBODY;
-use crate::rules::plan::{Outcome, Placed, Plan};
+use crate::rules::plan::{NameKey, Outcome, Placed, Plan};
 use crate::rules::steps::{FileContent, PlaceStep, PlainKind, SlotNo};
 
 /// Names noted under one hold of the index lock.
@@ -115,9 +116,46 @@ impl Flusher {
         Ok(())
     }
 
+    /// The backend has nothing at `path`: the name is marked, so that the next batch puts the file there if the cache has it.
+    fn note_vanished(&self, path: &RelPath, cut: Seq) -> Result<()> {
+        let mut state = self.parts.index.lock();
+        let mut parent = Ino::ROOT;
+        let mut names = path.components().map(Name::new).peekable();
+        while let Some(Ok(name)) = names.next() {
+            let Some(ino) = state.lookup(parent, &name)? else {
+                return Ok(()); // Renamed since; the index finds out when it is read.
+            };
+            if names.peek().is_none() {
+                let gone = Confirmed {
+                    key: NameKey {
+                        parent,
+                        name: name.clone(),
+                    },
+                    placed: None,
+                    settled: false,
+                    inode_settled: false,
+                };
+                state.confirm_names(cut, &[gone])?;
+                state.mark_name(parent, &name)?;
+                state.commit()?;
+            }
+            parent = ino;
+        }
+        Ok(())
+    }
+
     /// Notes what the batch has left on the backend, ends it, and makes that durable. May be repeated.
-    pub(super) fn confirm(&self, journal: &Journal, cut: Seq, outcome: &str) -> Result<()> {
+    pub(super) fn confirm(
+        &self,
+        journal: &Journal,
+        applied: &Applied,
+        cut: Seq,
+        outcome: &str,
+    ) -> Result<()> {
         self.note_conclusions(journal, cut)?;
+        for path in &applied.vanished {
+            self.note_vanished(path, cut)?;
+        }
         let summary = BatchSummary {
             batch: journal.record.batch,
             time: self.parts.clock.now(),

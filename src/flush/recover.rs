@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::Flusher;
-use super::apply::{Applier, Rebuild, Run};
+use super::apply::{Applied, Applier, Rebuild, Run};
 use super::journal::Journal;
 use super::report::{FlushError, Result};
 use super::stage::discard;
@@ -116,7 +116,7 @@ fn read_record(
 }
 
 /// The batches of which something is in our directory on the backend, oldest first.
-pub(super) fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
+fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
     let mut found = std::collections::BTreeSet::new();
     for (dir, parse) in [
         (
@@ -132,6 +132,12 @@ pub(super) fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
         }
     }
     Ok(found.into_iter().collect())
+}
+
+/// The highest batch number of which anything is on the backend.
+pub(super) fn highest_on(backend: &dyn Backend) -> Result<Option<BatchNo>> {
+    let all = batches_on(backend)?.into_iter().chain(done_on(backend)?);
+    Ok(all.max())
 }
 
 /// The batches that were finished without their cache and whose cache may not know yet.
@@ -239,10 +245,11 @@ impl Flusher {
                     sources: &journal.sources,
                 }),
             };
-            for path in applier.apply(|_| {})? {
-                tracing::warn!(%path, "removed in the mount, but on the drive it holds files of somebody else; it stays");
+            let applied = applier.apply(|_| {})?;
+            for (path, reason) in applied.surprises() {
+                tracing::warn!(path, reason, "not as the batch has it");
             }
-            self.confirm(journal, active.cut, "complete")?;
+            self.confirm(journal, &applied, active.cut, "complete")?;
             self.parts.drive.names_are_settled(true);
         }
         self.clean_up(backend, active.batch)
@@ -256,7 +263,7 @@ impl Flusher {
         active: &ActiveBatch,
     ) -> Result<()> {
         tracing::info!(batch = %active.batch, "the batch was finished elsewhere");
-        self.confirm(journal, active.cut, "complete")?;
+        self.confirm(journal, &Applied::default(), active.cut, "complete")?;
         backend.remove_file(&done_path(active.batch)?)?;
         self.clean_up(backend, active.batch)
     }
@@ -318,7 +325,12 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
         run: Run::Redo,
         rebuild: None,
     };
-    applier.apply(|_| {})?;
+    // The record may have been read from memory only.
+    backend.sync()?;
+    let applied = applier.apply(|_| {})?;
+    for (path, reason) in applied.surprises() {
+        tracing::warn!(path, reason, "not as the batch has it");
+    }
     backend.rename(
         &layout::record_path(record.batch),
         &done_path(record.batch)?,

@@ -58,6 +58,7 @@ impl Flusher {
         let backend = self.parts.drive.get().ok_or(FlushError::Detached)?;
         recover::check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.recover_open_batch(&*backend)?;
+        self.parts.drive.names_are_settled(true);
         self.wait_for_closes();
         let mut report = match self.run_batch(&*backend, Scope::All, deadline, progress) {
             Err(full @ FlushError::Full { .. }) => {
@@ -92,7 +93,7 @@ impl Flusher {
     ) -> Result<Report> {
         progress(phase(Phase::Cut));
         // Another cache of this volume may have used higher numbers; ours must not meet what it has left.
-        let above = recover::batches_on(backend)?.into_iter().max();
+        let above = recover::highest_on(backend)?;
         let Some((active, snapshot)) = self.cut(above)? else {
             return Ok(Report::default());
         };

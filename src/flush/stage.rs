@@ -233,17 +233,24 @@ impl Stager<'_> {
     }
 }
 
-/// Removes a staging directory with what is staged in it; fine if it is not there. Staged are files only: a directory was set
-/// aside from under somebody's name, and is kept in `.ferryfs/lost+found`, whatever has brought it to this.
+/// Removes a staging directory with what is staged in it; fine if it is not there. What was set aside from under somebody's name
+/// is kept in `.ferryfs/lost+found`, whatever has brought it to this: directories, and all once clearing was over.
 pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     let entries = match backend.read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.is_not_found() => return Ok(()),
         Err(error) => return Err(error.into()),
     };
+    // With the mark, clearing was over: what is in a slot then was moved there from under its name, unless the batch was finished.
+    let cleared = entries
+        .iter()
+        .any(|entry| entry.name.as_bytes() == layout::BARRIER.as_bytes());
     for entry in entries {
         let path = dir.join(&entry.name);
         match entry.meta.kind {
+            _ if cleared && layout::parse_slot_name(&entry.name).is_some() => {
+                keep(backend, dir, &path, &entry.name)?;
+            }
             crate::base::FileKind::Directory => keep(backend, dir, &path, &entry.name)?,
             _ => backend.remove_file(&path)?,
         }
@@ -264,6 +271,6 @@ fn keep(backend: &dyn Backend, dir: &RelPath, path: &RelPath, slot: &Name) -> Re
         .map_or_else(String::new, |(_, name)| name.to_string());
     let name = Name::new(format!("{batch}-{slot}").as_bytes())
         .map_err(|_| FlushError::WrongDrive(format!("{path} has an impossible name")))?;
-    tracing::error!(%path, "a directory was left in a staging directory; it is kept in .ferryfs/lost+found on the drive");
+    tracing::error!(%path, "something was left in a staging directory; it is kept in .ferryfs/lost+found on the drive");
     Ok(backend.rename(path, &lost_found.join(&name))?)
 }

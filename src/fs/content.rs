@@ -360,6 +360,9 @@ impl Fs {
             .filter(|flags| known.contains(*flags))
             .ok_or(FsError::NOT_SUPPORTED)?;
         let handle = self.opens.handle(handle)?;
+        if ctx.uid != 0 {
+            self.drop_privileges(handle.open.ino)?;
+        }
         let allocate = || {
             self.change(ctx, &handle.open, OldBytes::Keep, |file| {
                 Ok(sys::file::allocate(file, mode, offset, length)?)
@@ -392,6 +395,9 @@ impl Fs {
         let length = usize::try_from(length)
             .unwrap_or(usize::MAX)
             .min(COPY_LIMIT as usize);
+        if ctx.uid != 0 {
+            self.drop_privileges(target.open.ino)?;
+        }
         let copied = self.with_room(ctx, || {
             self.change(ctx, &target.open, OldBytes::Keep, |file| {
                 Ok(sys::file::copy_range(
