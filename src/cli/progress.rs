@@ -81,7 +81,7 @@ fn name(phase: Phase) -> &'static str {
         Phase::Stage => "copying ",
         Phase::Commit => "sealing ",
         Phase::Apply => "placing ",
-        Phase::Confirm => "checking",
+        Phase::Confirm => "confirming",
     }
 }
 

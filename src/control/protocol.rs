@@ -80,7 +80,7 @@ pub enum Phase {
     Commit,
     /// Files are being moved into place.
     Apply,
-    /// What was written is being checked and let go of.
+    /// What was done is being noted, and let go of.
     Confirm,
 }
 
