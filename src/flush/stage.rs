@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread;
 use std::time::Instant;
+
+use crossbeam_channel::bounded;
 
 use super::gather::EMPTY;
 use super::report::{FlushError, Result};
@@ -18,6 +21,12 @@ use crate::sys;
 
 /// Bytes read and written at a time.
 const BUFFER: usize = 1 << 20;
+
+/// Files of at least this size are read ahead while they are written.
+const LARGE: u64 = 8 << 20;
+
+/// Buffers of a file that is read ahead.
+const AHEAD: usize = 4;
 
 /// A batch whose contents are on the backend, synced, under no final name.
 pub(super) struct Staged {
@@ -63,6 +72,72 @@ impl Source {
                 .map_err(|source| BackendError::new("read", path, source).into()),
         }
     }
+
+    /// Hands all bytes to `append`, in order, and gives their number and hash.
+    fn copy(
+        &self,
+        path: &RelPath,
+        buffer: &mut [u8],
+        append: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<(u64, ContentHash)> {
+        let mut hasher = blake3::Hasher::new();
+        let mut size = 0;
+        loop {
+            let got = self.read_at(buffer, size, path)?;
+            if got == 0 {
+                return Ok((size, ContentHash(*hasher.finalize().as_bytes())));
+            }
+            hasher.update(&buffer[..got]);
+            append(&buffer[..got])?;
+            size += got as u64;
+        }
+    }
+
+    /// The same, reading and hashing some way ahead on a thread of its own while the bytes before are being written.
+    fn copy_ahead(
+        &self,
+        path: &RelPath,
+        append: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<(u64, ContentHash)> {
+        let (filled, full) = bounded::<Vec<u8>>(AHEAD);
+        let (emptied, empty) = bounded::<Vec<u8>>(AHEAD);
+        for _ in 0..AHEAD {
+            // There is room for them all.
+            let _ = emptied.send(vec![0; BUFFER]);
+        }
+        thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                let mut hasher = blake3::Hasher::new();
+                let mut size = 0;
+                while let Ok(mut buffer) = empty.recv() {
+                    buffer.resize(BUFFER, 0);
+                    let got = self.read_at(&mut buffer, size, path)?;
+                    buffer.truncate(got);
+                    hasher.update(&buffer);
+                    size += got as u64;
+                    if got == 0 || filled.send(buffer).is_err() {
+                        break;
+                    }
+                }
+                Ok((size, ContentHash(*hasher.finalize().as_bytes())))
+            });
+            let written = full.iter().try_for_each(|buffer| {
+                append(&buffer)?;
+                // Nobody waits for it if the reader is through.
+                let _ = emptied.send(buffer);
+                Ok(())
+            });
+            // Lets a reader that is still at it end.
+            drop((full, emptied));
+            let read = reader.join().unwrap_or_else(|_| {
+                Err(FlushError::Cache {
+                    operation: format!("read the bytes of {path}"),
+                    source: std::io::Error::other("the reading thread panicked"),
+                })
+            });
+            written.and(read)
+        })
+    }
 }
 
 /// Copies one file into its slot and tells what it was. If it is not of the `expected` size it is not what the index vouches for,
@@ -78,19 +153,16 @@ pub(super) fn stage_file(
 ) -> Result<FileContent> {
     let from = Source::open(backend, store, source)?;
     let mut to = backend.create(slot)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut size = 0;
-    loop {
-        let got = from.read_at(buffer, size, slot)?;
-        if got == 0 {
-            break;
-        }
-        hasher.update(&buffer[..got]);
-        to.append(&buffer[..got])
+    let mut append = |bytes: &[u8]| -> Result<()> {
+        to.append(bytes)
             .map_err(|source| BackendError::new("write", slot, source))?;
-        size += got as u64;
-        done(got as u64)?;
-    }
+        done(bytes.len() as u64)
+    };
+    let (size, hash) = if expected.is_some_and(|size| size >= LARGE) {
+        from.copy_ahead(slot, &mut append)?
+    } else {
+        from.copy(slot, buffer, &mut append)?
+    };
     if expected.is_some_and(|expected| expected != size) {
         return Err(FlushError::Cache {
             operation: format!(
@@ -105,7 +177,7 @@ pub(super) fn stage_file(
         .map_err(|source| BackendError::new("close", slot, source))?;
     Ok(FileContent {
         size,
-        hash: ContentHash(*hasher.finalize().as_bytes()),
+        hash,
         modified,
     })
 }

@@ -16,7 +16,7 @@ use fuser::{
 };
 
 use super::convert::{
-    TTL, attr, ctx, errno, file_type, ino, name, open_mode, rename_mode, set_time,
+    TTL, attr, ctx, errno, file_type, ino, name, nothing, open_mode, rename_mode, set_time,
 };
 use super::workers::Workers;
 use crate::base::Name;
@@ -185,7 +185,8 @@ impl Filesystem for Adapter {
             operation,
             |reply, found| match found {
                 Some(inode) => reply_entry(reply, inode),
-                None => reply.error(Errno::ENOENT),
+                // Inode 0 says that there is nothing, and lets the kernel remember it: only the kernel can change that.
+                None => reply.entry(&TTL, &nothing(), GENERATION),
             },
         );
     }

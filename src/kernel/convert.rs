@@ -68,6 +68,11 @@ pub(super) fn attr(inode: &Inode) -> FileAttr {
     }
 }
 
+/// The attributes of what is not there; the kernel looks at the inode number alone.
+pub(super) fn nothing() -> FileAttr {
+    attr(&Inode::new(Ino(0), libc::S_IFREG, 0, 0, Timestamp(0)))
+}
+
 pub(super) fn open_mode(flags: i32) -> OpenMode {
     OpenMode {
         write: OpenFlags(flags).acc_mode() != fuser::OpenAccMode::O_RDONLY,
