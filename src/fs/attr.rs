@@ -11,6 +11,9 @@ const CACHE_ATTRIBUTE: &[u8] = b"user.ferryfs.cache";
 /// The attribute with a program's capabilities.
 const CAPABILITY: &[u8] = b"security.capability";
 
+/// How often the row of a file is looked at again while somebody else is about to settle it.
+const SETTLING: usize = 1000;
+
 /// A new time for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetTime {
@@ -70,7 +73,10 @@ impl Fs {
     /// While a file is being written, its object knows size and time better than its row. The kernel believes what it is told
     /// here, so a row that was read before the file was settled must not pass.
     pub(super) fn with_current_size(&self, mut inode: Inode) -> Result<Inode> {
-        while inode.flags.has(Flags::WRITING) {
+        for _ in 0..SETTLING {
+            if !inode.flags.has(Flags::WRITING) {
+                return Ok(inode);
+            }
             if let Some(open) = self.opens.find(inode.ino) {
                 // Whoever holds this lock while the row says WRITING holds it for a moment only: fetches and copies come before.
                 let content = open.content.read();
@@ -79,7 +85,14 @@ impl Fs {
                     return Ok(inode);
                 }
             }
+            // It is just being made, or has just been settled.
+            std::thread::yield_now();
             inode = self.known(&mut self.index.lock(), inode.ino)?;
+        }
+        // Settling it has failed, or has been undone. Its object still knows.
+        if let Some(object) = inode.object {
+            let file = self.store.open_object(object)?;
+            super::content::measure(&file)?.apply(&mut inode);
         }
         Ok(inode)
     }
