@@ -1,13 +1,13 @@
 //! Which ferryfs mounts there are, from `/proc/self/mountinfo` (format: proc_pid_mountinfo(5)).
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use super::exit::Failure;
 use super::render::quoted;
+use crate::sys;
+use crate::sys::mounts::Mount;
 
 /// The type that the kernel shows for our mounts.
 pub const FSTYPE: &[u8] = b"fuse.ferryfs";
@@ -35,60 +35,29 @@ impl MountEntry {
     }
 }
 
+impl From<Mount> for MountEntry {
+    fn from(mount: Mount) -> MountEntry {
+        MountEntry {
+            id: mount.id,
+            mountpoint: mount.mount_point,
+            fstype: mount.fs_type.into_bytes(),
+            source: mount.source.into(),
+        }
+    }
+}
+
 /// All mounts that `mountinfo` lists and that no later mount at the same place hides. Lines that make no sense are
 /// passed over.
 pub fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
     let mut mounts: Vec<MountEntry> = Vec::new();
-    for entry in mountinfo.split(|&b| b == b'\n').filter_map(parse_line) {
+    for entry in sys::mounts::parse(mountinfo)
+        .into_iter()
+        .map(MountEntry::from)
+    {
         mounts.retain(|earlier| earlier.mountpoint != entry.mountpoint);
         mounts.push(entry);
     }
     mounts
-}
-
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
-fn parse_line(line: &[u8]) -> Option<MountEntry> {
-    let mut fields = line.split(|&b| b == b' ');
-    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let mountpoint = fields.nth(3)?;
-    fields.next()?;
-    // Any number of optional fields, then a lone hyphen.
-    fields.by_ref().find(|&field| field == b"-")?;
-    let fstype = fields.next()?;
-    let source = fields.next()?;
-    Some(MountEntry {
-        id,
-        mountpoint: unescape(mountpoint),
-        fstype: fstype.to_vec(),
-        source: unescape(source),
-    })
-}
-
-/// Undoes the kernel's escapes: a backslash and three octal digits for blank, tab, newline, backslash and hash.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        match (first, octal(tail)) {
-            (b'\\', Some(byte)) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    OsString::from_vec(bytes).into()
-}
-
-fn octal(digits: &[u8]) -> Option<u8> {
-    let mut value = 0_u32;
-    for &digit in digits.get(..3)? {
-        value = value * 8 + char::from(digit).to_digit(8)?;
-    }
-    u8::try_from(value).ok()
 }
 
 /// All mounts that this process sees.
@@ -201,7 +170,10 @@ broken line\n\
     #[test]
     fn what_only_looks_like_an_escape_stays() {
         for text in ["a\\", "a\\04", "a\\999", "a\\777"] {
-            assert_eq!(unescape(text.as_bytes()), Path::new(text));
+            let table = format!("1 0 0:1 / {text} rw - ext4 {text} rw");
+            let mounts = parse(table.as_bytes());
+            assert_eq!(mounts[0].mountpoint, Path::new(text));
+            assert_eq!(mounts[0].source, Path::new(text));
         }
     }
 

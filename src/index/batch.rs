@@ -16,7 +16,7 @@ use rusqlite::{OptionalExtension, params};
 use super::inode::{Flags, Inode};
 use super::tree::PlacedEntry;
 use super::{Context, Result, State, int};
-use crate::base::{BatchNo, Ino, ObjectId, Seq, Timestamp};
+use crate::base::{BatchNo, Ino, Seq, Timestamp};
 use crate::rules::plan::NameKey;
 
 /// A batch between its cut and its end.
@@ -307,15 +307,5 @@ impl State {
                 .optional()
             })
             .context("read the last batch")
-    }
-
-    /// Whether `object` is still what the inode's row names, or is kept for the batch under way.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn vouches_for(&mut self, ino: Ino, object: ObjectId) -> Result<bool> {
-        Ok(self
-            .inode(ino)?
-            .is_some_and(|inode| inode.object == Some(object)))
     }
 }
