@@ -214,6 +214,7 @@ mod tests {
             files_total: n,
             bytes_done: n,
             bytes_total: n,
+            silent_seconds: 0,
         }
     }
 

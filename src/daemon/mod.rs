@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod dead_mount;
+mod flight;
 mod monitor;
 pub mod options;
 pub mod preflight;
@@ -93,6 +94,14 @@ impl From<FlushError> for DaemonError {
             hint: service::hint(&error).map(str::to_string),
         }
     }
+}
+
+/// Looks whether the mount that `options` describe can be made, and completes them.
+///
+/// # Errors
+/// Why not; also if the backend does not answer.
+pub fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
+    run::check(options)
 }
 
 /// Serves the mount that `options` describe until it is unmounted; `ready` is signalled once it can be used.

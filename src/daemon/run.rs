@@ -18,6 +18,7 @@ use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
 use crate::cache::{CacheLock, Store};
+use crate::cli::exit::Exit;
 use crate::control::server::{self, Handler};
 use crate::flush::{FlushError, Flusher, Hooks, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer};
@@ -26,11 +27,11 @@ use crate::kernel::{Session, SessionOptions, Workers};
 use crate::rules::names::NameRules;
 use crate::sys::time::CoarseClock;
 
-/// Threads that may wait for the backend.
-const WORKERS: usize = 8;
+/// How many times the time that a read may go unanswered a backend may not answer before an end is made without it.
+const HOPELESS: u32 = 3;
 
-/// How long a request may wait for the backend.
-const IO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the flush may take that a signal causes: systemd sends SIGKILL 90 s after SIGTERM.
+const SIGNAL_FLUSH: Duration = Duration::from_secs(60);
 
 /// Share of the SSD that stays free for others, as a divisor: 5%.
 const KEEP_FREE_DIVISOR: u64 = 20;
@@ -83,7 +84,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     let index = open_index(&opened)?;
     let store =
         Arc::new(Store::open(&opened.dir).map_err(|error| DaemonError::failed(error.to_string()))?);
-    let drive = Arc::new(Drive::detached());
+    let drive = Drive::guarded(options.io_timeout)
+        .map(Arc::new)
+        .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
     let limits = limits(&options, &store, index.lock().totals().cached_bytes)?;
     let fs = Fs::new(FsParts {
         index: index.clone(),
@@ -96,7 +99,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             nix::unistd::getegid().as_raw(),
         ),
         limits,
-        io_timeout: IO_TIMEOUT,
+        io_timeout: options.io_timeout,
         cache_path: opened.dir.as_os_str().as_encoded_bytes().to_vec(),
     })
     .map(Arc::new)
@@ -104,7 +107,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     settle_after_unclean_end(&fs, &index)?;
     drive.attach(opened.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
-    flusher.recover()?;
+    recover(&flusher, &drive, options.io_timeout * HOPELESS)?;
     drive.refresh_space();
     serve(
         &options,
@@ -146,7 +149,7 @@ fn serve(
         limits,
     } = parts;
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
-    let workers = Workers::start(WORKERS).map_err(|e| io("cannot start a thread", e))?;
+    let workers = Workers::start().map_err(|e| io("cannot start a thread", e))?;
     let session_options = SessionOptions {
         source: options.backend.to_string_lossy().into_owned(),
         allow_other: options.fuse.allow_other,
@@ -170,7 +173,8 @@ fn serve(
         volume: opened.facts.volume,
         backend: options.backend.clone(),
         mountpoint: options.mountpoint.clone(),
-        last_error: Mutex::new(None),
+        last_error: Arc::new(Mutex::new(None)),
+        patience: options.io_timeout * HOPELESS,
         ended,
         ending: false.into(),
     });
@@ -193,10 +197,10 @@ fn serve(
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
     tracing::info!(backend = %options.backend.display(), mountpoint = %options.mountpoint.display(), "mounted");
-    match wait_for_end(&session, &end, signals) {
-        End::Unmounted => {}
-        End::Signal => end_on_signal(&service, &options.mountpoint),
-    }
+    let patience = match wait_for_end(&session, &end, signals) {
+        End::Unmounted => PATIENCE,
+        End::Signal => end_on_signal(&service, &options.mountpoint, signals),
+    };
     service
         .ending
         .store(true, std::sync::atomic::Ordering::Release);
@@ -204,17 +208,72 @@ fn serve(
         tracing::warn!(%error, "the session ended with an error");
     }
     tasks.stop(PATIENCE);
+    let at_rest = wait_for_flush(&service, patience);
     server.close_door();
-    let closed = close(&fs, &index);
-    // The locks go before the connection of whoever asked for the end: when that is told, all is free.
-    drop(opened);
+    let closed = close(&fs, &index, at_rest);
+    if at_rest {
+        // The locks go before the connection of whoever asked for the end: when that is told, all is free.
+        drop(opened);
+    } else {
+        // A call that changes the backend is still under way and may yet take effect. No other daemon may recover the batch
+        // before that: the kernel holds the locks until the last thread of this process has come back from it.
+        std::mem::forget(opened);
+    }
     server.stop();
     closed
 }
 
-/// Everything is settled, so that the next start need not look for what an unclean end leaves.
-fn close(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
+/// Waits for a flush that is still under way, unless it sits in a call that is not answered. Whether there is none any more.
+fn wait_for_flush(service: &Service, patience: Duration) -> bool {
+    let end = Instant::now() + patience;
+    while service.flusher.is_running() {
+        if Instant::now() > end || service.drive.stalled().is_some() {
+            tracing::warn!(
+                "ending in the middle of a flush; what was not carried waits in the cache, and the next mount goes on with it"
+            );
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+/// Brings the backend and the index to agree; not on this thread, which must not be kept by a backend that does not answer.
+fn recover(
+    flusher: &Arc<Flusher>,
+    drive: &Arc<Drive>,
+    patience: Duration,
+) -> Result<(), DaemonError> {
+    let theirs = flusher.clone();
+    let silent = || {
+        drive
+            .stalled()
+            .is_some_and(|stall| stall.lasts() >= patience)
+    };
+    match super::flight::within(move || theirs.recover(), silent) {
+        Some(outcome) => Ok(outcome?),
+        None => Err(no_answer()),
+    }
+}
+
+fn no_answer() -> DaemonError {
+    DaemonError {
+        code: Exit::BackendAbsent,
+        message: "the backend does not answer".into(),
+        hint: Some(
+            "see whether the NAS or drive is well, and mount again when it is; nothing was changed and nothing is lost"
+                .into(),
+        ),
+    }
+}
+
+/// Everything is settled, so that the next start need not look for what an unclean end leaves; unless a flush is not at rest,
+/// which may go on until the process is gone: as if it were killed.
+fn close(fs: &Fs, index: &Index, at_rest: bool) -> Result<(), DaemonError> {
     fs.close_all().map_err(failed)?;
+    if !at_rest {
+        return Ok(());
+    }
     if index.lock().has_undone() {
         tracing::warn!(
             "the index had to undo changes; the next start looks for what they have left"
@@ -234,18 +293,36 @@ fn note_unclean(index: &Index, value: &str) -> Result<(), DaemonError> {
         .map_err(|error| DaemonError::failed(error.to_string()))
 }
 
-/// A signal asks for an end: what waits is carried if the drive is there, the mount taken away even if it is in use.
-fn end_on_signal(service: &Service, mountpoint: &Path) {
-    tracing::info!("ending on a signal");
-    if service.drive.is_attached() {
-        // Its outcome is logged; what was not carried waits in the cache.
-        let _ = service.run_flush(None, &|_| {});
+/// A signal asks for an end: what waits is carried if the drive is there, for a bounded time and until a second signal, and
+/// the mount taken away even if it is in use. Gives how long a flush that is still under way may be waited for.
+fn end_on_signal(service: &Service, mountpoint: &Path, signals: &Receiver<()>) -> Duration {
+    tracing::info!("ending on a signal; a second one ends the flush");
+    let again = || signals.try_recv().is_ok();
+    let deadline = Some(Instant::now() + SIGNAL_FLUSH);
+    let outcome = service.flush_before_end(deadline, &again, &|_| {});
+    let patience = match &outcome {
+        Some(Err(FlushError::StillRunning { .. })) => Duration::ZERO,
+        _ => PATIENCE,
+    };
+    match outcome {
+        Some(Ok(report)) if report.left_behind.is_empty() => {}
+        Some(Ok(report)) => tracing::warn!(
+            files = report.left_behind.len(),
+            "not all was carried; the rest waits in the cache and follows after the next mount"
+        ),
+        Some(Err(error)) => {
+            tracing::warn!(%error, "not flushed; what was not carried waits in the cache and follows after the next mount");
+        }
+        None => tracing::warn!(
+            "the backend is away or does not answer; what was not carried waits in the cache and follows after the next mount"
+        ),
     }
     if super::tasks::unmount(mountpoint).is_err()
         && let Err(error) = super::dead_mount::detach(mountpoint)
     {
         tracing::error!(%error, "the mount could not be taken away");
     }
+    patience
 }
 
 fn wait_for_end(session: &Session, end: &Receiver<()>, signals: &Receiver<()>) -> End {
@@ -302,8 +379,7 @@ fn block_signals() -> Result<Receiver<()>, DaemonError> {
 }
 
 fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, DaemonError> {
-    let backend = MountedDir::open(&options.backend).map_err(FlushError::from)?;
-    let marker = volume::peek(&backend)?;
+    let (backend, marker) = look(&options.backend, options.io_timeout)?;
     let dir = match (&options.cache, &marker) {
         (Some(dir), _) => dir.clone(),
         (None, Some(marker)) => volume::default_caches()?.join(marker.id.to_string()),
@@ -350,6 +426,28 @@ fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, Daemo
         _lock: lock,
         _volume: volume_lock,
     })
+}
+
+/// The first look at the backend: in bounded time, as it may be a share whose server is silent.
+fn look(
+    path: &Path,
+    patience: Duration,
+) -> Result<(MountedDir, Option<crate::rules::marker::Marker>), DaemonError> {
+    let begun = Instant::now();
+    let path = path.to_path_buf();
+    let look = move || {
+        let backend = MountedDir::open(&path).map_err(FlushError::from)?;
+        let marker = volume::peek(&backend)?;
+        Ok((backend, marker))
+    };
+    super::flight::within(look, || begun.elapsed() > patience).unwrap_or_else(|| Err(no_answer()))
+}
+
+/// The checks before a mount, in bounded time likewise.
+pub(super) fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
+    let (begun, patience) = (Instant::now(), options.io_timeout);
+    let check = move || preflight::check(options);
+    super::flight::within(check, || begun.elapsed() > patience).unwrap_or_else(|| Err(no_answer()))
 }
 
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {

@@ -42,6 +42,7 @@ use crate::rules::names::NameRules;
 pub(crate) use recover::read_small;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result};
+pub(crate) use run::phase;
 
 /// What a flush needs of the file system it serves.
 pub trait Hooks: Send + Sync {
