@@ -74,7 +74,12 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
     if child {
         background::begin_child()
             .map_err(|error| Failure::failed(format!("cannot go to the background: {error}")))?;
-        serve(options, Ready::background())?;
+        if let Err(error) = serve(options, Ready::background()) {
+            let failure = Failure::from(error);
+            complain(&failure.to_string());
+            background::give_up(failure.code);
+            return Ok(failure.code);
+        }
         return Ok(Exit::Done);
     }
     if options.foreground {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unbounded};
 
 use crate::backend::drive::Drive;
 use crate::control::protocol::{Phase, Progress};
@@ -153,7 +153,7 @@ pub(super) fn within<T: Send + 'static>(
     enough: impl Fn() -> bool,
 ) -> Option<T> {
     let (end, ended) = bounded(1);
-    thread::Builder::new()
+    let thread = thread::Builder::new()
         .name("ferryfs-start".into())
         .spawn(move || {
             let _ = end.send(work());
@@ -162,9 +162,12 @@ pub(super) fn within<T: Send + 'static>(
     loop {
         match ended.recv_timeout(LOOK_EVERY) {
             Ok(outcome) => return Some(outcome),
-            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return None,
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) if enough() => return None,
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) if enough() => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => match thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => return None,
+            },
         }
     }
 }

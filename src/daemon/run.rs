@@ -177,6 +177,7 @@ fn serve(
         patience: options.io_timeout * HOPELESS,
         ended,
         ending: false.into(),
+        over: false.into(),
     });
     let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
         .map_err(|e| io("cannot open the control socket", e))?;
@@ -209,6 +210,9 @@ fn serve(
     }
     tasks.stop(PATIENCE);
     let at_rest = wait_for_flush(&service, patience);
+    service
+        .over
+        .store(!at_rest, std::sync::atomic::Ordering::Release);
     server.close_door();
     let closed = close(&fs, &index, at_rest);
     if at_rest {
@@ -446,7 +450,7 @@ fn look(
 /// The checks before a mount, in bounded time likewise.
 pub(super) fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
     let (begun, patience) = (Instant::now(), options.io_timeout);
-    let check = move || preflight::check(options);
+    let check = move || Ok(preflight::check(options)?);
     super::flight::within(check, || begun.elapsed() > patience).unwrap_or_else(|| Err(no_answer()))
 }
 

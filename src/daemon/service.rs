@@ -41,6 +41,8 @@ pub(super) struct Service {
     pub(super) ended: Sender<()>,
     /// No new flush begins by itself.
     pub(super) ending: AtomicBool,
+    /// The daemon ends in the middle of a flush: nobody is to wait for it any more.
+    pub(super) over: AtomicBool,
 }
 
 /// What to do about a failed flush.
@@ -119,7 +121,11 @@ impl Service {
             let still_dirty = state.anything_dirty().unwrap_or(true);
             state.set_dirty_since(still_dirty.then_some(started));
         };
-        flight::flush(&self.flusher, &self.drive, patience, progress, then, after)
+        let patience = Patience {
+            deadline: patience.deadline,
+            enough: &|silent| self.over.load(Ordering::Acquire) || (patience.enough)(silent),
+        };
+        flight::flush(&self.flusher, &self.drive, &patience, progress, then, after)
     }
 
     /// Whether a backend has not answered for so long that nobody should wait for it who wants to end something.
