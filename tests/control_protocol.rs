@@ -89,6 +89,7 @@ impl Handler for Fake {
                 files_total: steps,
                 bytes_done: step,
                 bytes_total: steps,
+                silent_seconds: 0,
             });
             thread::sleep(Duration::from_millis(5));
         }

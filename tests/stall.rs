@@ -473,7 +473,7 @@ fn a_second_signal_ends_the_daemon_at_once() {
         fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) <= 1
     });
     lab.remount();
-    assert_content(lab.m("new"), b"new".to_vec());
+    assert_content(lab.m("new"), b"new");
     lab.flush();
     lab.assert_drive_is_mount();
     lab.finish();
