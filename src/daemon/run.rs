@@ -107,7 +107,12 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     settle_after_unclean_end(&fs, &index)?;
     drive.attach(opened.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
-    recover(&flusher, &drive, options.io_timeout * HOPELESS)?;
+    if let Err(error) = recover(&flusher, &drive, options.io_timeout * HOPELESS) {
+        if flusher.is_running() {
+            keep_locks(opened);
+        }
+        return Err(error);
+    }
     drive.refresh_space();
     serve(
         &options,
@@ -219,12 +224,16 @@ fn serve(
         // The locks go before the connection of whoever asked for the end: when that is told, all is free.
         drop(opened);
     } else {
-        // A call that changes the backend is still under way and may yet take effect. No other daemon may recover the batch
-        // before that: the kernel holds the locks until the last thread of this process has come back from it.
-        std::mem::forget(opened);
+        keep_locks(opened);
     }
     server.stop();
     closed
+}
+
+/// Keeps the locks until the process is gone. A call that changes the backend is still under way and may yet take effect, and no
+/// other daemon may recover the batch before that: the kernel lets go of the locks when the last thread has come back from it.
+fn keep_locks(opened: Opened) {
+    std::mem::forget(opened);
 }
 
 /// Waits for a flush that is still under way, unless it sits in a call that is not answered. Whether there is none any more.

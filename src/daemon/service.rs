@@ -301,6 +301,10 @@ impl Handler for Service {
         if !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));
         }
+        let silent = self.drive.stalled().map(|stall| stall.lasts());
+        if self.is_hopeless(silent) {
+            return Err(not_ejected(&FlushError::StillRunning { silent }));
+        }
         let (monitor, fs) = (self.monitor.clone(), self.fs.clone());
         let let_go = move || {
             monitor.let_go(Presence::Ejected);
