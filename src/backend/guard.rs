@@ -16,6 +16,7 @@
 //! A [`Guard`] passes on what changes the backend in the same patient way.
 
 mod health;
+mod patient;
 mod threads;
 
 use std::io;
@@ -32,6 +33,7 @@ use health::Health;
 use threads::{GivenUp, Threads, Ticket};
 
 pub use health::Stall;
+pub use patient::Patient;
 pub(crate) use threads::sign_of_life;
 
 /// What all guards of one daemon share: the threads, and what is known of whether the backend answers. Dropping it lets the
@@ -173,7 +175,7 @@ impl Shared {
 
     /// Runs `work` here, however long it takes, and has it known that it is under way.
     fn wait<T>(&self, work: impl FnOnce() -> T) -> T {
-        let call = UnderWay::begin(&self.health);
+        let call = patient::UnderWay::begin(&self.health);
         let outcome = work();
         drop(call);
         outcome
@@ -200,33 +202,6 @@ impl Drop for Closing {
     fn drop(&mut self) {
         *self.0.closing.lock() -= 1;
         self.0.closed.notify_all();
-    }
-}
-
-/// A call that is never given up, while it is under way.
-struct UnderWay<'a> {
-    health: &'a Health,
-    call: Arc<Ticket>,
-    before: Option<Arc<Ticket>>,
-}
-
-impl UnderWay<'_> {
-    fn begin(health: &Health) -> UnderWay<'_> {
-        let call = Ticket::new();
-        health.begin(&call);
-        let before = threads::enter(Some(call.clone()));
-        UnderWay {
-            health,
-            call,
-            before,
-        }
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        threads::enter(self.before.take());
-        self.health.end(&self.call);
     }
 }
 
@@ -366,111 +341,6 @@ impl Drop for GuardedFile {
         if let Some(file) = self.inner.take() {
             self.shared.close(file);
         }
-    }
-}
-
-/// A backend whose calls take as long as they take, and are known to be under way. See the head of this file.
-#[derive(Clone)]
-pub struct Patient {
-    inner: Arc<dyn Backend>,
-    shared: Arc<Shared>,
-}
-
-impl Backend for Patient {
-    fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
-        self.shared.wait(|| self.inner.read_dir(dir))
-    }
-
-    fn metadata(&self, path: &RelPath) -> Result<Metadata> {
-        self.shared.wait(|| self.inner.metadata(path))
-    }
-
-    fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
-        let inner = self.shared.wait(|| self.inner.open(path))?;
-        let shared = self.shared.clone();
-        Ok(Box::new(PatientReader { inner, shared }))
-    }
-
-    fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
-        let inner = self.shared.wait(|| self.inner.create(path))?;
-        let shared = self.shared.clone();
-        Ok(Box::new(PatientWriter { inner, shared }))
-    }
-
-    fn make_dir(&self, path: &RelPath) -> Result<()> {
-        self.shared.wait(|| self.inner.make_dir(path))
-    }
-
-    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()> {
-        self.shared.wait(|| self.inner.rename(from, to))
-    }
-
-    fn remove_file(&self, path: &RelPath) -> Result<()> {
-        self.shared.wait(|| self.inner.remove_file(path))
-    }
-
-    fn remove_dir(&self, path: &RelPath) -> Result<()> {
-        self.shared.wait(|| self.inner.remove_dir(path))
-    }
-
-    fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
-        self.shared.wait(|| self.inner.set_modified(path, modified))
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.shared.wait(|| self.inner.sync())
-    }
-
-    fn space(&self) -> Result<Space> {
-        self.shared.wait(|| self.inner.space())
-    }
-
-    fn answers(&self) -> Result<()> {
-        self.shared.wait(|| self.inner.answers())
-    }
-
-    fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {
-        self.shared.wait(|| self.inner.make_symlink(target, path))
-    }
-
-    fn make_hard_link(&self, from: &RelPath, to: &RelPath) -> Result<()> {
-        self.shared.wait(|| self.inner.make_hard_link(from, to))
-    }
-
-    fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
-        self.shared.wait(|| self.inner.set_permissions(path, mode))
-    }
-}
-
-struct PatientReader {
-    inner: Box<dyn ReadFile>,
-    shared: Arc<Shared>,
-}
-
-impl ReadFile for PatientReader {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.shared.wait(|| self.inner.read_at(buf, offset))
-    }
-
-    fn metadata(&self) -> io::Result<Metadata> {
-        self.shared.wait(|| self.inner.metadata())
-    }
-}
-
-struct PatientWriter {
-    inner: Box<dyn WriteFile>,
-    shared: Arc<Shared>,
-}
-
-impl WriteFile for PatientWriter {
-    fn append(&mut self, data: &[u8]) -> io::Result<()> {
-        let PatientWriter { inner, shared } = self;
-        shared.wait(|| inner.append(data))
-    }
-
-    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
-        let PatientWriter { inner, shared } = *self;
-        shared.wait(|| inner.finish(modified))
     }
 }
 

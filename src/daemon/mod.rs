@@ -2,12 +2,14 @@
 
 pub mod background;
 pub mod dead_mount;
+mod ending;
 mod flight;
 mod monitor;
 pub mod options;
 pub mod preflight;
 mod run;
 mod service;
+mod starting;
 mod tasks;
 mod volume;
 
@@ -101,7 +103,7 @@ impl From<FlushError> for DaemonError {
 /// # Errors
 /// Why not; also if the backend does not answer.
 pub fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
-    run::check(options)
+    starting::check(options)
 }
 
 /// Serves the mount that `options` describe until it is unmounted; `ready` is signalled once it can be used.

@@ -1,6 +1,6 @@
 //! Wiring: from the options of a mount to everything that serves it, and back down in order.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,13 @@ use super::options::{CacheSize, IoMode, MountOptions};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
 use super::volume::{self, CacheFacts, VolumeLock};
-use super::{DaemonError, Ready, preflight};
+use super::{DaemonError, Ready, ending, preflight, starting};
 use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
 use crate::cache::{CacheLock, Store};
-use crate::cli::exit::Exit;
 use crate::control::server::{self, Handler};
-use crate::flush::{FlushError, Flusher, Hooks, Parts as FlushParts};
+use crate::flush::{Flusher, Hooks, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer};
 use crate::index::Index;
 use crate::kernel::{Session, SessionOptions, Workers};
@@ -30,9 +29,6 @@ use crate::sys::time::CoarseClock;
 /// How many times the time that a read may go unanswered a backend may not answer before an end is made without it.
 const HOPELESS: u32 = 3;
 
-/// How long the flush may take that a signal causes: systemd sends SIGKILL 90 s after SIGTERM.
-const SIGNAL_FLUSH: Duration = Duration::from_secs(60);
-
 /// Share of the SSD that stays free for others, as a divisor: 5%.
 const KEEP_FREE_DIVISOR: u64 = 20;
 
@@ -40,7 +36,7 @@ const KEEP_FREE_DIVISOR: u64 = 20;
 const RESERVE: u64 = 64 << 20;
 
 /// How long background threads are given to come to rest.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the daemon comes to its end.
 enum End {
@@ -107,7 +103,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     settle_after_unclean_end(&fs, &index)?;
     drive.attach(opened.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
-    if let Err(error) = recover(&flusher, &drive, options.io_timeout * HOPELESS) {
+    if let Err(error) = starting::recover(&flusher, &drive, options.io_timeout * HOPELESS) {
         if flusher.is_running() {
             keep_locks(opened);
         }
@@ -205,7 +201,7 @@ fn serve(
     tracing::info!(backend = %options.backend.display(), mountpoint = %options.mountpoint.display(), "mounted");
     let patience = match wait_for_end(&session, &end, signals) {
         End::Unmounted => PATIENCE,
-        End::Signal => end_on_signal(&service, &options.mountpoint, signals),
+        End::Signal => ending::on_signal(&service, &options.mountpoint, signals),
     };
     service
         .ending
@@ -214,7 +210,7 @@ fn serve(
         tracing::warn!(%error, "the session ended with an error");
     }
     tasks.stop(PATIENCE);
-    let at_rest = wait_for_flush(&service, patience);
+    let at_rest = ending::wait_for_flush(&service, patience);
     service
         .over
         .store(!at_rest, std::sync::atomic::Ordering::Release);
@@ -234,50 +230,6 @@ fn serve(
 /// other daemon may recover the batch before that: the kernel lets go of the locks when the last thread has come back from it.
 fn keep_locks(opened: Opened) {
     std::mem::forget(opened);
-}
-
-/// Waits for a flush that is still under way, unless it sits in a call that is not answered. Whether there is none any more.
-fn wait_for_flush(service: &Service, patience: Duration) -> bool {
-    let end = Instant::now() + patience;
-    while service.flusher.is_running() {
-        if Instant::now() > end || service.drive.stalled().is_some() {
-            tracing::warn!(
-                "ending in the middle of a flush; what was not carried waits in the cache, and the next mount goes on with it"
-            );
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    true
-}
-
-/// Brings the backend and the index to agree; not on this thread, which must not be kept by a backend that does not answer.
-fn recover(
-    flusher: &Arc<Flusher>,
-    drive: &Arc<Drive>,
-    patience: Duration,
-) -> Result<(), DaemonError> {
-    let theirs = flusher.clone();
-    let silent = || {
-        drive
-            .stalled()
-            .is_some_and(|stall| stall.lasts() >= patience)
-    };
-    match super::flight::within(move || theirs.recover(), silent) {
-        Some(outcome) => Ok(outcome?),
-        None => Err(no_answer()),
-    }
-}
-
-fn no_answer() -> DaemonError {
-    DaemonError {
-        code: Exit::BackendAbsent,
-        message: "the backend does not answer".into(),
-        hint: Some(
-            "see whether the NAS or drive is well, and mount again when it is; nothing was changed and nothing is lost"
-                .into(),
-        ),
-    }
 }
 
 /// Everything is settled, so that the next start need not look for what an unclean end leaves; unless a flush is not at rest,
@@ -304,38 +256,6 @@ fn note_unclean(index: &Index, value: &str) -> Result<(), DaemonError> {
     noted
         .and_then(|()| index.sync())
         .map_err(|error| DaemonError::failed(error.to_string()))
-}
-
-/// A signal asks for an end: what waits is carried if the drive is there, for a bounded time and until a second signal, and
-/// the mount taken away even if it is in use. Gives how long a flush that is still under way may be waited for.
-fn end_on_signal(service: &Service, mountpoint: &Path, signals: &Receiver<()>) -> Duration {
-    tracing::info!("ending on a signal; a second one ends the flush");
-    let again = || signals.try_recv().is_ok();
-    let deadline = Some(Instant::now() + SIGNAL_FLUSH);
-    let outcome = service.flush_before_end(deadline, &again, &|_| {});
-    let patience = match &outcome {
-        Some(Err(FlushError::StillRunning { .. })) => Duration::ZERO,
-        _ => PATIENCE,
-    };
-    match outcome {
-        Some(Ok(report)) if report.left_behind.is_empty() => {}
-        Some(Ok(report)) => tracing::warn!(
-            files = report.left_behind.len(),
-            "not all was carried; the rest waits in the cache and follows after the next mount"
-        ),
-        Some(Err(error)) => {
-            tracing::warn!(%error, "not flushed; what was not carried waits in the cache and follows after the next mount");
-        }
-        None => tracing::warn!(
-            "the backend is away or does not answer; what was not carried waits in the cache and follows after the next mount"
-        ),
-    }
-    if super::tasks::unmount(mountpoint).is_err()
-        && let Err(error) = super::dead_mount::detach(mountpoint)
-    {
-        tracing::error!(%error, "the mount could not be taken away");
-    }
-    patience
 }
 
 fn wait_for_end(session: &Session, end: &Receiver<()>, signals: &Receiver<()>) -> End {
@@ -392,7 +312,7 @@ fn block_signals() -> Result<Receiver<()>, DaemonError> {
 }
 
 fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, DaemonError> {
-    let (backend, marker) = look(&options.backend, options.io_timeout)?;
+    let (backend, marker) = starting::look(&options.backend, options.io_timeout)?;
     let dir = match (&options.cache, &marker) {
         (Some(dir), _) => dir.clone(),
         (None, Some(marker)) => volume::default_caches()?.join(marker.id.to_string()),
@@ -439,28 +359,6 @@ fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, Daemo
         _lock: lock,
         _volume: volume_lock,
     })
-}
-
-/// The first look at the backend: in bounded time, as it may be a share whose server is silent.
-fn look(
-    path: &Path,
-    patience: Duration,
-) -> Result<(MountedDir, Option<crate::rules::marker::Marker>), DaemonError> {
-    let begun = Instant::now();
-    let path = path.to_path_buf();
-    let look = move || {
-        let backend = MountedDir::open(&path).map_err(FlushError::from)?;
-        let marker = volume::peek(&backend)?;
-        Ok((backend, marker))
-    };
-    super::flight::within(look, || begun.elapsed() > patience).unwrap_or_else(|| Err(no_answer()))
-}
-
-/// The checks before a mount, in bounded time likewise.
-pub(super) fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
-    let (begun, patience) = (Instant::now(), options.io_timeout);
-    let check = move || Ok(preflight::check(options)?);
-    super::flight::within(check, || begun.elapsed() > patience).unwrap_or_else(|| Err(no_answer()))
 }
 
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {

@@ -87,6 +87,19 @@ pub(super) fn control_error(error: &FlushError) -> ControlError {
     }
 }
 
+/// Why the backend is still held. One that does not answer is none for whoever wants to unplug it.
+fn not_ejected(error: &FlushError) -> ControlError {
+    let control = control_error(error);
+    match error {
+        FlushError::StillRunning { .. } => ControlError {
+            code: ErrorCode::BackendAbsent,
+            message: format!("not ejected: {}", control.message),
+            ..control
+        },
+        _ => control,
+    }
+}
+
 impl Service {
     /// Flushes, and remembers how it went, also if it is no longer waited for.
     pub(super) fn run_flush(
@@ -314,15 +327,9 @@ impl Handler for Service {
             deadline: None,
             enough: &|silent| self.is_hopeless(silent),
         };
-        let report =
-            self.run_flush_and(&patience, progress, let_go)
-                .map_err(|error| match error {
-                    FlushError::StillRunning { .. } => ControlError {
-                        code: ErrorCode::BackendAbsent,
-                        ..control_error(&error)
-                    },
-                    error => control_error(&error),
-                })?;
+        let report = self
+            .run_flush_and(&patience, progress, let_go)
+            .map_err(|error| not_ejected(&error))?;
         Ok(self.flush_report(report))
     }
 
