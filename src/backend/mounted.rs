@@ -384,3 +384,7 @@ fn metadata_from(stat: &FileStat) -> io::Result<Metadata> {
         target: None,
     })
 }
+
+#[cfg(test)]
+#[path = "mounted_tests.rs"]
+mod tests;
