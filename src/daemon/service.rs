@@ -58,8 +58,24 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
             "check the drive and its cable; what was not carried waits in the cache"
         }
         FlushError::Foreign { .. } => "nothing was carried over and nothing is lost",
+        FlushError::NotOurs { .. } => {
+            "somebody has put it there: look at it and move it away; it was not followed, and nothing was changed"
+        }
+        FlushError::Backend(error) if is_way_of_ours_blocked(error) => {
+            "something that ferryfs did not make stands in .ferryfs on the drive, a link perhaps: look at it and move it away; \
+             nothing was read or written through it"
+        }
         _ => return None,
     })
+}
+
+/// Whether a path of our own on the drive leads through a link, or through what is no directory.
+fn is_way_of_ours_blocked(error: &crate::backend::BackendError) -> bool {
+    crate::rules::layout::is_reserved(&error.path)
+        && matches!(
+            error.source.raw_os_error(),
+            Some(libc::ELOOP | libc::ENOTDIR | libc::EISDIR)
+        )
 }
 
 pub(super) fn control_error(error: &FlushError) -> ControlError {
@@ -233,7 +249,8 @@ impl Handler for Service {
         timeout: Option<Duration>,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        // A time that no clock reaches is no deadline.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.run_flush(deadline, progress)
             .map(|report| self.flush_report(report))
             .map_err(|error| control_error(&error))

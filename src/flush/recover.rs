@@ -7,12 +7,13 @@ use super::apply::{Applied, Applier, Rebuild, Run};
 use super::journal::Journal;
 use super::report::{FlushError, Result};
 use super::stage::discard;
+use super::untrusted::{Sealed, look, read_sealed};
 use crate::backend::{Backend, BackendError};
 use crate::base::{BatchNo, RelPath};
 use crate::index::ActiveBatch;
 use crate::rules::layout;
 use crate::rules::marker;
-use crate::rules::record::{self, BatchRecord, MAX_RECORD_BYTES};
+use crate::rules::record::{self, BatchRecord};
 use crate::rules::steps::PlaceStep;
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
@@ -40,10 +41,8 @@ pub(crate) fn read_small(
     path: &RelPath,
     limit: usize,
 ) -> Result<Option<Vec<u8>>> {
-    let meta = match backend.metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(error.into()),
+    let Some(meta) = look(backend, path)? else {
+        return Ok(None);
     };
     let size = usize::try_from(meta.size).map_or(limit + 1, |size| size.min(limit + 1));
     let file = backend.open(path)?;
@@ -99,8 +98,10 @@ fn read_record(
     batch: BatchNo,
     volume: Uuid,
 ) -> Result<Found> {
-    let Some(bytes) = read_small(backend, path, MAX_RECORD_BYTES)? else {
-        return Ok(Found::Nothing);
+    let bytes = match read_sealed(backend, path)? {
+        Sealed::Nothing => return Ok(Found::Nothing),
+        Sealed::Torn => return Ok(Found::Torn),
+        Sealed::Whole(bytes) => bytes,
     };
     match record::decode(&bytes) {
         Ok(record) if record.volume == volume && record.batch == batch => Ok(Found::Record(record)),
@@ -111,7 +112,11 @@ fn read_record(
             ),
         }),
         Err(error) if error.is_torn() => Ok(Found::Torn),
-        Err(error) => Err(error.into()),
+        // Whole, and not to be carried out. Nothing has been done for it, nor will be until somebody has looked.
+        Err(error) => Err(FlushError::Unfinished {
+            batch,
+            problem: format!("{error} (the record is {path} on the drive)"),
+        }),
     }
 }
 
@@ -134,10 +139,14 @@ fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
     Ok(found.into_iter().collect())
 }
 
-/// The highest batch number of which anything is on the backend.
+/// Numbers above this are not followed. No cache gets there by counting; a name that somebody has made up would bring ours to
+/// the end of what can be counted, and no batch could begin any more.
+const FOLLOWED: BatchNo = BatchNo(1 << 62);
+
+/// The highest batch number of which anything is on the backend, as far as it was counted to.
 pub(super) fn highest_on(backend: &dyn Backend) -> Result<Option<BatchNo>> {
     let all = batches_on(backend)?.into_iter().chain(done_on(backend)?);
-    Ok(all.max())
+    Ok(all.filter(|batch| *batch <= FOLLOWED).max())
 }
 
 /// The batches that were finished without their cache and whose cache may not know yet.
@@ -186,7 +195,8 @@ impl Flusher {
         let volume = self.parts.volume;
         if let Found::Record(done) =
             read_record(backend, &done_path(active.batch)?, active.batch, volume)?
-            && done.origin == self.parts.origin
+            // Not only by its origin, which anybody can read on the drive: what is concluded here lets go of the cache's bytes.
+            && done == journal.record
         {
             return self.accept_done(backend, &journal, &active);
         }

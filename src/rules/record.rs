@@ -33,9 +33,11 @@ pub const MAX_RECORD_BYTES: usize = 1 << 30;
 /// deeper than any path that was ever typed.
 pub const MAX_PATH_BYTES: usize = 65_536;
 
-const MAGIC: [u8; 8] = *b"ferryrec";
+/// What every record begins with.
+pub const MAGIC: [u8; 8] = *b"ferryrec";
 const HEADER_BYTES: usize = 64;
-const CHECKSUM_BYTES: usize = blake3::OUT_LEN;
+/// Bytes of the checksum at its end, which covers all before it.
+pub const CHECKSUM_BYTES: usize = blake3::OUT_LEN;
 
 /// Everything that is to be known to finish a committed batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
