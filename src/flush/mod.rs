@@ -40,9 +40,9 @@ use crate::cache::Store;
 use crate::index::Index;
 use crate::rules::names::NameRules;
 
-pub(crate) use recover::read_small;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result};
+pub(crate) use untrusted::read_small;
 
 /// What a flush needs of the file system it serves.
 pub trait Hooks: Send + Sync {

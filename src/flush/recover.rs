@@ -7,13 +7,13 @@ use super::apply::{Applied, Applier, Rebuild, Run};
 use super::journal::Journal;
 use super::report::{FlushError, Result};
 use super::stage::discard;
-use super::untrusted::{Sealed, look, read_sealed};
-use crate::backend::{Backend, BackendError};
+use super::untrusted::{Sealed, read_sealed, read_small};
+use crate::backend::Backend;
 use crate::base::{BatchNo, RelPath};
 use crate::index::ActiveBatch;
 use crate::rules::layout;
 use crate::rules::marker;
-use crate::rules::record::{self, BatchRecord};
+use crate::rules::record::{self, BatchRecord, RecordError};
 use crate::rules::steps::PlaceStep;
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
@@ -33,30 +33,6 @@ pub struct RecoveredBatch {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-}
-
-/// A file of our own on the backend, whole, or one byte more than `limit` of it; `None` if there is none.
-pub(crate) fn read_small(
-    backend: &dyn Backend,
-    path: &RelPath,
-    limit: usize,
-) -> Result<Option<Vec<u8>>> {
-    let Some(meta) = look(backend, path)? else {
-        return Ok(None);
-    };
-    let size = usize::try_from(meta.size).map_or(limit + 1, |size| size.min(limit + 1));
-    let file = backend.open(path)?;
-    let mut bytes = vec![0; size];
-    let mut at = 0;
-    while at < size {
-        match file.read_at(&mut bytes[at..], at as u64) {
-            Ok(0) => break,
-            Ok(got) => at += got,
-            Err(source) => return Err(BackendError::new("read", path, source).into()),
-        }
-    }
-    bytes.truncate(at);
-    Ok(Some(bytes))
 }
 
 /// Checks that the directory is the volume that it is taken for: P6 hangs on this.
@@ -98,12 +74,13 @@ fn read_record(
     batch: BatchNo,
     volume: Uuid,
 ) -> Result<Found> {
-    let bytes = match read_sealed(backend, path)? {
+    let decoded = match read_sealed(backend, path)? {
         Sealed::Nothing => return Ok(Found::Nothing),
         Sealed::Torn => return Ok(Found::Torn),
-        Sealed::Whole(bytes) => bytes,
+        Sealed::TooLong(bytes) => Err(RecordError::TooLong { bytes }),
+        Sealed::Whole(bytes) => record::decode(&bytes),
     };
-    match record::decode(&bytes) {
+    match decoded {
         Ok(record) if record.volume == volume && record.batch == batch => Ok(Found::Record(record)),
         Ok(_) => Err(FlushError::Unfinished {
             batch,
@@ -145,8 +122,20 @@ const FOLLOWED: BatchNo = BatchNo(1 << 62);
 
 /// The highest batch number of which anything is on the backend, as far as it was counted to.
 pub(super) fn highest_on(backend: &dyn Backend) -> Result<Option<BatchNo>> {
-    let all = batches_on(backend)?.into_iter().chain(done_on(backend)?);
-    Ok(all.filter(|batch| *batch <= FOLLOWED).max())
+    let mut all = batches_on(backend)?;
+    all.extend(done_on(backend)?);
+    let counted = all.iter().filter(|batch| **batch <= FOLLOWED).max();
+    let Some(mut highest) = counted.copied() else {
+        return Ok(None);
+    };
+    // What was made up may follow right behind.
+    all.sort();
+    for batch in all {
+        if batch.0 == highest.0 + 1 {
+            highest = batch;
+        }
+    }
+    Ok(Some(highest))
 }
 
 /// The batches that were finished without their cache and whose cache may not know yet.
@@ -337,7 +326,17 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
     };
     // The record may have been read from memory only.
     backend.sync()?;
-    let applied = applier.apply(|_| {})?;
+    let applied = applier.apply(|_| {}).map_err(|error| match error {
+        // The drive is there and does not let it be done: not something that goes away by itself.
+        FlushError::Backend(error) if !error.is_gone() => FlushError::Unfinished {
+            batch: record.batch,
+            problem: format!(
+                "{error} (the record is {} on the drive)",
+                layout::record_path(record.batch)
+            ),
+        },
+        error => error,
+    })?;
     for (path, reason) in applied.surprises() {
         tracing::warn!(path, reason, "not as the batch has it");
     }

@@ -3,7 +3,7 @@
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, Metadata, ReadFile};
 use crate::base::{FileKind, RelPath};
-use crate::rules::record::{CHECKSUM_BYTES, MAGIC, MAX_RECORD_BYTES, RecordError};
+use crate::rules::record::{CHECKSUM_BYTES, MAGIC, MAX_RECORD_BYTES};
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -14,6 +14,8 @@ pub(super) enum Sealed {
     Nothing,
     /// A file, and no whole record.
     Torn,
+    /// What says that it is one, and has more bytes than any.
+    TooLong(usize),
     /// All bytes of it; its checksum was right.
     Whole(Vec<u8>),
 }
@@ -40,11 +42,35 @@ pub(super) fn look(backend: &dyn Backend, path: &RelPath) -> Result<Option<Metad
     })
 }
 
+/// A file of our own on the backend, whole, or one byte more than `limit` of it; `None` if there is none.
+pub(crate) fn read_small(
+    backend: &dyn Backend,
+    path: &RelPath,
+    limit: usize,
+) -> Result<Option<Vec<u8>>> {
+    let Some(meta) = look(backend, path)? else {
+        return Ok(None);
+    };
+    let size = usize::try_from(meta.size).map_or(limit + 1, |size| size.min(limit + 1));
+    let file = backend.open(path)?;
+    let mut bytes = vec![0; size];
+    let mut at = 0;
+    while at < size {
+        match file.read_at(&mut bytes[at..], at as u64) {
+            Ok(0) => break,
+            Ok(got) => at += got,
+            Err(source) => return Err(BackendError::new("read", path, source).into()),
+        }
+    }
+    bytes.truncate(at);
+    Ok(Some(bytes))
+}
+
 /// The record at `path`. Its bytes are taken into memory only once the checksum has been found right: a file of any size may
 /// stand there.
 ///
 /// # Errors
-/// If it is no file, longer than any record, or cannot be read.
+/// If it is no file, or cannot be read.
 pub(super) fn read_sealed(backend: &dyn Backend, path: &RelPath) -> Result<Sealed> {
     let Some(meta) = look(backend, path)? else {
         return Ok(Sealed::Nothing);
@@ -58,7 +84,7 @@ pub(super) fn read_sealed(backend: &dyn Backend, path: &RelPath) -> Result<Seale
     }
     let size = usize::try_from(meta.size).unwrap_or(usize::MAX);
     if size > MAX_RECORD_BYTES {
-        return Err(RecordError::TooLong { bytes: size }.into());
+        return Ok(Sealed::TooLong(size));
     }
     if !checksum_is_right(&*file, size).map_err(failed)? {
         return Ok(Sealed::Torn);
