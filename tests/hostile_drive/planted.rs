@@ -201,7 +201,7 @@ fn files_of_any_size_in_the_place_of_ours() {
     write(&marker, &sound);
     for (size, begins) in [
         (1_u64 << 30, &b""[..]),
-        (200 << 20, b"ferryrec\x01\0"),
+        (900 << 20, b"ferryrec\x01\0"),
         (3 << 40, b"ferryrec\x01\0"),
         (3 << 40, b""),
     ] {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::lab::{Backend, Lab, assert_content, exit, run_for, text, write};
@@ -87,7 +88,10 @@ impl Stage {
     #[track_caller]
     pub fn ends_well(&mut self, what: &str) -> bool {
         let drive = text(self.lab.drive.path());
-        let recovered = run_for(&mut self.lab.command(&["recover", &drive]), HANG);
+        let recovered = run_for(
+            &mut within_memory(&self.lab.command(&["recover", &drive])),
+            HANG,
+        );
         helps(&recovered, &format!("recover over {what}"));
         self.nothing_outside_was_touched(what);
         let mount = self.lab.mount_args(&[]);
@@ -132,6 +136,22 @@ impl Stage {
         self.nothing_outside_was_touched("all of it");
         self.lab.finish();
     }
+}
+
+/// The same command with 512 MiB of address space: what is on a drive must not decide how much memory is taken.
+fn within_memory(command: &Command) -> Command {
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -v 524288; exec \"$0\" \"$@\""])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(key, value),
+            None => limited.env_remove(key),
+        };
+    }
+    limited
 }
 
 /// The command did what it was to do, or failed in one line and one hint.
