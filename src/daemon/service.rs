@@ -69,12 +69,12 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
     })
 }
 
-/// Whether a path of our own on the drive leads through a link, or through what is no directory.
+/// Whether a path of our own on the drive leads through a link or what is no directory, or ends at something in the way.
 fn is_way_of_ours_blocked(error: &crate::backend::BackendError) -> bool {
     crate::rules::layout::is_reserved(&error.path)
         && matches!(
             error.source.raw_os_error(),
-            Some(libc::ELOOP | libc::ENOTDIR | libc::EISDIR)
+            Some(libc::ELOOP | libc::ENOTDIR | libc::EISDIR | libc::EEXIST | libc::ENOTEMPTY)
         )
 }
 

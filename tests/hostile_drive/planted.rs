@@ -271,3 +271,27 @@ fn names_that_no_batch_has_are_left_alone() {
     }
     stage.is_sound();
 }
+
+/// A cache that meets the volume for the first time tries it out in a directory of ours.
+#[test]
+fn the_place_where_a_new_cache_tries_the_drive_out() {
+    let Some(mut stage) = Stage::new() else {
+        return;
+    };
+    let (at, first) = (stage.lab.d(".ferryfs/probe"), stage.lab.cache.clone());
+    let outside = stage.outside();
+    for plant in ALL {
+        plant.put(&at, &outside);
+        stage.a_new_cache_helps(&format!("{plant:?} as probe"));
+        remove(&at);
+    }
+    fs::create_dir_all(at.join("not/ours")).expect("mkdir");
+    for (number, plant) in ALL.into_iter().enumerate() {
+        plant.put(&at.join(number.to_string()), &outside);
+    }
+    stage.a_new_cache_helps("a directory that is not ours in probe");
+    assert!(at.join("not/ours").exists());
+    remove(&at);
+    stage.lab.cache = first;
+    stage.is_sound();
+}

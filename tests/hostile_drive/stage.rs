@@ -109,6 +109,22 @@ impl Stage {
         attached
     }
 
+    /// Mounts with a cache that does not know the volume yet, if that is possible.
+    #[track_caller]
+    pub fn a_new_cache_helps(&mut self, what: &str) {
+        self.lab.take_new_cache();
+        let mount = self.lab.mount_args(&[]);
+        let mounted = run_for(&mut self.lab.command(&mount), HANG);
+        helps(&mounted, &format!("mount over {what}"));
+        if mounted.code == exit::DONE {
+            self.lab.adopt();
+            assert_content(self.lab.m("a"), b"a");
+            self.lab.unmount_with(&["--no-flush"]);
+        }
+        fs::remove_dir_all(&self.lab.cache).expect("remove the new cache");
+        self.nothing_outside_was_touched(what);
+    }
+
     #[track_caller]
     fn works_while_mounted(&mut self, what: &str) {
         self.rounds += 1;
