@@ -95,7 +95,7 @@ fn in_place_of(ours: &str) {
             fs::rename(&kept, &at).expect("move it back");
         }
     }
-    stage.is_sound();
+    stage.end_sound();
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn lost_and_found_with_something_to_be_kept() {
         remove(&at);
         remove(&staging);
     }
-    stage.is_sound();
+    stage.end_sound();
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn things_in_a_staging_directory_are_removed_themselves_and_not_what_they_point_
     }
     assert!(stage.ends_well("links and the like in a staging directory"));
     assert!(!staging.exists());
-    stage.is_sound();
+    stage.end_sound();
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn files_of_any_size_in_the_place_of_ours() {
         stage.ends_well(&format!("a record of {size} bytes"));
         remove(&record);
     }
-    stage.is_sound();
+    stage.end_sound();
 }
 
 /// Numbers go up from the highest that is found, so nobody may bring them to their end.
@@ -238,7 +238,7 @@ fn numbers_at_the_end_of_what_can_be_counted_keep_no_batch_from_beginning() {
             "{number:x}: nothing is carried"
         );
     }
-    stage.is_sound();
+    stage.end_sound();
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn names_that_no_batch_has_are_left_alone() {
             fs::remove_file(there).expect("remove");
         }
     }
-    stage.is_sound();
+    stage.end_sound();
 }
 
 /// A cache that meets the volume for the first time tries it out in a directory of ours.
@@ -293,5 +293,5 @@ fn the_place_where_a_new_cache_tries_the_drive_out() {
     assert!(at.join("not/ours").exists());
     remove(&at);
     stage.lab.cache = first;
-    stage.is_sound();
+    stage.end_sound();
 }

@@ -122,7 +122,7 @@ fn a_marker_is_not_quoted_to_the_terminal() {
         stage.ends_well(&format!("a marker with escapes at {at}"));
     }
     write(&marker, sound.as_bytes());
-    stage.is_sound();
+    stage.end_sound();
 }
 
 /// A drive that is mounted into itself: what is seen there twice is carried nowhere twice.

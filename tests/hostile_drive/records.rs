@@ -89,7 +89,7 @@ fn records_that_make_no_sense_are_refused_and_do_nothing() {
     }
     assert!(tried >= 8, "{tried} seeds");
     take_away(&stage.lab.d(RECORD));
-    stage.is_sound();
+    stage.end_sound();
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_record_of_another_volume_or_another_number_is_refused() {
     write(&stage.lab.d(RECORD), &record::encode(&record));
     assert!(!stage.ends_well("a record of another number"));
     take_away(&stage.lab.d(RECORD));
-    stage.is_sound();
+    stage.end_sound();
 }
 
 /// On a drive with links in the user's tree, a record that names paths through them.
@@ -178,7 +178,7 @@ fn no_step_of_a_record_goes_through_a_link() {
         take_away(&stage.lab.d(".ferryfs/lost+found"));
     }
     take_away(&stage.lab.d("link"));
-    stage.is_sound();
+    stage.end_sound();
 }
 
 /// What is staged is a link to a file outside that has the very bytes of the record: taken in, it would show them on the drive.
@@ -198,5 +198,5 @@ fn a_staged_file_that_is_a_link_is_not_taken_for_its_target() {
     }
     take_away(&stage.lab.d(STAGED));
     take_away(&stage.lab.d(RECORD));
-    stage.is_sound();
+    stage.end_sound();
 }

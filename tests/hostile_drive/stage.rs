@@ -141,7 +141,7 @@ impl Stage {
 
     /// After all has been moved away again, everything that was written is in the mount and gets to the drive.
     #[track_caller]
-    pub fn is_sound(mut self) {
+    pub fn end_sound(mut self) {
         self.lab.mount(&[]);
         assert_content(self.lab.m("dirty"), b"dirty");
         self.lab.flush();

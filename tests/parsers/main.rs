@@ -21,7 +21,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use mutate::Mutator;
 
 /// Mutations of each seed; `FERRYFS_TEST_MUTATIONS` asks for more.
-const MUTATIONS: u64 = 1500;
+const MUTATIONS: u64 = 1000;
 
 /// What all of this may take on top of what the process has when it begins. The inputs are of some kilobytes: an allocation on
 /// the word of a count or a length is beyond it at once, and ends the process.
