@@ -71,7 +71,8 @@ impl Store {
         })
     }
 
-    fn path(&self, object: ObjectId) -> PathBuf {
+    /// Where an object is, or would be.
+    pub fn path(&self, object: ObjectId) -> PathBuf {
         self.shard(object).join(object.to_string())
     }
 

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use super::apply::{Applier, Run, create_with};
+use super::apply::{Applier, create_with};
 use super::confirm::conclusions;
 use super::gather::Gathered;
 use super::journal::Journal;
+use super::keep;
+use super::known::Before;
 use super::preflight::{Foreign, find_foreign};
 use super::report::{FlushError, Report, Result};
 use super::run::phase;
@@ -98,6 +100,8 @@ impl Carrier<'_> {
         };
         let staged = stager.stage(plan.steps.clone())?;
         let journal = self.journal(plan, gathered, &staged);
+        let moved = Before::new(gathered).to_keep(&staged);
+        keep::keep(self.parts, self.backend, self.active.batch, &moved)?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
             return Ok(Attempt::Again(changed));
         }
@@ -129,6 +133,7 @@ impl Carrier<'_> {
                 created: self.parts.clock.now(),
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
+                known: Before::new(gathered).known(&staged.steps),
             },
             confirmed: conclusions(plan, gathered, staged),
             sources: staged.sources.clone(),
@@ -171,8 +176,6 @@ impl Carrier<'_> {
                 backend: self.backend,
                 batch: self.active.batch,
                 steps: &journal.record.steps,
-                run: Run::First,
-                rebuild: None,
             };
             let applied = applier.apply(|done| {
                 at.files_done = done as u64;

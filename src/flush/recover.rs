@@ -3,8 +3,9 @@
 use uuid::Uuid;
 
 use super::Flusher;
-use super::apply::{Applied, Applier, Rebuild, Run};
+use super::apply::Applied;
 use super::journal::Journal;
+use super::redo::{Redo, Ssd};
 use super::report::{FlushError, Result};
 use super::stage::discard;
 use crate::backend::{Backend, BackendError};
@@ -231,21 +232,20 @@ impl Flusher {
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
-        // The record may have been read from memory only: its own sync may be what failed.
-        backend.sync()?;
         {
             let _moving = self.parts.drive.move_names();
-            let applier = Applier {
+            let redo = Redo {
                 backend,
                 batch: active.batch,
                 steps: &journal.record.steps,
-                run: Run::Redo,
-                rebuild: Some(Rebuild {
+                known: &journal.record.known,
+                ssd: Some(Ssd {
                     store: &self.parts.store,
-                    sources: &journal.sources,
+                    journal,
+                    journals: &self.parts.journals,
                 }),
             };
-            let applied = applier.apply(|_| {})?;
+            let applied = redo.run()?;
             for (path, reason) in applied.surprises() {
                 tracing::warn!(path, reason, "not as the batch has it");
             }
@@ -318,16 +318,14 @@ impl Flusher {
 
 /// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
 fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
-    let applier = Applier {
+    let redo = Redo {
         backend,
         batch: record.batch,
         steps: &record.steps,
-        run: Run::Redo,
-        rebuild: None,
+        known: &record.known,
+        ssd: None,
     };
-    // The record may have been read from memory only.
-    backend.sync()?;
-    let applied = applier.apply(|_| {})?;
+    let applied = redo.run()?;
     for (path, reason) in applied.surprises() {
         tracing::warn!(path, reason, "not as the batch has it");
     }
