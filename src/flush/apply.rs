@@ -60,6 +60,8 @@ impl Applier<'_> {
             self.backend.sync()?;
             create_with(self.backend, &layout::barrier_path(self.batch), b"")?;
             self.backend.sync()?;
+        } else if self.steps.needs_sync_between() {
+            self.backend.sync()?;
         }
         for (count, step) in self.steps.place.iter().enumerate() {
             self.place(step, &mut applied)?;

@@ -197,7 +197,7 @@ impl Flusher {
 }
 
 /// The inode that the mount has at `path`.
-fn find(state: &mut State, path: &RelPath) -> Result<Option<Ino>> {
+pub(super) fn find(state: &mut State, path: &RelPath) -> Result<Option<Ino>> {
     let mut at = Ino::ROOT;
     for bytes in path.components() {
         let Ok(name) = Name::new(bytes) else {

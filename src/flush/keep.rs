@@ -19,11 +19,11 @@ use crate::base::{BatchNo, ObjectId};
 use crate::index::Flags;
 use crate::rules::steps::SlotNo;
 
-/// Largest file that is copied from the backend, in bytes.
-const COPY_LIMIT: u64 = 64 << 20;
+/// Most bytes that are copied from the backend for one batch: half a minute of a USB disk's time.
+const COPY_TOTAL: u64 = 4 << 30;
 
-/// Most bytes that are copied for one batch.
-const COPY_TOTAL: u64 = 512 << 20;
+/// The copies of one batch take no more than this part of the SSD's free space.
+const FREE_PART: u64 = 4;
 
 /// Bytes copied at a time.
 const BUFFER: usize = 1 << 20;
@@ -73,7 +73,8 @@ pub(super) fn keep(
         return Ok(());
     }
     let dir = dir(&parts.journals, batch);
-    let mut room = COPY_TOTAL;
+    let (_, free) = parts.store.space()?;
+    let mut room = COPY_TOTAL.min(free / FREE_PART);
     let kept = (|| {
         fs::create_dir(&dir).map_err(|error| failed("make", &dir, error))?;
         for file in moved {
@@ -82,7 +83,7 @@ pub(super) fn keep(
             if object.is_some_and(|object| fs::hard_link(parts.store.path(object), &to).is_ok()) {
                 continue;
             }
-            if file.size <= COPY_LIMIT.min(room) {
+            if file.size <= room {
                 room -= file.size;
                 copy(backend, file, &to)?;
             }

@@ -14,7 +14,7 @@ use crate::index::ActiveBatch;
 use crate::rules::layout;
 use crate::rules::marker;
 use crate::rules::record::{self, BatchRecord, MAX_RECORD_BYTES};
-use crate::rules::steps::PlaceStep;
+use crate::rules::steps::{PlaceStep, PlainKind};
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
 const DONE: &str = ".done";
@@ -263,9 +263,68 @@ impl Flusher {
         active: &ActiveBatch,
     ) -> Result<()> {
         tracing::info!(batch = %active.batch, "the batch was finished elsewhere");
-        self.confirm(journal, &Applied::default(), active.cut, "complete")?;
+        let applied = Applied {
+            vanished: self.missing(backend, &journal.record)?,
+            ..Applied::default()
+        };
+        self.confirm(journal, &applied, active.cut, "complete")?;
         backend.remove_file(&done_path(active.batch)?)?;
         self.clean_up(backend, active.batch)
+    }
+
+    /// What a batch has placed and is not there. Without the cache a file that the drive had lost could not be written anew; and
+    /// one that somebody has removed since is put back, which is the lesser evil.
+    fn missing(&self, backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<RelPath>> {
+        let mut missing = Vec::new();
+        for step in &record.steps.place {
+            match step {
+                PlaceStep::Install { to, .. }
+                | PlaceStep::Attach {
+                    to,
+                    kind: PlainKind::File,
+                    ..
+                } => {
+                    if !super::apply::exists(backend, to)? {
+                        missing.push(to.clone());
+                    }
+                }
+                PlaceStep::Attach { to, .. } => self.missing_below(backend, to, &mut missing)?,
+                PlaceStep::MakeDir { .. } | PlaceStep::Touch { .. } => {}
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The same for all that the index knows in the directory at `dir`.
+    fn missing_below(
+        &self,
+        backend: &dyn Backend,
+        dir: &RelPath,
+        missing: &mut Vec<RelPath>,
+    ) -> Result<()> {
+        let mut open = vec![dir.clone()];
+        while let Some(at) = open.pop() {
+            let known = {
+                let mut state = self.parts.index.lock();
+                match super::confirm::find(&mut state, &at)? {
+                    Some(ino) => state.placed_in(ino)?,
+                    None => continue,
+                }
+            };
+            for (name, entry) in known {
+                let path = at.join(&name);
+                match (entry.kind, super::apply::exists(backend, &path)?) {
+                    (PlainKind::Directory, true) => open.push(path),
+                    (_, true) => {}
+                    (PlainKind::Directory, false) => {
+                        open.push(path.clone());
+                        missing.push(path);
+                    }
+                    (PlainKind::File, false) => missing.push(path),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes what our own ended batches have left, and finishes those of other caches.

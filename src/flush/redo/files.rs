@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use super::super::apply::{Applied, create_with, matches, set_time};
+use super::super::apply::{Applied, create_with, set_time};
 use super::standing::{Slots, Standing};
-use super::{Redo, is_dir, look};
+use super::{Redo, State, is_dir, is_file, look};
 use crate::backend::{BackendError, Metadata};
-use crate::base::{FileKind, Name, RelPath};
+use crate::base::{Name, RelPath};
 use crate::flush::report::Result;
 use crate::rules::known::Believed;
 use crate::rules::layout;
-use crate::rules::steps::{FileContent, PlaceStep, PlainKind, SlotNo};
+use crate::rules::steps::{PlaceStep, PlainKind, SlotNo};
 
 /// What a file that the batch places must be, as far as it is known.
 struct Wanted<'a> {
@@ -39,33 +39,27 @@ enum Task {
     Vanished,
 }
 
-/// How a name stands to what it should hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Nothing,
-    Good,
-    Bad,
-}
-
 /// The names in directories, each with the number of its entries there: after a crash there may be two of one name.
 #[derive(Default)]
 struct Counts(HashMap<RelPath, HashMap<Vec<u8>, usize>>);
 
 impl Redo<'_> {
     pub(super) fn place(&self, slots: &mut Slots, applied: &mut Applied) -> Result<()> {
-        let mut standing = self.directories_placed(slots)?;
+        let mut standing = self.directories_to_place(slots)?;
         let wanted = self.wanted();
         let mut counts = Counts::default();
         let mut tasks = Vec::with_capacity(wanted.len());
         for file in &wanted {
             let here = standing.locate_name(file.to);
+            self.uncover(file, &here, slots, &mut counts)?;
             tasks.push(self.judge(file, &here, slots, &mut counts)?);
         }
-        // Nothing has been touched up to here. What is removed now is gone for good before anything is written.
+        // Nothing that counts has been touched up to here. What is removed now is gone for good before anything is written.
         for (file, task) in wanted.iter().zip(&tasks) {
             self.take_away(file, *task, &standing.locate_name(file.to), slots)?;
         }
         self.backend.sync()?;
+        self.untangle_placed(slots, &mut standing)?;
         self.place_directories(slots, &mut standing, applied)?;
         for (file, task) in wanted.iter().zip(&mut tasks) {
             self.write_anew(file, task, slots)?;
@@ -104,19 +98,33 @@ impl Redo<'_> {
         files.collect()
     }
 
-    /// Finds out which of the directories that move are still in their slots. One that is under both names is put into its slot.
-    fn directories_placed(&self, slots: &mut Slots) -> Result<Standing> {
-        let mut standing = Standing::default();
-        for step in &self.steps.place {
-            let PlaceStep::Attach {
+    fn moving_directories(&self) -> impl Iterator<Item = (&RelPath, SlotNo)> {
+        self.steps.place.iter().filter_map(|step| match step {
+            PlaceStep::Attach {
                 slot,
                 to,
                 kind: PlainKind::Directory,
-            } = step
-            else {
-                continue;
-            };
-            let mut names = slots.all(*slot);
+            } => Some((to, *slot)),
+            _ => None,
+        })
+    }
+
+    /// Finds out which of the directories that move are still in their slots. One that is under both names is found under either.
+    fn directories_to_place(&self, slots: &mut Slots) -> Result<Standing> {
+        let mut standing = Standing::default();
+        for (to, slot) in self.moving_directories() {
+            self.drop_hollow(slot, &standing.locate_name(to), slots)?;
+            if let Some(name) = slots.newest(slot) {
+                standing.note(to, name);
+            }
+        }
+        Ok(standing)
+    }
+
+    /// Puts the directories that are under both names into their slots.
+    fn untangle_placed(&self, slots: &mut Slots, standing: &mut Standing) -> Result<()> {
+        for (to, slot) in self.moving_directories() {
+            let mut names = slots.all(slot);
             if names.is_empty() {
                 continue;
             }
@@ -124,10 +132,10 @@ impl Redo<'_> {
             if is_dir(look(self.backend, &here)?.as_ref()) && self.are_twins(&names, &here)? {
                 names.push(here);
             }
-            let one = self.one_directory(*slot, &names, slots)?;
+            let one = self.one_directory(slot, &names, slots)?;
             standing.note(to, one);
         }
-        Ok(standing)
+        Ok(())
     }
 
     fn place_directories(
@@ -202,6 +210,30 @@ impl Redo<'_> {
         })
     }
 
+    /// An older version may hide the newer one: two entries of one name, of which only the first is found. Where nothing else has
+    /// the newer one, the older is removed. Nothing shares its clusters.
+    fn uncover(
+        &self,
+        file: &Wanted<'_>,
+        here: &RelPath,
+        slots: &Slots,
+        counts: &mut Counts,
+    ) -> Result<()> {
+        if slots.newest(file.slot).is_some() || self.is_kept(file.slot) {
+            return Ok(());
+        }
+        while let Some(found) = look(self.backend, here)?
+            && is_file(Some(&found))
+            && counts.of(self, here)? > 1
+            && self.state(here, Some(&found), file)? == State::Bad
+        {
+            self.backend.remove_file(here)?;
+            self.backend.sync()?;
+            *counts = Counts::default();
+        }
+        Ok(())
+    }
+
     /// Decides for one file, touching nothing.
     fn judge(
         &self,
@@ -223,11 +255,13 @@ impl Redo<'_> {
             None => State::Nothing,
         };
         let there = self.state(here, found.as_ref(), file)?;
-        let several = slots.all(file.slot).len() > 1;
+        let twice = found.is_some() && counts.of(self, here)? > 1;
         let tangled = match (in_slot, there) {
             (State::Good, State::Good) => true,
-            (State::Nothing, State::Good) => counts.of(self, here)? > 1,
-            _ => several && there == State::Good,
+            (_, State::Good) => twice || slots.all(file.slot).len() > 1,
+            // One of the two may be what is in the slot.
+            (State::Good, _) => twice,
+            _ => false,
         };
         let kept = self.is_kept(file.slot);
         let aside = found
@@ -247,9 +281,7 @@ impl Redo<'_> {
             (State::Good, _) => Task::Move,
             (_, _) if kept && aside => Task::RebuildAside,
             (_, _) if kept => Task::Rebuild,
-            (State::Bad, _) if self.moved_unchecked(file) && !aside => Task::Move,
-            (State::Bad, _) if self.moved_unchecked(file) => Task::MoveAside,
-            (_, _) if self.moved_unchecked(file) => Task::Vanished,
+            (_, _) if self.is_moved(file) => Task::Vanished,
             (_, _) => {
                 return Err(self.unfinished(format!(
                     "the staged copy of {} is damaged or missing; only the machine that wrote it can finish the batch",
@@ -259,42 +291,20 @@ impl Redo<'_> {
         })
     }
 
-    /// Whether it is a file that is moved, not one that was staged: there is nothing better than what there is.
-    fn moved_unchecked(&self, file: &Wanted<'_>) -> bool {
-        file.content.is_none_or(|content| content.hash.is_none()) || self.moved(file.slot).is_some()
+    /// Whether it is a file that is moved, not one that was staged.
+    fn is_moved(&self, file: &Wanted<'_>) -> bool {
+        file.content.is_none() || self.moved(file.slot).is_some()
     }
 
     fn state(&self, path: &RelPath, found: Option<&Metadata>, file: &Wanted<'_>) -> Result<State> {
-        let Some(found) = found else {
-            return Ok(State::Nothing);
-        };
-        let Some(content) = &file.content else {
-            return Ok(State::Good);
-        };
-        if found.kind != FileKind::Regular || found.size != content.size {
-            return Ok(State::Bad);
-        }
-        let Some(hash) = content.hash else {
-            return Ok(State::Good);
-        };
-        let content = FileContent {
-            size: content.size,
-            hash,
-            modified: content.modified,
-        };
-        Ok(match matches(self.backend, path, &content)? {
-            true => State::Good,
-            false => State::Bad,
-        })
+        self.whole(path, found, file.content.as_ref())
     }
 
     /// Whether what stands under the name is neither what belongs there nor what the batch replaces: somebody else's.
     fn is_foreign(&self, file: &Wanted<'_>, found: &Metadata) -> bool {
-        if file.content.is_some_and(|content| content.agrees(found)) {
-            return false;
-        }
         let replaced = self.known.replaced.get(&file.slot);
-        !replaced.is_some_and(|old| old.agrees(found))
+        let known = [file.content.as_ref(), replaced];
+        !known.into_iter().flatten().any(|known| known.may_be(found))
     }
 
     /// Whether of a moved file of which nothing is known what stands at its new name is another, older one.
@@ -348,14 +358,36 @@ impl Redo<'_> {
 
     /// Keeps what somebody else has put under a name that the batch fills.
     fn set_aside(&self, file: &Wanted<'_>, here: &RelPath) -> Result<()> {
+        self.to_lost_found(here, file, "theirs")
+    }
+
+    /// Keeps what is in a slot and is not what was moved there: it gets no final name.
+    fn keep_damaged(&self, file: &Wanted<'_>, slots: &mut Slots) -> Result<()> {
+        for from in slots.all(file.slot) {
+            self.to_lost_found(&from, file, "damaged")?;
+        }
+        slots.forget(file.slot);
+        Ok(())
+    }
+
+    fn to_lost_found(&self, from: &RelPath, file: &Wanted<'_>, what: &str) -> Result<()> {
         let dir = layout::lost_found();
         self.make_dir(&dir)?;
-        let name = format!("{:016x}-{}-theirs", self.batch.0, file.slot.file_name());
-        let Ok(name) = Name::new(name.as_bytes()) else {
-            return Ok(());
-        };
-        tracing::error!(path = %file.to, kept = %dir.join(&name), "somebody else has changed it on the drive while a batch was interrupted; their version is kept");
-        Ok(self.backend.rename(here, &dir.join(&name))?)
+        let mut number = 0;
+        loop {
+            let name = format!(
+                "{:016x}-{}-{what}{number}",
+                self.batch.0,
+                file.slot.file_name()
+            );
+            let name = Name::new(name.as_bytes()).expect("names formed here are well formed");
+            let to = dir.join(&name);
+            if look(self.backend, &to)?.is_none() {
+                tracing::error!(path = %file.to, kept = %to, what, "kept on the drive, not under its name");
+                return Ok(self.backend.rename(from, &to)?);
+            }
+            number += 1;
+        }
     }
 
     fn write_anew(&self, file: &Wanted<'_>, task: &mut Task, slots: &mut Slots) -> Result<()> {
@@ -400,7 +432,10 @@ impl Redo<'_> {
                 self.backend.rename(&from, file.to)?;
                 slots.forget(file.slot);
             }
-            Task::Vanished => applied.vanished.push(file.to.clone()),
+            Task::Vanished => {
+                self.keep_damaged(file, slots)?;
+                applied.vanished.push(file.to.clone());
+            }
             _ => {}
         }
         // Of a staged file; one that was moved has brought its time along, and another one tells of somebody else's change.

@@ -21,7 +21,7 @@ mod files;
 mod standing;
 mod twins;
 
-use super::apply::{Applied, create_with, exists, is_absent};
+use super::apply::{Applied, create_with, exists, is_absent, matches};
 use super::journal::Journal;
 use super::keep;
 use super::report::{FlushError, Result};
@@ -52,6 +52,14 @@ pub(super) struct Redo<'a> {
     pub(super) ssd: Option<Ssd<'a>>,
 }
 
+/// How a name stands to what it should hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Nothing,
+    Good,
+    Bad,
+}
+
 impl Redo<'_> {
     /// Takes all steps and syncs.
     ///
@@ -68,6 +76,8 @@ impl Redo<'_> {
             self.clear(&mut slots, &mut applied)?;
             if barrier {
                 self.mark_cleared()?;
+            } else {
+                self.backend.sync()?;
             }
         }
         self.place(&mut slots, &mut applied)?;
@@ -123,6 +133,36 @@ impl Redo<'_> {
             self.remove_all(&path)?;
         }
         Ok(same)
+    }
+
+    /// Whether what was found at `path` is what is `wanted` there, whole. Of what nothing is known anything is.
+    fn whole(
+        &self,
+        path: &RelPath,
+        found: Option<&Metadata>,
+        wanted: Option<&Believed>,
+    ) -> Result<State> {
+        let (Some(found), Some(wanted)) = (found, wanted) else {
+            return Ok(match found {
+                Some(_) => State::Good,
+                None => State::Nothing,
+            });
+        };
+        if found.kind != FileKind::Regular || found.size != wanted.size {
+            return Ok(State::Bad);
+        }
+        let Some(hash) = wanted.hash else {
+            return Ok(State::Good);
+        };
+        let content = FileContent {
+            size: wanted.size,
+            hash,
+            modified: wanted.modified,
+        };
+        Ok(match matches(self.backend, path, &content)? {
+            true => State::Good,
+            false => State::Bad,
+        })
     }
 
     /// Removes the file at `path`, and whatever a crash has left under the same name beside it.

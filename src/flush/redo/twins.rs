@@ -64,6 +64,28 @@ impl Redo<'_> {
         Ok(false)
     }
 
+    /// A check of the file system makes one of two names of a directory an empty one. If it is the one in the slot, that goes.
+    pub(super) fn drop_hollow(
+        &self,
+        slot: SlotNo,
+        here: &RelPath,
+        slots: &mut Slots,
+    ) -> Result<()> {
+        let names = slots.all(slot);
+        let [only] = names.as_slice() else {
+            return Ok(());
+        };
+        let is_full = |path: &RelPath| -> Result<bool> {
+            Ok(is_dir(look(self.backend, path)?.as_ref()) && !self.listing(path)?.is_empty())
+        };
+        if !is_full(here)? || !is_dir(look(self.backend, only)?.as_ref()) || is_full(only)? {
+            return Ok(());
+        }
+        self.backend.remove_dir(only)?;
+        slots.forget(slot);
+        Ok(())
+    }
+
     fn listing(&self, dir: &RelPath) -> Result<Vec<Entry>> {
         let mut entries = self.backend.read_dir(dir)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
