@@ -26,6 +26,7 @@ mod recover;
 mod report;
 mod run;
 mod stage;
+mod sweep;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -59,6 +59,7 @@ impl Flusher {
         let backend = self.parts.drive.get().ok_or(FlushError::Detached)?;
         recover::check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.recover_open_batch(&*backend)?;
+        self.sweep_journals()?;
         self.parts.drive.names_are_settled(true);
         self.wait_for_closes();
         let mut report = match self.run_batch(&*backend, Scope::All, deadline, progress) {
