@@ -16,6 +16,7 @@ use super::stage::{Staged, Stager, discard};
 use super::{Flusher, Parts};
 use crate::backend::Backend;
 use crate::base::Ino;
+use crate::base::steps::CacheStep;
 use crate::control::protocol::{Phase, Progress};
 use crate::index::{ActiveBatch, State};
 use crate::rules::layout;
@@ -119,6 +120,7 @@ impl Carrier<'_> {
         (self.progress)(phase(Phase::Commit));
         // The row of the batch and the bytes that the journal names must outlive a power cut before the record can be found.
         self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
+        self.flusher.before(CacheStep::WriteJournal)?;
         journal.write(&self.parts.journals)?;
         let path = layout::record_path(self.active.batch);
         create_with(self.backend, &path, &record::seal(&journal.record)?)?;

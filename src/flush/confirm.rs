@@ -8,6 +8,7 @@ use super::gather::Gathered;
 use super::journal::Journal;
 use super::report::{FlushError, Result};
 use super::stage::Staged;
+use crate::base::steps::CacheStep;
 use crate::base::{Ino, Name, RelPath, Seq, Timestamp};
 use crate::index::{BatchState, BatchSummary, Confirmed, PlacedEntry, State};
 use crate::rules::delta::NOBODY;
@@ -192,6 +193,7 @@ impl Flusher {
             .lock()
             .end_batch(BatchState::Done, &summary)?;
         self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
+        self.before(CacheStep::RemoveJournal)?;
         Journal::remove(&self.parts.journals, journal.record.batch)
     }
 }

@@ -29,6 +29,7 @@ mod redo;
 mod report;
 mod run;
 mod stage;
+mod sweep;
 
 use std::path::PathBuf;
 use std::sync::Arc;
