@@ -3,8 +3,8 @@
 //! Where a rename is not atomic (exFAT) a yank can leave a file that was being moved under neither name. Its bytes must then be
 //! on the SSD. `<batch>.keep/<slot>` beside the journal holds them: a hard link to the object if the cache has one, so that
 //! evicting the object takes nothing away, else a copy from the backend, up to a bound. Made and synced before the journal;
-//! removed with it. A directory without a journal is what a crash before the journal leaves, and is removed when the batch is
-//! given up. It is best effort in one point only: where the SSD has no room the batch goes on without, as carrying it is what
+//! removed with it. A directory without a journal is what a crash before the journal leaves; it is removed when the batch is given up,
+//! or at the next attach. It is best effort in one point only: where the SSD has no room the batch goes on without, as carrying it is what
 //! makes room.
 
 use std::fs::{self, File};
@@ -48,6 +48,28 @@ pub(super) fn remove(journals: &Path, batch: BatchNo) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &dir, error)),
         _ => Ok(()),
     }
+}
+
+/// Removes what is kept for batches of which nothing is known. To be called when no batch is under way: a power cut can leave
+/// what was kept and take the batch's row.
+///
+/// # Errors
+/// If the SSD fails.
+pub(super) fn sweep(journals: &Path) -> Result<()> {
+    let list = || -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(journals)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect()
+    };
+    for path in list().map_err(|error| failed("list", journals, error))? {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "keep")
+        {
+            fs::remove_dir_all(&path).map_err(|error| failed("remove", &path, error))?;
+        }
+    }
+    Ok(())
 }
 
 fn failed(operation: &str, path: &Path, source: io::Error) -> FlushError {

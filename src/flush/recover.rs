@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::Flusher;
 use super::apply::Applied;
 use super::journal::Journal;
+use super::keep;
 use super::redo::{Redo, Ssd};
 use super::report::{FlushError, Result};
 use super::stage::discard;
@@ -166,6 +167,7 @@ impl Flusher {
         check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.recover_open_batch(&*backend)?;
         self.sweep(&*backend)?;
+        keep::sweep(&self.parts.journals)?;
         self.parts.drive.names_are_settled(true);
         Ok(())
     }
