@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::base::ObjectId;
+use crate::base::steps::{CacheStep, CacheSteps};
 use crate::sys;
 
 /// Objects in one directory.
@@ -45,6 +46,7 @@ pub struct Store {
     lost_found: PathBuf,
     /// Objects whose directory entry is not known to be durable.
     fresh: Mutex<HashSet<ObjectId>>,
+    steps: CacheSteps,
 }
 
 impl Store {
@@ -68,10 +70,22 @@ impl Store {
             root,
             lost_found,
             fresh: Mutex::new(HashSet::new()),
+            steps: CacheSteps::default(),
         })
     }
 
-    fn path(&self, object: ObjectId) -> PathBuf {
+    /// Where a test may stop what is done to this cache.
+    pub fn steps(&self) -> &CacheSteps {
+        &self.steps
+    }
+
+    fn before(&self, step: CacheStep, path: &Path) -> Result<()> {
+        let stopped = self.steps.before(step);
+        stopped.map_err(failed("change", path))
+    }
+
+    /// Where an object is, or would be.
+    pub fn path(&self, object: ObjectId) -> PathBuf {
         self.shard(object).join(object.to_string())
     }
 
@@ -85,6 +99,7 @@ impl Store {
     /// If it exists, or the SSD has no room.
     pub fn create(&self, object: ObjectId) -> Result<File> {
         let path = self.path(object);
+        self.before(CacheStep::CreateObject, &path)?;
         let create = || {
             OpenOptions::new()
                 .read(true)
@@ -129,8 +144,9 @@ impl Store {
     /// # Errors
     /// If it cannot be removed.
     pub fn remove(&self, object: ObjectId) -> Result<()> {
-        self.fresh.lock().remove(&object);
         let path = self.path(object);
+        self.before(CacheStep::RemoveObject, &path)?;
+        self.fresh.lock().remove(&object);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(e)),
             _ => Ok(()),
@@ -165,6 +181,7 @@ impl Store {
     /// If a write has failed since the last sync; its bytes are then not to be taken as written.
     pub fn sync_object(&self, object: ObjectId, file: &File) -> Result<()> {
         let path = self.path(object);
+        self.before(CacheStep::SyncObject, &path)?;
         file.sync_data().map_err(failed("fsync", &path))?;
         if self.fresh.lock().contains(&object) {
             let dir = path.parent().unwrap_or(&self.root);
@@ -193,6 +210,7 @@ impl Store {
     /// # Errors
     /// If a write has failed since the last sync.
     pub fn sync_all(&self, objects: impl Iterator<Item = ObjectId>) -> Result<()> {
+        self.before(CacheStep::SyncObject, &self.root)?;
         File::open(&self.root)
             .and_then(sys::file::sync_file_system)
             .map_err(failed("syncfs", &self.root))?;
@@ -245,6 +263,7 @@ impl Store {
             })
             .find(|candidate| !candidate.exists())
             .unwrap_or_else(|| self.lost_found.join(&*name));
+        self.before(CacheStep::KeepObject, path)?;
         fs::rename(path, &target).map_err(failed("move to lost+found", path))?;
         Ok(target)
     }

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use super::apply::{Applier, Run, create_with};
+use super::apply::{Applier, create_with};
 use super::confirm::conclusions;
 use super::gather::Gathered;
 use super::journal::Journal;
+use super::keep;
+use super::known::Before;
 use super::preflight::{Foreign, find_foreign};
 use super::report::{FlushError, Report, Result};
 use super::run::phase;
@@ -14,6 +16,7 @@ use super::stage::{Staged, Stager, discard};
 use super::{Flusher, Parts};
 use crate::backend::Backend;
 use crate::base::Ino;
+use crate::base::steps::CacheStep;
 use crate::control::protocol::{Phase, Progress};
 use crate::index::{ActiveBatch, State};
 use crate::rules::layout;
@@ -98,6 +101,8 @@ impl Carrier<'_> {
         };
         let staged = stager.stage(plan.steps.clone())?;
         let journal = self.journal(plan, gathered, &staged);
+        let moved = Before::new(gathered).to_keep(&staged);
+        keep::keep(self.parts, self.backend, self.active.batch, &moved)?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
             return Ok(Attempt::Again(changed));
         }
@@ -115,6 +120,7 @@ impl Carrier<'_> {
         (self.progress)(phase(Phase::Commit));
         // The row of the batch and the bytes that the journal names must outlive a power cut before the record can be found.
         self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
+        self.flusher.before(CacheStep::WriteJournal)?;
         journal.write(&self.parts.journals)?;
         let path = layout::record_path(self.active.batch);
         create_with(self.backend, &path, &record::seal(&journal.record)?)?;
@@ -129,6 +135,7 @@ impl Carrier<'_> {
                 created: self.parts.clock.now(),
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
+                known: Before::new(gathered).known(&staged.steps),
             },
             confirmed: conclusions(plan, gathered, staged),
             sources: staged.sources.clone(),
@@ -171,8 +178,6 @@ impl Carrier<'_> {
                 backend: self.backend,
                 batch: self.active.batch,
                 steps: &journal.record.steps,
-                run: Run::First,
-                rebuild: None,
             };
             let applied = applier.apply(|done| {
                 at.files_done = done as u64;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::keep;
 use super::report::{FlushError, Result};
 use crate::base::{BatchNo, ContentHash, Ino, Name, ObjectId, RelPath, Timestamp};
 use crate::index::{Confirmed, PlacedEntry};
@@ -239,7 +240,7 @@ impl Journal {
         })
     }
 
-    /// Removes the journal of `batch`; fine if there is none.
+    /// Removes the journal of `batch`, then what was kept for it; fine if there is none.
     ///
     /// # Errors
     /// If the SSD fails.
@@ -249,7 +250,7 @@ impl Journal {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("remove", &target)(error))
             }
-            _ => Ok(()),
+            _ => keep::remove(dir, batch),
         }
     }
 }

@@ -21,11 +21,15 @@ mod carry;
 mod confirm;
 mod gather;
 mod journal;
+mod keep;
+mod known;
 mod preflight;
 mod recover;
+mod redo;
 mod report;
 mod run;
 mod stage;
+mod sweep;
 mod untrusted;
 
 use std::path::PathBuf;

@@ -3,8 +3,9 @@
 use uuid::Uuid;
 
 use super::Flusher;
-use super::apply::{Applied, Applier, Rebuild, Run};
+use super::apply::Applied;
 use super::journal::Journal;
+use super::redo::{Redo, Ssd};
 use super::report::{FlushError, Result};
 use super::stage::discard;
 use super::untrusted::{Sealed, read_sealed, read_small};
@@ -14,7 +15,7 @@ use crate::index::ActiveBatch;
 use crate::rules::layout;
 use crate::rules::marker;
 use crate::rules::record::{self, BatchRecord, RecordError};
-use crate::rules::steps::PlaceStep;
+use crate::rules::steps::{PlaceStep, PlainKind};
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
 const DONE: &str = ".done";
@@ -163,6 +164,7 @@ impl Flusher {
         check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.recover_open_batch(&*backend)?;
         self.sweep(&*backend)?;
+        self.sweep_journals()?;
         self.parts.drive.names_are_settled(true);
         Ok(())
     }
@@ -230,21 +232,20 @@ impl Flusher {
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
-        // The record may have been read from memory only: its own sync may be what failed.
-        backend.sync()?;
         {
             let _moving = self.parts.drive.move_names();
-            let applier = Applier {
+            let redo = Redo {
                 backend,
                 batch: active.batch,
                 steps: &journal.record.steps,
-                run: Run::Redo,
-                rebuild: Some(Rebuild {
+                known: &journal.record.known,
+                ssd: Some(Ssd {
                     store: &self.parts.store,
-                    sources: &journal.sources,
+                    journal,
+                    journals: &self.parts.journals,
                 }),
             };
-            let applied = applier.apply(|_| {})?;
+            let applied = redo.run()?;
             for (path, reason) in applied.surprises() {
                 tracing::warn!(path, reason, "not as the batch has it");
             }
@@ -262,9 +263,68 @@ impl Flusher {
         active: &ActiveBatch,
     ) -> Result<()> {
         tracing::info!(batch = %active.batch, "the batch was finished elsewhere");
-        self.confirm(journal, &Applied::default(), active.cut, "complete")?;
+        let applied = Applied {
+            vanished: self.missing(backend, &journal.record)?,
+            ..Applied::default()
+        };
+        self.confirm(journal, &applied, active.cut, "complete")?;
         backend.remove_file(&done_path(active.batch)?)?;
         self.clean_up(backend, active.batch)
+    }
+
+    /// What a batch has placed and is not there. Without the cache a file that the drive had lost could not be written anew; and
+    /// one that somebody has removed since is put back, which is the lesser evil.
+    fn missing(&self, backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<RelPath>> {
+        let mut missing = Vec::new();
+        for step in &record.steps.place {
+            match step {
+                PlaceStep::Install { to, .. }
+                | PlaceStep::Attach {
+                    to,
+                    kind: PlainKind::File,
+                    ..
+                } => {
+                    if !super::apply::exists(backend, to)? {
+                        missing.push(to.clone());
+                    }
+                }
+                PlaceStep::Attach { to, .. } => self.missing_below(backend, to, &mut missing)?,
+                PlaceStep::MakeDir { .. } | PlaceStep::Touch { .. } => {}
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The same for all that the index knows in the directory at `dir`.
+    fn missing_below(
+        &self,
+        backend: &dyn Backend,
+        dir: &RelPath,
+        missing: &mut Vec<RelPath>,
+    ) -> Result<()> {
+        let mut open = vec![dir.clone()];
+        while let Some(at) = open.pop() {
+            let known = {
+                let mut state = self.parts.index.lock();
+                match super::confirm::find(&mut state, &at)? {
+                    Some(ino) => state.placed_in(ino)?,
+                    None => continue,
+                }
+            };
+            for (name, entry) in known {
+                let path = at.join(&name);
+                match (entry.kind, super::apply::exists(backend, &path)?) {
+                    (PlainKind::Directory, true) => open.push(path),
+                    (_, true) => {}
+                    (PlainKind::Directory, false) => {
+                        open.push(path.clone());
+                        missing.push(path);
+                    }
+                    (PlainKind::File, false) => missing.push(path),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes what our own ended batches have left, and finishes those of other caches.
@@ -317,16 +377,14 @@ impl Flusher {
 
 /// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
 fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
-    let applier = Applier {
+    let redo = Redo {
         backend,
         batch: record.batch,
         steps: &record.steps,
-        run: Run::Redo,
-        rebuild: None,
+        known: &record.known,
+        ssd: None,
     };
-    // The record may have been read from memory only.
-    backend.sync()?;
-    let applied = applier.apply(|_| {}).map_err(|error| match error {
+    let applied = redo.run().map_err(|error| match error {
         // The drive is there and does not let it be done: not something that goes away by itself.
         FlushError::Backend(error) if !error.is_gone() => FlushError::Unfinished {
             batch: record.batch,

@@ -14,6 +14,7 @@ use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 
 use super::open::{Content, ObjectFile, OpenInode};
 use super::{Ctx, Fs, FsError, Result};
+use crate::base::steps::CacheStep;
 use crate::base::{FileKind, Ino, ObjectId, Timestamp};
 use crate::index::{Flags, Inode, Location, State};
 use crate::sys;
@@ -304,6 +305,7 @@ impl Fs {
         let handle = self.opens.handle(handle)?;
         self.with_room(ctx, || {
             self.change(ctx, &handle.open, OldBytes::Keep, |file| {
+                self.store.steps().before(CacheStep::WriteObject)?;
                 Ok(file.write_all_at(data, offset)?)
             })
         })?;

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
+use crate::base::steps::{CacheStep, CacheSteps};
 use crate::rules::names::NameRules;
 
 pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
@@ -106,6 +107,7 @@ pub struct Index {
     /// The connection that copies the WAL, and the commits that there were when it last began to.
     copier: Mutex<Connection>,
     copied: AtomicU64,
+    steps: CacheSteps,
 }
 
 impl Index {
@@ -137,9 +139,11 @@ impl Index {
             path: wal_path,
             source,
         })?;
+        let state = State::new(conn, rules)?;
         let index = Index {
             path: path.to_path_buf(),
-            state: Mutex::new(State::new(conn, rules)?),
+            steps: state.steps.clone(),
+            state: Mutex::new(state),
             wal,
             durable: AtomicU64::new(0),
             copier: Mutex::new(connect(path, OpenFlags::empty())?),
@@ -147,6 +151,11 @@ impl Index {
         };
         index.sync()?;
         Ok(index)
+    }
+
+    /// Where a test may stop what is done to the index.
+    pub fn steps(&self) -> &CacheSteps {
+        &self.steps
     }
 
     /// The state, for reading and changing it.
@@ -176,11 +185,14 @@ impl Index {
         if self.durable.load(Ordering::Acquire) >= goal {
             return Ok(());
         }
-        self.wal.sync_data().map_err(|source| IndexError::Io {
-            operation: "fsync",
-            path: self.path.clone(),
-            source,
-        })?;
+        let stopped = self.steps.before(CacheStep::SyncIndex);
+        stopped
+            .and_then(|()| self.wal.sync_data())
+            .map_err(|source| IndexError::Io {
+                operation: "fsync",
+                path: self.path.clone(),
+                source,
+            })?;
         self.durable.fetch_max(goal, Ordering::AcqRel);
         Ok(())
     }

@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::counters::{Counter, Totals};
 use super::inode::{COLUMNS, Flags, Inode};
 use super::{ActiveBatch, Context, IndexError, Result, int};
+use crate::base::steps::{CacheStep, CacheSteps};
 use crate::base::{Ino, ObjectId, Seq};
 use crate::rules::names::NameRules;
 
@@ -44,6 +45,8 @@ pub struct State {
     undone: bool,
     /// When something last began to wait for the backend, and when the oldest of it did.
     dirty_since: Option<(Instant, Instant)>,
+    /// Where a test may stop it.
+    pub(super) steps: CacheSteps,
 }
 
 impl State {
@@ -64,6 +67,7 @@ impl State {
             active: None,
             undone: false,
             dirty_since: None,
+            steps: CacheSteps::default(),
         })
     }
 
@@ -95,6 +99,7 @@ impl State {
         }
         let result = self
             .write_pending()
+            .and_then(|()| self.may(CacheStep::Commit))
             .and_then(|()| self.run("commit", "COMMIT", []));
         match result {
             Ok(_) => {
@@ -107,6 +112,14 @@ impl State {
                 Err(error)
             }
         }
+    }
+
+    fn may(&self, step: CacheStep) -> Result<()> {
+        self.steps.before(step).map_err(|source| IndexError::Io {
+            operation: "commit",
+            path: "index.db".into(),
+            source,
+        })
     }
 
     /// Whether something has been undone since the index was opened, so that the next start has to look for what is not settled.

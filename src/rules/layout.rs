@@ -30,6 +30,9 @@ pub const BARRIER: &str = "cleared";
 /// The highest number that a batch can have: the index counts in signed 64 bits. A name with a higher one is nobody's.
 pub const MAX_BATCH: BatchNo = BatchNo(i64::MAX as u64);
 
+/// Suffix of the note that a directory is lost.
+const LOST: &str = ".lost";
+
 /// The directory that ferryfs keeps at the root of a volume.
 pub fn dir() -> RelPath {
     RelPath::fixed(DIR)
@@ -100,6 +103,17 @@ pub fn parse_staging_name(name: &Name) -> Option<BatchNo> {
 pub fn parse_slot_name(name: &Name) -> Option<SlotNo> {
     let number = parse_hex(name.as_bytes().strip_prefix(b"s")?, 8)?;
     u32::try_from(number).ok().map(SlotNo)
+}
+
+/// Where it is noted that what was set aside in `slot`, a directory, is nowhere on the drive.
+pub fn lost_path(batch: BatchNo, slot: SlotNo) -> RelPath {
+    staging_dir(batch).join(&own_name(&format!("{}{LOST}", slot.file_name())))
+}
+
+/// The slot of which a name in a staging directory says that its directory is lost.
+pub fn parse_lost_name(name: &Name) -> Option<SlotNo> {
+    let slot = name.as_bytes().strip_suffix(LOST.as_bytes())?;
+    parse_slot_name(&Name::new(slot).ok()?)
 }
 
 /// Whether `path` is `.ferryfs` or below it, in upper or lower case.

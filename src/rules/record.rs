@@ -18,6 +18,7 @@ mod wire;
 use uuid::Uuid;
 
 use crate::base::{BatchNo, NameError, RelPath, Timestamp};
+use crate::rules::known::Known;
 use crate::rules::steps::{FileContent, SlotNo, Steps};
 
 pub use check::check;
@@ -52,6 +53,8 @@ pub struct BatchRecord {
     pub origin: [u8; 16],
     /// What it does.
     pub steps: Steps<FileContent>,
+    /// What was known of the files that it moves, replaces and removes.
+    pub known: Known,
 }
 
 /// Why bytes are no record that this version can carry out.
@@ -152,6 +155,7 @@ pub fn encode(record: &BatchRecord) -> Vec<u8> {
     out.extend_from_slice(&record.batch.0.to_le_bytes());
     out.extend_from_slice(&record.created.0.to_le_bytes());
     wire::put_steps(&mut out, &record.steps);
+    wire::put_known(&mut out, &record.known);
     let checksum = blake3::hash(&out);
     out.extend_from_slice(checksum.as_bytes());
     out
@@ -179,13 +183,14 @@ pub fn decode(bytes: &[u8]) -> Result<BatchRecord, RecordError> {
     let origin = reader.array()?;
     let batch = BatchNo(reader.u64()?);
     let created = Timestamp(reader.i64()?);
-    let steps = wire::read_steps(&mut reader)?;
+    let (steps, known) = wire::read_sections(&mut reader)?;
     let record = BatchRecord {
         volume,
         batch,
         created,
         origin,
         steps,
+        known,
     };
     check(&record)?;
     Ok(record)

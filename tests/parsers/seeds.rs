@@ -7,6 +7,7 @@ use ferryfs::control::protocol::{
     Answer, ControlError, ErrorCode, FlushReport, LeftBehind, Phase, Progress, Reply, Request,
     encode,
 };
+use ferryfs::rules::known::Known;
 use ferryfs::rules::marker::{self, Marker};
 use ferryfs::rules::record::{self, BatchRecord};
 use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
@@ -36,6 +37,7 @@ fn with(clear: Vec<ClearStep>, place: Vec<PlaceStep<FileContent>>) -> BatchRecor
         created: Timestamp(1_763_661_600_123_456_789),
         origin: *b"origin of record",
         steps: Steps { clear, place },
+        known: Known::default(),
     }
 }
 
