@@ -101,8 +101,8 @@ impl Carrier<'_> {
         };
         let staged = stager.stage(plan.steps.clone())?;
         let journal = self.journal(plan, gathered, &staged);
-        let moved = Before::new(gathered).to_keep(&staged);
-        keep::keep(self.parts, self.backend, self.active.batch, &moved)?;
+        let moves = Before::new(gathered).moves(&staged);
+        keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
             return Ok(Attempt::Again(changed));
         }

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use ferryfs::base::{BatchNo, ContentHash, RelPath, Timestamp};
+use ferryfs::rules::known::Known;
 use ferryfs::rules::marker;
 use ferryfs::rules::record::{self, BatchRecord, CHECKSUM_BYTES};
 use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
@@ -34,6 +35,7 @@ fn of_another(stage: &Stage, clear: Vec<ClearStep>, place: Vec<PlaceStep<FileCon
         created: Timestamp(0),
         origin: *b"of another cache",
         steps: Steps { clear, place },
+        known: Known::default(),
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::super::apply::{Applied, create_with, set_time};
 use super::standing::{Slots, Standing};
+use super::trees::Restored;
 use super::{Redo, State, is_dir, is_file, look};
 use crate::backend::{BackendError, Metadata};
 use crate::base::{Name, RelPath};
@@ -60,12 +61,13 @@ impl Redo<'_> {
         }
         self.backend.sync()?;
         self.untangle_placed(slots, &mut standing)?;
-        self.place_directories(slots, &mut standing, applied)?;
+        let restored = self.place_directories(slots, &mut standing, applied)?;
         for (file, task) in wanted.iter().zip(&mut tasks) {
             self.write_anew(file, task, slots)?;
         }
         // No name is given to bytes that may not be on the medium yet.
         self.backend.sync()?;
+        self.name_restored(&restored)?;
         for (file, task) in wanted.iter().zip(&tasks) {
             self.give_name(file, *task, slots, applied)?;
         }
@@ -143,7 +145,8 @@ impl Redo<'_> {
         slots: &mut Slots,
         standing: &mut Standing,
         applied: &mut Applied,
-    ) -> Result<()> {
+    ) -> Result<Vec<Restored>> {
+        let mut restored = Vec::new();
         for step in &self.steps.place {
             match step {
                 PlaceStep::MakeDir { path } => self.make_dir(path)?,
@@ -151,40 +154,51 @@ impl Redo<'_> {
                     slot,
                     to,
                     kind: PlainKind::Directory,
-                } => match slots.newest(*slot) {
-                    Some(from) => {
-                        self.make_way(to)?;
-                        self.backend.rename(&from, to)?;
-                        slots.forget(*slot);
-                        standing.settle(to);
-                    }
-                    None if is_dir(look(self.backend, to)?.as_ref()) => {
-                        if slots.is_lost(*slot) {
-                            applied.lost_dirs.push(to.clone());
-                        }
-                    }
-                    None => self.make_lost_dir(*slot, to, applied)?,
-                },
+                } => {
+                    let is_lost = self.place_directory(*slot, to, slots, standing)?;
+                    restored.extend(self.restore_tree(*slot, to, is_lost, applied)?);
+                }
                 _ => {}
             }
         }
-        Ok(())
+        Ok(restored)
+    }
+
+    /// Puts one directory that moves into its place; true if it is nowhere, and an empty one was made.
+    fn place_directory(
+        &self,
+        slot: SlotNo,
+        to: &RelPath,
+        slots: &mut Slots,
+        standing: &mut Standing,
+    ) -> Result<bool> {
+        if let Some(from) = slots.newest(slot) {
+            self.make_way(to)?;
+            self.backend.rename(&from, to)?;
+            slots.forget(slot);
+            standing.settle(to);
+            return Ok(false);
+        }
+        if is_dir(look(self.backend, to)?.as_ref()) {
+            return Ok(slots.is_lost(slot));
+        }
+        self.make_lost_dir(slot, to)?;
+        Ok(true)
     }
 
     /// Makes a directory anew that is nowhere. It is noted first: should this be cut short, the next attempt finds an empty
     /// directory and must not take it for the one that was moved.
-    fn make_lost_dir(&self, slot: SlotNo, to: &RelPath, applied: &mut Applied) -> Result<()> {
+    fn make_lost_dir(&self, slot: SlotNo, to: &RelPath) -> Result<()> {
         let note = layout::lost_path(self.batch, slot);
         if look(self.backend, &note)?.is_none() {
             create_with(self.backend, &note, b"")?;
         }
         self.backend.sync()?;
-        self.make_dir(to)?;
-        applied.lost_dirs.push(to.clone());
-        Ok(())
+        tracing::warn!(path = %to, "the drive has lost a directory that was being moved; it is made anew");
+        self.make_dir(to)
     }
 
-    fn make_dir(&self, path: &RelPath) -> Result<()> {
+    pub(super) fn make_dir(&self, path: &RelPath) -> Result<()> {
         match self.backend.make_dir(path) {
             Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {
                 if is_dir(look(self.backend, path)?.as_ref()) {

@@ -6,7 +6,7 @@
 //! - *both*: the two names share clusters. Removing one frees bytes that the other still claims; writing then damages them.
 //!   So both are removed before anything is written, and the file is written anew from the SSD. Without the SSD (a file too
 //!   large to have been kept, or another machine) a copy is made first, on clusters of its own, and synced; see [`twins`];
-//! - *neither*: the file is written anew from the SSD, else it is named as vanished.
+//! - *neither*: the file, or the directory with what was in it, is written anew from the SSD, else what is missing is named.
 //!
 //! A directory that moves takes changes of its own entries along: a file may still be in it although it was cleared from it,
 //! under the directory's other name. So old and new paths are looked up where their directories stand now ([`Standing`]).
@@ -19,6 +19,7 @@
 mod clear;
 mod files;
 mod standing;
+mod trees;
 mod twins;
 
 use super::apply::{Applied, create_with, exists, is_absent, matches};
