@@ -148,6 +148,9 @@ pub struct Status {
     pub kept_local: u64,
     /// The last thing that went wrong and has not been put right since.
     pub last_error: Option<String>,
+    /// What the owner must know and may have to act on: bytes that were lost, what is in lost+found. A line each.
+    #[serde(default)]
+    pub attention: Vec<String>,
     /// How cached files are read and written.
     pub io: IoPath,
     /// Version of the daemon's program.

@@ -17,11 +17,11 @@ use crate::base::{BatchNo, ContentHash, Ino, Name, ObjectId, RelPath, Timestamp}
 use crate::index::{Confirmed, PlacedEntry};
 use crate::rules::plan::{NameKey, StageSource};
 use crate::rules::record::{self, BatchRecord};
-use crate::rules::steps::{PlainKind, SlotNo};
+use crate::rules::steps::{PlaceStep, PlainKind, SlotNo};
 
 /// Everything that is to be known of a batch once it is committed.
 #[derive(Clone, Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     pub(super) record: BatchRecord,
     pub(super) confirmed: Vec<Confirmed>,
     pub(super) sources: BTreeMap<SlotNo, StageSource>,
@@ -219,6 +219,10 @@ impl Journal {
         if blake3::hash(body).as_bytes() != hash {
             return None;
         }
+        Journal::parse_body(body)
+    }
+
+    fn parse_body(body: &[u8]) -> Option<Journal> {
         let (length, rest) = body.split_at_checked(8)?;
         let length = usize::try_from(u64::from_le_bytes(length.try_into().ok()?)).ok()?;
         let (json, record) = rest.split_at_checked(length)?;
@@ -238,6 +242,24 @@ impl Journal {
                 .map(SourceFact::restore)
                 .collect::<Option<_>>()?,
         })
+    }
+
+    /// The paths that the journal in `bytes` knows of objects: where the batch puts their bytes. For naming only, so a wrong
+    /// checksum is passed over; what cannot be read gives none.
+    pub(crate) fn names_in(bytes: &[u8]) -> Vec<(ObjectId, RelPath)> {
+        let Some(journal) = bytes.get(32..).and_then(Journal::parse_body) else {
+            return Vec::new();
+        };
+        let steps = journal.record.steps.place.into_iter();
+        steps
+            .filter_map(|step| match step {
+                PlaceStep::Install { slot, to, .. } => match journal.sources.get(&slot) {
+                    Some(StageSource::Object { object, .. }) => Some((*object, to)),
+                    _ => None,
+                },
+                _ => None,
+            })
+            .collect()
     }
 
     /// Removes the journal of `batch`, then what was kept for it; fine if there is none.

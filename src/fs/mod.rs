@@ -39,7 +39,7 @@ pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
 pub use read::SeekFor;
-pub use recover::Recovered;
+pub use recover::{Recovered, UncleanEnd};
 pub use sync::Syncer;
 
 /// On whose behalf an operation runs, and what it may do.

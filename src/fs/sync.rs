@@ -54,6 +54,10 @@ impl Unsynced {
         self.0.lock().is_empty()
     }
 
+    pub(super) fn has(&self, object: ObjectId) -> bool {
+        self.0.lock().contains_key(&object)
+    }
+
     fn find(&self, object: ObjectId) -> Option<Arc<ObjectFile>> {
         self.0.lock().get(&object).and_then(Weak::upgrade)
     }
@@ -68,6 +72,7 @@ impl Fs {
     pub fn sync(&self) -> Result<()> {
         // One at a time: whoever finds nothing left to sync must not answer before it is synced by whoever took it.
         let _one_at_a_time = self.syncing.lock();
+        let replaced = self.index.lock().last_replaced();
         for _ in 0..ROUNDS {
             let objects = self.unsynced.take();
             if objects.is_empty() {
@@ -78,7 +83,15 @@ impl Fs {
                 return Err(error);
             }
         }
-        Ok(self.index.sync()?)
+        self.index.sync()?;
+        // What was replaced before this began was replaced by bytes that are durable now. Noted before anybody is told, so
+        // that a note which is still there speaks of bytes that nobody was promised.
+        if let Some(upto) = replaced {
+            let mut state = self.index.lock();
+            state.forget_replaced(upto)?;
+            state.commit()?;
+        }
+        Ok(())
     }
 
     fn sync_objects(&self, objects: &HashMap<ObjectId, Weak<ObjectFile>>) -> Result<()> {
@@ -97,6 +110,11 @@ impl Fs {
     /// Whether there are bytes that no fsync has covered.
     pub fn has_unsynced(&self) -> bool {
         !self.unsynced.is_empty()
+    }
+
+    /// Whether the object may have bytes that no fsync has covered. While a sync runs nobody knows what it is through with.
+    pub(super) fn may_be_unsynced(&self, object: ObjectId) -> bool {
+        self.unsynced.has(object) || self.syncing.is_locked()
     }
 
     /// Starts to write the file's bytes to the SSD without waiting, so that a later sync has less to do.

@@ -41,6 +41,8 @@ pub struct State {
     /// Inodes without a name that somebody still uses.
     orphans: HashSet<Ino>,
     pub(super) active: Option<ActiveBatch>,
+    /// The inodes that rows of `replaced` are about; may hold more than that, never less.
+    pub(super) replacing: HashSet<Ino>,
     /// Something has been undone: what was noted of files being written may be out of date.
     undone: bool,
     /// When something last began to wait for the backend, and when the oldest of it did.
@@ -53,6 +55,7 @@ impl State {
     pub(super) fn new(conn: Connection, rules: NameRules) -> Result<State> {
         Ok(State {
             totals: Totals::load(&conn)?,
+            replacing: super::replaced::load(&conn)?,
             rules,
             inos: Counter::load(&conn, "next_ino", Ino::ROOT.0 + 1)?,
             objects: Counter::load(&conn, "next_object", 1)?,
@@ -139,6 +142,9 @@ impl State {
         self.cache.clear();
         if let Ok(totals) = Totals::load(&self.conn) {
             self.totals = totals;
+        }
+        if let Ok(replacing) = super::replaced::load(&self.conn) {
+            self.replacing = replacing;
         }
         for counter in [&mut self.inos, &mut self.objects, &mut self.seqs] {
             // The reservation may have been undone; the numbers may not be handed out again.
@@ -241,6 +247,11 @@ impl State {
     pub fn next_seq(&mut self) -> Result<Seq> {
         self.begin()?;
         self.seqs.take(&self.conn).map(Seq)
+    }
+
+    /// The next place in the history of changes, without taking it.
+    pub(super) fn seq_at_hand(&self) -> Seq {
+        Seq(self.seqs.next)
     }
 
     /// The inode `ino`, if there is one.
@@ -469,6 +480,32 @@ impl State {
             ))
             .and_then(|mut s| s.query_map([], Inode::from_row)?.collect())
             .context("list what was being written")
+    }
+
+    /// Every inode with an object that is not among `present`.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn lacking(&mut self, present: &HashSet<ObjectId>) -> Result<Vec<Ino>> {
+        self.commit()?;
+        let mut lacking = Vec::new();
+        let mut statement = self
+            .conn
+            .prepare("SELECT ino, object FROM inodes WHERE object IS NOT NULL")
+            .context("list objects")?;
+        let rows = statement
+            .query_map([], |row| {
+                let ino = Ino(row.get::<_, i64>(0)? as u64);
+                Ok((ino, ObjectId(row.get::<_, i64>(1)? as u64)))
+            })
+            .context("list objects")?;
+        for row in rows {
+            let (ino, object) = row.context("list objects")?;
+            if !present.contains(&object) {
+                lacking.push(ino);
+            }
+        }
+        Ok(lacking)
     }
 
     /// Every object that a row vouches for, live or dead.
