@@ -42,6 +42,9 @@ const RESERVE: u64 = 64 << 20;
 /// How long background threads are given to come to rest.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long programs are given to close their files once a signal has taken the mount away.
+const LEAVING: Duration = Duration::from_secs(5);
+
 /// Why the daemon comes to its end.
 enum End {
     Unmounted,
@@ -203,13 +206,28 @@ fn serve(
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
     tracing::info!(backend = %options.backend.display(), mountpoint = %options.mountpoint.display(), "mounted");
-    match wait_for_end(&session, &end, signals) {
-        End::Unmounted => {}
-        End::Signal => end_on_signal(&service, &options.mountpoint),
-    }
+    let cut_off = match wait_for_end(&session, &end, signals) {
+        End::Unmounted => false,
+        End::Signal => {
+            end_on_signal(&service, &options.mountpoint);
+            !is_over_soon(&session)
+        }
+    };
     service
         .ending
         .store(true, std::sync::atomic::Ordering::Release);
+    if cut_off {
+        // They may write to the very end of the process, so nothing can be settled: to the next start this is a death like
+        // another, with everything on the SSD.
+        tracing::warn!("files of the mount are still open; whoever has them is cut off");
+        session.abandon();
+        tasks.stop(PATIENCE);
+        server.close_door();
+        let synced = fs.sync().map_err(failed);
+        drop(opened);
+        server.stop();
+        return synced;
+    }
     if let Err(error) = session.end() {
         tracing::warn!(%error, "the session ended with an error");
     }
@@ -256,6 +274,15 @@ fn end_on_signal(service: &Service, mountpoint: &Path) {
     {
         tracing::error!(%error, "the mount could not be taken away");
     }
+}
+
+/// Whether the last file of a mount that was taken away is closed before long.
+fn is_over_soon(session: &Session) -> bool {
+    let end = Instant::now() + LEAVING;
+    while !session.is_over() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    session.is_over()
 }
 
 fn wait_for_end(session: &Session, end: &Receiver<()>, signals: &Receiver<()>) -> End {

@@ -241,9 +241,17 @@ impl Fs {
             measured.apply(&mut inode);
             inode.flags.clear(Flags::WRITING);
             state.put_inode(inode);
+            // Full means that somebody has been told already.
+            let _ = self.closes.0.try_send(());
         }
         state.end_writing(ino);
         Ok(())
+    }
+
+    /// Waits, for at most `limit`, until a file that was written has been closed: that it is closed is then to be committed,
+    /// so that after the daemon's death it is not taken for one that was still being written. True if one was.
+    pub fn wait_for_close(&self, limit: std::time::Duration) -> bool {
+        self.closes.1.recv_timeout(limit).is_ok()
     }
 
     /// Ends one use of an open inode. An inode without a name goes with its last user.

@@ -6,6 +6,7 @@
 //! after the sync. [`Syncer`] is the one thread that calls it: requests that arrive while it works share the next run.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -155,7 +156,29 @@ impl Fs {
                 }
             }
         }
+        self.settle_again()?;
         Ok(self.index.commit()?)
+    }
+
+    /// After something was undone, rows of files that had been closed may say again that they are being written, with a size
+    /// from before: a cut would take them for closed, and find another size. Their objects know.
+    fn settle_again(&self) -> Result<()> {
+        let left = self.index.lock().take_unsettled_again()?;
+        for inode in left {
+            let Some(object) = inode.object else { continue };
+            let measured = super::content::measure(&self.store.open_object(object)?)?;
+            let mut state = self.index.lock();
+            let now = state.inode(inode.ino)?;
+            // Somebody may have opened it meanwhile, and then it is his.
+            if let Some(mut now) = now.filter(|now| now.object == Some(object))
+                && !state.is_writing(inode.ino)
+            {
+                measured.apply(&mut now);
+                now.flags.clear(crate::index::Flags::WRITING);
+                state.put_inode(now);
+            }
+        }
+        Ok(())
     }
 
     /// Settles what is still open, so that the next start finds nothing to repair. To be called when no request can come any more.
@@ -225,10 +248,18 @@ fn serve(fs: &Fs, requests: &Receiver<Waiter>) {
     while let Ok(first) = requests.recv() {
         let mut waiters = vec![first];
         waiters.extend(requests.try_iter());
-        let result = fs.sync().map_err(|error| {
-            tracing::error!(%error, "sync failed");
-            error.errno()
-        });
+        // A panic is an error like another: without this thread no fsync would ever be answered again.
+        let synced = catch_unwind(AssertUnwindSafe(|| fs.sync()));
+        let result = match synced {
+            Ok(synced) => synced.map_err(|error| {
+                tracing::error!(%error, "sync failed");
+                error.errno()
+            }),
+            Err(_) => {
+                tracing::error!("a sync panicked; it is answered with EIO");
+                Err(libc::EIO)
+            }
+        };
         for waiter in waiters {
             waiter(result);
         }

@@ -16,7 +16,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use super::inode::{COLUMNS, Inode};
 use super::tree::{PLACED_COLUMNS, name_from_row, placed_from_row};
-use super::{Context, IndexError, Result, VFS, schema, wal_path};
+use super::{Context, IndexError, Result, schema, wal_path};
 use crate::base::FileKind;
 
 /// Up to this many bytes of database and WAL, all of it is looked at, at every start: some tenths of a second.
@@ -24,6 +24,9 @@ const CHEAP: u64 = 64 << 20;
 
 /// How long a larger one is looked at after an unclean end.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Length in bytes of the head of a database.
+const HEAD: u64 = 100;
 
 /// How many contradictions are told.
 const TOLD: usize = 5;
@@ -99,10 +102,10 @@ const ODDITIES: [(&str, &str); 1] = [(
 pub fn check(path: &Path, needed: bool) -> Result<Checked> {
     let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
     let (database, wal) = (size(path), size(&wal_path(path)));
-    if database == 0 {
-        // SQLite would take the WAL beside an empty database for a leftover, and remove it.
-        return match needed || wal > 0 {
-            true => Err(damaged(path, "it is empty or missing".into())),
+    if database < HEAD {
+        // SQLite would take the WAL beside an empty database for a leftover, and remove it, though it may only read.
+        return match needed || wal > 0 || database > 0 {
+            true => Err(damaged(path, "it is empty, cut off or missing".into())),
             false => Ok(Checked {
                 complete: true,
                 oddities: Vec::new(),
@@ -136,6 +139,7 @@ fn is_damage(error: &rusqlite::Error) -> bool {
         rusqlite::Error::FromSqlConversionFailure(..)
             | rusqlite::Error::InvalidColumnType(..)
             | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::SqlInputError { .. }
     ) || matches!(
         error.sqlite_error_code(),
         Some(
@@ -157,13 +161,17 @@ fn is_hot(error: &rusqlite::Error) -> bool {
         .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_READONLY_ROLLBACK)
 }
 
-/// A connection that writes neither rows nor, when it is closed, the WAL back.
-pub(super) fn connect_to_read(path: &Path) -> Result<Connection> {
+/// Locks nothing: a lock for writing needs a descriptor that can write. The lock of the cache keeps others out.
+const VFS: &std::ffi::CStr = c"unix-none";
+
+/// A connection that writes neither rows nor, when it is closed, the WAL back. In the exclusive mode the index of the WAL is in
+/// memory, not in a file beside it.
+fn connect_to_read(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags_and_vfs(path, flags, VFS).context("open")?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         .context("configure")?;
-    conn.execute_batch("PRAGMA temp_store=MEMORY; PRAGMA busy_timeout=10000;")
+    conn.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY;")
         .context("configure")?;
     Ok(conn)
 }

@@ -170,9 +170,13 @@ impl Index {
         &self.steps
     }
 
-    /// The state, for reading and changing it.
-    pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    /// The state, for reading and changing it. Whoever panics while he holds it takes nothing half done along: what was not
+    /// committed is undone, as after an error of SQLite.
+    pub fn lock(&self) -> Locked<'_> {
+        Locked {
+            state: self.state.lock(),
+            unwinding: std::thread::panicking(),
+        }
     }
 
     /// Commits what is pending, so that it survives the daemon's death.
@@ -239,6 +243,35 @@ impl Index {
     /// If SQLite cannot open one.
     pub fn snapshot(&self) -> Result<Snapshot> {
         Snapshot::open(connect(&self.path, OpenFlags::empty())?)
+    }
+}
+
+/// The state of the index, held by one thread.
+pub struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    /// Somebody else's panic brought us here: that our own work ends in the middle of it says nothing.
+    unwinding: bool,
+}
+
+impl std::ops::Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl std::ops::DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.unwinding {
+            self.state.undo();
+        }
     }
 }
 

@@ -26,6 +26,13 @@ const FAR: i64 = 1 << 40;
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
+/// The tables that are read, the key of each, and its columns.
+const TABLES: [(&str, &str, &str); 3] = [
+    ("inodes", "ino", COLUMNS),
+    ("dirents", "parent", "parent, name, ino"),
+    ("dead_objects", "object", "object"),
+];
+
 /// What an index still tells.
 #[derive(Debug, Default)]
 pub struct Salvaged {
@@ -57,18 +64,18 @@ pub fn salvage(copy: &Path) -> Salvaged {
         &mut salvaged.names,
         &mut salvaged.dead,
     );
-    sweep.read("inodes", "ino", COLUMNS, |row| {
+    sweep.read(TABLES[0], |row| {
         let inode = Inode::from_row(row)?;
         inodes.insert(inode.ino, inode);
         Ok(())
     });
-    sweep.read("dirents", "parent", "parent, name, ino", |row| {
+    sweep.read(TABLES[1], |row| {
         let parent = Ino(row.get::<_, i64>(0)? as u64);
         let ino = Ino(row.get::<_, i64>(2)? as u64);
         names.insert((parent, name_from_row(row, 1)?), ino);
         Ok(())
     });
-    sweep.read("dead_objects", "object", "object", |row| {
+    sweep.read(TABLES[2], |row| {
         dead.insert(ObjectId(row.get::<_, i64>(0)? as u64));
         Ok(())
     });
@@ -79,9 +86,11 @@ pub fn salvage(copy: &Path) -> Salvaged {
 fn open(copy: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags_and_vfs(copy, flags, VFS)?;
-    // Damaged text of the schema would else keep every table from being read.
     conn.execute_batch("PRAGMA cell_size_check=ON; PRAGMA temp_store=MEMORY;")?;
-    conn.prepare("SELECT ino FROM inodes WHERE ino=1")?;
+    // The head names the tables and their columns: it is whole enough if all that will be asked for is known.
+    for (table, _, columns) in TABLES {
+        conn.prepare(&format!("SELECT {columns} FROM {table}"))?;
+    }
     Ok(conn)
 }
 
@@ -132,9 +141,7 @@ impl Sweep<'_> {
     /// Hands every row of `table` that can be read to `take`, some of them more than once.
     fn read(
         &mut self,
-        table: &str,
-        key: &str,
-        columns: &str,
+        (table, key, columns): (&str, &str, &str),
         mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
     ) {
         let edge = |sort: &str, otherwise: i64| {

@@ -45,6 +45,8 @@ pub struct State {
     pub(super) replacing: HashSet<Ino>,
     /// Something has been undone: what was noted of files being written may be out of date.
     undone: bool,
+    /// The same, and nobody has looked since.
+    unsettled_again: bool,
     /// When something last began to wait for the backend, and when the oldest of it did.
     dirty_since: Option<(Instant, Instant)>,
     /// Where a test may stop it.
@@ -69,6 +71,7 @@ impl State {
             orphans: HashSet::new(),
             active: None,
             undone: false,
+            unsettled_again: false,
             dirty_since: None,
             steps: CacheSteps::default(),
         })
@@ -130,6 +133,23 @@ impl State {
         self.undone
     }
 
+    /// The inodes whose rows say that they are being written though nobody does: that they had been closed was undone. Empty
+    /// unless something was undone since this was last asked.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn take_unsettled_again(&mut self) -> Result<Vec<Inode>> {
+        if !self.unsettled_again {
+            return Ok(Vec::new());
+        }
+        let mut left = self.unsettled()?;
+        self.unsettled_again = false;
+        left.retain(|inode| {
+            inode.flags.has(Flags::WRITING) && inode.nlink > 0 && !self.writing.contains(&inode.ino)
+        });
+        Ok(left)
+    }
+
     /// Undoes everything since the last commit.
     pub fn undo(&mut self) {
         if !self.conn.is_autocommit() {
@@ -138,10 +158,15 @@ impl State {
         }
         self.in_transaction = false;
         self.undone = true;
+        self.unsettled_again = true;
         self.pending.clear();
         self.cache.clear();
         if let Ok(totals) = Totals::load(&self.conn) {
             self.totals = totals;
+        }
+        // Who lost his last name in what was undone has it again, and must not go when he is forgotten.
+        if let Ok(orphans) = nameless(&self.conn) {
+            self.orphans = orphans;
         }
         if let Ok(replacing) = super::replaced::load(&self.conn) {
             self.replacing = replacing;
@@ -420,6 +445,11 @@ impl State {
         self.writing.remove(&ino);
     }
 
+    /// Whether `ino` is open for writing.
+    pub fn is_writing(&self, ino: Ino) -> bool {
+        self.writing.contains(&ino)
+    }
+
     /// How many inodes are open for writing.
     pub fn writing_count(&self) -> usize {
         self.writing.len()
@@ -524,4 +554,14 @@ impl State {
             })
             .context("list objects")
     }
+}
+
+/// The inodes without a name.
+fn nameless(conn: &Connection) -> Result<HashSet<Ino>> {
+    conn.prepare("SELECT ino FROM inodes WHERE nlink=0")
+        .and_then(|mut s| {
+            s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
+                .collect()
+        })
+        .context("list what has no name")
 }
