@@ -88,13 +88,13 @@ fn sigterm_with_work_in_progress_carries_it_and_ends() {
         for file in 0..40 {
             assert_content(
                 lab.d(format!("d{}/{file}", file % 4)),
-                &content(round * 1000 + file, 40_000),
+                content(round * 1000 + file, 40_000),
             );
         }
         lab.remount();
         assert_content(lab.m("open"), b"half");
     }
-    lab.flush();
+    lab.flush_interrupted();
     lab.assert_drive_is_mount();
     lab.finish();
 }
@@ -142,6 +142,8 @@ fn dead_mount_that_is_in_use_is_cleared_by_the_next_mount() {
         .and_then(|()| inside.wait())
         .expect("end sleep");
     drop(open);
+    // It may have been killed before it knew that the file was closed.
+    lab.flush_interrupted();
     lab.finish();
 }
 
@@ -284,9 +286,56 @@ fn killed_soon_after_a_close_the_file_is_known_to_be_closed() {
             })
             .expect("look");
         lab.remount();
-        assert_content(lab.m(format!("{round}")), &content(round, 5000));
+        assert_content(lab.m(format!("{round}")), content(round, 5000));
     }
     // With commits at the tick only it would be three of four; a busy machine may be late now and then.
     assert!(open <= 2, "{open} of 5 were not known to be closed");
+    lab.finish();
+}
+
+#[test]
+fn file_that_was_being_written_at_the_kill_is_not_carried_until_somebody_says_so() {
+    let Some(mut lab) = Lab::mounted(Backend::Ext4Dir) else {
+        return;
+    };
+    write(&lab.m("rewritten"), b"whole version");
+    lab.flush();
+    let files = ["new", "rewritten", "finished later"]
+        .map(|name| fs::File::create(lab.m(name)).expect("create"));
+    for file in &files {
+        std::io::Write::write_all(&mut &*file, b"half of").expect("write");
+    }
+    write(&lab.m("closed"), b"closed");
+    std::thread::sleep(Duration::from_millis(600));
+    lab.kill9();
+    drop(files);
+    lab.remount();
+    // In the mount, as far as they got; on the drive, what was closed last.
+    assert_content(lab.m("new"), b"half of");
+    assert_content(lab.m("rewritten"), b"half of");
+    let report = lab.flush_code(exit::LEFT_BEHIND).json();
+    let left = report["left_behind"].to_string();
+    for name in ["new", "rewritten", "finished later"] {
+        assert!(left.contains(name), "{report}");
+    }
+    assert!(left.contains("--include-interrupted"), "{report}");
+    assert_content(lab.d("rewritten"), b"whole version");
+    assert_content(lab.d("closed"), b"closed");
+    assert!(!lab.d("new").exists() && !lab.d("finished later").exists());
+    // Another kill changes nothing about it.
+    lab.kill9();
+    lab.remount();
+    lab.flush_code(exit::LEFT_BEHIND);
+    // Written anew and closed, it is a version like another.
+    fs::OpenOptions::new()
+        .append(true)
+        .open(lab.m("finished later"))
+        .and_then(|mut file| std::io::Write::write_all(&mut file, b" it, and the rest"))
+        .expect("append");
+    lab.flush_code(exit::LEFT_BEHIND);
+    assert_content(lab.d("finished later"), b"half of it, and the rest");
+    lab.flush_interrupted();
+    assert_content(lab.d("new"), b"half of");
+    lab.assert_drive_is_mount();
     lab.finish();
 }

@@ -275,6 +275,11 @@ impl Handler for Service {
             .map_err(|error| control_error(&error))
     }
 
+    fn include_interrupted(&self) -> Result<u64, ControlError> {
+        let included = self.index.lock().include_interrupted();
+        included.map_err(|error| ControlError::new(ErrorCode::Failed, error.to_string()))
+    }
+
     fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
         if !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));

@@ -235,11 +235,15 @@ impl Fs {
             _ => None,
         };
         let mut state = self.index.lock();
-        if let Some(measured) = measured
-            && let Some(mut inode) = state.inode(ino)?
+        if let Some(mut inode) = state.inode(ino)?
+            && (measured.is_some() || inode.flags.has(Flags::INTERRUPTED))
         {
-            measured.apply(&mut inode);
+            if let Some(measured) = measured {
+                measured.apply(&mut inode);
+            }
             inode.flags.clear(Flags::WRITING);
+            // Whoever opens it for writing and closes it says that it is as it should be.
+            inode.flags.clear(Flags::INTERRUPTED);
             state.put_inode(inode);
             // Full means that somebody has been told already.
             let _ = self.closes.0.try_send(());

@@ -42,7 +42,8 @@ impl Fs {
 
     /// Sets right what an unclean end may have left:
     /// - a file that was replaced or rewritten, and whose new bytes never became durable: it is what it was before;
-    /// - a file that was being written: its object knows size and time. Whatever reached the disk is what it has now;
+    /// - a file that was being written: its object knows size and time. Whatever reached the disk is what it has now,
+    ///   and it is held back from the drive until somebody closes it or says that it is to be carried as it is;
     /// - a file that was closed, but whose object is shorter or longer than its row says, or missing: its bytes were never made
     ///   durable. If the backend has an older version, that is what it has now; else what there is;
     /// - an inode without a name that was still open: it goes;
@@ -90,6 +91,10 @@ impl Fs {
             None if inode.object.is_none() && !was_writing => return Ok(()),
             None if inode.object.is_none() => {}
             found => self.fall_back(state, &mut inode, found, recovered)?,
+        }
+        if was_writing && inode.flags.has(Flags::DATA_DIRTY) {
+            // It was never closed like this. Its owner may go on with it; the drive is not to have it (P3).
+            inode.flags.set(Flags::INTERRUPTED);
         }
         inode.flags.clear(Flags::WRITING);
         state.inode(inode.ino)?; // So that the sums know what is replaced.

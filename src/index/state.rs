@@ -512,6 +512,30 @@ impl State {
             .context("list what was being written")
     }
 
+    /// Lets what was being written when the daemon died be carried as it is; tells how many files that are. Commits.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn include_interrupted(&mut self) -> Result<u64> {
+        self.commit()?;
+        let held: Vec<Inode> = self
+            .conn
+            .prepare(&format!(
+                "SELECT {COLUMNS} FROM inodes WHERE flags & {} != 0",
+                Flags::INTERRUPTED.0
+            ))
+            .and_then(|mut s| s.query_map([], Inode::from_row)?.collect())
+            .context("list what was interrupted")?;
+        let count = held.len() as u64;
+        for mut inode in held {
+            inode.flags.clear(Flags::INTERRUPTED);
+            self.inode(inode.ino)?; // So that the sums know what is replaced.
+            self.put_inode(inode);
+        }
+        self.commit()?;
+        Ok(count)
+    }
+
     /// Every inode with an object that is not among `present`.
     ///
     /// # Errors

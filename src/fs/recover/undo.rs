@@ -144,6 +144,7 @@ fn give_name_back(
 /// Writes the row of an inode as it was, as one that is to be carried. `now` is its present row, if it still has one.
 fn bring_to_life(state: &mut State, before: &mut Inode, now: Option<&Inode>) -> Result<()> {
     before.flags.clear(Flags::WRITING);
+    before.flags.clear(Flags::INTERRUPTED);
     let placed = state.a_place_of(before.ino)?.is_some();
     for (flag, set) in [
         (Flags::ON_BACKEND, placed),
