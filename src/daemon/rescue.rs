@@ -178,6 +178,7 @@ impl Rescuer {
         for path in strangers {
             self.loose("unnamed", &path, None)?;
         }
+        self.kept_for_batches()?;
         self.lost_and_found()?;
         // Last, so that no name leads through one of them.
         for (inode, paths) in links {
@@ -406,6 +407,25 @@ impl Rescuer {
         names
     }
 
+    /// What an interrupted batch may need to finish: older or moved files, some of which nothing else holds any more.
+    fn kept_for_batches(&mut self) -> io::Result<()> {
+        for dir in self.list(&self.cache.join("batches")) {
+            if !dir.is_dir() {
+                continue;
+            }
+            let batch = dir
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let place = format!("old-versions/{batch}");
+            for path in self.list(&dir) {
+                self.loose(&place, &path, None)?;
+            }
+        }
+        Ok(())
+    }
+
     fn lost_and_found(&mut self) -> io::Result<()> {
         for path in self.list(&self.cache.join("lost+found")) {
             self.loose("lost+found", &path, None)?;
@@ -422,7 +442,7 @@ impl Rescuer {
         match copy_file(path, &target, inode) {
             Ok(copied) => {
                 match place {
-                    "old-versions" => self.report.old_versions += 1,
+                    _ if place.starts_with("old-versions") => self.report.old_versions += 1,
                     "lost+found" => self.report.lost_and_found += 1,
                     _ => self.report.unnamed += 1,
                 }
