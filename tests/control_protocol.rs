@@ -62,6 +62,7 @@ impl Handler for Fake {
             batch_in_progress: true,
             kept_local: 5,
             last_error: Some("e".into()),
+            attention: vec!["a".into()],
             io: IoPath::Passthrough,
             version: "0".into(),
             pid: 6,

@@ -107,6 +107,9 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
         Request::Flush { timeout_ms } => {
             report(handler.flush(timeout_ms.map(Duration::from_millis), &progress))
         }
+        Request::IncludeInterrupted => handler
+            .include_interrupted()
+            .map(|files| Answer::Included { files }),
         Request::Eject => report(handler.eject(&progress)),
         Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
     };

@@ -41,6 +41,14 @@ pub trait Handler: Send + Sync {
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError>;
 
+    /// Lets what was being written when the daemon before died be carried as it is; tells how many files that are.
+    ///
+    /// # Errors
+    /// If they are still held back.
+    fn include_interrupted(&self) -> Result<u64, ControlError> {
+        Ok(0)
+    }
+
     /// Flushes, then lets go of the backend.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod dead_mount;
 mod monitor;
 pub mod options;
 pub mod preflight;
+pub mod rescue;
 mod run;
 mod service;
 mod tasks;

@@ -13,6 +13,7 @@ use super::monitor::{Monitor, Presence};
 use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
 use crate::base::Timestamp;
+use crate::cache::Store;
 use crate::control::protocol::{
     BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath, LastBatch,
     LeftBehind, Progress, Status,
@@ -34,6 +35,10 @@ pub(super) struct Service {
     pub(super) mountpoint: PathBuf,
     /// The last thing that went wrong and has not been put right since.
     pub(super) last_error: Mutex<Option<String>>,
+    /// For what is in lost+found.
+    pub(super) store: Arc<Store>,
+    /// What the start of this daemon has found that its owner must know.
+    pub(super) attention: Vec<String>,
     /// Told when the mount has been ended on request.
     pub(super) ended: Sender<()>,
     /// No new flush begins by itself.
@@ -143,6 +148,19 @@ impl Service {
         })
     }
 
+    fn attention(&self) -> Vec<String> {
+        let mut lines = self.attention.clone();
+        match self.store.lost_and_found() {
+            Ok((0, _)) => {}
+            Ok((count, path)) => lines.push(format!(
+                "{count} files that nothing accounts for are kept in {}: look at them, and remove what you do not miss",
+                path.display()
+            )),
+            Err(error) => lines.push(error.to_string()),
+        }
+        lines
+    }
+
     /// The report of an unmount without the backend: whatever is dirty stays behind, in the cache.
     fn what_must_wait(&self) -> Report {
         let waiting = self.waiting();
@@ -238,6 +256,7 @@ impl Handler for Service {
                 .lock()
                 .clone()
                 .or_else(|| self.monitor.trouble()),
+            attention: self.attention(),
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -254,6 +273,11 @@ impl Handler for Service {
         self.run_flush(deadline, progress)
             .map(|report| self.flush_report(report))
             .map_err(|error| control_error(&error))
+    }
+
+    fn include_interrupted(&self) -> Result<u64, ControlError> {
+        let included = self.index.lock().include_interrupted();
+        included.map_err(|error| ControlError::new(ErrorCode::Failed, error.to_string()))
     }
 
     fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {

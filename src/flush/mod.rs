@@ -44,6 +44,7 @@ use crate::cache::Store;
 use crate::index::Index;
 use crate::rules::names::NameRules;
 
+pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result};
 pub(crate) use untrusted::read_small;

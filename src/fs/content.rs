@@ -172,15 +172,22 @@ impl Fs {
         if inode.object == Some(file.object) && state.is_pinned(&inode) {
             return Ok(false);
         }
-        if let Some(old) = inode.object
-            && old != file.object
-        {
-            state.bury_object(&inode, old)?;
+        let seq = state.next_seq()?;
+        if inode.object == Some(file.object) {
+            state.follow_replaced(ino, inode.data_seq, seq)?;
+        } else {
+            // The old bytes stay until the new ones are durable; a power cut before that goes back to them.
+            if inode.size > 0 && inode.location() != Location::Empty {
+                state.note_replaced(None, (ino, seq), &inode)?;
+            }
+            if let Some(old) = inode.object {
+                state.bury_object(&inode, old)?;
+            }
         }
         inode.object = Some(file.object);
         inode.flags.set(Flags::DATA_DIRTY);
         inode.flags.set(Flags::WRITING);
-        inode.data_seq = state.next_seq()?;
+        inode.data_seq = seq;
         state.mark_inode(&inode)?;
         state.start_writing(ino);
         state.put_inode(inode);

@@ -184,6 +184,9 @@ impl World {
                 "bytes without a row: {:?}",
                 recovered.quarantined
             );
+            // The tick that notes a close does not run here, so what was just closed looks as if it were being written still.
+            let held_back = index.lock().include_interrupted();
+            held_back.expect("take what was interrupted");
         }
         drive.attach(Arc::new(self.faulty.clone()));
         let journals = dir.join("batches");
