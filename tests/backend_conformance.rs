@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ferryfs::backend::faulty::FaultyBackend;
 use ferryfs::backend::guard::Watch;
-use ferryfs::backend::memory::{MemNode, MemoryBackend, MemoryOptions, differences};
+use ferryfs::backend::memory::{Crash, MemNode, MemoryBackend, MemoryOptions, differences};
 use ferryfs::backend::mounted::MountedDir;
 use ferryfs::backend::probe::probe;
 use ferryfs::backend::{Backend, Capabilities};
@@ -317,6 +317,46 @@ fn a_crash_takes_what_was_not_synced_and_leaves_what_was() {
         modified: WHEN,
     };
     assert_eq!(memory.durable_tree().get(&path("old")), Some(&old));
+}
+
+/// The draw itself is held by the unit tests beside it.
+#[test]
+fn after_a_random_crash_what_was_synced_stands_and_the_backend_still_conforms() {
+    let (seed, unsound) = (AtomicU32::new(0), AtomicU32::new(0));
+    for _ in 0..4 {
+        conformance(|| {
+            let memory = MemoryBackend::new(MemoryOptions::exfat_like());
+            memory.make_dir(&path("dir")).unwrap();
+            put(&memory, "dir/old", b"synced");
+            put(&memory, "dir/touched", b"to be moved");
+            memory.sync().unwrap();
+            let mut open = memory.create(&path("dir/new")).unwrap();
+            open.append(b"never synced").unwrap();
+            memory.make_dir(&path("other")).unwrap();
+            memory
+                .rename(&path("dir/touched"), &path("other/moved"))
+                .unwrap();
+            let seed = seed.fetch_add(1, Ordering::Relaxed);
+            memory.crash(Crash::Random(u64::from(seed)));
+            assert_eq!(
+                open.append(b"x").unwrap_err().raw_os_error(),
+                Some(libc::EIO)
+            );
+            assert_eq!(get(&memory, "dir/old"), b"synced");
+            unsound.fetch_add(u32::from(!memory.damage().is_empty()), Ordering::Relaxed);
+            // All names of what shares clusters are removed before anything is made.
+            let mut names: Vec<_> = memory.tree().into_keys().collect();
+            names.sort_by_key(|path| std::cmp::Reverse(path.depth()));
+            for name in names {
+                if memory.remove_file(&name).is_err() {
+                    memory.remove_dir(&name).unwrap();
+                }
+            }
+            assert_eq!(memory.damage(), Vec::<String>::new());
+            memory
+        });
+    }
+    assert!(unsound.into_inner() > 0, "no crash left anything in doubt");
 }
 
 #[test]

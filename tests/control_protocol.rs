@@ -63,6 +63,7 @@ impl Handler for Fake {
             batch_in_progress: true,
             kept_local: 5,
             last_error: Some("e".into()),
+            attention: vec!["a".into()],
             io: IoPath::Passthrough,
             version: "0".into(),
             pid: 6,
@@ -243,13 +244,30 @@ fn garbage_gets_an_error_line_and_harms_nobody_else() {
     let dir = tempfile::tempdir().unwrap();
     let _server = serve_within(dir.path(), Arc::new(Fake::default()), tight()).unwrap();
     let deep = [vec![b'['; 60_000], vec![b'\n']].concat();
-    let cases: [&[u8]; 7] = [
+    let long_number = [&b"{\"v\":"[..], &[b'9'; 60_000], b"}\n"].concat();
+    let deep_value = [
+        &b"{\"v\":1,\"request\":\"ping\",\"x\":"[..],
+        &[b'['; 60_000],
+        b"\n",
+    ]
+    .concat();
+    let cases: [&[u8]; 17] = [
         b"hello\n",
         b"\n",
         b"\xff\xfe\0\n",
         b"{\"v\":1}\n",
         b"{\"v\":2,\"request\":\"ping\"}\n",
         b"{\"v\":1,\"request\":\"flush\",\"timeout_ms\":-1}\n",
+        b"{\"v\":1,\"request\":\"flush\",\"timeout_ms\":1e400}\n",
+        b"{\"v\":1,\"request\":\"flush\",\"timeout_ms\":18446744073709551616}\n",
+        b"{\"v\":4294967297,\"request\":\"ping\"}\n",
+        b"{\"v\":1,\"v\":1,\"request\":\"ping\"}\n",
+        b"{\"v\":1,\"request\":\"ping\",\"x\":\"\xff\"}\n",
+        b"{\"v\":1,\"request\":\"unmount\"}\n",
+        b"{\"v\":1,\"request\":[\"ping\"]}\n",
+        b"null\n",
+        &long_number,
+        &deep_value,
         &deep,
     ];
     for bytes in cases {
@@ -395,4 +413,163 @@ fn a_handler_that_panics_costs_one_answer_and_no_place() {
     until("the place is free", || {
         ask(dir.path(), &Request::Ping).is_ok()
     });
+}
+
+#[test]
+fn fields_that_nobody_knows_do_not_keep_a_request_from_being_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path(), Arc::new(Fake::default())).unwrap();
+    let mut stream = raw(dir.path());
+    stream
+        .write_all(b"{\"later\":{\"a\":[1,null]},\"request\":\"ping\",\"v\":1}\r\n")
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert!(line.contains("pong"), "{line}");
+}
+
+#[test]
+fn random_bytes_never_reach_the_handler_and_never_end_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    let _server = serve_within(dir.path(), fake.clone(), tight()).unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..300 {
+        let length = next() as usize % 3000;
+        let garbage: Vec<u8> = (0..length).map(|_| next() as u8).collect();
+        let mut stream = raw(dir.path());
+        // Some of it comes after it has been let go.
+        let _ = stream.write_all(&garbage);
+        let _ = stream.write_all(b"\n");
+    }
+    until("the server has time again", || {
+        ask(dir.path(), &Request::Ping).is_ok()
+    });
+    assert_eq!(fake.begun.load(Ordering::SeqCst), 0);
+    assert!(!fake.unmounted_with_flush.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_line_without_an_end_is_let_go_after_its_limit_however_much_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path(), Arc::new(Fake::default())).unwrap();
+    let mut stream = raw(dir.path());
+    stream
+        .set_write_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let chunk = vec![b'x'; 1 << 16];
+    let sent = (0..1000)
+        .take_while(|_| stream.write_all(&chunk).is_ok())
+        .count();
+    // The limit, and what the socket's buffers hold.
+    assert!(sent < 100, "{sent} chunks were taken");
+    assert!(ask(dir.path(), &Request::Ping).is_ok());
+}
+
+/// A handler whose answer no socket buffer holds.
+struct Talkative;
+
+impl Handler for Talkative {
+    fn status(&self) -> Status {
+        Status {
+            last_error: Some("e".repeat(8 << 20)),
+            ..Fake::default().status()
+        }
+    }
+    fn flush(
+        &self,
+        _: Option<Duration>,
+        _: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError> {
+        Ok(report(0))
+    }
+    fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        Ok(report(0))
+    }
+    fn unmount(&self, _: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        Ok(report(0))
+    }
+}
+
+#[test]
+fn a_client_that_never_reads_its_answer_gives_its_place_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        connections: 1,
+        write_timeout: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let _server = serve_within(dir.path(), Arc::new(Talkative), limits).unwrap();
+    let mut deaf = raw(dir.path());
+    deaf.write_all(b"{\"v\":1,\"request\":\"status\"}\n")
+        .unwrap();
+    // Also where it goes on asking.
+    for _ in 0..300 {
+        let _ = deaf.write_all(b"{\"v\":1,\"request\":\"status\"}\n");
+    }
+    let begun = Instant::now();
+    while ask(dir.path(), &Request::Ping).is_err() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "its place is never given back"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(deaf);
+}
+
+#[test]
+fn clients_that_say_nothing_keep_nobody_out_for_longer_than_a_request_may_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        connections: 4,
+        ..tight()
+    };
+    let _server = serve_within(dir.path(), Arc::new(Fake::default()), limits).unwrap();
+    let _silent: Vec<UnixStream> = (0..100).map(|_| raw(dir.path())).collect();
+    until("they are let go", || {
+        ask(dir.path(), &Request::Ping).is_ok()
+    });
+}
+
+#[test]
+fn a_directory_in_which_others_may_write_has_no_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    for mode in [0o777, 0o1777, 0o770, 0o702] {
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let Err(error) = serve(dir.path(), Arc::new(Fake::default())) else {
+            panic!("listens in a directory of mode {mode:o}");
+        };
+        assert!(error.to_string().contains("chmod go-w"), "{error}");
+        assert!(!dir.path().join("control.sock").exists());
+    }
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(serve(dir.path(), Arc::new(Fake::default())).is_ok());
+}
+
+#[test]
+fn a_link_in_the_place_of_the_socket_is_not_followed_by_either_end() {
+    let real = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    let _server = serve(real.path(), fake.clone()).unwrap();
+    let planted = tempfile::tempdir().unwrap();
+    let link = planted.path().join("control.sock");
+    std::os::unix::fs::symlink(real.path().join("control.sock"), &link).unwrap();
+    let error = ask(planted.path(), &Request::Unmount { flush: true }).unwrap_err();
+    assert!(matches!(error, ClientError::Stranger { .. }), "{error}");
+    assert!(!fake.unmounted_with_flush.load(Ordering::SeqCst));
+    assert!(serve(planted.path(), Arc::new(Fake::default())).is_err());
+    assert!(ask(real.path(), &Request::Ping).is_ok());
+    // Nor is a link that leads nowhere a place for a socket.
+    fs::remove_file(&link).unwrap();
+    let nowhere = planted.path().join("nowhere");
+    std::os::unix::fs::symlink(&nowhere, &link).unwrap();
+    assert!(serve(planted.path(), Arc::new(Fake::default())).is_err());
+    assert!(!nowhere.exists());
 }

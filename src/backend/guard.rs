@@ -267,6 +267,10 @@ impl Backend for Guard {
         self.patient.rename(from, to)
     }
 
+    fn renames_atomically(&self) -> bool {
+        self.patient.renames_atomically()
+    }
+
     fn remove_file(&self, path: &RelPath) -> Result<()> {
         self.patient.remove_file(path)
     }

@@ -1,10 +1,10 @@
-//! A backend in memory, for tests: as strict about names and kinds as a real one, and able to lose everything since its
-//! last sync.
+//! A backend in memory, for tests: as strict about names and kinds as a real one, and able to crash as exFAT does.
 //!
-//! State, behind one lock: the tree as it is, and the tree as of the last sync (*durable*). A tree is a map from folded
-//! path to node, where folding is lower case on a backend that compares without case and nothing otherwise; each node
-//! keeps its name as it was spelled. Invariant: the parent of every node is in the map and is a directory. File contents
-//! are shared between the two trees and copied when they are written to.
+//! State, behind one lock: the medium as programs see it, the medium as of the last sync (*durable*), and a log of all writes
+//! between the two, from which a crash draws what has arrived (see [`Crash`]). A medium is a set of directories with
+//! slots, each slot an entry with a name and the clusters it points at; names are compared folded, lower case on a backend that
+//! compares without case, and kept as they were spelled. File contents are shared between the two and copied when they
+//! are written to.
 //!
 //! Time stands still here: what is made has the time 0 until it is set.
 
@@ -18,10 +18,16 @@ use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, Wri
 use crate::base::{RelPath, Timestamp};
 
 mod compare;
+mod crash;
+mod medium;
+mod place;
 mod tree;
 
 pub use compare::differences;
-use tree::{Content, Node, Tree};
+pub use crash::Crash;
+use medium::Medium;
+use place::Place;
+use tree::{New, Tree};
 
 /// How a [`MemoryBackend`] behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,18 +105,9 @@ pub enum MemNode {
 #[derive(Debug, Default)]
 struct State {
     tree: Tree,
-    durable: Tree,
-    /// Number of the next node.
-    next_id: u64,
+    durable: Medium,
     /// Grows with each crash: files opened before it are dead.
     epoch: u64,
-}
-
-impl State {
-    fn next_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
 }
 
 /// A backend in memory. Clones share one tree.
@@ -137,7 +134,7 @@ impl MemoryBackend {
 
     /// The tree as it is now, by paths as they are spelled, without the root.
     pub fn tree(&self) -> BTreeMap<RelPath, MemNode> {
-        self.state.lock().tree.export()
+        self.state.lock().tree.medium.export()
     }
 
     /// The tree as of the last sync: what a crash now would leave if nothing later had reached the medium.
@@ -145,20 +142,34 @@ impl MemoryBackend {
         self.state.lock().durable.export()
     }
 
-    /// Loses everything since the last sync. Files that are open fail with EIO from here on.
-    pub fn crash_to_durable(&self) {
-        let mut state = self.state.lock();
-        state.tree = state.durable.clone();
+    /// The power goes. What is left is the durable tree from then on. Files that are open fail with EIO from here on.
+    /// Of a random crash it tells what became of each write since the last sync, one line each.
+    pub fn crash(&self, crash: Crash) -> Vec<String> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let story = state.tree.crash(&state.durable, crash);
+        state.durable = state.tree.medium.clone();
         state.epoch += 1;
+        story
     }
 
-    /// A backend of its own with the same tree, the same durable tree and the same options.
+    /// Loses everything since the last sync. Files that are open fail with EIO from here on.
+    pub fn crash_to_durable(&self) {
+        self.crash(Crash::LoseAll);
+    }
+
+    /// What a check of the file system would complain of, one line each: names that are there twice, entries that share
+    /// clusters or point at clusters that are marked free. Nothing, unless a random crash has left it.
+    pub fn damage(&self) -> Vec<String> {
+        self.state.lock().tree.medium.damage()
+    }
+
+    /// A backend of its own with the same tree, the same durable tree, the same log and the same options.
     pub fn snapshot(&self) -> MemoryBackend {
         let state = self.state.lock();
         let copy = State {
             tree: state.tree.clone(),
             durable: state.durable.clone(),
-            next_id: state.next_id,
             epoch: 0,
         };
         MemoryBackend {
@@ -171,8 +182,8 @@ impl MemoryBackend {
     ///
     /// # Errors
     /// EINVAL for a name that this backend does not take.
-    fn resolve(&self, path: &RelPath) -> io::Result<tree::Place> {
-        tree::Place::new(path, &self.options)
+    fn resolve(&self, path: &RelPath) -> io::Result<Place> {
+        Place::new(path, &self.options)
     }
 
     fn cut(&self, time: Timestamp) -> Timestamp {
@@ -180,19 +191,9 @@ impl MemoryBackend {
         Timestamp(time.0 - time.0.rem_euclid(step))
     }
 
-    fn add(&self, path: &RelPath, content: Content, permissions: u32) -> io::Result<u64> {
+    fn add(&self, path: &RelPath, new: New, permissions: u32) -> io::Result<u64> {
         let place = self.resolve(path)?;
-        let mut state = self.state.lock();
-        let id = state.next_id();
-        let node = Node {
-            name: place.name.clone(),
-            id,
-            content,
-            modified: Timestamp(0),
-            permissions,
-        };
-        state.tree.insert(&place, node)?;
-        Ok(id)
+        self.state.lock().tree.make(&place, new, permissions)
     }
 }
 
@@ -218,17 +219,13 @@ impl Backend for MemoryBackend {
     }
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
-        let id = named(
-            "create",
-            path,
-            self.add(path, Content::File(Arc::default()), 0o644),
-        )?;
+        let id = named("create", path, self.add(path, New::File, 0o644))?;
         let epoch = self.state.lock().epoch;
         Ok(Box::new(self.handle(id, epoch)))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {
-        named("mkdir", path, self.add(path, Content::Directory, 0o755))?;
+        named("mkdir", path, self.add(path, New::Directory, 0o755))?;
         Ok(())
     }
 
@@ -253,22 +250,24 @@ impl Backend for MemoryBackend {
     fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
         let answer = || -> io::Result<()> {
             let place = self.resolve(path)?;
-            self.state.lock().tree.get_mut(&place)?.modified = self.cut(modified);
-            Ok(())
+            let modified = self.cut(modified);
+            let change = |entry: &mut medium::Entry| entry.modified = modified;
+            self.state.lock().tree.change(&place, change)
         };
         named("set time of", path, answer())
     }
 
     fn sync(&self) -> Result<()> {
         let mut state = self.state.lock();
-        state.durable = state.tree.clone();
+        state.durable = state.tree.medium.clone();
+        state.tree.log.clear();
         Ok(())
     }
 
     fn space(&self) -> Result<Space> {
         // Without a limit some is named all the same, since a total of nothing would read as a full drive.
         let total = self.options.capacity.unwrap_or(1 << 40);
-        let available = total.saturating_sub(self.state.lock().tree.used());
+        let available = total.saturating_sub(self.state.lock().tree.medium.used());
         Ok(Space { total, available })
     }
 
@@ -276,20 +275,20 @@ impl Backend for MemoryBackend {
         if !self.options.symlinks {
             return named("symlink", path, Err(errno(libc::EPERM)));
         }
-        let content = Content::Symlink(target.to_vec());
-        named("symlink", path, self.add(path, content, 0o777))?;
+        let link = New::Symlink(target.to_vec());
+        named("symlink", path, self.add(path, link, 0o777))?;
         Ok(())
     }
 
     fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
         let answer = || -> io::Result<()> {
             let place = self.resolve(path)?;
-            let mut state = self.state.lock();
-            let node = state.tree.get_mut(&place)?;
-            if self.options.permissions {
-                node.permissions = mode & 0o7777;
-            }
-            Ok(())
+            let kept = self.options.permissions;
+            self.state.lock().tree.change(&place, |entry| {
+                if kept {
+                    entry.permissions = mode & 0o7777;
+                }
+            })
         };
         named("set permissions of", path, answer())
     }
@@ -326,7 +325,7 @@ impl OpenFile {
 impl ReadFile for OpenFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(|tree| {
-            let bytes = tree.shared_bytes(self.id)?;
+            let bytes = tree.bytes(self.id)?;
             let start = usize::try_from(offset)
                 .unwrap_or(usize::MAX)
                 .min(bytes.len());
@@ -337,7 +336,7 @@ impl ReadFile for OpenFile {
     }
 
     fn metadata(&self) -> io::Result<Metadata> {
-        self.with(|tree| Ok(tree.by_id(self.id)?.metadata()))
+        self.with(|tree| tree.open_metadata(self.id))
     }
 }
 
@@ -346,9 +345,9 @@ impl WriteFile for OpenFile {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
         let capacity = self.backend.options.capacity;
         self.with(|tree| {
-            let room = capacity.map_or(u64::MAX, |all| all.saturating_sub(tree.used()));
+            let room = capacity.map_or(u64::MAX, |all| all.saturating_sub(tree.medium.used()));
             let fits = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
-            tree.bytes(self.id)?.extend_from_slice(&data[..fits]);
+            tree.append(self.id, &data[..fits])?;
             if fits < data.len() {
                 return Err(errno(libc::ENOSPC));
             }
@@ -358,10 +357,7 @@ impl WriteFile for OpenFile {
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         let modified = self.backend.cut(modified);
-        self.with(|tree| {
-            tree.by_id(self.id)?.modified = modified;
-            Ok(())
-        })
+        self.with(|tree| tree.set_open_time(self.id, modified))
     }
 }
 

@@ -220,6 +220,12 @@ pub trait Backend: Send + Sync {
     /// If `from` is not there, or `to` cannot be replaced.
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()>;
 
+    /// Whether a crash leaves a rename either done or not done. Where it does not, or where nobody can tell, what is renamed may
+    /// be found under both names or under neither.
+    fn renames_atomically(&self) -> bool {
+        false
+    }
+
     /// Removes what is no directory.
     ///
     /// # Errors

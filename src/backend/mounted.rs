@@ -231,6 +231,10 @@ impl Backend for MountedDir {
         named("sync", &RelPath::root(), self.sync_all())
     }
 
+    fn renames_atomically(&self) -> bool {
+        self.root().is_ok_and(|root| sys::file::is_journaled(root))
+    }
+
     fn space(&self) -> Result<Space> {
         let answer = || sys::file::space(self.root()?);
         let (total, available) = named("statfs", &RelPath::root(), answer())?;
@@ -385,3 +389,7 @@ fn metadata_from(stat: &FileStat) -> io::Result<Metadata> {
         target: None,
     })
 }
+
+#[cfg(test)]
+#[path = "mounted_tests.rs"]
+mod tests;

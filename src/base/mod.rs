@@ -1,6 +1,7 @@
 //! Shared vocabulary: identifiers, names, paths, times, attributes. No I/O lives here.
 
 mod name;
+pub mod steps;
 mod time;
 
 pub use name::{NAME_MAX, Name, NameError, RelPath};

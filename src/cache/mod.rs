@@ -4,4 +4,5 @@ mod lock;
 mod store;
 
 pub use lock::{CacheLock, LockError};
+pub(crate) use store::id_of;
 pub use store::{Store, StoreError};

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::base::ObjectId;
+use crate::base::steps::{CacheStep, CacheSteps};
 use crate::sys;
 
 /// Objects in one directory.
@@ -45,6 +46,7 @@ pub struct Store {
     lost_found: PathBuf,
     /// Objects whose directory entry is not known to be durable.
     fresh: Mutex<HashSet<ObjectId>>,
+    steps: CacheSteps,
 }
 
 impl Store {
@@ -68,10 +70,32 @@ impl Store {
             root,
             lost_found,
             fresh: Mutex::new(HashSet::new()),
+            steps: CacheSteps::default(),
         })
     }
 
-    fn path(&self, object: ObjectId) -> PathBuf {
+    /// Whether there is any object in the cache directory `cache`. One that cannot be looked into is taken to hold some.
+    pub fn holds_objects(cache: &Path) -> bool {
+        match list(&cache.join("objects")) {
+            Ok(shards) => shards
+                .iter()
+                .any(|shard| list(shard).map_or(true, |objects| !objects.is_empty())),
+            Err(error) => error.source.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
+    /// Where a test may stop what is done to this cache.
+    pub fn steps(&self) -> &CacheSteps {
+        &self.steps
+    }
+
+    fn before(&self, step: CacheStep, path: &Path) -> Result<()> {
+        let stopped = self.steps.before(step);
+        stopped.map_err(failed("change", path))
+    }
+
+    /// Where an object is, or would be.
+    pub fn path(&self, object: ObjectId) -> PathBuf {
         self.shard(object).join(object.to_string())
     }
 
@@ -85,6 +109,7 @@ impl Store {
     /// If it exists, or the SSD has no room.
     pub fn create(&self, object: ObjectId) -> Result<File> {
         let path = self.path(object);
+        self.before(CacheStep::CreateObject, &path)?;
         let create = || {
             OpenOptions::new()
                 .read(true)
@@ -129,8 +154,9 @@ impl Store {
     /// # Errors
     /// If it cannot be removed.
     pub fn remove(&self, object: ObjectId) -> Result<()> {
-        self.fresh.lock().remove(&object);
         let path = self.path(object);
+        self.before(CacheStep::RemoveObject, &path)?;
+        self.fresh.lock().remove(&object);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(e)),
             _ => Ok(()),
@@ -165,6 +191,7 @@ impl Store {
     /// If a write has failed since the last sync; its bytes are then not to be taken as written.
     pub fn sync_object(&self, object: ObjectId, file: &File) -> Result<()> {
         let path = self.path(object);
+        self.before(CacheStep::SyncObject, &path)?;
         file.sync_data().map_err(failed("fsync", &path))?;
         if self.fresh.lock().contains(&object) {
             let dir = path.parent().unwrap_or(&self.root);
@@ -193,6 +220,7 @@ impl Store {
     /// # Errors
     /// If a write has failed since the last sync.
     pub fn sync_all(&self, objects: impl Iterator<Item = ObjectId>) -> Result<()> {
+        self.before(CacheStep::SyncObject, &self.root)?;
         File::open(&self.root)
             .and_then(sys::file::sync_file_system)
             .map_err(failed("syncfs", &self.root))?;
@@ -213,6 +241,26 @@ impl Store {
             .map_err(failed("statfs", &self.root))
     }
 
+    /// Every object that there is.
+    ///
+    /// # Errors
+    /// If the directories cannot be read.
+    pub fn present(&self) -> Result<HashSet<ObjectId>> {
+        let mut present = HashSet::new();
+        for shard in list(&self.root)? {
+            present.extend(list(&shard)?.iter().filter_map(|path| id_of(path)));
+        }
+        Ok(present)
+    }
+
+    /// What is in `lost+found`: how many files, and where.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn lost_and_found(&self) -> Result<(usize, &Path)> {
+        Ok((list(&self.lost_found)?.len(), &self.lost_found))
+    }
+
     /// Moves every object that is not `known` to `lost+found`, and tells which.
     ///
     /// # Errors
@@ -221,13 +269,7 @@ impl Store {
         let mut moved = Vec::new();
         for shard in list(&self.root)? {
             for path in list(&shard)? {
-                let id = path
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .and_then(|name| u64::from_str_radix(name, 16).ok());
-                if id.is_some_and(|id| {
-                    known.contains(&ObjectId(id)) && path == self.path(ObjectId(id))
-                }) {
+                if id_of(&path).is_some_and(|id| known.contains(&id) && path == self.path(id)) {
                     continue;
                 }
                 moved.push(self.move_to_lost_found(&path)?);
@@ -245,6 +287,7 @@ impl Store {
             })
             .find(|candidate| !candidate.exists())
             .unwrap_or_else(|| self.lost_found.join(&*name));
+        self.before(CacheStep::KeepObject, path)?;
         fs::rename(path, &target).map_err(failed("move to lost+found", path))?;
         Ok(target)
     }
@@ -257,6 +300,12 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sto
         path,
         source,
     }
+}
+
+/// The number that an object's file has for its name.
+pub(crate) fn id_of(path: &Path) -> Option<ObjectId> {
+    let name = path.file_name()?.to_str()?;
+    u64::from_str_radix(name, 16).ok().map(ObjectId)
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>> {

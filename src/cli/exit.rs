@@ -139,6 +139,9 @@ impl From<ClientError> for Failure {
             ClientError::Connect { .. } | ClientError::Closed { .. } | ClientError::Io { .. } => {
                 "see whether the daemon runs (`pgrep -a ferryfs`), and the log in its cache directory"
             }
+            ClientError::Stranger { .. } => {
+                "nothing was sent to it: look who has put it there (`ls -la` in that directory)"
+            }
             ClientError::TimedOut { .. } => {
                 "the daemon may still be at it: look with `ferryfs status`"
             }

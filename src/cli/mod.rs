@@ -9,6 +9,7 @@ pub mod progress;
 pub mod reach;
 pub mod recover;
 pub mod render;
+pub mod rescue;
 pub mod status;
 pub mod units;
 pub mod unmount;
@@ -49,6 +50,7 @@ enum Command {
     Eject(eject::EjectArgs),
     Unmount(unmount::UnmountArgs),
     Recover(recover::RecoverArgs),
+    Rescue(rescue::RescueArgs),
 }
 
 /// Runs the command that `args` (with the program's name in front) spell, and says what came of it.
@@ -72,6 +74,7 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
         Command::Eject(command) => eject::run(&command),
         Command::Unmount(command) => unmount::run(&command),
         Command::Recover(command) => recover::run(&command),
+        Command::Rescue(command) => rescue::run(&command),
     }
 }
 

@@ -7,6 +7,7 @@ use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
     BackendState, BatchOutcome, FlushReport, IoPath, LastBatch, LeftBehind, Status,
 };
+use crate::daemon::rescue::RescueReport;
 use crate::daemon::{RecoverReport, Recovery};
 
 /// How many left-behind files are listed one by one; `--json` has them all.
@@ -79,6 +80,9 @@ pub fn status(status: &Status) -> String {
     rows.push(("daemon", daemon));
     if let Some(error) = &status.last_error {
         rows.push(("error", printable(error)));
+    }
+    for line in &status.attention {
+        rows.push(("attention", printable(line)));
     }
     let mut text = table(&rows);
     let _ = writeln!(text, "\n{}", advice(status));
@@ -205,6 +209,64 @@ pub fn recover_report(report: &RecoverReport) -> String {
         ),
     };
     text.push_str(&left_behind(&report.left_behind));
+    text
+}
+
+/// What `ferryfs rescue` copied to `out`.
+pub fn rescue_report(report: &RescueReport, out: &Path) -> String {
+    let mut text = format!(
+        "copied {} ({}) to {}\n",
+        files(report.files),
+        human_bytes(report.bytes),
+        quoted(&out.join("files"))
+    );
+    for (count, what) in [
+        (report.unnamed, "without a name, in unnamed/"),
+        (
+            report.old_versions,
+            "replaced or removed before, in old-versions/",
+        ),
+        (
+            report.lost_and_found,
+            "from lost+found of the cache, in lost+found/",
+        ),
+        (
+            report.on_drive_only,
+            "whose bytes are only on the drive: not copied",
+        ),
+        (
+            report.special,
+            "that are devices, pipes or sockets: not copied",
+        ),
+    ] {
+        if count > 0 {
+            let _ = writeln!(text, "{} {what}", files(count));
+        }
+    }
+    for line in &report.index {
+        let _ = writeln!(text, "index: {}", printable(line));
+    }
+    for (title, list) in [("DAMAGED", &report.damaged), ("NOT copied", &report.failed)] {
+        if list.is_empty() {
+            continue;
+        }
+        let _ = writeln!(text, "{title}: {}", list.len());
+        for item in list.iter().take(LISTED) {
+            let _ = writeln!(
+                text,
+                "  {}: {}",
+                printable(&item.path),
+                printable(&item.problem)
+            );
+        }
+        if list.len() > LISTED {
+            let _ = writeln!(
+                text,
+                "  and {} more (all of them: --json)",
+                list.len() - LISTED
+            );
+        }
+    }
     text
 }
 

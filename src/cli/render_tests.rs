@@ -22,6 +22,7 @@ fn sample() -> Status {
         batch_in_progress: false,
         kept_local: 2,
         last_error: None,
+        attention: Vec::new(),
         io: IoPath::Daemon,
         version: "0.1.0".into(),
         pid: 99,

@@ -1,9 +1,18 @@
 //! The command's end of the control socket.
+//!
+//! Whom a command believes: the socket must be one itself, not a link to one, and the kernel's word on the process that listens is
+//! taken before anything is sent. What a daemon answers decides exit codes, so nobody else may answer in its place.
 
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::Uid;
 
 use super::address::at_socket;
 use super::lines::{LineError, LineReader};
@@ -24,6 +33,14 @@ pub enum ClientError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Somebody else listens there, or has put a link there. Nothing was sent.
+    #[error("{} is not to be trusted: {problem}", path.display())]
+    Stranger {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The connection broke.
     #[error("cannot {operation} the daemon at {}: {source}", path.display())]
@@ -71,17 +88,36 @@ impl Client {
     /// Connects to the daemon whose cache is `cache`.
     ///
     /// # Errors
-    /// [`ClientError::Connect`] if nobody listens there, or it is another user's.
+    /// [`ClientError::Connect`] if nobody listens there, or it may not be reached; [`ClientError::Stranger`] if it is neither this
+    /// user's, nor root's, nor, where root asks, that of the user whose cache it is.
     pub fn connect(cache: &Path) -> Result<Client, ClientError> {
         let path = cache.join(SOCKET_NAME);
-        match at_socket(cache, |short| UnixStream::connect(short)) {
-            Ok(stream) => Ok(Client {
-                stream,
-                reader: LineReader::default(),
-                path,
-            }),
-            Err(source) => Err(ClientError::Connect { path, source }),
+        let stranger = |problem: String| ClientError::Stranger {
+            path: path.clone(),
+            problem,
+        };
+        // A link is followed by connect(2). Whoever can exchange it after this look still has to pass the next one.
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.file_type().is_socket()) {
+            return Err(stranger("it is no socket".into()));
         }
+        let connected = at_socket(cache, |short| {
+            let stream = UnixStream::connect(short)?;
+            let server = Uid::from_raw(getsockopt(&stream, PeerCredentials)?.uid());
+            let owner = Uid::from_raw(fs::metadata(cache)?.uid());
+            Ok((stream, server, owner))
+        });
+        let (stream, server, owner) = connected.map_err(|source| ClientError::Connect {
+            path: path.clone(),
+            source,
+        })?;
+        if !may_answer(server, Uid::effective(), owner) {
+            return Err(stranger(format!("user {server} listens there")));
+        }
+        Ok(Client {
+            stream,
+            reader: LineReader::default(),
+            path,
+        })
     }
 
     /// Asks `request` and waits for what comes of it, for at most `timeout` in all; each sign of progress goes to `progress`.
@@ -164,5 +200,27 @@ impl Client {
             path: self.path.clone(),
             source,
         }
+    }
+}
+
+/// Whether a daemon of user `server` may answer a command of user `own` about the cache of user `owner`. Root asks after other
+/// users' mounts, and must not take a third one's word for theirs.
+fn may_answer(server: Uid, own: Uid, owner: Uid) -> bool {
+    server == own || server.is_root() || (own.is_root() && server == owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_users_own_daemon_and_roots_are_believed() {
+        let [root, me, other, third] = [0, 1000, 1001, 1002].map(Uid::from_raw);
+        assert!(may_answer(me, me, me));
+        assert!(may_answer(root, me, me));
+        assert!(!may_answer(other, me, me));
+        assert!(!may_answer(other, me, other));
+        assert!(may_answer(other, root, other));
+        assert!(!may_answer(third, root, other));
     }
 }

@@ -72,21 +72,30 @@ pub(super) fn converse(
                     _ => "the request breaks off",
                 };
                 let error = ControlError::new(ErrorCode::BadRequest, message);
-                return Outgoing::new(stream, limits).finish(&Reply::Error(error));
+                Outgoing::new(stream, limits).finish(&Reply::Error(error));
+                return;
             }
         };
         match protocol::decode::<Request>(&line) {
-            Ok(request) => respond(stream, handler, limits, &request),
+            // Whoever does not take his answer is not asked for the next request, which may be there already: each would hold his
+            // place for as long again. And what is left of the answer would stand before the next one.
+            Ok(request) => {
+                if !respond(stream, handler, limits, &request) {
+                    return;
+                }
+            }
             Err(error) => {
                 let error = ControlError::new(ErrorCode::BadRequest, error.to_string())
                     .with_hint("use a ferryfs command of the same version as the daemon");
-                return Outgoing::new(stream, limits).finish(&Reply::Error(error));
+                Outgoing::new(stream, limits).finish(&Reply::Error(error));
+                return;
             }
         }
     }
 }
 
-fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request: &Request) {
+/// Whether the answer went out.
+fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request: &Request) -> bool {
     let outgoing = RefCell::new(Outgoing::new(stream, limits));
     let progress = |step: Progress| outgoing.borrow_mut().progress(step);
     let outcome = match request {
@@ -98,6 +107,9 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
         Request::Flush { timeout_ms } => {
             report(handler.flush(timeout_ms.map(Duration::from_millis), &progress))
         }
+        Request::IncludeInterrupted => handler
+            .include_interrupted()
+            .map(|files| Answer::Included { files }),
         Request::Eject => report(handler.eject(&progress)),
         Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
     };
@@ -105,7 +117,7 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
         Ok(answer) => Reply::Done { answer },
         Err(error) => Reply::Error(error),
     };
-    outgoing.into_inner().finish(&reply);
+    outgoing.into_inner().finish(&reply)
 }
 
 fn report(outcome: Result<FlushReport, ControlError>) -> Result<Answer, ControlError> {
@@ -165,15 +177,20 @@ impl<'a> Outgoing<'a> {
         sent
     }
 
-    /// Sends the last line of an answer, waiting a bounded time for room.
-    fn finish(mut self, reply: &Reply) {
+    /// Sends the last line of an answer, waiting a bounded time for room; tells whether it went out.
+    fn finish(mut self, reply: &Reply) -> bool {
         match protocol::encode(reply) {
             Ok(line) => self.pending.extend_from_slice(&line),
-            Err(error) => tracing::error!(%error, "an answer was not sent"),
+            Err(error) => {
+                tracing::error!(%error, "an answer was not sent");
+                return false;
+            }
         }
         if let Err(error) = self.drain(Instant::now() + self.write_timeout) {
             tracing::debug!(%error, "a control client did not wait for its answer");
+            return false;
         }
+        true
     }
 
     fn drain(&mut self, deadline: Instant) -> io::Result<()> {

@@ -27,6 +27,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_ms: Option<u64>,
     },
+    /// Let what was being written when the daemon before died be carried as it is, from the next flush on.
+    IncludeInterrupted,
     /// Flush, then let go of the backend; the mount goes on without it.
     Eject,
     /// End the mount and the daemon.
@@ -39,6 +41,8 @@ pub enum Request {
 /// One line of the daemon's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
+// There is one of them at a time, so nothing is won by a smaller one.
+#[allow(clippy::large_enum_variant)]
 pub enum Reply {
     /// How far it is; more follows.
     Progress(Progress),
@@ -64,6 +68,11 @@ pub enum Answer {
     },
     /// To [`Request::Status`].
     Status(Status),
+    /// To [`Request::IncludeInterrupted`].
+    Included {
+        /// How many files are no longer held back.
+        files: u64,
+    },
     /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
     Report(FlushReport),
 }
@@ -158,6 +167,9 @@ pub struct Status {
     pub kept_local: u64,
     /// The last thing that went wrong and has not been put right since.
     pub last_error: Option<String>,
+    /// What the owner must know and may have to act on: bytes that were lost, what is in lost+found. A line each.
+    #[serde(default)]
+    pub attention: Vec<String>,
     /// How cached files are read and written.
     pub io: IoPath,
     /// Version of the daemon's program.

@@ -1,7 +1,7 @@
 //! The daemon's end of the control socket.
 //!
-//! Who may talk: the socket is 0600 in a directory that is 0700, and the kernel's word on the peer's user is checked
-//! besides; so the instant between bind and chmod opens nothing.
+//! Who may talk: the socket is 0600 in a directory that is 0700 where ferryfs made it, and in which nobody else may write where
+//! somebody else did; the kernel's word on the peer's user is checked besides, so the instant between bind and chmod opens nothing.
 //! Who may wait for whom: a request runs on its connection's own thread. Progress is sent without ever blocking, so a
 //! client that stops reading, or goes away, delays nothing; only the last line of an answer waits, for a bounded time.
 //! Lock order: `connections` is the only lock, and nothing is called while it is held.
@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +40,14 @@ pub trait Handler: Send + Sync {
         timeout: Option<Duration>,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError>;
+
+    /// Lets what was being written when the daemon before died be carried as it is; tells how many files that are.
+    ///
+    /// # Errors
+    /// If they are still held back.
+    fn include_interrupted(&self) -> Result<u64, ControlError> {
+        Ok(0)
+    }
 
     /// Flushes, then lets go of the backend.
     ///
@@ -79,12 +87,13 @@ pub struct ServerHandle {
     socket: PathBuf,
 }
 
-/// Listens in `socket_dir`, which is the cache directory and 0700, and answers through `handler`.
+/// Listens in `socket_dir`, which is the cache directory, and answers through `handler`.
 ///
 /// A socket left by an earlier daemon is removed: the caller holds the cache's lock, so nobody listens on it.
 ///
 /// # Errors
-/// If something that is no socket stands there, or what the system said.
+/// If others may write to the directory or it is another user's, if something that is no socket stands there, or what the
+/// system said.
 pub fn serve(socket_dir: &Path, handler: Arc<dyn Handler>) -> io::Result<ServerHandle> {
     serve_within(socket_dir, handler, Limits::default())
 }
@@ -98,6 +107,7 @@ pub fn serve_within(
     handler: Arc<dyn Handler>,
     limits: Limits,
 ) -> io::Result<ServerHandle> {
+    must_be_private(socket_dir)?;
     let socket = socket_dir.join(SOCKET_NAME);
     remove_stale(&socket)?;
     let listener = Arc::new(at_socket(socket_dir, |short| UnixListener::bind(short))?);
@@ -167,6 +177,24 @@ impl Drop for ServerHandle {
     fn drop(&mut self) {
         self.shut();
     }
+}
+
+/// Whoever may write to the directory could put a socket of his own in the place of ours.
+fn must_be_private(dir: &Path) -> io::Result<()> {
+    let meta = fs::metadata(dir)?;
+    let refused = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    let (owner, own) = (Uid::from_raw(meta.uid()), Uid::effective());
+    // Root may use the cache of anybody, who then is whom root trusts with it.
+    if owner != own && !own.is_root() {
+        return refused(format!("{} belongs to user {owner}", dir.display()));
+    }
+    if meta.permissions().mode() & 0o022 != 0 {
+        return refused(format!(
+            "others may write to {0}; choose a directory of your own, or take that right away: chmod go-w {0}",
+            dir.display()
+        ));
+    }
+    Ok(())
 }
 
 fn remove_stale(socket: &Path) -> io::Result<()> {

@@ -129,7 +129,7 @@ fn wait(
         }
         let late = patience
             .deadline
-            .is_some_and(|deadline| Instant::now() > deadline + GRACE);
+            .is_some_and(|deadline| deadline.elapsed() > GRACE);
         if (late || (patience.enough)(silent)) && verdict.decide(GIVEN_UP) {
             // It may just have ended.
             return ended

@@ -7,6 +7,7 @@ mod flight;
 mod monitor;
 pub mod options;
 pub mod preflight;
+pub mod rescue;
 mod run;
 mod service;
 mod starting;

@@ -1,6 +1,6 @@
 //! Wiring: from the options of a mount to everything that serves it, and back down in order.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,11 @@ use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
 use crate::cache::{CacheLock, Store};
+use crate::cli::render;
 use crate::control::server::{self, Handler};
 use crate::flush::{Flusher, Hooks, Parts as FlushParts};
-use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer};
-use crate::index::Index;
+use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
+use crate::index::{self, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Workers};
 use crate::rules::names::NameRules;
 use crate::sys::time::CoarseClock;
@@ -37,6 +38,9 @@ const RESERVE: u64 = 64 << 20;
 
 /// How long background threads are given to come to rest.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long programs are given to close their files once a signal has taken the mount away.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// Why the daemon comes to its end.
 enum End {
@@ -100,7 +104,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     })
     .map(Arc::new)
     .map_err(failed)?;
-    settle_after_unclean_end(&fs, &index)?;
+    let attention = settle_after_unclean_end(&fs, &index)?;
     drive.attach(opened.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
     if let Err(error) = starting::recover(&flusher, &drive, options.io_timeout * HOPELESS) {
@@ -121,6 +125,8 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             drive,
             flusher,
             limits,
+            store,
+            attention,
         },
     )
 }
@@ -132,6 +138,9 @@ struct Serving {
     drive: Arc<Drive>,
     flusher: Arc<Flusher>,
     limits: CacheLimits,
+    store: Arc<Store>,
+    /// What the start has found that its owner must know.
+    attention: Vec<String>,
 }
 
 fn serve(
@@ -148,6 +157,8 @@ fn serve(
         drive,
         flusher,
         limits,
+        store,
+        attention,
     } = parts;
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
     let workers = Workers::start().map_err(|e| io("cannot start a thread", e))?;
@@ -176,6 +187,8 @@ fn serve(
         mountpoint: options.mountpoint.clone(),
         last_error: Arc::new(Mutex::new(None)),
         patience: options.io_timeout * HOPELESS,
+        store,
+        attention,
         ended,
         ending: false.into(),
         over: false.into(),
@@ -199,14 +212,22 @@ fn serve(
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
     tracing::info!(backend = %options.backend.display(), mountpoint = %options.mountpoint.display(), "mounted");
-    let patience = match wait_for_end(&session, &end, signals) {
-        End::Unmounted => PATIENCE,
-        End::Signal => ending::on_signal(&service, &options.mountpoint, signals),
+    let (cut_off, patience) = match wait_for_end(&session, &end, signals) {
+        End::Unmounted => (false, PATIENCE),
+        End::Signal => {
+            let patience = ending::on_signal(&service, &options.mountpoint, signals);
+            (!is_over_soon(&session), patience)
+        }
     };
     service
         .ending
         .store(true, std::sync::atomic::Ordering::Release);
-    if let Err(error) = session.end() {
+    if cut_off {
+        // They may write to the very end of the process, so nothing can be settled: to the next start this is a death like
+        // another, with everything on the SSD.
+        tracing::warn!("files of the mount are still open; whoever has them is cut off");
+        session.abandon();
+    } else if let Err(error) = session.end() {
         tracing::warn!(%error, "the session ended with an error");
     }
     tasks.stop(PATIENCE);
@@ -215,7 +236,11 @@ fn serve(
         .over
         .store(!at_rest, std::sync::atomic::Ordering::Release);
     server.close_door();
-    let closed = close(&fs, &index, at_rest);
+    let closed = if cut_off {
+        fs.sync().map_err(failed)
+    } else {
+        close(&fs, &index, at_rest)
+    };
     if at_rest {
         // The locks go before the connection of whoever asked for the end: when that is told, all is free.
         drop(opened);
@@ -256,6 +281,15 @@ fn note_unclean(index: &Index, value: &str) -> Result<(), DaemonError> {
     noted
         .and_then(|()| index.sync())
         .map_err(|error| DaemonError::failed(error.to_string()))
+}
+
+/// Whether the last file of a mount that was taken away is closed before long.
+fn is_over_soon(session: &Session) -> bool {
+    let end = Instant::now() + LEAVING;
+    while !session.is_over() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    session.is_over()
 }
 
 fn wait_for_end(session: &Session, end: &Receiver<()>, signals: &Receiver<()>) -> End {
@@ -367,8 +401,10 @@ fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     std::fs::File::open(&opened.dir)
         .and_then(crate::sys::file::sync_file_system)
         .map_err(|error| DaemonError::failed(format!("cannot sync the cache: {error}")))?;
-    let index = Index::open(&opened.dir.join("index.db"), rules)
-        .map_err(|error| DaemonError::failed(error.to_string()))?;
+    let path = opened.dir.join("index.db");
+    look_over(&path, opened)?;
+    let index =
+        Index::open(&path, rules).map_err(|error| DaemonError::failed(error.to_string()))?;
     {
         let mut state = index.lock();
         if state
@@ -381,26 +417,70 @@ fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     Ok(Arc::new(index))
 }
 
-fn settle_after_unclean_end(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
+/// Refuses an index that does not hold together, before anything is written to it.
+fn look_over(path: &Path, opened: &Opened) -> Result<(), DaemonError> {
+    let checked = index::check(path, Store::holds_objects(&opened.dir)).map_err(|error| {
+        let refused = DaemonError::failed(error.to_string());
+        match error {
+            IndexError::Damaged { .. } => {
+                let dir = render::quoted(&opened.dir);
+                refused.hint(format!(
+                    "nothing was changed. Copy out what the cache holds: ferryfs rescue --cache {dir} --to OUT; \
+                     then move {dir} away and mount again"
+                ))
+            }
+            _ => refused,
+        }
+    })?;
+    for oddity in &checked.oddities {
+        tracing::warn!(oddity, "the index is odd in places; that does no harm");
+    }
+    if !checked.complete {
+        tracing::info!("the index is too large to be looked over as a whole");
+    }
+    Ok(())
+}
+
+/// Gives what has become of files whose bytes were lost, a line each.
+fn settle_after_unclean_end(fs: &Fs, index: &Index) -> Result<Vec<String>, DaemonError> {
     let unclean = index
         .lock()
         .meta("unclean")
         .map_err(|error| DaemonError::failed(error.to_string()))?;
-    if unclean.is_some() {
+    let boot = boot();
+    let mut damaged = Vec::new();
+    if let Some(unclean) = unclean {
+        let end = match unclean == boot {
+            true => UncleanEnd::Killed,
+            false => UncleanEnd::PowerCut,
+        };
         // First what a batch may still need, so that nothing of it is taken for dead.
         index
             .lock()
             .resume_batch()
             .map_err(|error| DaemonError::failed(error.to_string()))?;
-        let recovered = fs.recover().map_err(failed)?;
+        let recovered = fs.recover_after(end).map_err(failed)?;
         tracing::info!(
+            ?end,
             measured = recovered.measured,
             orphans = recovered.orphans,
             lost_and_found = recovered.quarantined.len(),
+            damaged = recovered.damaged.len(),
             "set right what an unclean end had left"
         );
+        damaged = recovered.damaged;
     }
-    note_unclean(index, "1")
+    note_unclean(index, &boot)?;
+    Ok(damaged)
+}
+
+/// Which run of the machine this is: if it is not that of the daemon before, what was not synced then may be lost.
+fn boot() -> String {
+    match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(id) if !id.trim().is_empty() => id.trim().into(),
+        // Never the same as before: the careful way.
+        _ => uuid::Uuid::new_v4().to_string(),
+    }
 }
 
 fn flusher(

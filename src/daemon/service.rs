@@ -14,6 +14,7 @@ use super::monitor::{Monitor, Presence};
 use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
 use crate::base::Timestamp;
+use crate::cache::Store;
 use crate::control::protocol::{
     BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath, LastBatch,
     LeftBehind, Progress, Status,
@@ -37,6 +38,10 @@ pub(super) struct Service {
     pub(super) last_error: Arc<Mutex<Option<String>>>,
     /// How long a backend may not answer before `eject` and `unmount` go on without it.
     pub(super) patience: Duration,
+    /// For what is in lost+found.
+    pub(super) store: Arc<Store>,
+    /// What the start of this daemon has found that its owner must know.
+    pub(super) attention: Vec<String>,
     /// Told when the mount has been ended on request.
     pub(super) ended: Sender<()>,
     /// No new flush begins by itself.
@@ -70,8 +75,24 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
             "check the drive and its cable; what was not carried waits in the cache"
         }
         FlushError::Foreign { .. } => "nothing was carried over and nothing is lost",
+        FlushError::NotOurs { .. } => {
+            "somebody has put it there: look at it and move it away; it was not followed, and nothing was changed"
+        }
+        FlushError::Backend(error) if is_way_of_ours_blocked(error) => {
+            "something that ferryfs did not make stands in .ferryfs on the drive, a link perhaps: look at it and move it away; \
+             nothing was read or written through it"
+        }
         _ => return None,
     })
+}
+
+/// Whether a path of our own on the drive leads through a link or what is no directory, or ends at something in the way.
+fn is_way_of_ours_blocked(error: &crate::backend::BackendError) -> bool {
+    crate::rules::layout::is_reserved(&error.path)
+        && matches!(
+            error.source.raw_os_error(),
+            Some(libc::ELOOP | libc::ENOTDIR | libc::EISDIR | libc::EEXIST | libc::ENOTEMPTY)
+        )
 }
 
 pub(super) fn control_error(error: &FlushError) -> ControlError {
@@ -185,6 +206,19 @@ impl Service {
         })
     }
 
+    fn attention(&self) -> Vec<String> {
+        let mut lines = self.attention.clone();
+        match self.store.lost_and_found() {
+            Ok((0, _)) => {}
+            Ok((count, path)) => lines.push(format!(
+                "{count} files that nothing accounts for are kept in {}: look at them, and remove what you do not miss",
+                path.display()
+            )),
+            Err(error) => lines.push(error.to_string()),
+        }
+        lines
+    }
+
     /// The report of an unmount without the backend, or with one that does not answer: whatever is dirty stays behind, in the
     /// cache.
     fn what_must_wait(&self) -> Report {
@@ -290,6 +324,7 @@ impl Handler for Service {
                 .lock()
                 .clone()
                 .or_else(|| self.monitor.trouble()),
+            attention: self.attention(),
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -302,12 +337,18 @@ impl Handler for Service {
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError> {
         let patience = Patience {
-            deadline: timeout.map(|timeout| Instant::now() + timeout),
+            // A time that no clock reaches is no deadline.
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             enough: &|_| false,
         };
         self.run_flush(&patience, progress)
             .map(|report| self.flush_report(report))
             .map_err(|error| control_error(&error))
+    }
+
+    fn include_interrupted(&self) -> Result<u64, ControlError> {
+        let included = self.index.lock().include_interrupted();
+        included.map_err(|error| ControlError::new(ErrorCode::Failed, error.to_string()))
     }
 
     fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {

@@ -1,5 +1,6 @@
 //! What runs in the background while a mount is up: commits, syncs, eviction, the walk, flushes that nobody asked for.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,9 @@ use crate::fs::Syncer;
 /// How often pending changes are committed, so that little is lost if the daemon dies.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
 
+/// How long after a close it is committed.
+const GATHER_CLOSES: Duration = Duration::from_millis(4);
+
 /// How often everything is made durable: what a power cut costs at most (P2).
 const SYNC_EVERY: Duration = Duration::from_secs(5);
 
@@ -23,6 +27,9 @@ const TRIM_EVERY: Duration = Duration::from_secs(5);
 
 /// How often the need for a flush is considered.
 const CONSIDER_EVERY: Duration = Duration::from_millis(500);
+
+/// Pause before a task that panicked begins anew.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// Longest wait between attempts after flushes that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
@@ -82,12 +89,16 @@ impl Tasks {
     fn spawn(
         &mut self,
         name: &str,
-        task: impl FnOnce(&AtomicBool) + Send + 'static,
+        task: impl Fn(&AtomicBool) + Send + 'static,
     ) -> std::io::Result<()> {
         let stop = self.stop.clone();
-        let thread = thread::Builder::new()
-            .name(name.into())
-            .spawn(move || task(&stop))?;
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            // A task that panics begins anew: without the ticks, say, nothing would become durable any more.
+            while catch_unwind(AssertUnwindSafe(|| task(&stop))).is_err() {
+                tracing::error!("a background task panicked; it begins anew");
+                rest(&stop, AFTER_PANIC);
+            }
+        })?;
         self.threads.push(thread);
         Ok(())
     }
@@ -121,9 +132,19 @@ fn rest(stop: &AtomicBool, time: Duration) {
 
 fn tick(service: &Service, syncer: &Syncer, stop: &AtomicBool) {
     let mut last_sync = Instant::now();
+    let mut last_tick = Instant::now();
     let mut synced_commit = u64::MAX;
     while !stop.load(Ordering::Acquire) {
-        rest(stop, COMMIT_EVERY);
+        let closed = service
+            .fs
+            .wait_for_close(COMMIT_EVERY.saturating_sub(last_tick.elapsed()));
+        if closed && last_tick.elapsed() < COMMIT_EVERY {
+            // Others that are closed in the same moment share the commit. An error comes back at the next tick.
+            thread::sleep(GATHER_CLOSES);
+            let _ = service.index.commit();
+            continue;
+        }
+        last_tick = Instant::now();
         if let Err(error) = service.fs.commit_pending() {
             tracing::error!(%error, "commit failed");
             *service.last_error.lock() = Some(error.to_string());

@@ -1,37 +1,15 @@
-//! Applying a committed batch: clear, mark, place, one sync. Every step tolerates having been done already.
-//!
-//! The first run trusts what it has just staged. A redo trusts nothing but sizes and hashes: a slot that does not match its
-//! record is staged anew from the SSD, and so is a file that is neither in its slot nor whole under its name. The mark between
-//! the phases makes it known that clearing is over; see [`Steps::needs_barrier`] for when it is needed.
-
-use std::collections::BTreeMap;
+//! Applying a committed batch for the first time: clear, mark, place, one sync. It trusts what it has just staged. Whatever
+//! interrupts it is repaired by [`super::redo`]. The mark between the phases makes it known that clearing is over; see
+//! [`Steps::needs_barrier`] for when it is needed.
 
 use super::report::{FlushError, Result};
-use super::stage::stage_file;
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, FileKind, RelPath, Timestamp};
-use crate::cache::Store;
 use crate::rules::layout;
-use crate::rules::plan::StageSource;
-use crate::rules::steps::{ClearStep, FileContent, PlaceStep, SlotNo, Steps};
+use crate::rules::steps::{ClearStep, FileContent, PlaceStep, Steps};
 
 /// Bytes read at a time when a file is verified.
 const BUFFER: usize = 1 << 20;
-
-/// Whether the steps are taken for the first time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Run {
-    /// Right after staging and committing.
-    First,
-    /// After something went wrong at an unknown point.
-    Redo,
-}
-
-/// Where a redo finds bytes that the backend has lost.
-pub(super) struct Rebuild<'a> {
-    pub(super) store: &'a Store,
-    pub(super) sources: &'a BTreeMap<SlotNo, StageSource>,
-}
 
 /// What a batch has met that it could not have known.
 #[derive(Debug, Default)]
@@ -40,6 +18,9 @@ pub(super) struct Applied {
     pub(super) kept: Vec<RelPath>,
     /// What was to be moved, by its new name, but is nowhere: somebody else has removed it, or the drive has lost it.
     pub(super) vanished: Vec<RelPath>,
+    /// Directories that were to be moved, by their new names, and are nowhere: the drive has lost them with all that was in
+    /// them. Each has been made anew, with nothing in it but what the batch places there.
+    pub(super) lost_dirs: Vec<RelPath>,
 }
 
 const NOT_EMPTY: &str =
@@ -47,12 +28,16 @@ const NOT_EMPTY: &str =
 
 const VANISHED: &str = "moved in the mount, but the drive has it no more; if the cache has it, the next flush puts it back";
 
+const LOST_DIR: &str = "moved in the mount, but the drive has lost the directory with what was in it; what the cache has of it the next flush puts back, for the rest run fsck on the drive";
+
 impl Applied {
     /// The same for people: path and reason.
     pub(super) fn surprises(&self) -> impl Iterator<Item = (String, String)> {
         let kept = self.kept.iter().map(|path| (path, NOT_EMPTY));
         let vanished = self.vanished.iter().map(|path| (path, VANISHED));
+        let lost_dirs = self.lost_dirs.iter().map(|path| (path, LOST_DIR));
         kept.chain(vanished)
+            .chain(lost_dirs)
             .map(|(path, reason)| (path.to_string(), reason.to_string()))
     }
 }
@@ -62,23 +47,21 @@ pub(super) struct Applier<'a> {
     pub(super) backend: &'a dyn Backend,
     pub(super) batch: BatchNo,
     pub(super) steps: &'a Steps<FileContent>,
-    pub(super) run: Run,
-    /// `None` where there is no cache at hand.
-    pub(super) rebuild: Option<Rebuild<'a>>,
 }
 
 impl Applier<'_> {
     /// Takes all steps and syncs.
     pub(super) fn apply(&self, mut done: impl FnMut(usize)) -> Result<Applied> {
         let mut applied = Applied::default();
-        let barrier = self.steps.needs_barrier();
-        if !(barrier && self.run == Run::Redo && self.exists(&layout::barrier_path(self.batch))?) {
-            for step in &self.steps.clear {
-                self.clear(step, &mut applied)?;
-            }
-            if barrier {
-                self.mark_cleared()?;
-            }
+        for step in &self.steps.clear {
+            self.clear(step, &mut applied)?;
+        }
+        if self.steps.needs_barrier() {
+            self.backend.sync()?;
+            create_with(self.backend, &layout::barrier_path(self.batch), b"")?;
+            self.backend.sync()?;
+        } else if self.steps.needs_sync_between() {
+            self.backend.sync()?;
         }
         for (count, step) in self.steps.place.iter().enumerate() {
             self.place(step, &mut applied)?;
@@ -88,22 +71,10 @@ impl Applier<'_> {
         Ok(applied)
     }
 
-    fn mark_cleared(&self) -> Result<()> {
-        self.backend.sync()?;
-        let mark = layout::barrier_path(self.batch);
-        if !self.exists(&mark)? {
-            create_with(self.backend, &mark, b"")?;
-        }
-        Ok(self.backend.sync()?)
-    }
-
     fn clear(&self, step: &ClearStep, applied: &mut Applied) -> Result<()> {
         match step {
             ClearStep::Detach { from, slot, .. } => {
                 let slot = layout::slot_path(self.batch, *slot);
-                if self.run == Run::Redo && self.exists(&slot)? {
-                    return Ok(());
-                }
                 match self.backend.rename(from, &slot) {
                     // Told when it is missed at its new name.
                     Err(error) if is_absent(&error) => Ok(()),
@@ -141,95 +112,20 @@ impl Applier<'_> {
             },
             PlaceStep::Attach { slot, to, .. } => {
                 let from = layout::slot_path(self.batch, *slot);
-                if !self.exists(&from)? {
-                    if self.run == Run::First || !self.exists(to)? {
+                match self.backend.rename(&from, to) {
+                    Err(error) if is_absent(&error) && !exists(self.backend, &from)? => {
                         applied.vanished.push(to.clone());
+                        Ok(())
                     }
-                    return Ok(());
+                    result => Ok(result?),
                 }
+            }
+            PlaceStep::Install { slot, to, .. } => {
+                let from = layout::slot_path(self.batch, *slot);
                 Ok(self.backend.rename(&from, to)?)
             }
-            PlaceStep::Install { slot, to, content } => self.install(*slot, to, content),
-            PlaceStep::Touch { path, modified } => self.touch(path, *modified),
+            PlaceStep::Touch { path, modified } => set_time(self.backend, path, *modified),
         }
-    }
-
-    fn install(&self, slot: SlotNo, to: &RelPath, content: &FileContent) -> Result<()> {
-        let from = layout::slot_path(self.batch, slot);
-        if self.run == Run::First {
-            return Ok(self.backend.rename(&from, to)?);
-        }
-        if !self.exists(&from)? {
-            if matches(self.backend, to, content)? {
-                return Ok(());
-            }
-            self.rebuild(slot, &from, to, content)?;
-        } else if !matches(self.backend, &from, content)? {
-            self.backend.remove_file(&from)?;
-            self.rebuild(slot, &from, to, content)?;
-        }
-        Ok(self.backend.rename(&from, to)?)
-    }
-
-    /// Stages a file anew whose staged copy is damaged or lost.
-    fn rebuild(
-        &self,
-        slot: SlotNo,
-        from: &RelPath,
-        to: &RelPath,
-        content: &FileContent,
-    ) -> Result<()> {
-        let unfinished = |problem: String| FlushError::Unfinished {
-            batch: self.batch,
-            problem,
-        };
-        let source = self.rebuild.as_ref().and_then(|rebuild| {
-            rebuild
-                .sources
-                .get(&slot)
-                .map(|source| (rebuild.store, source))
-        });
-        let Some((store, source)) = source else {
-            return Err(unfinished(format!(
-                "the staged copy of {to} is damaged or missing; only the machine that wrote it can finish the batch"
-            )));
-        };
-        tracing::warn!(path = %to, "a staged file is damaged or missing; it is written anew from the cache");
-        let mut buffer = vec![0; BUFFER];
-        let measured = stage_file(
-            self.backend,
-            store,
-            source,
-            from,
-            Some(content.size),
-            &mut buffer,
-            |_| Ok(()),
-        )?;
-        if (measured.size, measured.hash) != (content.size, content.hash) {
-            return Err(unfinished(format!(
-                "the cache has other bytes for {to} than the batch"
-            )));
-        }
-        Ok(())
-    }
-
-    fn touch(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
-        match self.backend.set_modified(path, modified) {
-            // A time that cannot be set on the backend is kept in the index.
-            Err(error)
-                if matches!(
-                    error.source.raw_os_error(),
-                    Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)
-                ) =>
-            {
-                Ok(())
-            }
-            result => Ok(result?),
-        }
-    }
-
-    fn exists(&self, path: &RelPath) -> Result<bool> {
-        exists(self.backend, path)
     }
 
     fn must_be_dir(&self, path: &RelPath) -> Result<()> {
@@ -243,8 +139,24 @@ impl Applier<'_> {
     }
 }
 
+/// Gives a file its time. One that cannot be set on the backend, or whose file is gone, is kept in the index.
+pub(super) fn set_time(backend: &dyn Backend, path: &RelPath, modified: Timestamp) -> Result<()> {
+    match backend.set_modified(path, modified) {
+        Err(error)
+            if error.is_not_found()
+                || matches!(
+                    error.source.raw_os_error(),
+                    Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)
+                ) =>
+        {
+            Ok(())
+        }
+        result => Ok(result?),
+    }
+}
+
 /// Nothing stands there: the name is not there, or what should be a directory on the way is none.
-fn is_absent(error: &BackendError) -> bool {
+pub(super) fn is_absent(error: &BackendError) -> bool {
     error.is_not_found() || error.source.kind() == std::io::ErrorKind::NotADirectory
 }
 

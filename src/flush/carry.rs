@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use super::apply::{Applier, Run, create_with};
+use super::apply::{Applier, create_with};
 use super::confirm::conclusions;
 use super::gather::Gathered;
 use super::journal::Journal;
+use super::keep;
+use super::known::Before;
 use super::preflight::{Foreign, find_foreign};
 use super::report::{FlushError, Report, Result};
 use super::run::phase;
@@ -14,8 +16,9 @@ use super::stage::{Staged, Stager, discard};
 use super::{Flusher, Parts};
 use crate::backend::Backend;
 use crate::base::Ino;
+use crate::base::steps::CacheStep;
 use crate::control::protocol::{Phase, Progress};
-use crate::index::{ActiveBatch, State};
+use crate::index::{ActiveBatch, Flags, State};
 use crate::rules::layout;
 use crate::rules::plan::{LeftReason, NameKey, Placed, Plan, StageSource, plan};
 use crate::rules::record::{self, BatchRecord};
@@ -29,6 +32,8 @@ const FOREIGN: &str =
 
 const KEPT: &str =
     "removed in the mount, but somebody else has changed it on the drive; it stays there";
+
+const INTERRUPTED: &str = "was being written when the daemon died and is as far as it got; write it anew, or carry it as it is: ferryfs flush --include-interrupted";
 
 /// What came of trying one plan.
 enum Attempt {
@@ -98,6 +103,8 @@ impl Carrier<'_> {
         };
         let staged = stager.stage(plan.steps.clone())?;
         let journal = self.journal(plan, gathered, &staged);
+        let moves = Before::new(gathered).moves(&staged);
+        keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
             return Ok(Attempt::Again(changed));
         }
@@ -115,6 +122,7 @@ impl Carrier<'_> {
         (self.progress)(phase(Phase::Commit));
         // The row of the batch and the bytes that the journal names must outlive a power cut before the record can be found.
         self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
+        self.flusher.before(CacheStep::WriteJournal)?;
         journal.write(&self.parts.journals)?;
         let path = layout::record_path(self.active.batch);
         create_with(self.backend, &path, &record::seal(&journal.record)?)?;
@@ -129,6 +137,7 @@ impl Carrier<'_> {
                 created: self.parts.clock.now(),
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
+                known: Before::new(gathered).known(&staged.steps),
             },
             confirmed: conclusions(plan, gathered, staged),
             sources: staged.sources.clone(),
@@ -171,8 +180,6 @@ impl Carrier<'_> {
                 backend: self.backend,
                 batch: self.active.batch,
                 steps: &journal.record.steps,
-                run: Run::First,
-                rebuild: None,
             };
             let applied = applier.apply(|done| {
                 at.files_done = done as u64;
@@ -196,7 +203,11 @@ impl Carrier<'_> {
         let mut state = self.parts.index.lock();
         let mut named = Vec::new();
         for left in &plan.left_behind {
+            let interrupted = state
+                .inode(left.ino)?
+                .is_some_and(|inode| inode.flags.has(Flags::INTERRUPTED));
             let reason = match left.reason {
+                LeftReason::OpenForWriting if interrupted => INTERRUPTED,
                 _ if foreign.inos.contains(&left.ino) => FOREIGN,
                 LeftReason::OpenForWriting => "open for writing; close it, or flush again later",
                 LeftReason::NoSource => "its bytes could not be had for a further name",

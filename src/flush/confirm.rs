@@ -8,8 +8,9 @@ use super::gather::Gathered;
 use super::journal::Journal;
 use super::report::{FlushError, Result};
 use super::stage::Staged;
+use crate::base::steps::CacheStep;
 use crate::base::{Ino, Name, RelPath, Seq, Timestamp};
-use crate::index::{BatchState, BatchSummary, Confirmed, PlacedEntry};
+use crate::index::{BatchState, BatchSummary, Confirmed, PlacedEntry, State};
 use crate::rules::delta::NOBODY;
 use crate::rules::plan::{NameKey, Outcome, Placed, Plan};
 use crate::rules::steps::{FileContent, PlaceStep, PlainKind, SlotNo};
@@ -119,29 +120,49 @@ impl Flusher {
     /// The backend has nothing at `path`: the name is marked, so that the next batch puts the file there if the cache has it.
     fn note_vanished(&self, path: &RelPath, cut: Seq) -> Result<()> {
         let mut state = self.parts.index.lock();
-        let mut parent = Ino::ROOT;
-        let mut names = path.components().map(Name::new).peekable();
-        while let Some(Ok(name)) = names.next() {
-            let Some(ino) = state.lookup(parent, &name)? else {
-                return Ok(()); // Renamed since; the index finds out when it is read.
-            };
-            if names.peek().is_none() {
+        let Some((dir, name)) = path.split_last() else {
+            return Ok(());
+        };
+        let Some(parent) = find(&mut state, &dir)? else {
+            return Ok(()); // Renamed since; the index finds out when it is read.
+        };
+        let key = NameKey { parent, name };
+        let gone = Confirmed {
+            key: key.clone(),
+            placed: None,
+            settled: false,
+            inode_settled: false,
+        };
+        state.confirm_names(cut, &[gone])?;
+        state.mark_name(key.parent, &key.name)?;
+        Ok(state.commit().map(drop)?)
+    }
+
+    /// The backend has lost what was in the directory at `path`: all that the index believes to be there is marked, so that the
+    /// next batch puts back what the cache has of it.
+    fn note_lost_dir(&self, path: &RelPath, cut: Seq) -> Result<()> {
+        let mut state = self.parts.index.lock();
+        let Some(dir) = find(&mut state, path)? else {
+            return Ok(());
+        };
+        let mut open = vec![dir];
+        while let Some(parent) = open.pop() {
+            for (name, entry) in state.placed_in(parent)? {
+                if entry.kind == PlainKind::Directory {
+                    open.push(entry.ino);
+                }
+                let key = NameKey { parent, name };
                 let gone = Confirmed {
-                    key: NameKey {
-                        parent,
-                        name: name.clone(),
-                    },
+                    key: key.clone(),
                     placed: None,
                     settled: false,
                     inode_settled: false,
                 };
                 state.confirm_names(cut, &[gone])?;
-                state.mark_name(parent, &name)?;
-                state.commit()?;
+                state.mark_name(key.parent, &key.name)?;
             }
-            parent = ino;
         }
-        Ok(())
+        Ok(state.commit().map(drop)?)
     }
 
     /// Notes what the batch has left on the backend, ends it, and makes that durable. May be repeated.
@@ -152,6 +173,10 @@ impl Flusher {
         cut: Seq,
         outcome: &str,
     ) -> Result<()> {
+        // What is lost first: what the batch has placed in a directory that was lost is there.
+        for path in &applied.lost_dirs {
+            self.note_lost_dir(path, cut)?;
+        }
         self.note_conclusions(journal, cut)?;
         for path in &applied.vanished {
             self.note_vanished(path, cut)?;
@@ -168,6 +193,22 @@ impl Flusher {
             .lock()
             .end_batch(BatchState::Done, &summary)?;
         self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
+        self.before(CacheStep::RemoveJournal)?;
         Journal::remove(&self.parts.journals, journal.record.batch)
     }
+}
+
+/// The inode that the mount has at `path`.
+pub(super) fn find(state: &mut State, path: &RelPath) -> Result<Option<Ino>> {
+    let mut at = Ino::ROOT;
+    for bytes in path.components() {
+        let Ok(name) = Name::new(bytes) else {
+            return Ok(None);
+        };
+        match state.lookup(at, &name)? {
+            Some(ino) => at = ino,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(at))
 }

@@ -21,11 +21,16 @@ mod carry;
 mod confirm;
 mod gather;
 mod journal;
+mod keep;
+mod known;
 mod preflight;
 mod recover;
+mod redo;
 mod report;
 mod run;
 mod stage;
+mod sweep;
+mod untrusted;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,10 +44,11 @@ use crate::cache::Store;
 use crate::index::Index;
 use crate::rules::names::NameRules;
 
-pub(crate) use recover::read_small;
+pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result};
 pub(crate) use run::phase;
+pub(crate) use untrusted::read_small;
 
 /// What a flush needs of the file system it serves.
 pub trait Hooks: Send + Sync {

@@ -9,12 +9,10 @@ use super::gather::Gathered;
 use crate::backend::{Backend, Metadata};
 use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
+use crate::rules::known::SLACK_NS;
 use crate::rules::names::NameRules;
 use crate::rules::plan::{NameKey, NewContent, OldEntry};
 use crate::rules::steps::PlainKind;
-
-/// Times nearer than this are taken as equal whatever the backend's granularity: FAT keeps two seconds.
-const SLACK_NS: i64 = 2_000_000_000;
 
 /// Names on the backend that are taken by something unknown, where the batch would put something of its own.
 #[derive(Debug, Default)]
@@ -36,7 +34,7 @@ pub(super) fn find_foreign(
 ) -> Result<Foreign> {
     let slack = i64::try_from(granularity_ns)
         .unwrap_or(i64::MAX)
-        .max(SLACK_NS);
+        .max(SLACK_NS.cast_signed());
     let mut foreign = Foreign::default();
     let standing = Standing::new(gathered);
     let mut listings = Listings {

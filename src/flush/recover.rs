@@ -3,17 +3,19 @@
 use uuid::Uuid;
 
 use super::Flusher;
-use super::apply::{Applied, Applier, Rebuild, Run};
+use super::apply::Applied;
 use super::journal::Journal;
+use super::redo::{Redo, Ssd};
 use super::report::{FlushError, Result};
 use super::stage::discard;
-use crate::backend::{Backend, BackendError};
+use super::untrusted::{Sealed, read_sealed, read_small};
+use crate::backend::Backend;
 use crate::base::{BatchNo, RelPath};
 use crate::index::ActiveBatch;
 use crate::rules::layout;
 use crate::rules::marker;
-use crate::rules::record::{self, BatchRecord, MAX_RECORD_BYTES};
-use crate::rules::steps::PlaceStep;
+use crate::rules::record::{self, BatchRecord, RecordError};
+use crate::rules::steps::{PlaceStep, PlainKind};
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
 const DONE: &str = ".done";
@@ -32,32 +34,6 @@ pub struct RecoveredBatch {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-}
-
-/// A file of our own on the backend, whole, or one byte more than `limit` of it; `None` if there is none.
-pub(crate) fn read_small(
-    backend: &dyn Backend,
-    path: &RelPath,
-    limit: usize,
-) -> Result<Option<Vec<u8>>> {
-    let meta = match backend.metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let size = usize::try_from(meta.size).map_or(limit + 1, |size| size.min(limit + 1));
-    let file = backend.open(path)?;
-    let mut bytes = vec![0; size];
-    let mut at = 0;
-    while at < size {
-        match file.read_at(&mut bytes[at..], at as u64) {
-            Ok(0) => break,
-            Ok(got) => at += got,
-            Err(source) => return Err(BackendError::new("read", path, source).into()),
-        }
-    }
-    bytes.truncate(at);
-    Ok(Some(bytes))
 }
 
 /// Checks that the directory is the volume that it is taken for: P6 hangs on this.
@@ -99,10 +75,13 @@ fn read_record(
     batch: BatchNo,
     volume: Uuid,
 ) -> Result<Found> {
-    let Some(bytes) = read_small(backend, path, MAX_RECORD_BYTES)? else {
-        return Ok(Found::Nothing);
+    let decoded = match read_sealed(backend, path)? {
+        Sealed::Nothing => return Ok(Found::Nothing),
+        Sealed::Torn => return Ok(Found::Torn),
+        Sealed::TooLong(bytes) => Err(RecordError::TooLong { bytes }),
+        Sealed::Whole(bytes) => record::decode(&bytes),
     };
-    match record::decode(&bytes) {
+    match decoded {
         Ok(record) if record.volume == volume && record.batch == batch => Ok(Found::Record(record)),
         Ok(_) => Err(FlushError::Unfinished {
             batch,
@@ -111,7 +90,11 @@ fn read_record(
             ),
         }),
         Err(error) if error.is_torn() => Ok(Found::Torn),
-        Err(error) => Err(error.into()),
+        // Whole, and not to be carried out. Nothing has been done for it, nor will be until somebody has looked.
+        Err(error) => Err(FlushError::Unfinished {
+            batch,
+            problem: format!("{error} (the record is {path} on the drive)"),
+        }),
     }
 }
 
@@ -134,10 +117,26 @@ fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
     Ok(found.into_iter().collect())
 }
 
-/// The highest batch number of which anything is on the backend.
+/// Numbers above this are not followed. No cache gets there by counting; a name that somebody has made up would bring ours to
+/// the end of what can be counted, and no batch could begin any more.
+const FOLLOWED: BatchNo = BatchNo(1 << 62);
+
+/// The highest batch number of which anything is on the backend, as far as it was counted to.
 pub(super) fn highest_on(backend: &dyn Backend) -> Result<Option<BatchNo>> {
-    let all = batches_on(backend)?.into_iter().chain(done_on(backend)?);
-    Ok(all.max())
+    let mut all = batches_on(backend)?;
+    all.extend(done_on(backend)?);
+    let counted = all.iter().filter(|batch| **batch <= FOLLOWED).max();
+    let Some(mut highest) = counted.copied() else {
+        return Ok(None);
+    };
+    // What was made up may follow right behind.
+    all.sort();
+    for batch in all {
+        if batch.0 == highest.0 + 1 {
+            highest = batch;
+        }
+    }
+    Ok(Some(highest))
 }
 
 /// The batches that were finished without their cache and whose cache may not know yet.
@@ -165,6 +164,7 @@ impl Flusher {
         check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.recover_open_batch(&*backend)?;
         self.sweep(&*backend)?;
+        self.sweep_journals()?;
         self.parts.drive.names_are_settled(true);
         Ok(())
     }
@@ -186,7 +186,8 @@ impl Flusher {
         let volume = self.parts.volume;
         if let Found::Record(done) =
             read_record(backend, &done_path(active.batch)?, active.batch, volume)?
-            && done.origin == self.parts.origin
+            // Not only by its origin, which anybody can read on the drive: what is concluded here lets go of the cache's bytes.
+            && done == journal.record
         {
             return self.accept_done(backend, &journal, &active);
         }
@@ -231,21 +232,20 @@ impl Flusher {
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
-        // The record may have been read from memory only: its own sync may be what failed.
-        backend.sync()?;
         {
             let _moving = self.parts.drive.move_names();
-            let applier = Applier {
+            let redo = Redo {
                 backend,
                 batch: active.batch,
                 steps: &journal.record.steps,
-                run: Run::Redo,
-                rebuild: Some(Rebuild {
+                known: &journal.record.known,
+                ssd: Some(Ssd {
                     store: &self.parts.store,
-                    sources: &journal.sources,
+                    journal,
+                    journals: &self.parts.journals,
                 }),
             };
-            let applied = applier.apply(|_| {})?;
+            let applied = redo.run()?;
             for (path, reason) in applied.surprises() {
                 tracing::warn!(path, reason, "not as the batch has it");
             }
@@ -263,9 +263,68 @@ impl Flusher {
         active: &ActiveBatch,
     ) -> Result<()> {
         tracing::info!(batch = %active.batch, "the batch was finished elsewhere");
-        self.confirm(journal, &Applied::default(), active.cut, "complete")?;
+        let applied = Applied {
+            vanished: self.missing(backend, &journal.record)?,
+            ..Applied::default()
+        };
+        self.confirm(journal, &applied, active.cut, "complete")?;
         backend.remove_file(&done_path(active.batch)?)?;
         self.clean_up(backend, active.batch)
+    }
+
+    /// What a batch has placed and is not there. Without the cache a file that the drive had lost could not be written anew; and
+    /// one that somebody has removed since is put back, which is the lesser evil.
+    fn missing(&self, backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<RelPath>> {
+        let mut missing = Vec::new();
+        for step in &record.steps.place {
+            match step {
+                PlaceStep::Install { to, .. }
+                | PlaceStep::Attach {
+                    to,
+                    kind: PlainKind::File,
+                    ..
+                } => {
+                    if !super::apply::exists(backend, to)? {
+                        missing.push(to.clone());
+                    }
+                }
+                PlaceStep::Attach { to, .. } => self.missing_below(backend, to, &mut missing)?,
+                PlaceStep::MakeDir { .. } | PlaceStep::Touch { .. } => {}
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The same for all that the index knows in the directory at `dir`.
+    fn missing_below(
+        &self,
+        backend: &dyn Backend,
+        dir: &RelPath,
+        missing: &mut Vec<RelPath>,
+    ) -> Result<()> {
+        let mut open = vec![dir.clone()];
+        while let Some(at) = open.pop() {
+            let known = {
+                let mut state = self.parts.index.lock();
+                match super::confirm::find(&mut state, &at)? {
+                    Some(ino) => state.placed_in(ino)?,
+                    None => continue,
+                }
+            };
+            for (name, entry) in known {
+                let path = at.join(&name);
+                match (entry.kind, super::apply::exists(backend, &path)?) {
+                    (PlainKind::Directory, true) => open.push(path),
+                    (_, true) => {}
+                    (PlainKind::Directory, false) => {
+                        open.push(path.clone());
+                        missing.push(path);
+                    }
+                    (PlainKind::File, false) => missing.push(path),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes what our own ended batches have left, and finishes those of other caches.
@@ -318,16 +377,24 @@ impl Flusher {
 
 /// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
 fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
-    let applier = Applier {
+    let redo = Redo {
         backend,
         batch: record.batch,
         steps: &record.steps,
-        run: Run::Redo,
-        rebuild: None,
+        known: &record.known,
+        ssd: None,
     };
-    // The record may have been read from memory only.
-    backend.sync()?;
-    let applied = applier.apply(|_| {})?;
+    let applied = redo.run().map_err(|error| match error {
+        // The drive is there and does not let it be done: not something that goes away by itself.
+        FlushError::Backend(error) if !error.is_gone() => FlushError::Unfinished {
+            batch: record.batch,
+            problem: format!(
+                "{error} (the record is {} on the drive)",
+                layout::record_path(record.batch)
+            ),
+        },
+        error => error,
+    })?;
     for (path, reason) in applied.surprises() {
         tracing::warn!(path, reason, "not as the batch has it");
     }

@@ -55,6 +55,14 @@ pub enum FlushError {
         /// Where it stands.
         path: RelPath,
     },
+    /// Something that ferryfs did not make stands where it keeps a file of its own.
+    #[error("{path} on the drive is {found}, where ferryfs keeps a file of its own")]
+    NotOurs {
+        /// Where it stands.
+        path: RelPath,
+        /// What it is ("a symbolic link").
+        found: &'static str,
+    },
     /// It took longer than it was given.
     #[error("the time given was not enough; what was staged is thrown away and nothing is lost")]
     TimedOut,

@@ -12,6 +12,7 @@ use super::report::{FlushError, Report, Result};
 use super::stage::discard;
 use super::{Flusher, recover};
 use crate::backend::Backend;
+use crate::base::steps::CacheStep;
 use crate::base::{BatchNo, Ino};
 use crate::control::protocol::{Phase, Progress};
 use crate::index::{ActiveBatch, BatchState, BatchSummary, Snapshot};
@@ -58,6 +59,7 @@ impl Flusher {
         let backend = self.backend()?;
         recover::check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.recover_open_batch(&*backend)?;
+        self.sweep_journals()?;
         self.parts.drive.names_are_settled(true);
         self.wait_for_closes();
         let mut report = match self.run_batch(&*backend, Scope::All, deadline, progress) {
@@ -186,6 +188,7 @@ impl Flusher {
             .index
             .lock()
             .end_batch(BatchState::GivenUp, &summary)?;
+        self.before(CacheStep::RemoveJournal)?;
         Journal::remove(&self.parts.journals, batch)?;
         // Another cache may have used the same number since; where there is a record, what is staged belongs to it. Best
         // effort: what stays is garbage that the next attach removes.
@@ -195,6 +198,15 @@ impl Flusher {
             tracing::debug!(%error, "staging directory not removed");
         }
         Ok(())
+    }
+
+    /// Where a test may stop what is done to the journals.
+    pub(super) fn before(&self, step: CacheStep) -> Result<()> {
+        let stopped = self.parts.store.steps().before(step);
+        stopped.map_err(|source| FlushError::Cache {
+            operation: "change a journal".into(),
+            source,
+        })
     }
 
     /// The backend, for calls that take as long as they take: one that changes something must not be given up, as it might

@@ -142,16 +142,91 @@ impl Source {
 
 /// Copies one file into its slot and tells what it was. If it is not of the `expected` size it is not what the index vouches for,
 /// and must not take the place of anything. `done` is told the bytes of each step.
-pub(super) fn stage_file(
+fn stage_file(
     backend: &dyn Backend,
     store: &Store,
     source: &StageSource,
     slot: &RelPath,
     expected: Option<u64>,
     buffer: &mut [u8],
-    mut done: impl FnMut(u64) -> Result<()>,
+    done: impl FnMut(u64) -> Result<()>,
 ) -> Result<FileContent> {
     let from = Source::open(backend, store, source)?;
+    let content = write_slot(
+        backend,
+        &from,
+        modified(source),
+        slot,
+        expected,
+        buffer,
+        done,
+    )?;
+    if expected.is_some_and(|expected| expected != content.size) {
+        return Err(FlushError::Cache {
+            operation: format!(
+                "read the object of {slot}: {} bytes where the index has {}",
+                content.size,
+                expected.unwrap_or(0)
+            ),
+            source: std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
+        });
+    }
+    Ok(content)
+}
+
+/// Where a redo takes the bytes of a slot from.
+pub(super) enum SlotSource<'a> {
+    /// As when it was staged.
+    Staged(&'a StageSource),
+    /// A file on the SSD, and its time.
+    Kept(File, Timestamp),
+    /// A file on the backend, and its time.
+    OnBackend(Box<dyn ReadFile>, Timestamp),
+}
+
+/// Writes what `source` has to `slot`, which is empty, and tells what it was; it may be anything. `expected` is the size that is
+/// expected, in bytes.
+pub(super) fn restage(
+    backend: &dyn Backend,
+    store: Option<&Store>,
+    source: SlotSource<'_>,
+    slot: &RelPath,
+    expected: Option<u64>,
+) -> Result<FileContent> {
+    let (from, time) = match (source, store) {
+        (SlotSource::Staged(source), Some(store)) => {
+            (Source::open(backend, store, source)?, modified(source))
+        }
+        (SlotSource::Staged(source), None) => {
+            return Err(FlushError::Cache {
+                operation: format!("read the object of {slot} without a cache: {source:?}"),
+                source: std::io::Error::from(std::io::ErrorKind::NotFound),
+            });
+        }
+        (SlotSource::Kept(file, time), _) => (Source::Object(file), time),
+        (SlotSource::OnBackend(file, time), _) => (Source::Backend(file), time),
+    };
+    let mut buffer = vec![0; BUFFER];
+    write_slot(
+        backend,
+        &from,
+        time,
+        slot,
+        expected,
+        &mut buffer,
+        |_| Ok(()),
+    )
+}
+
+fn write_slot(
+    backend: &dyn Backend,
+    from: &Source,
+    modified: Timestamp,
+    slot: &RelPath,
+    expected: Option<u64>,
+    buffer: &mut [u8],
+    mut done: impl FnMut(u64) -> Result<()>,
+) -> Result<FileContent> {
     let mut to = backend.create(slot)?;
     let mut append = |bytes: &[u8]| -> Result<()> {
         to.append(bytes)
@@ -163,16 +238,6 @@ pub(super) fn stage_file(
     } else {
         from.copy(slot, buffer, &mut append)?
     };
-    if expected.is_some_and(|expected| expected != size) {
-        return Err(FlushError::Cache {
-            operation: format!(
-                "read the object of {slot}: {size} bytes where the index has {}",
-                expected.unwrap_or(0)
-            ),
-            source: std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
-        });
-    }
-    let modified = modified(source);
     to.finish(modified)
         .map_err(|source| BackendError::new("close", slot, source))?;
     Ok(FileContent {
@@ -314,7 +379,7 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     for entry in entries {
         let path = dir.join(&entry.name);
         match entry.meta.kind {
-            _ if cleared && layout::parse_slot_name(&entry.name).is_some() => {
+            _ if cleared && !is_note(&entry.name) => {
                 keep(backend, dir, &path, &entry.name)?;
             }
             crate::base::FileKind::Directory => keep(backend, dir, &path, &entry.name)?,
@@ -322,6 +387,11 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
         }
     }
     Ok(backend.remove_dir(dir)?)
+}
+
+/// Whether a name in a staging directory is that of an empty file of ours.
+fn is_note(name: &Name) -> bool {
+    name.as_bytes() == layout::BARRIER.as_bytes() || layout::parse_lost_name(name).is_some()
 }
 
 fn keep(backend: &dyn Backend, dir: &RelPath, path: &RelPath, slot: &Name) -> Result<()> {

@@ -15,6 +15,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::open::{Content, ObjectFile, OpenInode};
 use super::{Ctx, Fs, FsError, Result};
+use crate::base::steps::CacheStep;
 use crate::base::{FileKind, Ino, ObjectId, Timestamp};
 use crate::index::{Flags, Inode, Location, State};
 use crate::sys;
@@ -180,15 +181,22 @@ impl Fs {
         if inode.object == Some(file.object) && state.is_pinned(&inode) {
             return Ok(false);
         }
-        if let Some(old) = inode.object
-            && old != file.object
-        {
-            state.bury_object(&inode, old)?;
+        let seq = state.next_seq()?;
+        if inode.object == Some(file.object) {
+            state.follow_replaced(ino, inode.data_seq, seq)?;
+        } else {
+            // The old bytes stay until the new ones are durable; a power cut before that goes back to them.
+            if inode.size > 0 && inode.location() != Location::Empty {
+                state.note_replaced(None, (ino, seq), &inode)?;
+            }
+            if let Some(old) = inode.object {
+                state.bury_object(&inode, old)?;
+            }
         }
         inode.object = Some(file.object);
         inode.flags.set(Flags::DATA_DIRTY);
         inode.flags.set(Flags::WRITING);
-        inode.data_seq = state.next_seq()?;
+        inode.data_seq = seq;
         state.mark_inode(&inode)?;
         state.start_writing(ino);
         state.put_inode(inode);
@@ -313,6 +321,7 @@ impl Fs {
         let handle = self.opens.handle(handle)?;
         self.with_room(ctx, || {
             self.change(ctx, &handle.open, OldBytes::Keep, |file| {
+                self.store.steps().before(CacheStep::WriteObject)?;
                 Ok(file.write_all_at(data, offset)?)
             })
         })?;

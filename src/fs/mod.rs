@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
 use crate::backend::{Capabilities, drive::Drive};
@@ -41,7 +42,7 @@ pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
 pub use read::SeekFor;
-pub use recover::Recovered;
+pub use recover::{Recovered, UncleanEnd};
 pub use sync::Syncer;
 
 /// On whose behalf an operation runs, and what it may do.
@@ -125,6 +126,7 @@ pub struct Fs {
     pressure: evict::Pressure,
     reaping: Mutex<()>,
     syncing: Mutex<()>,
+    closes: (Sender<()>, Receiver<()>),
 }
 
 impl Fs {
@@ -152,6 +154,7 @@ impl Fs {
             pressure: evict::Pressure::default(),
             reaping: Mutex::new(()),
             syncing: Mutex::new(()),
+            closes: bounded(1),
         };
         fs.make_root()?;
         Ok(fs)

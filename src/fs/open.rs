@@ -239,15 +239,27 @@ impl Fs {
             _ => None,
         };
         let mut state = self.index.lock();
-        if let Some(measured) = measured
-            && let Some(mut inode) = state.inode(ino)?
+        if let Some(mut inode) = state.inode(ino)?
+            && (measured.is_some() || inode.flags.has(Flags::INTERRUPTED))
         {
-            measured.apply(&mut inode);
+            if let Some(measured) = measured {
+                measured.apply(&mut inode);
+            }
             inode.flags.clear(Flags::WRITING);
+            // Whoever opens it for writing and closes it says that it is as it should be.
+            inode.flags.clear(Flags::INTERRUPTED);
             state.put_inode(inode);
+            // Full means that somebody has been told already.
+            let _ = self.closes.0.try_send(());
         }
         state.end_writing(ino);
         Ok(())
+    }
+
+    /// Waits, for at most `limit`, until a file that was written has been closed: that it is closed is then to be committed,
+    /// so that after the daemon's death it is not taken for one that was still being written. True if one was.
+    pub fn wait_for_close(&self, limit: std::time::Duration) -> bool {
+        self.closes.1.recv_timeout(limit).is_ok()
     }
 
     /// Ends one use of an open inode. An inode without a name goes with its last user.

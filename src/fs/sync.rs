@@ -6,6 +6,7 @@
 //! after the sync. [`Syncer`] is the one thread that calls it: requests that arrive while it works share the next run.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -54,6 +55,10 @@ impl Unsynced {
         self.0.lock().is_empty()
     }
 
+    pub(super) fn has(&self, object: ObjectId) -> bool {
+        self.0.lock().contains_key(&object)
+    }
+
     fn find(&self, object: ObjectId) -> Option<Arc<ObjectFile>> {
         self.0.lock().get(&object).and_then(Weak::upgrade)
     }
@@ -68,6 +73,7 @@ impl Fs {
     pub fn sync(&self) -> Result<()> {
         // One at a time: whoever finds nothing left to sync must not answer before it is synced by whoever took it.
         let _one_at_a_time = self.syncing.lock();
+        let replaced = self.index.lock().last_replaced();
         for _ in 0..ROUNDS {
             let objects = self.unsynced.take();
             if objects.is_empty() {
@@ -78,7 +84,15 @@ impl Fs {
                 return Err(error);
             }
         }
-        Ok(self.index.sync()?)
+        self.index.sync()?;
+        // What was replaced before this began was replaced by bytes that are durable now. Noted before anybody is told, so
+        // that a note which is still there speaks of bytes that nobody was promised.
+        if let Some(upto) = replaced {
+            let mut state = self.index.lock();
+            state.forget_replaced(upto)?;
+            state.commit()?;
+        }
+        Ok(())
     }
 
     fn sync_objects(&self, objects: &HashMap<ObjectId, Weak<ObjectFile>>) -> Result<()> {
@@ -97,6 +111,11 @@ impl Fs {
     /// Whether there are bytes that no fsync has covered.
     pub fn has_unsynced(&self) -> bool {
         !self.unsynced.is_empty()
+    }
+
+    /// Whether the object may have bytes that no fsync has covered. While a sync runs nobody knows what it is through with.
+    pub(super) fn may_be_unsynced(&self, object: ObjectId) -> bool {
+        self.unsynced.has(object) || self.syncing.is_locked()
     }
 
     /// Starts to write the file's bytes to the SSD without waiting, so that a later sync has less to do.
@@ -137,7 +156,29 @@ impl Fs {
                 }
             }
         }
+        self.settle_again()?;
         Ok(self.index.commit()?)
+    }
+
+    /// After something was undone, rows of files that had been closed may say again that they are being written, with a size
+    /// from before: a cut would take them for closed, and find another size. Their objects know.
+    fn settle_again(&self) -> Result<()> {
+        let left = self.index.lock().take_unsettled_again()?;
+        for inode in left {
+            let Some(object) = inode.object else { continue };
+            let measured = super::content::measure(&self.store.open_object(object)?)?;
+            let mut state = self.index.lock();
+            let now = state.inode(inode.ino)?;
+            // Somebody may have opened it meanwhile, and then it is his.
+            if let Some(mut now) = now.filter(|now| now.object == Some(object))
+                && !state.is_writing(inode.ino)
+            {
+                measured.apply(&mut now);
+                now.flags.clear(crate::index::Flags::WRITING);
+                state.put_inode(now);
+            }
+        }
+        Ok(())
     }
 
     /// Settles what is still open, so that the next start finds nothing to repair. To be called when no request can come any more.
@@ -207,10 +248,18 @@ fn serve(fs: &Fs, requests: &Receiver<Waiter>) {
     while let Ok(first) = requests.recv() {
         let mut waiters = vec![first];
         waiters.extend(requests.try_iter());
-        let result = fs.sync().map_err(|error| {
-            tracing::error!(%error, "sync failed");
-            error.errno()
-        });
+        // A panic is an error like another: without this thread no fsync would ever be answered again.
+        let synced = catch_unwind(AssertUnwindSafe(|| fs.sync()));
+        let result = match synced {
+            Ok(synced) => synced.map_err(|error| {
+                tracing::error!(%error, "sync failed");
+                error.errno()
+            }),
+            Err(_) => {
+                tracing::error!("a sync panicked; it is answered with EIO");
+                Err(libc::EIO)
+            }
+        };
         for waiter in waiters {
             waiter(result);
         }

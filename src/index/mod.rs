@@ -8,8 +8,11 @@
 //! Lock order: an open inode's content lock (`fs`), then this one. Nothing is locked while this one is held.
 
 mod batch;
+mod check;
 mod counters;
 mod inode;
+mod replaced;
+mod salvage;
 mod schema;
 mod snapshot;
 mod state;
@@ -23,11 +26,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
+use crate::base::steps::{CacheStep, CacheSteps};
 use crate::rules::names::NameRules;
 
 pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
+pub use check::{Checked, check};
 pub use counters::Totals;
 pub use inode::{Flags, Inode, Location};
+pub use replaced::Replaced;
+pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Snapshot, Waiting};
 pub use state::State;
 pub use tree::{Dirent, PlacedEntry};
@@ -61,6 +68,14 @@ pub enum IndexError {
     /// A row contradicts another.
     #[error("index: {0}")]
     Corrupt(String),
+    /// The file must not be used as it is.
+    #[error("the index {} is damaged: {problem}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not hold together.
+        problem: String,
+    },
 }
 
 impl IndexError {
@@ -106,6 +121,7 @@ pub struct Index {
     /// The connection that copies the WAL, and the commits that there were when it last began to.
     copier: Mutex<Connection>,
     copied: AtomicU64,
+    steps: CacheSteps,
 }
 
 impl Index {
@@ -120,6 +136,7 @@ impl Index {
             .context("read the format version")?;
         match version {
             0 => create(&conn)?,
+            1 => extend(&conn)?,
             schema::VERSION => {}
             newer => return Err(IndexError::Newer(newer)),
         }
@@ -129,17 +146,16 @@ impl Index {
             [],
         )
         .context("write the first row")?;
-        let wal_path = PathBuf::from(std::ffi::OsStr::from_bytes(
-            &[path.as_os_str().as_bytes(), b"-wal"].concat(),
-        ));
-        let wal = File::open(&wal_path).map_err(|source| IndexError::Io {
+        let wal = File::open(wal_path(path)).map_err(|source| IndexError::Io {
             operation: "open",
-            path: wal_path,
+            path: wal_path(path),
             source,
         })?;
+        let state = State::new(conn, rules)?;
         let index = Index {
             path: path.to_path_buf(),
-            state: Mutex::new(State::new(conn, rules)?),
+            steps: state.steps.clone(),
+            state: Mutex::new(state),
             wal,
             durable: AtomicU64::new(0),
             copier: Mutex::new(connect(path, OpenFlags::empty())?),
@@ -149,9 +165,18 @@ impl Index {
         Ok(index)
     }
 
-    /// The state, for reading and changing it.
-    pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    /// Where a test may stop what is done to the index.
+    pub fn steps(&self) -> &CacheSteps {
+        &self.steps
+    }
+
+    /// The state, for reading and changing it. Whoever panics while he holds it takes nothing half done along: what was not
+    /// committed is undone, as after an error of SQLite.
+    pub fn lock(&self) -> Locked<'_> {
+        Locked {
+            state: self.state.lock(),
+            unwinding: std::thread::panicking(),
+        }
     }
 
     /// Commits what is pending, so that it survives the daemon's death.
@@ -176,11 +201,14 @@ impl Index {
         if self.durable.load(Ordering::Acquire) >= goal {
             return Ok(());
         }
-        self.wal.sync_data().map_err(|source| IndexError::Io {
-            operation: "fsync",
-            path: self.path.clone(),
-            source,
-        })?;
+        let stopped = self.steps.before(CacheStep::SyncIndex);
+        stopped
+            .and_then(|()| self.wal.sync_data())
+            .map_err(|source| IndexError::Io {
+                operation: "fsync",
+                path: self.path.clone(),
+                source,
+            })?;
         self.durable.fetch_max(goal, Ordering::AcqRel);
         Ok(())
     }
@@ -218,9 +246,45 @@ impl Index {
     }
 }
 
+/// The state of the index, held by one thread.
+pub struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    /// Somebody else's panic brought us here: that our own work ends in the middle of it says nothing.
+    unwinding: bool,
+}
+
+impl std::ops::Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl std::ops::DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.unwinding {
+            self.state.undo();
+        }
+    }
+}
+
 /// Locks within this process only, and none of the ten system calls a commit that locks for others would cost: the cache's own
 /// lock keeps other daemons out. Whoever opens the file with another tool meanwhile is told that it is locked.
 const VFS: &std::ffi::CStr = c"unix-excl";
+
+/// The file of the WAL that belongs to the database `path`.
+fn wal_path(path: &Path) -> PathBuf {
+    PathBuf::from(std::ffi::OsStr::from_bytes(
+        &[path.as_os_str().as_bytes(), b"-wal"].concat(),
+    ))
+}
 
 fn connect(path: &Path, extra: OpenFlags) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra;
@@ -254,11 +318,22 @@ fn create(conn: &Connection) -> Result<()> {
         ));
     }
     conn.execute_batch(&format!(
-        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
+        "BEGIN; {}{} PRAGMA user_version={}; COMMIT;",
         schema::V1,
+        schema::V2,
         schema::VERSION
     ))
     .context("create the tables")
+}
+
+/// Makes an index of version 1 one of version 2.
+fn extend(conn: &Connection) -> Result<()> {
+    conn.execute_batch(&format!(
+        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
+        schema::V2,
+        schema::VERSION
+    ))
+    .context("add tables")
 }
 
 /// SQLite's integers are signed; ours count up from zero and stay far below the edge.

@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::counters::{Counter, Totals};
 use super::inode::{COLUMNS, Flags, Inode};
 use super::{ActiveBatch, Context, IndexError, Result, int};
+use crate::base::steps::{CacheStep, CacheSteps};
 use crate::base::{Ino, ObjectId, Seq};
 use crate::rules::names::NameRules;
 
@@ -40,16 +41,23 @@ pub struct State {
     /// Inodes without a name that somebody still uses.
     orphans: HashSet<Ino>,
     pub(super) active: Option<ActiveBatch>,
+    /// The inodes that rows of `replaced` are about; may hold more than that, never less.
+    pub(super) replacing: HashSet<Ino>,
     /// Something has been undone: what was noted of files being written may be out of date.
     undone: bool,
+    /// The same, and nobody has looked since.
+    unsettled_again: bool,
     /// When something last began to wait for the backend, and when the oldest of it did.
     dirty_since: Option<(Instant, Instant)>,
+    /// Where a test may stop it.
+    pub(super) steps: CacheSteps,
 }
 
 impl State {
     pub(super) fn new(conn: Connection, rules: NameRules) -> Result<State> {
         Ok(State {
             totals: Totals::load(&conn)?,
+            replacing: super::replaced::load(&conn)?,
             rules,
             inos: Counter::load(&conn, "next_ino", Ino::ROOT.0 + 1)?,
             objects: Counter::load(&conn, "next_object", 1)?,
@@ -63,7 +71,9 @@ impl State {
             orphans: HashSet::new(),
             active: None,
             undone: false,
+            unsettled_again: false,
             dirty_since: None,
+            steps: CacheSteps::default(),
         })
     }
 
@@ -95,6 +105,7 @@ impl State {
         }
         let result = self
             .write_pending()
+            .and_then(|()| self.may(CacheStep::Commit))
             .and_then(|()| self.run("commit", "COMMIT", []));
         match result {
             Ok(_) => {
@@ -109,9 +120,34 @@ impl State {
         }
     }
 
+    fn may(&self, step: CacheStep) -> Result<()> {
+        self.steps.before(step).map_err(|source| IndexError::Io {
+            operation: "commit",
+            path: "index.db".into(),
+            source,
+        })
+    }
+
     /// Whether something has been undone since the index was opened, so that the next start has to look for what is not settled.
     pub fn has_undone(&self) -> bool {
         self.undone
+    }
+
+    /// The inodes whose rows say that they are being written though nobody does: that they had been closed was undone. Empty
+    /// unless something was undone since this was last asked.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn take_unsettled_again(&mut self) -> Result<Vec<Inode>> {
+        if !self.unsettled_again {
+            return Ok(Vec::new());
+        }
+        let mut left = self.unsettled()?;
+        self.unsettled_again = false;
+        left.retain(|inode| {
+            inode.flags.has(Flags::WRITING) && inode.nlink > 0 && !self.writing.contains(&inode.ino)
+        });
+        Ok(left)
     }
 
     /// Undoes everything since the last commit.
@@ -122,10 +158,18 @@ impl State {
         }
         self.in_transaction = false;
         self.undone = true;
+        self.unsettled_again = true;
         self.pending.clear();
         self.cache.clear();
         if let Ok(totals) = Totals::load(&self.conn) {
             self.totals = totals;
+        }
+        // Who lost his last name in what was undone has it again, and must not go when he is forgotten.
+        if let Ok(orphans) = nameless(&self.conn) {
+            self.orphans = orphans;
+        }
+        if let Ok(replacing) = super::replaced::load(&self.conn) {
+            self.replacing = replacing;
         }
         for counter in [&mut self.inos, &mut self.objects, &mut self.seqs] {
             // The reservation may have been undone; the numbers may not be handed out again.
@@ -228,6 +272,11 @@ impl State {
     pub fn next_seq(&mut self) -> Result<Seq> {
         self.begin()?;
         self.seqs.take(&self.conn).map(Seq)
+    }
+
+    /// The next place in the history of changes, without taking it.
+    pub(super) fn seq_at_hand(&self) -> Seq {
+        Seq(self.seqs.next)
     }
 
     /// The inode `ino`, if there is one.
@@ -396,6 +445,11 @@ impl State {
         self.writing.remove(&ino);
     }
 
+    /// Whether `ino` is open for writing.
+    pub fn is_writing(&self, ino: Ino) -> bool {
+        self.writing.contains(&ino)
+    }
+
     /// How many inodes are open for writing.
     pub fn writing_count(&self) -> usize {
         self.writing.len()
@@ -458,6 +512,56 @@ impl State {
             .context("list what was being written")
     }
 
+    /// Lets what was being written when the daemon died be carried as it is; tells how many files that are. Commits.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn include_interrupted(&mut self) -> Result<u64> {
+        self.commit()?;
+        let held: Vec<Inode> = self
+            .conn
+            .prepare(&format!(
+                "SELECT {COLUMNS} FROM inodes WHERE flags & {} != 0",
+                Flags::INTERRUPTED.0
+            ))
+            .and_then(|mut s| s.query_map([], Inode::from_row)?.collect())
+            .context("list what was interrupted")?;
+        let count = held.len() as u64;
+        for mut inode in held {
+            inode.flags.clear(Flags::INTERRUPTED);
+            self.inode(inode.ino)?; // So that the sums know what is replaced.
+            self.put_inode(inode);
+        }
+        self.commit()?;
+        Ok(count)
+    }
+
+    /// Every inode with an object that is not among `present`.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn lacking(&mut self, present: &HashSet<ObjectId>) -> Result<Vec<Ino>> {
+        self.commit()?;
+        let mut lacking = Vec::new();
+        let mut statement = self
+            .conn
+            .prepare("SELECT ino, object FROM inodes WHERE object IS NOT NULL")
+            .context("list objects")?;
+        let rows = statement
+            .query_map([], |row| {
+                let ino = Ino(row.get::<_, i64>(0)? as u64);
+                Ok((ino, ObjectId(row.get::<_, i64>(1)? as u64)))
+            })
+            .context("list objects")?;
+        for row in rows {
+            let (ino, object) = row.context("list objects")?;
+            if !present.contains(&object) {
+                lacking.push(ino);
+            }
+        }
+        Ok(lacking)
+    }
+
     /// Every object that a row vouches for, live or dead.
     ///
     /// # Errors
@@ -474,4 +578,14 @@ impl State {
             })
             .context("list objects")
     }
+}
+
+/// The inodes without a name.
+fn nameless(conn: &Connection) -> Result<HashSet<Ino>> {
+    conn.prepare("SELECT ino FROM inodes WHERE nlink=0")
+        .and_then(|mut s| {
+            s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
+                .collect()
+        })
+        .context("list what has no name")
 }

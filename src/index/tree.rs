@@ -300,6 +300,23 @@ impl State {
             .map(|found| found.map(|(_, entry)| entry))
     }
 
+    /// What the backend has in directory `parent`, as last seen or left.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn placed_in(&mut self, parent: Ino) -> Result<Vec<(Name, PlacedEntry)>> {
+        self.conn
+            .prepare_cached(&format!(
+                "SELECT {PLACED_COLUMNS} FROM placed WHERE parent=?"
+            ))
+            .and_then(|mut s| s.query_map([int(parent.0)], placed_from_row)?.collect())
+            .context("list what the backend has")
+            .map(|found: Vec<(NameKey, PlacedEntry)>| {
+                let entries = found.into_iter();
+                entries.map(|(key, entry)| (key.name, entry)).collect()
+            })
+    }
+
     /// Notes what the backend has under a name.
     ///
     /// # Errors

@@ -66,6 +66,15 @@ fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+/// Lets tests of the real program see what a panic does: `FERRYFS_TEST_PANIC` names the kind of request.
+fn panic_if_asked_to(request: &str) {
+    if cfg!(debug_assertions)
+        && std::env::var_os("FERRYFS_TEST_PANIC").is_some_and(|at| at == request)
+    {
+        panic!("asked to panic at {request}");
+    }
+}
+
 fn answer<R: Fails, T>(
     request: &'static str,
     reply: R,
@@ -124,7 +133,10 @@ impl Adapter {
         O: Fn(&Fs, &Ctx) -> Result<T> + Send + 'static,
         D: FnOnce(R, T) + Send + 'static,
     {
-        match guarded(|| operation(&self.fs, &ctx)) {
+        match guarded(|| {
+            panic_if_asked_to(request);
+            operation(&self.fs, &ctx)
+        }) {
             Err(FsError::WouldBlock) => {
                 let (fs, workers) = (self.fs.clone(), self.workers.clone());
                 self.workers.copy(move || {
@@ -620,7 +632,10 @@ impl Filesystem for Adapter {
         const BLOCK: u32 = 4096;
         // Inodes are not limited; programs that ask want to see room.
         const INODES: u64 = 1 << 32;
-        let space = self.fs.statfs();
+        let space = match guarded(|| Ok(self.fs.statfs())) {
+            Ok(space) => space,
+            Err(error) => return reply.error(errno(&error)),
+        };
         let unit = u64::from(BLOCK);
         let available = space.available / unit;
         reply.statfs(

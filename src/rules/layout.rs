@@ -27,6 +27,12 @@ pub const BATCHES: &str = ".ferryfs/batches";
 /// Name of the barrier mark in a staging directory. No slot has this name.
 pub const BARRIER: &str = "cleared";
 
+/// The highest number that a batch can have: the index counts in signed 64 bits. A name with a higher one is nobody's.
+pub const MAX_BATCH: BatchNo = BatchNo(i64::MAX as u64);
+
+/// Suffix of the note that a directory is lost.
+const LOST: &str = ".lost";
+
 /// The directory that ferryfs keeps at the root of a volume.
 pub fn dir() -> RelPath {
     RelPath::fixed(DIR)
@@ -77,9 +83,10 @@ pub fn record_tmp_path(batch: BatchNo) -> RelPath {
     batches_dir().join(&own_name(&format!("{}.rec.tmp", batch_digits(batch))))
 }
 
-/// The batch whose record has this name in [`batches_dir`]; `None` for any name that [`record_path`] does not form.
+/// The batch whose record has this name in [`batches_dir`]; `None` for any name that [`record_path`] does not form for a number
+/// up to [`MAX_BATCH`].
 pub fn parse_record_name(name: &Name) -> Option<BatchNo> {
-    parse_hex(name.as_bytes().strip_suffix(b".rec")?, 16).map(BatchNo)
+    parse_batch(name.as_bytes().strip_suffix(b".rec")?)
 }
 
 /// Whether a name in [`batches_dir`] is that of an unfinished record, which is garbage.
@@ -89,13 +96,24 @@ pub fn is_record_tmp(name: &Name) -> bool {
 
 /// The batch whose staging directory has this name in [`staging_root`].
 pub fn parse_staging_name(name: &Name) -> Option<BatchNo> {
-    parse_hex(name.as_bytes(), 16).map(BatchNo)
+    parse_batch(name.as_bytes())
 }
 
 /// The slot that has this name in a staging directory; `None` for the barrier mark and for what is not ours.
 pub fn parse_slot_name(name: &Name) -> Option<SlotNo> {
     let number = parse_hex(name.as_bytes().strip_prefix(b"s")?, 8)?;
     u32::try_from(number).ok().map(SlotNo)
+}
+
+/// Where it is noted that what was set aside in `slot`, a directory, is nowhere on the drive.
+pub fn lost_path(batch: BatchNo, slot: SlotNo) -> RelPath {
+    staging_dir(batch).join(&own_name(&format!("{}{LOST}", slot.file_name())))
+}
+
+/// The slot of which a name in a staging directory says that its directory is lost.
+pub fn parse_lost_name(name: &Name) -> Option<SlotNo> {
+    let slot = name.as_bytes().strip_suffix(LOST.as_bytes())?;
+    parse_slot_name(&Name::new(slot).ok()?)
 }
 
 /// Whether `path` is `.ferryfs` or below it, in upper or lower case.
@@ -108,6 +126,11 @@ pub fn is_reserved(path: &RelPath) -> bool {
 
 fn batch_digits(batch: BatchNo) -> String {
     format!("{:016x}", batch.0)
+}
+
+fn parse_batch(bytes: &[u8]) -> Option<BatchNo> {
+    let batch = BatchNo(parse_hex(bytes, 16)?);
+    (batch <= MAX_BATCH).then_some(batch)
 }
 
 /// Reads exactly `digits` lower-case hexadecimal digits: one spelling per number, so that no two names mean one batch.
@@ -159,7 +182,7 @@ mod tests {
 
     #[test]
     fn every_name_that_is_formed_is_parsed_back() {
-        for number in [0, 1, 0xabcdef, u64::MAX] {
+        for number in [0, 1, 0xabcdef, MAX_BATCH.0] {
             let batch = BatchNo(number);
             assert_eq!(parse_record_name(&last(record_path(batch))), Some(batch));
             assert_eq!(parse_staging_name(&last(staging_dir(batch))), Some(batch));
@@ -181,6 +204,8 @@ mod tests {
             "000000000000002a",
             "000000000000002a.rec.tmp",
             "00000000000000002a.rec",
+            "8000000000000000.rec",
+            "ffffffffffffffff.rec",
         ] {
             assert_eq!(parse_record_name(&name(bad)), None, "{bad}");
         }

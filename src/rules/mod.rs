@@ -1,6 +1,7 @@
 //! Decisions without I/O: what a batch does, how names and records are formed and read. Pure functions only.
 
 pub mod delta;
+pub mod known;
 pub mod layout;
 pub mod marker;
 pub mod names;

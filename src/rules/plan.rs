@@ -3,8 +3,9 @@
 //! Why the steps can be taken in their order, and again after a crash:
 //! - *Clear* only takes names away, children before their directory, so that each old path is still valid when its turn
 //!   comes, whatever moves. Nothing new appears, so a step that finds its path empty has been done.
-//! - *Place* goes from parents to children, so that each new path's directory stands. Every slot is used once, so a step
-//!   whose slot is empty has been done.
+//! - *Place* goes from parents to children, so that each new path's directory stands, and all directories come before the
+//!   first file: a file that replaces another frees space, and on a file system without a journal nothing may be given that
+//!   space before the next sync. Every slot is used once, so a step whose slot is empty has been done.
 //! - A regular file that another one replaces under the same name of the same directory is not cleared: the rename that
 //!   places the new one replaces it. The path may differ between the phases, the directory is the same.
 //! - A name that the cut leaves empty, or fills with something of the other kind, is cleared; so nothing that is placed
@@ -240,7 +241,7 @@ fn clear_steps(
     Ok(steps)
 }
 
-/// The second phase: parents first, in new paths.
+/// The second phase: directories, parents first, then files; in new paths.
 fn place_steps(
     delta: &Delta,
     rows: &mut [Row<'_>],
@@ -250,12 +251,13 @@ fn place_steps(
     for (number, row) in rows.iter().enumerate() {
         if row.change.new.is_some() {
             let path = new_path(delta, &row.change.key)?;
-            order.push((path.depth(), path, number));
+            let is_file = row.new_kind() == Some(PlainKind::File);
+            order.push((is_file, path.depth(), path, number));
         }
     }
     order.sort_unstable();
     let mut steps = Vec::new();
-    for (_, path, number) in order {
+    for (_, _, path, number) in order {
         let (slot, touch) = match rows[number].arrival {
             Arrival::Moved { from, touch } => (rows[from].detached, touch),
             Arrival::There { touch } => (None, touch),

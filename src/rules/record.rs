@@ -18,6 +18,7 @@ mod wire;
 use uuid::Uuid;
 
 use crate::base::{BatchNo, NameError, RelPath, Timestamp};
+use crate::rules::known::Known;
 use crate::rules::steps::{FileContent, SlotNo, Steps};
 
 pub use check::check;
@@ -33,9 +34,11 @@ pub const MAX_RECORD_BYTES: usize = 1 << 30;
 /// deeper than any path that was ever typed.
 pub const MAX_PATH_BYTES: usize = 65_536;
 
-const MAGIC: [u8; 8] = *b"ferryrec";
+/// What every record begins with.
+pub const MAGIC: [u8; 8] = *b"ferryrec";
 const HEADER_BYTES: usize = 64;
-const CHECKSUM_BYTES: usize = blake3::OUT_LEN;
+/// Bytes of the checksum at its end, which covers all before it.
+pub const CHECKSUM_BYTES: usize = blake3::OUT_LEN;
 
 /// Everything that is to be known to finish a committed batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct BatchRecord {
     pub origin: [u8; 16],
     /// What it does.
     pub steps: Steps<FileContent>,
+    /// What was known of the files that it moves, replaces and removes.
+    pub known: Known,
 }
 
 /// Why bytes are no record that this version can carry out.
@@ -150,6 +155,7 @@ pub fn encode(record: &BatchRecord) -> Vec<u8> {
     out.extend_from_slice(&record.batch.0.to_le_bytes());
     out.extend_from_slice(&record.created.0.to_le_bytes());
     wire::put_steps(&mut out, &record.steps);
+    wire::put_known(&mut out, &record.known);
     let checksum = blake3::hash(&out);
     out.extend_from_slice(checksum.as_bytes());
     out
@@ -177,13 +183,14 @@ pub fn decode(bytes: &[u8]) -> Result<BatchRecord, RecordError> {
     let origin = reader.array()?;
     let batch = BatchNo(reader.u64()?);
     let created = Timestamp(reader.i64()?);
-    let steps = wire::read_steps(&mut reader)?;
+    let (steps, known) = wire::read_sections(&mut reader)?;
     let record = BatchRecord {
         volume,
         batch,
         created,
         origin,
         steps,
+        known,
     };
     check(&record)?;
     Ok(record)

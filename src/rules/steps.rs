@@ -2,7 +2,7 @@
 //!
 //! A batch first *clears*: in the names of the tree before it, deepest first, whatever goes away is removed and whatever
 //! moves is set aside into a numbered slot of the batch's staging directory. Then it *places*: in the names of the tree
-//! after it, parents first, directories are made, slots are moved to their names. Going through slots makes every
+//! after it, parents first, directories are made and put back, then files are moved from their slots to their names. Going through slots makes every
 //! cycle of names, swap and case-only rename an ordinary move.
 
 use std::collections::HashSet;
@@ -144,6 +144,13 @@ impl<C> Steps<C> {
             PlaceStep::Touch { .. } => false,
         };
         !emptied.is_empty() && self.place.iter().any(fills)
+    }
+
+    /// Whether the second phase takes space that the first has freed, so that a sync must stand between them where no mark does.
+    /// Else, where the backend has no journal, a crash may bring back a name whose clusters a new directory has got.
+    pub fn needs_sync_between(&self) -> bool {
+        let makes_dir = |step: &PlaceStep<C>| matches!(step, PlaceStep::MakeDir { .. });
+        !self.clear.is_empty() && self.place.iter().any(makes_dir)
     }
 
     /// Whether there is nothing to do.

@@ -4,6 +4,8 @@
 pub mod dir;
 pub mod fds;
 pub mod file;
+#[cfg(test)]
+pub(crate) mod forbid;
 pub mod mounts;
 pub mod path;
 pub mod time;

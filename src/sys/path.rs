@@ -5,7 +5,10 @@
 //! `O_NOFOLLOW`. The walk is as safe: a [`RelPath`] holds no `..`, so no step can lead upwards, and a directory that is
 //! moved away while we stand in it only moves us along with what we meant to reach.
 //!
-//! Mount points are crossed on purpose: a drive may have others mounted inside it.
+//! The walk also reaches what lies deeper than one call takes (`PATH_MAX`): a tree becomes so deep by renames.
+//!
+//! Mount points are crossed on purpose (no `RESOLVE_NO_XDEV`): the exports of a NAS have others inside, and only root can mount
+//! something there. A bind mount of something else is root's own choice, as the root of the backend is.
 
 use std::ffi::OsStr;
 use std::io;
@@ -46,8 +49,10 @@ pub fn open_beneath(
     permissions: u32,
 ) -> io::Result<OwnedFd> {
     match open_in_one_call(root, path, flags, permissions) {
-        // EPERM may be the true answer as well; then the walk meets it again.
-        Err(Errno::ENOSYS | Errno::EPERM) => Ok(open_by_walking(root, path, flags, permissions)?),
+        // EPERM may be the true answer as well, and so may a name be too long, not the path; then the walk meets it again.
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::ENAMETOOLONG) => {
+            Ok(open_by_walking(root, path, flags, permissions)?)
+        }
         answer => Ok(answer?),
     }
 }
@@ -180,6 +185,29 @@ mod tests {
             nix::unistd::unlinkat(root, "dangling", nix::unistd::UnlinkatFlags::NoRemoveDir)
                 .unwrap();
         });
+    }
+
+    #[test]
+    fn where_the_kernel_or_a_sandbox_has_no_openat2_the_walk_answers_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("a")).unwrap();
+        fs::write(root.join("a/file"), b"inside").unwrap();
+        symlink("..", root.join("up")).unwrap();
+        let fd = open_root(&root).unwrap();
+        for errno in [Errno::ENOSYS, Errno::EPERM] {
+            crate::sys::forbid::without_openat2(errno, || {
+                let open = |path| open_beneath(fd.as_fd(), &path, OFlag::O_RDONLY, 0);
+                let denied = open_in_one_call(fd.as_fd(), &RelPath::root(), OFlag::O_RDONLY, 0);
+                assert_eq!(denied.unwrap_err(), errno, "the call is denied");
+                assert!(open(RelPath::fixed("a/file")).is_ok());
+                let refused = open(RelPath::fixed("up/root/a/file")).unwrap_err();
+                assert!(matches!(
+                    refused.raw_os_error(),
+                    Some(libc::ELOOP | libc::ENOTDIR)
+                ));
+            });
+        }
     }
 
     #[test]

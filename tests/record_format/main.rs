@@ -5,6 +5,7 @@ mod properties;
 mod versions;
 
 use ferryfs::base::{BatchNo, ContentHash, RelPath, Timestamp};
+use ferryfs::rules::known::Known;
 use ferryfs::rules::record::BatchRecord;
 use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
 use uuid::Uuid;
@@ -34,6 +35,7 @@ fn known() -> BatchRecord {
         batch: BatchNo(42),
         created: Timestamp(1_763_661_600_123_456_789),
         origin: *b"origin of record",
+        known: Known::default(),
         steps: Steps {
             clear: vec![
                 ClearStep::Detach {

@@ -1,6 +1,7 @@
 //! Any record, any damage, any bytes.
 
 use ferryfs::base::{BatchNo, ContentHash, RelPath, Timestamp};
+use ferryfs::rules::known::{Believed, Known};
 use ferryfs::rules::record::{BatchRecord, decode, encode, seal};
 use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
 use proptest::prelude::*;
@@ -56,14 +57,43 @@ fn records() -> impl Strategy<Value = BatchRecord> {
                 _ => steps.place.push(PlaceStep::Touch { path, modified }),
             }
         }
+        let mut known = Known::default();
+        for step in &steps.clear {
+            match step {
+                ClearStep::Detach { slot, .. } => {
+                    known.moved.insert(*slot, believed(slot.0));
+                }
+                ClearStep::RemoveFile { path } => {
+                    known
+                        .removed
+                        .insert(path.clone(), believed(known.removed.len() as u32));
+                }
+                ClearStep::RemoveDir { .. } => {}
+            }
+        }
+        for step in &steps.place {
+            if let PlaceStep::Install { slot, .. } = step {
+                known.replaced.insert(*slot, believed(slot.0));
+            }
+        }
         BatchRecord {
             volume: Uuid::from_u128(volume),
             batch: BatchNo(batch),
             created: Timestamp(created),
             origin,
             steps,
+            known,
         }
     })
+}
+
+/// What is known of a file; some have a hash.
+fn believed(seed: u32) -> Believed {
+    Believed {
+        size: u64::from(seed) * 1000,
+        modified: Timestamp(-i64::from(seed)),
+        hash: (seed % 2 == 0).then_some(ContentHash([7; 32])),
+    }
 }
 
 proptest! {

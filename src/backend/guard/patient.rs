@@ -72,6 +72,10 @@ impl Backend for Patient {
         self.shared.wait(|| self.inner.rename(from, to))
     }
 
+    fn renames_atomically(&self) -> bool {
+        self.shared.wait(|| self.inner.renames_atomically())
+    }
+
     fn remove_file(&self, path: &RelPath) -> Result<()> {
         self.shared.wait(|| self.inner.remove_file(path))
     }

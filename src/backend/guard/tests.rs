@@ -395,6 +395,17 @@ fn a_call_that_panics_is_an_error_and_costs_no_thread() {
 }
 
 #[test]
+fn both_faces_tell_of_renames_what_the_backend_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = crate::backend::mounted::MountedDir::open(dir.path()).unwrap();
+    let told = inner.renames_atomically();
+    let watch = Watch::start(TIMEOUT).unwrap();
+    let (guard, patient) = watch.over(Arc::new(inner));
+    assert_eq!(guard.renames_atomically(), told);
+    assert_eq!(patient.renames_atomically(), told);
+}
+
+#[test]
 fn readers_do_not_wait_for_names_that_a_stuck_batch_holds() {
     let hanging = Hanging::default();
     let _open = OpenAtEnd(hanging.clone());

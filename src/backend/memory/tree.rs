@@ -1,148 +1,162 @@
-//! The tree of a [`super::MemoryBackend`]: a map from folded path to node. See there for the invariant.
+//! The tree of a [`super::MemoryBackend`] as programs see it, and the log of what has changed since the last sync.
+//!
+//! Every change of the medium goes through [`Tree::write`], [`Tree::allocate`], [`Tree::release`] or [`Tree::append`], which
+//! note it in the log: a crash draws from there what has reached the medium.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::{MemNode, MemoryOptions, errno};
-use crate::backend::{Entry, Metadata};
-use crate::base::{FileKind, Name, RelPath, Timestamp};
+use super::crash::Dice;
+use super::errno;
+use super::medium::{Chain, Cluster, Entry, Kind, Medium, ROOT, Slot, Slots, garbage};
+use super::place::Place;
+use crate::backend::{self, Metadata};
+use crate::base::{FileKind, RelPath, Timestamp};
 
-/// What a node is.
+/// One write to the medium.
 #[derive(Clone, Debug)]
-pub(super) enum Content {
-    File(Arc<Vec<u8>>),
+pub(super) enum Update {
+    /// A slot of a directory has got this entry, or none.
+    Entry {
+        dir: Chain,
+        slot: Slot,
+        after: Option<Entry>,
+        /// The path by which it was reached, for people.
+        path: RelPath,
+    },
+    /// A chain has been marked used, to hold a directory or a file's bytes.
+    Allocated { chain: Chain, directory: bool },
+    /// A chain has been marked free.
+    Released { chain: Chain },
+    /// Bytes have been written to a chain.
+    Bytes {
+        chain: Chain,
+        from: usize,
+        to: usize,
+    },
+}
+
+/// A medium, and what has been done to it since the last sync.
+#[derive(Clone, Debug)]
+pub(super) struct Tree {
+    pub(super) medium: Medium,
+    pub(super) log: Vec<Update>,
+    /// The last number given, to chains, slots and open files alike.
+    pub(super) last_number: u64,
+    /// Decides which clusters new files get, once a crash has left any in doubt.
+    pub(super) dice: Dice,
+    /// There has been a crash, so chains may be shared.
+    pub(super) crashed: bool,
+}
+
+impl Default for Tree {
+    fn default() -> Tree {
+        Tree {
+            medium: Medium::default(),
+            log: Vec::new(),
+            last_number: ROOT,
+            dice: Dice::new(0),
+            crashed: false,
+        }
+    }
+}
+
+/// What is to be made.
+pub(super) enum New {
+    File,
     Directory,
     Symlink(Vec<u8>),
 }
 
-/// What stands at one path.
-#[derive(Clone, Debug)]
-pub(super) struct Node {
-    /// Last name, as it was spelled; `None` for the root, which is never in the map.
-    pub(super) name: Option<Name>,
-    pub(super) id: u64,
-    pub(super) content: Content,
-    pub(super) modified: Timestamp,
-    pub(super) permissions: u32,
-}
-
-impl Node {
-    pub(super) fn metadata(&self) -> Metadata {
-        let (kind, size, target) = match &self.content {
-            Content::File(bytes) => (FileKind::Regular, bytes.len() as u64, None),
-            Content::Directory => (FileKind::Directory, 0, None),
-            Content::Symlink(target) => {
-                (FileKind::Symlink, target.len() as u64, Some(target.clone()))
-            }
-        };
-        Metadata {
-            kind,
-            size,
-            modified: self.modified,
-            permissions: self.permissions,
-            target,
-        }
-    }
-
-    fn is_dir(&self) -> bool {
-        matches!(self.content, Content::Directory)
-    }
-}
-
-/// A path as the tree looks it up.
-pub(super) struct Place {
-    /// Folded; empty for the root.
-    key: Vec<u8>,
-    /// Last name as it is to be spelled; `None` for the root.
-    pub(super) name: Option<Name>,
-}
-
-impl Place {
-    pub(super) fn new(path: &RelPath, options: &MemoryOptions) -> io::Result<Place> {
-        let mut key = Vec::new();
-        let mut name = None;
-        for component in path.components() {
-            let kept = accept(component, options).ok_or_else(|| errno(libc::EINVAL))?;
-            if !key.is_empty() {
-                key.push(b'/');
-            }
-            key.extend_from_slice(&fold(kept.as_bytes(), options));
-            name = Some(kept);
-        }
-        Ok(Place { key, name })
-    }
-
-    fn must_have_name(&self, if_root: i32) -> io::Result<()> {
-        self.name.as_ref().map(|_| ()).ok_or_else(|| errno(if_root))
-    }
-}
-
-/// The name as the backend would keep it, if it takes it.
-fn accept(component: &[u8], options: &MemoryOptions) -> Option<Name> {
-    let refused = component.iter().any(|b| options.forbidden.contains(b));
-    if refused || (options.utf8_only && std::str::from_utf8(component).is_err()) {
-        return None;
-    }
-    let mut kept = component;
-    while options.drops_trailing_dots && kept.ends_with(b".") {
-        kept = &kept[..kept.len() - 1];
-    }
-    Name::new(kept).ok()
-}
-
-fn fold(name: &[u8], options: &MemoryOptions) -> Vec<u8> {
-    match std::str::from_utf8(name) {
-        Ok(text) if options.case_insensitive => text.to_lowercase().into_bytes(),
-        _ => name.to_vec(),
-    }
-}
-
-/// All nodes below the root, by folded path.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Tree {
-    nodes: BTreeMap<Vec<u8>, Node>,
-}
-
 impl Tree {
-    /// Bytes that all files have together.
-    pub(super) fn used(&self) -> u64 {
-        let sizes = self.nodes.values().map(|node| match &node.content {
-            Content::File(bytes) => bytes.len() as u64,
-            _ => 0,
-        });
-        sizes.sum()
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
     }
 
-    fn get(&self, place: &Place) -> io::Result<&Node> {
-        self.check_parents(place)?;
-        self.nodes
-            .get(&place.key)
-            .ok_or_else(|| errno(libc::ENOENT))
-    }
-
-    pub(super) fn get_mut(&mut self, place: &Place) -> io::Result<&mut Node> {
-        self.check_parents(place)?;
-        let node = self.nodes.get_mut(&place.key);
-        node.ok_or_else(|| errno(libc::ENOENT))
-    }
-
-    /// Every directory on the way to `place` must be one; links are not followed.
-    fn check_parents(&self, place: &Place) -> io::Result<()> {
-        let slashes = place.key.iter().enumerate().filter(|(_, b)| **b == b'/');
-        for (slash, _) in slashes {
-            match self.nodes.get(&place.key[..slash]).map(|n| &n.content) {
-                Some(Content::Directory) => {}
-                Some(Content::File(_)) => return Err(errno(libc::ENOTDIR)),
-                Some(Content::Symlink(_)) => return Err(errno(libc::ELOOP)),
-                None => return Err(errno(libc::ENOENT)),
-            }
+    fn write(&mut self, dir: Chain, slot: Slot, path: &RelPath, after: Option<Entry>) {
+        let slots = self.medium.slots_mut(dir);
+        match &after {
+            Some(entry) => drop(slots.insert(slot, entry.clone())),
+            None => drop(slots.remove(&slot)),
         }
-        Ok(())
+        let path = path.clone();
+        self.log.push(Update::Entry {
+            dir,
+            slot,
+            after,
+            path,
+        });
+    }
+
+    /// A chain for something new: a fresh one, or one that is marked free although an old entry points at it.
+    fn allocate(&mut self, directory: bool) -> Chain {
+        let loose: Vec<Chain> = self.medium.loose.iter().copied().collect();
+        let chain = match loose.len() {
+            n if n > 0 && self.dice.one_in(2) => loose[self.dice.below(n)],
+            _ => self.number(),
+        };
+        self.medium.loose.remove(&chain);
+        let cluster = match directory {
+            true => Cluster::Directory(Slots::new()),
+            false => Cluster::Bytes(Arc::default()),
+        };
+        self.medium.chains.insert(chain, cluster);
+        self.log.push(Update::Allocated { chain, directory });
+        chain
+    }
+
+    /// Frees a chain whose entry has just gone. If another entry points at it as well, as a crash may leave it, that one
+    /// reads garbage from here on, and what is made next may be given its clusters.
+    fn release(&mut self, chain: Option<Chain>) {
+        let Some(chain) = chain else { return };
+        self.log.push(Update::Released { chain });
+        if !self.crashed || !self.medium.is_referenced(chain) {
+            self.medium.chains.remove(&chain);
+            self.medium.loose.remove(&chain);
+            return;
+        }
+        if let Some(Cluster::Bytes(bytes)) = self.medium.chains.get_mut(&chain) {
+            *bytes = Arc::new((0..bytes.len()).map(|at| garbage(chain, at)).collect());
+        }
+        self.medium.loose.insert(chain);
+    }
+
+    /// The directory that holds `place`; links are not followed.
+    fn parent(&self, place: &Place) -> io::Result<Chain> {
+        Ok(*self.way_to(place)?.last().unwrap_or(&ROOT))
+    }
+
+    /// All directories on the way to `place`, the root first.
+    fn way_to(&self, place: &Place) -> io::Result<Vec<Chain>> {
+        let mut way = vec![ROOT];
+        let mut at = ROOT;
+        for key in &place.parents {
+            let (_, entry) = self
+                .medium
+                .lookup(at, key)
+                .ok_or_else(|| errno(libc::ENOENT))?;
+            at = match entry.kind {
+                Kind::Directory => entry.chain.unwrap_or(ROOT),
+                Kind::File { .. } => return Err(errno(libc::ENOTDIR)),
+                Kind::Symlink(_) => return Err(errno(libc::ELOOP)),
+            };
+            way.push(at);
+        }
+        Ok(way)
+    }
+
+    /// What stands at `place`, and where.
+    fn find(&self, place: &Place, if_root: i32) -> io::Result<(Chain, Slot, &Entry)> {
+        let (key, _) = place.last(if_root)?;
+        let dir = self.parent(place)?;
+        let found = self.medium.lookup(dir, key);
+        let (slot, entry) = found.ok_or_else(|| errno(libc::ENOENT))?;
+        Ok((dir, slot, entry))
     }
 
     pub(super) fn metadata(&self, place: &Place) -> io::Result<Metadata> {
-        if place.name.is_none() {
+        if place.is_root() {
             return Ok(Metadata {
                 kind: FileKind::Directory,
                 size: 0,
@@ -151,173 +165,195 @@ impl Tree {
                 target: None,
             });
         }
-        Ok(self.get(place)?.metadata())
+        Ok(self.find(place, libc::EINVAL)?.2.metadata())
     }
 
-    /// Keys of all that is below `key`, at any depth.
-    fn keys_below(&self, key: &[u8]) -> Vec<Vec<u8>> {
-        let mut prefix = key.to_vec();
-        if !prefix.is_empty() {
-            prefix.push(b'/');
+    /// The entries of a directory, by folded name; one that a crash has left twice is listed twice.
+    pub(super) fn children(&self, place: &Place) -> io::Result<Vec<backend::Entry>> {
+        let mut dir = ROOT;
+        if !place.is_root() {
+            let (_, _, entry) = self.find(place, libc::EINVAL)?;
+            dir = match entry.kind {
+                Kind::Directory => entry.chain.unwrap_or(ROOT),
+                Kind::File { .. } => return Err(errno(libc::ENOTDIR)),
+                Kind::Symlink(_) => return Err(errno(libc::ELOOP)),
+            };
         }
-        let from = self.nodes.range(prefix.clone()..);
-        from.take_while(|(k, _)| k.starts_with(&prefix))
-            .map(|(k, _)| k.clone())
-            .collect()
-    }
-
-    fn is_empty_dir(&self, key: &[u8]) -> bool {
-        self.keys_below(key).is_empty()
-    }
-
-    pub(super) fn children(&self, place: &Place) -> io::Result<Vec<Entry>> {
-        if place.name.is_some() {
-            match self.get(place)?.content {
-                Content::Directory => {}
-                Content::File(_) => return Err(errno(libc::ENOTDIR)),
-                Content::Symlink(_) => return Err(errno(libc::ELOOP)),
-            }
-        }
-        let skip = place.key.len() + usize::from(!place.key.is_empty());
-        let below = self.keys_below(&place.key);
-        let direct = below.iter().filter(|key| !key[skip..].contains(&b'/'));
-        Ok(direct
-            .filter_map(|key| {
-                let node = self.nodes.get(key)?;
-                let name = node.name.clone()?;
-                let meta = node.metadata();
-                Some(Entry { name, meta })
-            })
-            .collect())
+        let mut entries: Vec<&Entry> = self.medium.slots(dir).values().collect();
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        let listed = entries.into_iter().map(|entry| backend::Entry {
+            name: entry.name.clone(),
+            meta: entry.metadata(),
+        });
+        Ok(listed.collect())
     }
 
     /// The number of the regular file at `place`.
     pub(super) fn regular_file(&self, place: &Place) -> io::Result<u64> {
-        place.must_have_name(libc::EISDIR)?;
-        let node = self.get(place)?;
-        match node.content {
-            Content::File(_) => Ok(node.id),
-            Content::Directory => Err(errno(libc::EISDIR)),
-            Content::Symlink(_) => Err(errno(libc::ELOOP)),
+        let (_, _, entry) = self.find(place, libc::EISDIR)?;
+        match entry.kind {
+            Kind::File { .. } => Ok(entry.id),
+            Kind::Directory => Err(errno(libc::EISDIR)),
+            Kind::Symlink(_) => Err(errno(libc::ELOOP)),
         }
     }
 
-    pub(super) fn insert(&mut self, place: &Place, node: Node) -> io::Result<()> {
-        place.must_have_name(libc::EEXIST)?;
-        self.check_parents(place)?;
-        if self.nodes.contains_key(&place.key) {
+    /// Makes something new; gives its number.
+    pub(super) fn make(&mut self, place: &Place, new: New, permissions: u32) -> io::Result<u64> {
+        let (key, name) = place.last(libc::EEXIST)?;
+        let dir = self.parent(place)?;
+        if self.medium.lookup(dir, key).is_some() {
             return Err(errno(libc::EEXIST));
         }
-        self.nodes.insert(place.key.clone(), node);
-        Ok(())
+        let (kind, chain) = match new {
+            New::File => (Kind::File { size: 0 }, None),
+            New::Directory => (Kind::Directory, Some(self.allocate(true))),
+            New::Symlink(target) => (Kind::Symlink(target), None),
+        };
+        let (id, slot) = (self.number(), self.number());
+        let entry = Entry {
+            name: name.clone(),
+            key: key.to_vec(),
+            id,
+            kind,
+            chain,
+            modified: Timestamp(0),
+            permissions,
+        };
+        self.write(dir, slot, &place.path, Some(entry));
+        Ok(id)
     }
 
     pub(super) fn remove_file(&mut self, place: &Place) -> io::Result<()> {
-        place.must_have_name(libc::EISDIR)?;
-        if self.get(place)?.is_dir() {
+        let (dir, slot, entry) = self.find(place, libc::EISDIR)?;
+        if entry.kind == Kind::Directory {
             return Err(errno(libc::EISDIR));
         }
-        self.nodes.remove(&place.key);
+        let chain = entry.chain;
+        self.write(dir, slot, &place.path, None);
+        self.release(chain);
         Ok(())
     }
 
     pub(super) fn remove_dir(&mut self, place: &Place) -> io::Result<()> {
-        place.must_have_name(libc::EBUSY)?;
-        if !self.get(place)?.is_dir() {
+        let (dir, slot, entry) = self.find(place, libc::EBUSY)?;
+        if entry.kind != Kind::Directory {
             return Err(errno(libc::ENOTDIR));
         }
-        if !self.is_empty_dir(&place.key) {
+        let chain = entry.chain;
+        if !self.medium.slots(chain.unwrap_or(ROOT)).is_empty() {
             return Err(errno(libc::ENOTEMPTY));
         }
-        self.nodes.remove(&place.key);
+        self.write(dir, slot, &place.path, None);
+        self.release(chain);
         Ok(())
     }
 
-    /// As rename(2): over a file goes what is no directory, over an empty directory a directory.
+    /// As rename(2): over a file goes what is no directory, over an empty directory a directory. On the medium it is done
+    /// as the exFAT driver does it: the new entry is written, then the old one is removed, then what stood under the new name.
     pub(super) fn rename(&mut self, from: &Place, to: &Place) -> io::Result<()> {
-        from.must_have_name(libc::EBUSY)?;
-        to.must_have_name(libc::EBUSY)?;
-        let moves_dir = self.get(from)?.is_dir();
-        self.check_parents(to)?;
-        if moves_dir && to.key.starts_with(&[&from.key[..], b"/"].concat()) {
+        let (old_dir, old_slot, entry) = self.find(from, libc::EBUSY)?;
+        let mut entry = entry.clone();
+        let (key, name) = to.last(libc::EBUSY)?;
+        let way = self.way_to(to)?;
+        let moves_dir = entry.kind == Kind::Directory;
+        if moves_dir && entry.chain.is_some_and(|chain| way.contains(&chain)) {
             return Err(errno(libc::EINVAL));
         }
+        let dir = *way.last().unwrap_or(&ROOT);
+        let target = self.medium.lookup(dir, key);
         // Another spelling of the same name replaces nothing.
-        if to.key != from.key {
-            self.check_replaceable(to, moves_dir)?;
+        let target = target.filter(|(slot, _)| (dir, *slot) != (old_dir, old_slot));
+        let target = target.map(|(slot, old)| (slot, old.clone()));
+        if let Some((_, old)) = &target {
+            self.check_replaceable(old, moves_dir)?;
         }
-        let mut moved = self.keys_below(&from.key);
-        moved.push(from.key.clone());
-        for key in moved {
-            let Some(mut node) = self.nodes.remove(&key) else {
-                continue;
-            };
-            if key == from.key {
-                node.name.clone_from(&to.name);
-            }
-            let new_key = [&to.key[..], &key[from.key.len()..]].concat();
-            self.nodes.insert(new_key, node);
+        (entry.key, entry.name) = (key.to_vec(), name.clone());
+        let slot = self.number();
+        self.write(dir, slot, &to.path, Some(entry));
+        self.write(old_dir, old_slot, &from.path, None);
+        if let Some((slot, old)) = target {
+            self.write(dir, slot, &to.path, None);
+            self.release(old.chain);
         }
         Ok(())
     }
 
-    fn check_replaceable(&self, to: &Place, by_dir: bool) -> io::Result<()> {
-        let Some(old) = self.nodes.get(&to.key) else {
-            return Ok(());
-        };
-        match (by_dir, old.is_dir()) {
+    fn check_replaceable(&self, old: &Entry, by_dir: bool) -> io::Result<()> {
+        let is_dir = old.kind == Kind::Directory;
+        let empty = self.medium.slots(old.chain.unwrap_or(ROOT)).is_empty();
+        match (by_dir, is_dir) {
             (true, false) => Err(errno(libc::ENOTDIR)),
             (false, true) => Err(errno(libc::EISDIR)),
-            (true, true) if !self.is_empty_dir(&to.key) => Err(errno(libc::ENOTEMPTY)),
+            (true, true) if !empty => Err(errno(libc::ENOTEMPTY)),
             _ => Ok(()),
         }
     }
 
-    /// The node of an open file; EIO once it is gone.
-    pub(super) fn by_id(&mut self, id: u64) -> io::Result<&mut Node> {
-        let found = self.nodes.values_mut().find(|node| node.id == id);
-        found.ok_or_else(|| errno(libc::EIO))
+    /// Changes the attributes of what stands at `place`.
+    pub(super) fn change(
+        &mut self,
+        place: &Place,
+        with: impl FnOnce(&mut Entry),
+    ) -> io::Result<()> {
+        let (dir, slot, entry) = self.find(place, libc::EINVAL)?;
+        let mut entry = entry.clone();
+        with(&mut entry);
+        self.write(dir, slot, &place.path, Some(entry));
+        Ok(())
     }
 
-    /// The bytes of an open file, to be read.
-    pub(super) fn shared_bytes(&mut self, id: u64) -> io::Result<Arc<Vec<u8>>> {
-        match &self.by_id(id)?.content {
-            Content::File(bytes) => Ok(Arc::clone(bytes)),
-            _ => Err(errno(libc::EIO)),
-        }
+    fn open_entry(&self, id: u64) -> io::Result<(Chain, Slot, &Entry)> {
+        self.medium.by_id(id).ok_or_else(|| errno(libc::EIO))
     }
 
-    /// The bytes of an open file, to be changed.
-    pub(super) fn bytes(&mut self, id: u64) -> io::Result<&mut Vec<u8>> {
-        match &mut self.by_id(id)?.content {
-            Content::File(bytes) => Ok(Arc::make_mut(bytes)),
-            _ => Err(errno(libc::EIO)),
-        }
+    /// What an open file is now; EIO once it is gone.
+    pub(super) fn open_metadata(&self, id: u64) -> io::Result<Metadata> {
+        Ok(self.open_entry(id)?.2.metadata())
     }
 
-    /// All of it, by paths as they are spelled.
-    pub(super) fn export(&self) -> BTreeMap<RelPath, MemNode> {
-        // Parents sort before what is below them, so each one's spelling is known when it is needed.
-        let mut spelled: BTreeMap<&[u8], RelPath> = BTreeMap::new();
-        let mut tree = BTreeMap::new();
-        for (key, node) in &self.nodes {
-            let Some(name) = &node.name else { continue };
-            let slash = key.iter().rposition(|&b| b == b'/');
-            let parent = slash.and_then(|slash| spelled.get(&key[..slash]));
-            let path = parent.unwrap_or(&RelPath::root()).join(name);
-            let entry = match &node.content {
-                Content::File(bytes) => MemNode::File {
-                    bytes: Arc::clone(bytes),
-                    modified: node.modified,
-                },
-                Content::Directory => MemNode::Directory,
-                Content::Symlink(target) => MemNode::Symlink {
-                    target: target.clone(),
-                },
-            };
-            tree.insert(path.clone(), entry);
-            spelled.insert(key, path);
+    /// The bytes of an open file.
+    pub(super) fn bytes(&self, id: u64) -> io::Result<Arc<Vec<u8>>> {
+        Ok(self.medium.bytes(self.open_entry(id)?.2))
+    }
+
+    /// Gives an open file its time.
+    pub(super) fn set_open_time(&mut self, id: u64, modified: Timestamp) -> io::Result<()> {
+        let (dir, slot, entry) = self.open_entry(id)?;
+        let mut entry = entry.clone();
+        entry.modified = modified;
+        let path = RelPath::root().join(&entry.name);
+        self.write(dir, slot, &path, Some(entry));
+        Ok(())
+    }
+
+    /// Appends to an open file: bytes first, then the size in its entry.
+    pub(super) fn append(&mut self, id: u64, data: &[u8]) -> io::Result<()> {
+        let (dir, slot, entry) = self.open_entry(id)?;
+        let mut entry = entry.clone();
+        if data.is_empty() {
+            return Ok(());
         }
-        tree
+        let Kind::File { size } = entry.kind else {
+            return Err(errno(libc::EIO));
+        };
+        let mut bytes = self.medium.bytes(&entry);
+        let chain = match entry.chain {
+            Some(chain) => chain,
+            None => self.allocate(false),
+        };
+        // Copied only if a durable version shares them.
+        self.medium.chains.remove(&chain);
+        Arc::make_mut(&mut bytes).extend_from_slice(data);
+        let (from, to) = (bytes.len() - data.len(), bytes.len());
+        self.medium.chains.insert(chain, Cluster::Bytes(bytes));
+        self.log.push(Update::Bytes { chain, from, to });
+        entry.chain = Some(chain);
+        entry.kind = Kind::File {
+            size: size + data.len() as u64,
+        };
+        let path = RelPath::root().join(&entry.name);
+        self.write(dir, slot, &path, Some(entry));
+        Ok(())
     }
 }

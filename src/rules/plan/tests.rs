@@ -176,8 +176,8 @@ fn a_directory_and_a_file_take_each_others_name() {
         "remove x/f",
         "rmdir x",
         "remove y",
-        "install 0 x",
         "mkdir y",
+        "install 0 x",
         "install 1 y/g",
     ];
     assert_eq!(shown(&plan), steps);

@@ -1,11 +1,16 @@
 //! Steps as bytes, and a reader that never looks beyond its end nor allocates on the word of a count.
 
+use std::collections::BTreeMap;
+
 use super::{MAX_PATH_BYTES, RecordError, newer_part};
 use crate::base::{ContentHash, RelPath, Timestamp};
+use crate::rules::known::{Believed, Known};
 use crate::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
 
 const SECTION_CLEAR: u32 = 1;
 const SECTION_PLACE: u32 = 2;
+/// What was known of files; 3 is kept for the catalog.
+const SECTION_KNOWN: u32 = 4;
 /// A reader that does not know the section may pass over it.
 const FLAG_SKIP: u32 = 1;
 
@@ -18,6 +23,10 @@ const ATTACH: u8 = 2;
 const INSTALL: u8 = 3;
 const TOUCH: u8 = 4;
 
+const MOVED: u8 = 1;
+const REPLACED: u8 = 2;
+const REMOVED: u8 = 3;
+
 const KIND_FILE: u8 = 1;
 const KIND_DIRECTORY: u8 = 2;
 
@@ -25,13 +34,58 @@ const KIND_DIRECTORY: u8 = 2;
 const MIN_STEP_BYTES: usize = 1 + 4 + 1;
 
 pub(super) fn put_steps(out: &mut Vec<u8>, steps: &Steps<FileContent>) {
-    put_section(out, SECTION_CLEAR, &steps.clear, put_clear_step);
-    put_section(out, SECTION_PLACE, &steps.place, put_place_step);
+    put_section(out, (SECTION_CLEAR, 0), &steps.clear, put_clear_step);
+    put_section(out, (SECTION_PLACE, 0), &steps.place, put_place_step);
 }
 
-fn put_section<T>(out: &mut Vec<u8>, number: u32, steps: &[T], put: fn(&mut Vec<u8>, &T)) {
+/// What one entry of the section of known files is about.
+enum Fact {
+    Moved(SlotNo, Believed),
+    Replaced(SlotNo, Believed),
+    Removed(RelPath, Believed),
+}
+
+/// Nothing is written where nothing is known.
+pub(super) fn put_known(out: &mut Vec<u8>, known: &Known) {
+    if known.is_empty() {
+        return;
+    }
+    let moved = known.moved.iter().map(|(s, f)| Fact::Moved(*s, *f));
+    let replaced = known.replaced.iter().map(|(s, f)| Fact::Replaced(*s, *f));
+    let removed = (known.removed.iter()).map(|(path, f)| Fact::Removed(path.clone(), *f));
+    let facts: Vec<Fact> = moved.chain(replaced).chain(removed).collect();
+    put_section(out, (SECTION_KNOWN, FLAG_SKIP), &facts, put_fact);
+}
+
+fn put_fact(out: &mut Vec<u8>, fact: &Fact) {
+    let (tag, file) = match fact {
+        Fact::Moved(_, file) => (MOVED, file),
+        Fact::Replaced(_, file) => (REPLACED, file),
+        Fact::Removed(_, file) => (REMOVED, file),
+    };
+    out.push(tag);
+    out.extend_from_slice(&file.size.to_le_bytes());
+    out.extend_from_slice(&file.modified.0.to_le_bytes());
+    out.push(u8::from(file.hash.is_some()));
+    if let Some(hash) = file.hash {
+        out.extend_from_slice(&hash.0);
+    }
+    match fact {
+        Fact::Moved(slot, _) | Fact::Replaced(slot, _) => {
+            out.extend_from_slice(&slot.0.to_le_bytes());
+        }
+        Fact::Removed(path, _) => put_path(out, path),
+    }
+}
+
+fn put_section<T>(
+    out: &mut Vec<u8>,
+    (number, flags): (u32, u32),
+    steps: &[T],
+    put: fn(&mut Vec<u8>, &T),
+) {
     out.extend_from_slice(&number.to_le_bytes());
-    out.extend_from_slice(&0_u32.to_le_bytes());
+    out.extend_from_slice(&flags.to_le_bytes());
     let length_at = out.len();
     out.extend_from_slice(&[0; 8]);
     out.extend_from_slice(&(steps.len() as u64).to_le_bytes());
@@ -104,9 +158,12 @@ fn put_path(out: &mut Vec<u8>, path: &RelPath) {
 }
 
 /// Reads all sections up to the end. They come in ascending order of their numbers, so none comes twice.
-pub(super) fn read_steps(reader: &mut Reader<'_>) -> Result<Steps<FileContent>, RecordError> {
+pub(super) fn read_sections(
+    reader: &mut Reader<'_>,
+) -> Result<(Steps<FileContent>, Known), RecordError> {
     let mut clear = None;
     let mut place = None;
+    let mut known = Known::default();
     let mut last = 0;
     while !reader.is_at_end() {
         let number = reader.u32()?;
@@ -126,14 +183,25 @@ pub(super) fn read_steps(reader: &mut Reader<'_>) -> Result<Steps<FileContent>, 
             }
             SECTION_CLEAR => clear = Some(section.all(Reader::clear_step)?),
             SECTION_PLACE => place = Some(section.all(Reader::place_step)?),
+            SECTION_KNOWN if flags != FLAG_SKIP => {
+                return Err(reader.malformed("the section of known files cannot be passed over"));
+            }
+            SECTION_KNOWN => known = section.known()?,
             _ if flags & FLAG_SKIP != 0 => {}
             unknown => return Err(newer_part("section", u64::from(unknown))),
         }
     }
     match (clear, place) {
-        (Some(clear), Some(place)) => Ok(Steps { clear, place }),
+        (Some(clear), Some(place)) => Ok((Steps { clear, place }, known)),
         _ => Err(reader.malformed("a section of steps is missing")),
     }
+}
+
+/// Whether `key` comes after all that are there already; then it is added.
+fn put_last<K: Ord>(map: &mut BTreeMap<K, Believed>, key: K, file: Believed) -> bool {
+    let after = map.last_key_value().is_none_or(|(last, _)| *last < key);
+    map.insert(key, file);
+    after
 }
 
 /// A place in a record, with the end that it may not pass. `at <= bytes.len()` always.
@@ -266,6 +334,50 @@ impl<'a> Reader<'a> {
                 PlaceStep::Touch { path, modified }
             }
             _ => return Err(self.malformed("there is no such step")),
+        })
+    }
+
+    /// Facts in the order in which they are written: by tag, then by slot or path, none twice; so that equal records have equal
+    /// bytes.
+    fn known(&mut self) -> Result<Known, RecordError> {
+        let mut known = Known::default();
+        let facts = self.all(Reader::fact)?;
+        if facts.is_empty() {
+            return Err(self.malformed("an empty section of known files"));
+        }
+        let mut last = 0;
+        for fact in facts {
+            let (tag, in_order) = match fact {
+                Fact::Moved(slot, file) => (MOVED, put_last(&mut known.moved, slot, file)),
+                Fact::Replaced(slot, file) => (REPLACED, put_last(&mut known.replaced, slot, file)),
+                Fact::Removed(path, file) => (REMOVED, put_last(&mut known.removed, path, file)),
+            };
+            if tag < last || !in_order {
+                return Err(self.malformed("known files are not in order"));
+            }
+            last = tag;
+        }
+        Ok(known)
+    }
+
+    fn fact(&mut self) -> Result<Fact, RecordError> {
+        let tag = self.u8()?;
+        let (size, modified) = (self.u64()?, self.time()?);
+        let hash = match self.u8()? {
+            0 => None,
+            1 => Some(ContentHash(self.array()?)),
+            _ => return Err(self.malformed("a known file neither has a hash nor has none")),
+        };
+        let file = Believed {
+            size,
+            modified,
+            hash,
+        };
+        Ok(match tag {
+            MOVED => Fact::Moved(self.slot()?, file),
+            REPLACED => Fact::Replaced(self.slot()?, file),
+            REMOVED => Fact::Removed(self.path()?, file),
+            _ => return Err(self.malformed("there is no such fact")),
         })
     }
 

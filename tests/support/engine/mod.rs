@@ -7,6 +7,7 @@
 // Each test file takes what it needs of this, the rest is unused there.
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
+pub mod attempt;
 pub mod check;
 pub mod grow;
 pub mod rng;
@@ -105,6 +106,8 @@ pub struct World {
     pub clock: Arc<TestClock>,
     pub limits: CacheLimits,
     pub volume: Uuid,
+    /// The daemon dies within its operations, so a start may find bytes without a row.
+    pub may_set_aside: bool,
     origin: [u8; 16],
     cache: TempDir,
 }
@@ -142,6 +145,7 @@ impl World {
             clock: Arc::new(TestClock(AtomicI64::new(1_700_000_000_000_000_000))),
             limits: ROOMY,
             volume,
+            may_set_aside: false,
             origin: *Uuid::new_v4().as_bytes(),
             cache: cache.expect("a temporary directory"),
         }
@@ -176,10 +180,13 @@ impl World {
             let again = fs.recover().expect("recover the cache twice");
             assert_eq!((again.orphans, again.quarantined.len()), (0, 0));
             assert!(
-                recovered.quarantined.is_empty(),
+                self.may_set_aside || recovered.quarantined.is_empty(),
                 "bytes without a row: {:?}",
                 recovered.quarantined
             );
+            // The tick that notes a close does not run here, so what was just closed looks as if it were being written still.
+            let held_back = index.lock().include_interrupted();
+            held_back.expect("take what was interrupted");
         }
         drive.attach(Arc::new(self.faulty.clone()));
         let journals = dir.join("batches");

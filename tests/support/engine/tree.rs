@@ -50,6 +50,16 @@ impl Engine {
 
     /// All of the mount.
     pub fn mount_tree(&self) -> BTreeMap<RelPath, Seen> {
+        let tree = self.readable_tree();
+        for (path, seen) in &tree {
+            let whole = seen.bytes.is_some() || seen.kind() != FileKind::Regular;
+            assert!(whole, "{path} cannot be read");
+        }
+        tree
+    }
+
+    /// The same; a file that cannot be read has no bytes.
+    pub fn readable_tree(&self) -> BTreeMap<RelPath, Seen> {
         let mut tree = BTreeMap::new();
         self.walk(Ino::ROOT, &RelPath::root(), &mut tree);
         tree
@@ -60,10 +70,9 @@ impl Engine {
             let path = path.join(&name);
             let inode = self.fs.getattr(listed.ino).expect("attributes");
             assert_eq!(inode.size, listed.size, "{path}: listing and stat differ");
-            let bytes = (inode.kind() == FileKind::Regular).then(|| {
-                let bytes = self.read_ino(inode.ino);
-                Arc::new(bytes.unwrap_or_else(|error| panic!("read {path}: {error}")))
-            });
+            let is_file = inode.kind() == FileKind::Regular;
+            let bytes = is_file.then(|| self.read_ino(inode.ino).ok()).flatten();
+            let bytes = bytes.map(Arc::new);
             if let Some(bytes) = &bytes {
                 assert_eq!(
                     bytes.len() as u64,

@@ -251,6 +251,13 @@ impl Lab {
         self.flush_code(exit::DONE).json()
     }
 
+    /// The same after a kill: what was being written then goes along as it is.
+    #[track_caller]
+    pub fn flush_interrupted(&self) -> Value {
+        let flush = ["flush", "--json", "--include-interrupted", &text(&self.mnt)];
+        self.ferryfs(&flush).code(exit::DONE).json()
+    }
+
     /// `flush --json` that ends with `code`.
     #[track_caller]
     pub fn flush_code(&self, code: i32) -> Done {

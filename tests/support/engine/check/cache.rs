@@ -1,4 +1,4 @@
-//! One look over a cache that is at rest: whether rows, objects and what is known of the drive agree.
+//! A cache that is at rest: whether rows, objects and what is known of the drive agree.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt;
@@ -9,10 +9,8 @@ use ferryfs::base::{FileKind, RelPath};
 use ferryfs::index::{Flags, Index};
 use rusqlite::Connection;
 
-use super::{Engine, World};
-
-/// Something that does not agree.
-pub type Finding = String;
+use super::super::{Engine, World};
+use super::Finding;
 
 struct Row {
     mode: u32,
@@ -128,16 +126,17 @@ fn names(tables: &Tables, findings: &mut Vec<Finding>) {
         let name = String::from_utf8_lossy(name);
         *links.entry(*ino).or_default() += 1;
         match tables.inodes.get(ino) {
-            None => findings.push(format!("{name} names inode {ino}, which is not there")),
+            None => findings.push(broken(format!(
+                "{name} names inode {ino}, which is not there"
+            ))),
             Some(row) if FileKind::from_mode(row.mode) == Some(FileKind::Directory) => {
                 *subdirs.entry(*parent).or_default() += 1;
             }
             Some(_) => {}
         }
         if !tables.inodes.contains_key(parent) {
-            findings.push(format!(
-                "{name} is in directory {parent}, which is not there"
-            ));
+            let what = format!("{name} is in directory {parent}, which is not there");
+            findings.push(broken(what));
         }
     }
     for (ino, row) in &tables.inodes {
@@ -149,7 +148,8 @@ fn names(tables: &Tables, findings: &mut Vec<Finding>) {
             false => names,
         };
         if row.nlink != wanted {
-            findings.push(format!("inode {ino} has {} links, not {wanted}", row.nlink));
+            let what = format!("inode {ino} has {} links, not {wanted}", row.nlink);
+            findings.push(broken(what));
         }
     }
 }
@@ -164,7 +164,9 @@ fn objects(tables: &Tables, root: &Path, findings: &mut Vec<Finding>) {
             let size = file.metadata().expect("stat an object").size();
             match u64::from_str_radix(&name, 16) {
                 Ok(object) => drop(on_disk.insert(object, size)),
-                Err(_) => findings.push(format!("{name} among the objects is none")),
+                Err(_) => findings.push(Finding::Leftover {
+                    path: format!("objects/{name}"),
+                }),
             }
         }
     }
@@ -172,26 +174,31 @@ fn objects(tables: &Tables, root: &Path, findings: &mut Vec<Finding>) {
     for (ino, row) in &tables.inodes {
         let Some(object) = row.object else { continue };
         if let Some(other) = vouched.insert(object, *ino) {
-            findings.push(format!("inodes {other} and {ino} share object {object:x}"));
+            let what = format!("shares object {object:x} with inode {other}");
+            findings.push(Finding::ObjectMismatch { ino: *ino, what });
         }
         if tables.dead.contains(&object) {
-            findings.push(format!("object {object:x} of inode {ino} counts as dead"));
+            let what = format!("its object {object:x} counts as dead");
+            findings.push(Finding::ObjectMismatch { ino: *ino, what });
         }
         match on_disk.get(&object) {
-            None => findings.push(format!("inode {ino} has no object {object:x}")),
-            Some(size) if *size as i64 != row.size && !row.flags.has(Flags::WRITING) => findings
-                .push(format!(
-                    "inode {ino} has {} bytes, its object {size}",
-                    row.size
-                )),
+            None => findings.push(Finding::RowWithoutObject { ino: *ino, object }),
+            Some(size) if *size as i64 != row.size && !row.flags.has(Flags::WRITING) => {
+                let what = format!("{} bytes by its row, {size} in its object", row.size);
+                findings.push(Finding::ObjectMismatch { ino: *ino, what });
+            }
             Some(_) => {}
         }
     }
     for object in on_disk.keys() {
         if !vouched.contains_key(object) && !tables.dead.contains(object) {
-            findings.push(format!("object {object:x} has no row"));
+            findings.push(Finding::ObjectWithoutRow { object: *object });
         }
     }
+}
+
+fn broken(what: String) -> Finding {
+    Finding::BrokenName { what }
 }
 
 /// The marks may be too many, never too few.
@@ -206,10 +213,8 @@ fn marks(tables: &Tables, findings: &mut Vec<Finding>) {
         let local = here.is_some_and(|ino| tables.is_special(ino)) && there.is_none();
         if here != there && !local {
             let name = String::from_utf8_lossy(&key.1);
-            findings.push(format!(
-                "{name} in {}: {here:?} here, {there:?} on the drive, and no mark",
-                key.0
-            ));
+            let what = format!("{name} in {}: {here:?} here, {there:?} on the drive", key.0);
+            findings.push(Finding::DirtyDropped { what });
         }
     }
     for (ino, row) in &tables.inodes {
@@ -219,17 +224,16 @@ fn marks(tables: &Tables, findings: &mut Vec<Finding>) {
             continue;
         }
         if has != tables.has_places(*ino) {
-            findings.push(format!(
-                "inode {ino}: ON_BACKEND is {has}, its places say otherwise"
-            ));
+            let what = format!("inode {ino}: ON_BACKEND is {has}, its places say otherwise");
+            findings.push(broken(what));
         }
         if dirty && has && !tables.dirty_inodes.contains(ino) {
-            findings.push(format!("inode {ino} is dirty and has no mark"));
+            let what = format!("the bytes or the time of inode {ino}");
+            findings.push(Finding::DirtyDropped { what });
         }
         if !has && !row.flags.has(Flags::DATA_DIRTY) {
-            findings.push(format!(
-                "inode {ino} is clean, but the drive does not have it"
-            ));
+            let what = format!("inode {ino}, which the drive does not have");
+            findings.push(Finding::DirtyDropped { what });
         }
     }
 }
@@ -244,23 +248,14 @@ fn totals(index: &Index, tables: &Tables, cache: &Path, findings: &mut Vec<Findi
     let sql = "SELECT coalesce(sum(blocks * 512), 0) FROM inodes WHERE object IS NOT NULL";
     let cached = rows(&conn, sql, |row| row.get::<_, i64>(0))[0];
     if (told.cached_bytes as i64, told.dirty_bytes as i64) != (cached, dirty) {
-        findings.push(format!(
-            "{told:?}, but the rows sum up to {cached} cached and {dirty} dirty"
-        ));
+        let what = format!("{told:?}, but the rows sum up to {cached} cached and {dirty} dirty");
+        findings.push(Finding::WrongTotals { what });
     }
 }
 
 impl World {
-    /// Fails if the cache, or what it believes of the drive, does not agree with itself. No batch may be under way.
-    #[track_caller]
-    pub fn check(&self, engine: &Engine) {
-        let mut findings = check_cache(&engine.index, &engine.dir);
-        self.check_places(engine, &mut findings);
-        assert!(findings.is_empty(), "cache:\n  {}", findings.join("\n  "));
-    }
-
     /// Whatever the index says that the drive has must stand there.
-    fn check_places(&self, engine: &Engine, findings: &mut Vec<Finding>) {
+    pub(super) fn check_places(&self, engine: &Engine, findings: &mut Vec<Finding>) {
         let tables = Tables::read(&engine.dir.join("index.db"));
         for ((parent, name), (_, is_dir, size)) in &tables.placed {
             let dir = engine
@@ -272,17 +267,24 @@ impl World {
                 (Some(dir), _) => dir,
                 (None, 1) => RelPath::root(),
                 (None, _) => {
-                    findings.push(format!("directory {parent} is on the drive, but nowhere"));
+                    let (path, what) = (format!("directory {parent}"), "it is nowhere".to_string());
+                    findings.push(Finding::Misbelieved { path, what });
                     continue;
                 }
             };
             let path = path.join(&ferryfs::base::Name::new(name).expect("a name"));
             match self.memory.metadata(&path) {
-                Err(error) => findings.push(format!("believed on the drive: {error}")),
+                Err(error) => findings.push(Finding::Misbelieved {
+                    path: path.to_string(),
+                    what: error.to_string(),
+                }),
                 Ok(meta) => {
                     let dir = meta.kind == FileKind::Directory;
                     if dir != *is_dir || (!dir && meta.size as i64 != *size) {
-                        findings.push(format!("{path} on the drive is not what it is taken for"));
+                        findings.push(Finding::Misbelieved {
+                            path: path.to_string(),
+                            what: format!("{:?} of {} bytes, not {size}", meta.kind, meta.size),
+                        });
                     }
                 }
             }

@@ -1,0 +1,120 @@
+//! What must hold of any bytes whatsoever, for each thing that ferryfs reads from a drive or a socket. Shared by the fuzz targets
+//! and by `tests/parsers`, which runs the same checks over the seeds and their mutations on every machine.
+
+use ferryfs::base::{Name, RelPath};
+use ferryfs::control::protocol::{self, Reply, Request};
+use ferryfs::rules::{layout, marker, record};
+
+const CHECKSUM: usize = 32;
+const HEADER: usize = 64;
+const SECTION_HEADER: usize = 16;
+
+/// A batch record: as it is, and under a checksum that is right, without which nothing behind the checksum is ever reached.
+pub fn record(bytes: &[u8]) {
+    whole_record(bytes);
+    whole_record(&resealed(&bytes[..bytes.len().saturating_sub(CHECKSUM)]));
+}
+
+/// `body` under a checksum that is right.
+pub fn resealed(body: &[u8]) -> Vec<u8> {
+    let mut bytes = body.to_vec();
+    bytes.extend_from_slice(blake3::hash(body).as_bytes());
+    bytes
+}
+
+fn whole_record(bytes: &[u8]) {
+    let record = match record::decode(bytes) {
+        Ok(record) => record,
+        Err(error) => return drop(error.to_string()),
+    };
+    record::check(&record).expect("what is read passes the check");
+    let written = record::seal(&record).expect("what is read can be committed");
+    assert_eq!(record::decode(&written).as_ref(), Ok(&record));
+    assert_eq!(
+        written,
+        without_skipped(bytes),
+        "what is read is written alike"
+    );
+}
+
+/// A record that was accepted, less the sections that a reader passes over.
+fn without_skipped(bytes: &[u8]) -> Vec<u8> {
+    let mut body = bytes[..HEADER].to_vec();
+    let mut rest = &bytes[HEADER..bytes.len() - CHECKSUM];
+    while !rest.is_empty() {
+        let flags = u32::from_le_bytes(rest[4..8].try_into().expect("four bytes"));
+        let length = u64::from_le_bytes(rest[8..16].try_into().expect("eight bytes"));
+        let (section, behind) = rest.split_at(SECTION_HEADER + length as usize);
+        if flags == 0 {
+            body.extend_from_slice(section);
+        }
+        rest = behind;
+    }
+    resealed(&body)
+}
+
+/// A volume marker.
+pub fn marker(bytes: &[u8]) {
+    match marker::decode(bytes) {
+        Ok(found) => {
+            assert!(bytes.len() <= marker::MAX_BYTES);
+            let written = marker::encode(&found);
+            // Its text for people may grow by being escaped; then it is as long as a reader takes, or it is refused.
+            if written.len() <= marker::MAX_BYTES {
+                assert_eq!(marker::decode(&written), Ok(found));
+            }
+        }
+        Err(error) => drop(error.to_string()),
+    }
+}
+
+/// Names and paths, and the names of ours among them.
+pub fn names(bytes: &[u8]) {
+    if let Ok(path) = RelPath::parse(bytes) {
+        assert_eq!(path.as_bytes(), bytes);
+        assert_eq!(path.depth(), path.components().count());
+        for component in path.components() {
+            assert!(Name::new(component).is_ok() && component != b"..");
+        }
+        if let Some((parent, name)) = path.split_last() {
+            assert_eq!(parent.join(&name), path);
+            assert_eq!(parent.depth() + 1, path.depth());
+        }
+        let _ = (layout::is_reserved(&path), path.to_string());
+    }
+    let Ok(name) = Name::new(bytes) else { return };
+    assert!(!bytes.contains(&b'/') && !bytes.contains(&0));
+    let last = |path: RelPath| path.split_last().expect("not the root").1;
+    if let Some(batch) = layout::parse_record_name(&name) {
+        assert_eq!(last(layout::record_path(batch)), name);
+    }
+    if let Some(batch) = layout::parse_staging_name(&name) {
+        assert_eq!(last(layout::staging_dir(batch)), name);
+    }
+    if let Some(slot) = layout::parse_slot_name(&name) {
+        assert_eq!(slot.file_name().as_bytes(), name.as_bytes());
+    }
+}
+
+/// A line of the control protocol, at either end.
+pub fn control(bytes: &[u8]) {
+    match protocol::decode::<Request>(bytes) {
+        Ok(request) => {
+            let mut line = protocol::encode(&request).expect("what was read can be written");
+            assert_eq!(line.pop(), Some(b'\n'));
+            assert!(!line.contains(&b'\n'));
+            let again = protocol::decode::<Request>(&line).expect("what was written can be read");
+            assert_eq!(again, request);
+        }
+        Err(error) => drop(error.to_string()),
+    }
+    match protocol::decode::<Reply>(bytes) {
+        Ok(reply) => {
+            let mut line = protocol::encode(&reply).expect("what was read can be written");
+            assert_eq!(line.pop(), Some(b'\n'));
+            assert!(!line.contains(&b'\n'));
+            protocol::decode::<Reply>(&line).expect("what was written can be read");
+        }
+        Err(error) => drop(error.to_string()),
+    }
+}

@@ -1,0 +1,67 @@
+//! Paths as the tree looks them up: components folded, names accepted or refused.
+
+use std::io;
+
+use super::{MemoryOptions, errno};
+use crate::base::{Name, RelPath};
+
+/// A path as the tree looks it up.
+pub(super) struct Place {
+    /// The folded components above the last one.
+    pub(super) parents: Vec<Vec<u8>>,
+    /// The last component, folded; `None` for the root.
+    last: Option<(Vec<u8>, Name)>,
+    /// The path as it was given, for messages.
+    pub(super) path: RelPath,
+}
+
+impl Place {
+    pub(super) fn new(path: &RelPath, options: &MemoryOptions) -> io::Result<Place> {
+        let mut parents = Vec::new();
+        let mut last: Option<(Vec<u8>, Name)> = None;
+        for component in path.components() {
+            let kept = accept(component, options).ok_or_else(|| errno(libc::EINVAL))?;
+            let key = fold(kept.as_bytes(), options);
+            parents.extend(last.replace((key, kept)).map(|(key, _)| key));
+        }
+        let path = path.clone();
+        Ok(Place {
+            parents,
+            last,
+            path,
+        })
+    }
+
+    pub(super) fn is_root(&self) -> bool {
+        self.last.is_none()
+    }
+
+    /// The last component: folded, and as it is to be spelled.
+    ///
+    /// # Errors
+    /// `if_root` for the root.
+    pub(super) fn last(&self, if_root: i32) -> io::Result<(&[u8], &Name)> {
+        let last = self.last.as_ref().ok_or_else(|| errno(if_root))?;
+        Ok((&last.0, &last.1))
+    }
+}
+
+/// The name as the backend would keep it, if it takes it.
+fn accept(component: &[u8], options: &MemoryOptions) -> Option<Name> {
+    let refused = component.iter().any(|b| options.forbidden.contains(b));
+    if refused || (options.utf8_only && std::str::from_utf8(component).is_err()) {
+        return None;
+    }
+    let mut kept = component;
+    while options.drops_trailing_dots && kept.ends_with(b".") {
+        kept = &kept[..kept.len() - 1];
+    }
+    Name::new(kept).ok()
+}
+
+fn fold(name: &[u8], options: &MemoryOptions) -> Vec<u8> {
+    match std::str::from_utf8(name) {
+        Ok(text) if options.case_insensitive => text.to_lowercase().into_bytes(),
+        _ => name.to_vec(),
+    }
+}

@@ -1,0 +1,198 @@
+//! No call leaves the root, whatever stands below it: each is tried through every kind of link, with `openat2` and without it.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use super::*;
+use crate::sys::forbid::without_openat2;
+
+/// A root with ways out of it, and beside it what must not be touched.
+struct Place {
+    dir: tempfile::TempDir,
+    backend: MountedDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let outside = dir.path().join("outside");
+        for made in ["root/dir/sub", "outside/sub"] {
+            fs::create_dir_all(dir.path().join(made)).unwrap();
+        }
+        fs::write(root.join("dir/file"), b"inside").unwrap();
+        fs::write(outside.join("secret"), b"outside").unwrap();
+        for (link, target) in LINKS {
+            let target = target.replace("OUTSIDE", outside.to_str().unwrap());
+            symlink(target, root.join(link)).unwrap();
+        }
+        nix::unistd::mkfifo(&root.join("pipe"), Mode::from_bits_truncate(0o666)).unwrap();
+        let socket = std::os::unix::net::UnixListener::bind(root.join("socket"));
+        drop(socket.unwrap());
+        let backend = MountedDir::open(&root).unwrap();
+        Place { dir, backend }
+    }
+
+    /// What stands outside: names, kinds, sizes, permissions, times.
+    fn outside(&self) -> Vec<String> {
+        let mut seen = Vec::new();
+        look(&self.dir.path().join("outside"), &mut seen);
+        for entry in fs::read_dir(self.dir.path()).unwrap() {
+            seen.push(format!("{:?}", entry.unwrap().file_name()));
+        }
+        seen.sort();
+        seen
+    }
+}
+
+/// Links by name, and where they point: a directory outside, by a relative and by an absolute path; upwards; within the root.
+const LINKS: [(&str, &str); 6] = [
+    ("relative", "../outside"),
+    ("absolute", "OUTSIDE"),
+    ("up", "../outside/sub/.."),
+    ("dir/twice", "../relative"),
+    ("within", "dir"),
+    ("self", "self"),
+];
+
+fn look(dir: &Path, seen: &mut Vec<String>) {
+    let meta = fs::symlink_metadata(dir).unwrap();
+    seen.push(format!(
+        "{} {:o} {} {:?} {:?}",
+        dir.display(),
+        meta.permissions().mode(),
+        meta.len(),
+        meta.modified().unwrap(),
+        meta.is_file().then(|| fs::read(dir).unwrap()),
+    ));
+    if meta.is_dir() {
+        for entry in fs::read_dir(dir).unwrap() {
+            look(&entry.unwrap().path(), seen);
+        }
+    }
+}
+
+fn path(text: &str) -> RelPath {
+    RelPath::parse(text.as_bytes()).unwrap()
+}
+
+/// Runs `check` as usual, and where `openat2` is not there.
+fn either_way(check: impl Fn() + Sync) {
+    check();
+    without_openat2(Errno::ENOSYS, &check);
+    without_openat2(Errno::EPERM, &check);
+}
+
+/// Every call there is, on `path`; each is to fail.
+fn calls_on(backend: &MountedDir, path: &RelPath) -> Vec<(&'static str, bool)> {
+    let sound = RelPath::fixed("dir/file");
+    let new = RelPath::fixed("new");
+    vec![
+        ("read_dir", backend.read_dir(path).is_ok()),
+        ("metadata", backend.metadata(path).is_ok()),
+        ("open", backend.open(path).is_ok()),
+        ("create", backend.create(path).is_ok()),
+        ("make_dir", backend.make_dir(path).is_ok()),
+        ("rename from", backend.rename(path, &new).is_ok()),
+        ("rename to", backend.rename(&sound, path).is_ok()),
+        ("remove_file", backend.remove_file(path).is_ok()),
+        ("remove_dir", backend.remove_dir(path).is_ok()),
+        (
+            "set_modified",
+            backend.set_modified(path, Timestamp(1)).is_ok(),
+        ),
+        ("make_symlink", backend.make_symlink(b"x", path).is_ok()),
+        ("link from", backend.make_hard_link(path, &new).is_ok()),
+        ("link to", backend.make_hard_link(&sound, path).is_ok()),
+        (
+            "set_permissions",
+            backend.set_permissions(path, 0o777).is_ok(),
+        ),
+    ]
+}
+
+#[test]
+fn no_call_goes_through_a_link() {
+    either_way(|| {
+        let place = Place::new();
+        let before = place.outside();
+        for (link, _) in LINKS {
+            for below in ["secret", "sub", "file", "new"] {
+                let through = path(&format!("{link}/{below}"));
+                for (call, went_through) in calls_on(&place.backend, &through) {
+                    assert!(!went_through, "{call} {through}");
+                }
+            }
+        }
+        assert_eq!(place.outside(), before);
+        let inside = fs::read(place.backend.root_path().join("dir/file")).unwrap();
+        assert_eq!(inside, b"inside");
+    });
+}
+
+#[test]
+fn a_call_on_a_link_is_a_call_on_the_link_itself() {
+    either_way(|| {
+        let place = Place::new();
+        let (backend, before) = (&place.backend, place.outside());
+        for (link, _) in LINKS {
+            let link = path(link);
+            let kind = backend.metadata(&link).unwrap().kind;
+            assert_eq!(kind, FileKind::Symlink, "{link}");
+            assert!(backend.open(&link).is_err(), "{link}");
+            assert!(backend.read_dir(&link).is_err(), "{link}");
+            assert!(backend.create(&link).is_err(), "{link}");
+            assert!(backend.make_dir(&link).is_err(), "{link}");
+            assert!(backend.remove_dir(&link).is_err(), "{link}");
+            backend.set_modified(&link, Timestamp(1)).unwrap();
+            // Refused by most kernels; where it is not, it is the link's own.
+            let _ = backend.set_permissions(&link, 0o700);
+            backend
+                .make_hard_link(&link, &RelPath::fixed("further"))
+                .unwrap();
+            let further = backend.metadata(&RelPath::fixed("further")).unwrap();
+            assert_eq!(further.kind, FileKind::Symlink);
+            backend.remove_file(&RelPath::fixed("further")).unwrap();
+            backend.rename(&link, &RelPath::fixed("moved")).unwrap();
+            backend.remove_file(&RelPath::fixed("moved")).unwrap();
+        }
+        assert_eq!(place.outside(), before);
+    });
+}
+
+#[test]
+fn what_is_no_file_is_not_opened_and_nobody_waits_for_it() {
+    either_way(|| {
+        let place = Place::new();
+        for name in ["pipe", "socket", "dir", "self"] {
+            assert!(place.backend.open(&path(name)).is_err(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_tree_deeper_than_one_call_reaches_is_reached() {
+    either_way(|| {
+        let place = Place::new();
+        let (backend, name) = (&place.backend, Name::new(&[b'd'; 150]).unwrap());
+        let mut levels = vec![RelPath::fixed("deep")];
+        while levels.last().is_some_and(|p| p.as_bytes().len() <= 5000) {
+            levels.push(levels.last().unwrap().join(&name));
+        }
+        for level in &levels {
+            backend.make_dir(level).unwrap();
+        }
+        let file = levels.last().unwrap().join(&name);
+        let made = backend.create(&file).unwrap();
+        made.finish(Timestamp(0)).unwrap();
+        assert_eq!(backend.read_dir(levels.last().unwrap()).unwrap().len(), 1);
+        assert!(backend.open(&file).is_ok());
+        let top = RelPath::fixed("top");
+        backend.rename(&file, &top).unwrap();
+        assert!(backend.metadata(&top).is_ok());
+        for level in levels.iter().rev() {
+            backend.remove_dir(level).unwrap();
+        }
+    });
+}

@@ -1,0 +1,160 @@
+//! What a batch knows of the files that it moves, replaces and removes, read from what was gathered for it.
+
+use std::collections::{HashMap, HashSet};
+
+use super::gather::Gathered;
+use super::keep::Moves;
+use super::stage::Staged;
+use crate::base::{Ino, RelPath};
+use crate::index::PlacedEntry;
+use crate::rules::known::{Believed, Known};
+use crate::rules::plan::StageSource;
+use crate::rules::steps::{ClearStep, PlaceStep, PlainKind, SlotNo, Steps};
+
+/// A file that is moved: where it stands, and whose it is.
+pub(super) struct MovedFile<'a> {
+    pub(super) slot: SlotNo,
+    pub(super) from: &'a RelPath,
+    pub(super) ino: Ino,
+    pub(super) size: u64,
+}
+
+/// A directory that is moved: where it stands, where it goes, and which it is.
+pub(super) struct MovedDir<'a> {
+    pub(super) slot: SlotNo,
+    pub(super) from: &'a RelPath,
+    pub(super) to: &'a RelPath,
+    pub(super) ino: Ino,
+}
+
+/// The names of a batch by path.
+pub(super) struct Before<'a> {
+    old: HashMap<RelPath, &'a PlacedEntry>,
+    old_dirs: HashMap<RelPath, Ino>,
+    new: HashMap<RelPath, &'a PlacedEntry>,
+}
+
+impl<'a> Before<'a> {
+    pub(super) fn new(gathered: &'a Gathered) -> Before<'a> {
+        let mut before = Before {
+            old: HashMap::new(),
+            old_dirs: HashMap::new(),
+            new: HashMap::new(),
+        };
+        for (key, entry) in &gathered.before {
+            let Some(paths) = gathered.delta.dirs.get(&key.parent) else {
+                continue;
+            };
+            if entry.kind == PlainKind::Directory {
+                if let Some(dir) = &paths.old {
+                    before.old_dirs.insert(dir.join(&key.name), entry.ino);
+                }
+                continue;
+            }
+            if let Some(dir) = &paths.old {
+                before.old.insert(dir.join(&key.name), entry);
+            }
+            if let Some(dir) = &paths.new {
+                before.new.insert(dir.join(&key.name), entry);
+            }
+        }
+        before
+    }
+
+    /// What the steps of a batch move.
+    pub(super) fn moves<'s>(&self, staged: &'s Staged) -> Moves<'s> {
+        let mut moves = Moves {
+            files: Vec::new(),
+            dirs: Vec::new(),
+            cleared: HashSet::new(),
+            installed: HashSet::new(),
+        };
+        let mut attached = HashMap::new();
+        for step in &staged.steps.place {
+            match step {
+                PlaceStep::Install { to, .. } => {
+                    moves.installed.insert(to);
+                }
+                PlaceStep::Attach { slot, to, .. } => {
+                    attached.insert(*slot, to);
+                }
+                _ => {}
+            }
+        }
+        for step in &staged.steps.clear {
+            match step {
+                ClearStep::Detach { from, slot, .. } => {
+                    moves.cleared.insert(from);
+                    if let Some(entry) = self.old.get(from) {
+                        moves.files.push(MovedFile {
+                            slot: *slot,
+                            from,
+                            ino: entry.ino,
+                            size: entry.size,
+                        });
+                    } else if let (Some(ino), Some(to)) =
+                        (self.old_dirs.get(from), attached.get(slot))
+                    {
+                        let (slot, ino) = (*slot, *ino);
+                        moves.dirs.push(MovedDir {
+                            slot,
+                            from,
+                            to,
+                            ino,
+                        });
+                    }
+                }
+                ClearStep::RemoveFile { path } | ClearStep::RemoveDir { path } => {
+                    moves.cleared.insert(path);
+                }
+            }
+        }
+        for (slot, source) in &staged.sources {
+            if let StageSource::Backend { ino, path, .. } = source {
+                moves.files.push(MovedFile {
+                    slot: *slot,
+                    from: path,
+                    ino: *ino,
+                    size: self.old.get(path).map_or(u64::MAX, |entry| entry.size),
+                });
+            }
+        }
+        moves
+    }
+
+    /// What is known of the files that the steps touch.
+    pub(super) fn known<C>(&self, steps: &Steps<C>) -> Known {
+        let mut known = Known::default();
+        for step in &steps.clear {
+            match step {
+                ClearStep::Detach { from, slot, .. } => {
+                    if let Some(entry) = self.old.get(from) {
+                        known.moved.insert(*slot, believed(entry));
+                    }
+                }
+                ClearStep::RemoveFile { path } => {
+                    if let Some(entry) = self.old.get(path) {
+                        known.removed.insert(path.clone(), believed(entry));
+                    }
+                }
+                ClearStep::RemoveDir { .. } => {}
+            }
+        }
+        for step in &steps.place {
+            if let PlaceStep::Install { slot, to, .. } | PlaceStep::Attach { slot, to, .. } = step
+                && let Some(entry) = self.new.get(to)
+            {
+                known.replaced.insert(*slot, believed(entry));
+            }
+        }
+        known
+    }
+}
+
+fn believed(entry: &PlacedEntry) -> Believed {
+    Believed {
+        size: entry.size,
+        modified: entry.mtime,
+        hash: entry.hash,
+    }
+}

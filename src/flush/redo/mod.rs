@@ -1,0 +1,207 @@
+//! Redoing a committed batch after anything: a yank, a power cut, an error halfway, a run elsewhere.
+//!
+//! Nothing is trusted but sizes and hashes. Where the backend's rename is not atomic (exFAT: the new entry is written, then the
+//! old one removed, in any order on the disk) what was being moved may stand under the old name, the new one, both or neither:
+//!
+//! - *both*: the two names share clusters. Removing one frees bytes that the other still claims; writing then damages them.
+//!   So both are removed before anything is written, and the file is written anew from the SSD. Without the SSD (a file too
+//!   large to have been kept, or another machine) a copy is made first, on clusters of its own, and synced; see [`twins`];
+//! - *neither*: the file, or the directory with what was in it, is written anew from the SSD, else what is missing is named.
+//!
+//! A directory that moves takes changes of its own entries along: a file may still be in it although it was cleared from it,
+//! under the directory's other name. So old and new paths are looked up where their directories stand now ([`Standing`]).
+//!
+//! The order keeps what is removed apart from what is written: first every file is judged and nothing is touched, then stale
+//! names are removed, then a sync; directories; files that must be written anew, then a sync; only then names are given. A
+//! redo that is itself cut short leaves states that the next one judges in the same way: a file that it has removed from
+//! both names is neither there nor there, and the SSD has it.
+
+mod clear;
+mod files;
+mod standing;
+mod trees;
+mod twins;
+
+use super::apply::{Applied, create_with, exists, is_absent, matches};
+use super::journal::Journal;
+use super::keep;
+use super::report::{FlushError, Result};
+use super::stage::{SlotSource, restage};
+use crate::backend::{Backend, Metadata};
+use crate::base::{BatchNo, FileKind, RelPath};
+use crate::cache::Store;
+use crate::rules::known::{Believed, Known};
+use crate::rules::layout;
+use crate::rules::steps::{FileContent, SlotNo, Steps};
+
+use standing::Slots;
+
+/// Where a redo finds bytes that the backend has lost.
+pub(super) struct Ssd<'a> {
+    pub(super) store: &'a Store,
+    pub(super) journal: &'a Journal,
+    pub(super) journals: &'a std::path::Path,
+}
+
+/// Takes the steps of one batch again.
+pub(super) struct Redo<'a> {
+    pub(super) backend: &'a dyn Backend,
+    pub(super) batch: BatchNo,
+    pub(super) steps: &'a Steps<FileContent>,
+    pub(super) known: &'a Known,
+    /// `None` where there is no cache at hand.
+    pub(super) ssd: Option<Ssd<'a>>,
+}
+
+/// How a name stands to what it should hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Nothing,
+    Good,
+    Bad,
+}
+
+impl Redo<'_> {
+    /// Takes all steps and syncs.
+    ///
+    /// # Errors
+    /// If the backend or the SSD fails, or something that only the SSD can have is needed and it is not at hand: then nothing
+    /// has been removed that the backend had whole.
+    pub(super) fn run(&self) -> Result<Applied> {
+        // What is read back may be in memory only: the sync before may be what failed.
+        self.backend.sync()?;
+        let mut applied = Applied::default();
+        let mut slots = Slots::read(self.backend, self.batch)?;
+        let barrier = self.steps.needs_barrier();
+        if !(barrier && exists(self.backend, &layout::barrier_path(self.batch))?) {
+            self.clear(&mut slots, &mut applied)?;
+            if barrier {
+                self.mark_cleared()?;
+            } else {
+                self.backend.sync()?;
+            }
+        }
+        self.place(&mut slots, &mut applied)?;
+        self.backend.sync()?;
+        Ok(applied)
+    }
+
+    fn mark_cleared(&self) -> Result<()> {
+        self.backend.sync()?;
+        create_with(self.backend, &layout::barrier_path(self.batch), b"")?;
+        Ok(self.backend.sync()?)
+    }
+
+    /// What was moved through `slot`, if the batch knew.
+    fn moved(&self, slot: SlotNo) -> Option<Believed> {
+        self.known.moved.get(&slot).copied()
+    }
+
+    /// Whether the bytes of what belongs into `slot` are on the SSD.
+    fn is_kept(&self, slot: SlotNo) -> bool {
+        self.ssd.as_ref().is_some_and(|ssd| {
+            ssd.journal.sources.contains_key(&slot)
+                || keep::open(ssd.journals, self.batch, slot).is_some()
+        })
+    }
+
+    /// Writes a file anew into its empty slot, from the SSD. `wanted` is what it must turn out to be. False if the SSD has other
+    /// bytes by now; then there is nothing in the slot.
+    fn rebuild(&self, slot: SlotNo, to: &RelPath, wanted: &Believed) -> Result<bool> {
+        let Some(ssd) = &self.ssd else {
+            return Ok(false);
+        };
+        let source = match (
+            keep::open(ssd.journals, self.batch, slot),
+            ssd.journal.sources.get(&slot),
+        ) {
+            (Some(file), _) => SlotSource::Kept(file, wanted.modified),
+            (None, Some(source)) => SlotSource::Staged(source),
+            (None, None) => return Ok(false),
+        };
+        tracing::warn!(path = %to, "damaged or missing on the drive; it is written anew from the cache");
+        let path = layout::slot_path(self.batch, slot);
+        let measured = restage(
+            self.backend,
+            Some(ssd.store),
+            source,
+            &path,
+            Some(wanted.size),
+        )?;
+        let same =
+            measured.size == wanted.size && wanted.hash.is_none_or(|hash| hash == measured.hash);
+        if !same {
+            self.remove_all(&path)?;
+        }
+        Ok(same)
+    }
+
+    /// Whether what was found at `path` is what is `wanted` there, whole. Of what nothing is known anything is.
+    fn whole(
+        &self,
+        path: &RelPath,
+        found: Option<&Metadata>,
+        wanted: Option<&Believed>,
+    ) -> Result<State> {
+        let (Some(found), Some(wanted)) = (found, wanted) else {
+            return Ok(match found {
+                Some(_) => State::Good,
+                None => State::Nothing,
+            });
+        };
+        if found.kind != FileKind::Regular || found.size != wanted.size {
+            return Ok(State::Bad);
+        }
+        let Some(hash) = wanted.hash else {
+            return Ok(State::Good);
+        };
+        let content = FileContent {
+            size: wanted.size,
+            hash,
+            modified: wanted.modified,
+        };
+        Ok(match matches(self.backend, path, &content)? {
+            true => State::Good,
+            false => State::Bad,
+        })
+    }
+
+    /// Removes the file at `path`, and whatever a crash has left under the same name beside it.
+    fn remove_all(&self, path: &RelPath) -> Result<()> {
+        /// More entries of one name than any interrupted rename leaves.
+        const SAME_NAME: usize = 8;
+        for _ in 0..SAME_NAME {
+            match self.backend.remove_file(path) {
+                Err(error) if is_absent(&error) => return Ok(()),
+                result => result?,
+            }
+        }
+        Err(self.unfinished(format!(
+            "{path} cannot be removed from the drive; run fsck on it"
+        )))
+    }
+
+    fn unfinished(&self, problem: String) -> FlushError {
+        FlushError::Unfinished {
+            batch: self.batch,
+            problem,
+        }
+    }
+}
+
+/// What stands at `path`; `None` for nothing.
+fn look(backend: &dyn Backend, path: &RelPath) -> Result<Option<Metadata>> {
+    match backend.metadata(path) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_dir(meta: Option<&Metadata>) -> bool {
+    meta.is_some_and(|meta| meta.kind == FileKind::Directory)
+}
+
+fn is_file(meta: Option<&Metadata>) -> bool {
+    meta.is_some_and(|meta| meta.kind != FileKind::Directory)
+}

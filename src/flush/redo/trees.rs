@@ -1,0 +1,109 @@
+//! What is in a directory that moves: looked over, and made anew from what was kept of it. The directory may be nowhere; or it
+//! stood under two names, and its entries were being moved to a third when the drive went again; or a check of the file
+//! system has cut short what it took for damaged.
+
+use super::super::apply::{Applied, is_absent};
+use super::super::keep::{self, TreeEntry};
+use super::{Redo, look};
+use crate::base::{Name, RelPath};
+use crate::flush::report::Result;
+use crate::flush::stage::{SlotSource, restage};
+use crate::rules::known::Believed;
+use crate::rules::layout;
+use crate::rules::steps::SlotNo;
+
+/// A file that is written anew and has its final name yet to get.
+pub(super) struct Restored {
+    staged: RelPath,
+    to: RelPath,
+}
+
+impl Redo<'_> {
+    /// Makes what is missing in the directory of `slot` anew below `to`, which stands; `is_lost` if it was made anew itself. Its
+    /// files get their names by [`Redo::name_restored`], after a sync. An earlier attempt may have made part of it: what is whole
+    /// under its name and nowhere else was named after a sync.
+    pub(super) fn restore_tree(
+        &self,
+        slot: SlotNo,
+        to: &RelPath,
+        is_lost: bool,
+        applied: &mut Applied,
+    ) -> Result<Vec<Restored>> {
+        let tree = match &self.ssd {
+            Some(ssd) => keep::tree_of(ssd.journals, self.batch, slot)?,
+            None => None,
+        };
+        let Some(tree) = tree else {
+            if is_lost {
+                applied.lost_dirs.push(to.clone());
+            }
+            return Ok(Vec::new());
+        };
+        let mut restored = Vec::new();
+        for (number, entry) in tree.entries.iter().enumerate() {
+            let path = entry.path.components().fold(to.clone(), |path, name| {
+                Name::new(name).map_or(path.clone(), |name| path.join(&name))
+            });
+            if entry.is_dir {
+                self.make_dir(&path)?;
+            } else if let Some(file) = self.restore_file(slot, number, entry, &path)? {
+                restored.push(file);
+            } else if !self.is_there(entry, &path)? {
+                applied.vanished.push(path);
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Whether the file is there as it was; or as somebody else has changed it since.
+    fn is_there(&self, entry: &TreeEntry, path: &RelPath) -> Result<bool> {
+        let known = Believed {
+            size: entry.size,
+            modified: entry.modified,
+            hash: None,
+        };
+        let found = look(self.backend, path)?;
+        Ok(found.is_some_and(|meta| meta.size == entry.size || !known.may_be(&meta)))
+    }
+
+    /// Writes a kept file anew, if it is kept and is not there yet.
+    fn restore_file(
+        &self,
+        slot: SlotNo,
+        number: usize,
+        entry: &TreeEntry,
+        path: &RelPath,
+    ) -> Result<Option<Restored>> {
+        let (Some(ssd), true) = (&self.ssd, entry.kept) else {
+            return Ok(None);
+        };
+        let name = format!("t{}-{number}", slot.file_name());
+        let name = Name::new(name.as_bytes()).expect("names formed here are well formed");
+        let staged = layout::staging_dir(self.batch).join(&name);
+        let begun = look(self.backend, &staged)?.is_some();
+        if !begun && self.is_there(entry, path)? {
+            return Ok(None);
+        }
+        let Some(file) = keep::open_in_tree(ssd.journals, self.batch, slot, number) else {
+            return Ok(None);
+        };
+        // The two may be one file under two names.
+        self.remove_all(&staged)?;
+        self.remove_all(path)?;
+        let source = SlotSource::Kept(file, entry.modified);
+        restage(self.backend, None, source, &staged, Some(entry.size))?;
+        let to = path.clone();
+        Ok(Some(Restored { staged, to }))
+    }
+
+    /// Gives files that are written and synced their names.
+    pub(super) fn name_restored(&self, restored: &[Restored]) -> Result<()> {
+        for file in restored {
+            match self.backend.rename(&file.staged, &file.to) {
+                Err(error) if is_absent(&error) => {}
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+}

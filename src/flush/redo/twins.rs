@@ -1,0 +1,145 @@
+//! What an interrupted rename has left under two names that share clusters: making it one again.
+//!
+//! A copy is made under a name of its own in the staging directory, on clusters of its own, and synced; then the other names are
+//! removed, and that is synced. What a crash leaves on the way: all old names, and perhaps part of a copy (thrown away, as
+//! nothing has been freed yet); or fewer old names and the copy, which was synced before the first of them went, and is what
+//! counts from then on. A directory is not copied: its entries are moved into a new one, and the two old names, empty by
+//! then, are removed.
+
+use super::standing::Slots;
+use super::{Redo, is_dir, look};
+use crate::backend::{BackendError, Entry};
+use crate::base::RelPath;
+use crate::flush::report::{FlushError, Result};
+use crate::flush::stage::{SlotSource, restage};
+use crate::rules::steps::SlotNo;
+
+impl Redo<'_> {
+    /// Gives what stands under all of `names`, oldest first, one name of its own.
+    pub(super) fn copy_apart(
+        &self,
+        slot: SlotNo,
+        names: &[RelPath],
+        slots: &mut Slots,
+    ) -> Result<RelPath> {
+        let source = match slots.newest(slot) {
+            // All that the newest name could be a copy of is there still, so it may be unfinished.
+            Some(newest) if names.len() > 2 => {
+                self.remove_all(&newest)?;
+                names.iter().find(|name| **name != newest)
+            }
+            Some(newest) => names.iter().find(|name| **name == newest),
+            None => names.first(),
+        };
+        let Some(source) = source else {
+            return Err(self.unfinished("a moved file has no name left".into()));
+        };
+        let copy = slots.next_copy(slot);
+        self.remove_all(&copy)?;
+        tracing::warn!(path = %source, "stands under two names on the drive; it is copied, and both are removed");
+        let file = self.backend.open(source)?;
+        let modified = file
+            .metadata()
+            .map_err(|error| BackendError::new("stat", source, error))?
+            .modified;
+        let source = SlotSource::OnBackend(file, modified);
+        restage(self.backend, None, source, &copy, None)?;
+        self.backend.sync()?;
+        for name in names.iter().filter(|name| **name != copy) {
+            self.remove_all(name)?;
+        }
+        self.backend.sync()?;
+        slots.only(slot, &copy);
+        Ok(copy)
+    }
+
+    /// Whether the directory at `here` is one that stands under one of `names`, too.
+    pub(super) fn are_twins(&self, names: &[RelPath], here: &RelPath) -> Result<bool> {
+        let listed = self.listing(here)?;
+        for name in names {
+            if is_dir(look(self.backend, name)?.as_ref()) && self.listing(name)? == listed {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A check of the file system makes one of two names of a directory an empty one. If it is the one in the slot, that goes.
+    pub(super) fn drop_hollow(
+        &self,
+        slot: SlotNo,
+        here: &RelPath,
+        slots: &mut Slots,
+    ) -> Result<()> {
+        let names = slots.all(slot);
+        let [only] = names.as_slice() else {
+            return Ok(());
+        };
+        let is_full = |path: &RelPath| -> Result<bool> {
+            Ok(is_dir(look(self.backend, path)?.as_ref()) && !self.listing(path)?.is_empty())
+        };
+        if !is_full(here)? || !is_dir(look(self.backend, only)?.as_ref()) || is_full(only)? {
+            return Ok(());
+        }
+        self.backend.remove_dir(only)?;
+        slots.forget(slot);
+        Ok(())
+    }
+
+    fn listing(&self, dir: &RelPath) -> Result<Vec<Entry>> {
+        let mut entries = self.backend.read_dir(dir)?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// Makes the directory that stands under all of `names`, oldest first, stand under one.
+    pub(super) fn one_directory(
+        &self,
+        slot: SlotNo,
+        names: &[RelPath],
+        slots: &mut Slots,
+    ) -> Result<RelPath> {
+        if let [only] = names {
+            return Ok(only.clone());
+        }
+        // Beside its slot, a directory has a second name there only if an earlier attempt has begun to fill it.
+        let one = match slots.all(slot).as_slice() {
+            [.., _, begun] => begun.clone(),
+            _ => {
+                let one = slots.next_copy(slot);
+                self.backend.make_dir(&one)?;
+                one
+            }
+        };
+        tracing::warn!(path = %names[0], "a directory stands under two names on the drive; its entries are moved to a new one");
+        let old: Vec<&RelPath> = names.iter().filter(|name| **name != one).collect();
+        for name in &old {
+            for entry in self.backend.read_dir(name)? {
+                self.move_over(&name.join(&entry.name), &one.join(&entry.name))?;
+            }
+        }
+        self.backend.sync()?;
+        for name in &old {
+            match self.backend.remove_dir(name) {
+                Err(error) if !error.is_not_found() => return Err(error.into()),
+                _ => {}
+            }
+        }
+        self.backend.sync()?;
+        slots.only(slot, &one);
+        Ok(one)
+    }
+
+    fn move_over(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        match look(self.backend, to)? {
+            None => Ok(self.backend.rename(from, to)?),
+            // It is under both names itself, by a crash in the middle of this.
+            Some(_) => Err(FlushError::Unfinished {
+                batch: self.batch,
+                problem: format!(
+                    "{from} and {to} are one file under two names; run fsck on the drive (`ferryfs attach --fsck`)"
+                ),
+            }),
+        }
+    }
+}

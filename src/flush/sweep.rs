@@ -1,0 +1,37 @@
+//! Journals that nobody needs any more, and what was kept beside them.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+
+use super::Flusher;
+use super::report::{FlushError, Result};
+
+impl Flusher {
+    /// Removes the journals of ended batches with what was kept for them, and what writing one has left half done. A daemon that dies between the end of
+    /// a batch and the removal of its journal leaves one; no batch ever has that number again, so nobody else would find it.
+    ///
+    /// To be called while no batch is under way but the one that is open: what is its stays.
+    pub(super) fn sweep_journals(&self) -> Result<()> {
+        let open = self.parts.index.lock().active_batch().map(|it| it.batch);
+        let open = open.map(|batch| format!("{:016x}", batch.0));
+        let dir = &self.parts.journals;
+        let failed = |operation: &str| {
+            let operation = format!("{operation} {}", dir.display());
+            move |source: io::Error| FlushError::Cache { operation, source }
+        };
+        for entry in fs::read_dir(dir).map_err(failed("list"))? {
+            let path = entry.map_err(failed("list"))?.path();
+            if path.file_stem() == open.as_deref().map(OsStr::new) {
+                continue;
+            }
+            match path.extension().and_then(OsStr::to_str) {
+                Some("journal" | "tmp") => fs::remove_file(&path),
+                Some("keep") => fs::remove_dir_all(&path),
+                _ => Ok(()),
+            }
+            .map_err(failed("tidy up"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! Reading what is ours on the drive as if it were anybody's, because it may be: a drive comes from anywhere.
+
+use super::report::{FlushError, Result};
+use crate::backend::{Backend, BackendError, Metadata, ReadFile};
+use crate::base::{FileKind, RelPath};
+use crate::rules::record::{CHECKSUM_BYTES, MAGIC, MAX_RECORD_BYTES};
+
+/// Bytes read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// What stands where a record belongs.
+pub(super) enum Sealed {
+    /// Nothing.
+    Nothing,
+    /// A file, and no whole record.
+    Torn,
+    /// What says that it is one, and has more bytes than any.
+    TooLong(usize),
+    /// All bytes of it; its checksum was right.
+    Whole(Vec<u8>),
+}
+
+/// What stands at `path`, which is to be a file of ours, before it is opened; `None` for nothing.
+///
+/// # Errors
+/// [`FlushError::NotOurs`] if it is a link, a pipe, a directory or the like.
+pub(super) fn look(backend: &dyn Backend, path: &RelPath) -> Result<Option<Metadata>> {
+    let meta = match backend.metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let found = match meta.kind {
+        FileKind::Regular => return Ok(Some(meta)),
+        FileKind::Directory => "a directory",
+        FileKind::Symlink => "a symbolic link",
+        _ => "a pipe, a socket or a device",
+    };
+    Err(FlushError::NotOurs {
+        path: path.clone(),
+        found,
+    })
+}
+
+/// A file of our own on the backend, whole, or one byte more than `limit` of it; `None` if there is none.
+pub(crate) fn read_small(
+    backend: &dyn Backend,
+    path: &RelPath,
+    limit: usize,
+) -> Result<Option<Vec<u8>>> {
+    let Some(meta) = look(backend, path)? else {
+        return Ok(None);
+    };
+    let size = usize::try_from(meta.size).map_or(limit + 1, |size| size.min(limit + 1));
+    let file = backend.open(path)?;
+    let mut bytes = vec![0; size];
+    let mut at = 0;
+    while at < size {
+        match file.read_at(&mut bytes[at..], at as u64) {
+            Ok(0) => break,
+            Ok(got) => at += got,
+            Err(source) => return Err(BackendError::new("read", path, source).into()),
+        }
+    }
+    bytes.truncate(at);
+    Ok(Some(bytes))
+}
+
+/// The record at `path`. Its bytes are taken into memory only once the checksum has been found right: a file of any size may
+/// stand there.
+///
+/// # Errors
+/// If it is no file, or cannot be read.
+pub(super) fn read_sealed(backend: &dyn Backend, path: &RelPath) -> Result<Sealed> {
+    let Some(meta) = look(backend, path)? else {
+        return Ok(Sealed::Nothing);
+    };
+    let file = backend.open(path)?;
+    let failed = |source| BackendError::new("read", path, source);
+    let mut magic = [0; MAGIC.len()];
+    let got = file.read_at(&mut magic, 0).map_err(failed)?;
+    if got < magic.len() || magic != MAGIC || meta.size < CHECKSUM_BYTES as u64 {
+        return Ok(Sealed::Torn);
+    }
+    let size = usize::try_from(meta.size).unwrap_or(usize::MAX);
+    if size > MAX_RECORD_BYTES {
+        return Ok(Sealed::TooLong(size));
+    }
+    if !checksum_is_right(&*file, size).map_err(failed)? {
+        return Ok(Sealed::Torn);
+    }
+    let mut bytes = vec![0; size];
+    let got = file.read_at(&mut bytes, 0).map_err(failed)?;
+    bytes.truncate(got);
+    Ok(Sealed::Whole(bytes))
+}
+
+fn checksum_is_right(file: &dyn ReadFile, size: usize) -> std::io::Result<bool> {
+    let body = size - CHECKSUM_BYTES;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; CHUNK.min(body)];
+    let mut at = 0;
+    while at < body {
+        let wanted = buffer.len().min(body - at);
+        let got = file.read_at(&mut buffer[..wanted], at as u64)?;
+        if got == 0 {
+            return Ok(false);
+        }
+        hasher.update(&buffer[..got]);
+        at += got;
+    }
+    let mut checksum = [0; CHECKSUM_BYTES];
+    let got = file.read_at(&mut checksum, body as u64)?;
+    Ok(got == CHECKSUM_BYTES && hasher.finalize() == checksum)
+}

@@ -1,0 +1,314 @@
+//! The seeds: real ones of every kind, and hostile ones.
+
+use std::collections::BTreeMap;
+
+use ferryfs::base::{BatchNo, ContentHash, RelPath, Timestamp};
+use ferryfs::control::protocol::{
+    Answer, ControlError, ErrorCode, FlushReport, LeftBehind, Phase, Progress, Reply, Request,
+    encode,
+};
+use ferryfs::rules::known::Known;
+use ferryfs::rules::marker::{self, Marker};
+use ferryfs::rules::record::{self, BatchRecord};
+use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
+use uuid::Uuid;
+
+use crate::checks::resealed;
+
+pub type Seeds = Vec<(&'static str, Vec<u8>)>;
+
+pub fn all() -> BTreeMap<&'static str, Seeds> {
+    BTreeMap::from([
+        ("record", records()),
+        ("marker", markers()),
+        ("names", names()),
+        ("control", control()),
+    ])
+}
+
+fn path(text: &str) -> RelPath {
+    RelPath::parse(text.as_bytes()).expect("a path")
+}
+
+fn with(clear: Vec<ClearStep>, place: Vec<PlaceStep<FileContent>>) -> BatchRecord {
+    BatchRecord {
+        volume: Uuid::from_u128(0x6f1d_3a52_8c0e_4b7a_9d24_51c3_e07f_88b1),
+        batch: BatchNo(42),
+        created: Timestamp(1_763_661_600_123_456_789),
+        origin: *b"origin of record",
+        steps: Steps { clear, place },
+        known: Known::default(),
+    }
+}
+
+fn install(slot: u32, to: &str, size: u64) -> PlaceStep<FileContent> {
+    PlaceStep::Install {
+        slot: SlotNo(slot),
+        to: path(to),
+        content: FileContent {
+            size,
+            hash: ContentHash([slot as u8; 32]),
+            modified: Timestamp(1_763_661_600_000_000_000),
+        },
+    }
+}
+
+/// A step of each kind.
+fn every_kind() -> BatchRecord {
+    let swap = |slot, kind, from: &str| ClearStep::Detach {
+        from: path(from),
+        slot: SlotNo(slot),
+        kind,
+    };
+    let put = |slot, kind, to: &str| PlaceStep::Attach {
+        slot: SlotNo(slot),
+        to: path(to),
+        kind,
+    };
+    with(
+        vec![
+            swap(1, PlainKind::File, "films/a.mkv"),
+            swap(2, PlainKind::Directory, "old"),
+            ClearStep::RemoveFile {
+                path: path("gone/\u{fc}.txt"),
+            },
+            ClearStep::RemoveDir { path: path("gone") },
+        ],
+        vec![
+            PlaceStep::MakeDir { path: path("new") },
+            install(0, "new/b.db", 4096),
+            put(1, PlainKind::File, "new/a.mkv"),
+            put(2, PlainKind::Directory, "films"),
+            PlaceStep::Touch {
+                path: path("kept"),
+                modified: Timestamp(-1),
+            },
+        ],
+    )
+}
+
+fn section(number: u32, flags: u32, length: u64, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = number.to_le_bytes().to_vec();
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// A record of these sections under a right checksum.
+fn sealed_sections(sections: &[Vec<u8>]) -> Vec<u8> {
+    let header = record::encode(&with(vec![], vec![]))[..64].to_vec();
+    resealed(&[header, sections.concat()].concat())
+}
+
+/// A record that removes a file at a path of these bytes, `claimed` bytes long as it says.
+fn removing(raw: &[u8], claimed: u32) -> Vec<u8> {
+    let mut payload = 1_u64.to_le_bytes().to_vec();
+    payload.push(2);
+    payload.extend(claimed.to_le_bytes());
+    payload.extend(raw);
+    sealed_sections(&[
+        section(1, 0, payload.len() as u64, &payload),
+        section(2, 0, 8, &[0; 8]),
+    ])
+}
+
+fn records() -> Seeds {
+    let good = record::encode(&every_kind());
+    let absurd = |count: u64| {
+        sealed_sections(&[
+            section(1, 0, 8, &count.to_le_bytes()),
+            section(2, 0, 8, &[0; 8]),
+        ])
+    };
+    let skippable = [
+        good[64..good.len() - 32].to_vec(),
+        section(3, 1, 7, b"catalog"),
+    ];
+    let deep = vec!["d"; 10_000].join("/");
+    let many = (0..60).map(|n| install(n, &format!("many/{n}"), u64::from(n)));
+    let unfinished = with(vec![], vec![install(0, "huge", u64::MAX)]);
+    let ours = with(
+        vec![],
+        vec![PlaceStep::MakeDir {
+            path: path(".FerryFS/x"),
+        }],
+    );
+    let mut newer = good[..good.len() - 32].to_vec();
+    newer[8] = 2;
+    vec![
+        ("every-kind", good.clone()),
+        ("empty", record::encode(&with(vec![], vec![]))),
+        ("many", record::encode(&with(vec![], many.collect()))),
+        ("skippable-section", sealed_sections(&skippable)),
+        ("torn", good[..good.len() / 2].to_vec()),
+        (
+            "wrong-checksum",
+            [&good[..good.len() - 1], &[0x55]].concat(),
+        ),
+        ("newer", resealed(&newer)),
+        ("absurd-count", absurd(u64::MAX)),
+        ("absurd-count-signed", absurd(1 << 63)),
+        (
+            "absurd-section",
+            sealed_sections(&[section(1, 0, u64::MAX, &[0; 8])]),
+        ),
+        ("absurd-path", removing(b"a", u32::MAX)),
+        ("dotdot", removing(b"a/../../etc/passwd", 18)),
+        ("absolute", removing(b"/etc/passwd", 11)),
+        ("nul", removing(b"a\0b", 3)),
+        ("deep", removing(deep.as_bytes(), deep.len() as u32)),
+        ("huge-file", record::encode(&unfinished)),
+        ("reserved", record::encode(&ours)),
+        ("magic-only", b"ferryrec".to_vec()),
+    ]
+}
+
+fn markers() -> Seeds {
+    let id = Uuid::from_u128(0x6f1d_3a52_8c0e_4b7a_9d24_51c3_e07f_88b1);
+    let real = marker::encode(&Marker {
+        id,
+        nonce: [0xa5; 16],
+        created: Timestamp(1_763_661_600_000_000_000),
+        version: "0.1.0".into(),
+    });
+    let text = |from: &str, to: &str| {
+        let marker = String::from_utf8_lossy(&real);
+        assert!(marker.contains(from));
+        marker.replacen(from, to, 1).into_bytes()
+    };
+    vec![
+        ("real", real.clone()),
+        (
+            "fixture",
+            include_bytes!("../fixtures/volume-v1.json").to_vec(),
+        ),
+        (
+            "newer",
+            text("\"format\": 1", "\"format\": 18446744073709551615"),
+        ),
+        ("negative-format", text("\"format\": 1", "\"format\": -1")),
+        ("fraction", text("\"format\": 1", "\"format\": 1.0")),
+        ("late", text("1763661600000000000", "9223372036854775808")),
+        ("nonce", text("a5a5", "a5\\u0000\\u001b")),
+        ("escape", text("0.1.0", "\\u001b[2J\\u202e")),
+        ("id", text("6f1d3a52", "\u{1b}[2Jxxxx")),
+        ("cut", real[..real.len() / 2].to_vec()),
+        ("zeros", vec![0; 300]),
+        ("nothing", vec![]),
+        ("array", b"[1,2]".to_vec()),
+        ("deep", vec![b'['; 5000]),
+        ("deep-object", b"{\"ferryfs\":".repeat(500)),
+        ("other", br#"{"ferryfs":"catalog","format":1}"#.to_vec()),
+        ("twice", text("{", "{\"format\": 2,")),
+        (
+            "not-utf8",
+            text("0.1.0", "\u{fc}")
+                .iter()
+                .map(|&b| if b == 0xc3 { 0xff } else { b })
+                .collect(),
+        ),
+    ]
+}
+
+fn names() -> Seeds {
+    vec![
+        ("plain", b"films/a.mkv".to_vec()),
+        ("dotdot", b"a/../b".to_vec()),
+        ("dots", b"a/.../b..".to_vec()),
+        ("absolute", b"/etc".to_vec()),
+        ("root", b"".to_vec()),
+        ("nul", b"a\0".to_vec()),
+        ("longest", vec![0xff; 255]),
+        ("longer", vec![b'x'; 256]),
+        ("record", b"000000000000002a.rec".to_vec()),
+        ("record-above", b"../../x.rec".to_vec()),
+        ("record-last", b"ffffffffffffffff.rec".to_vec()),
+        ("staging", b"000000000000002a".to_vec()),
+        ("slot", b"s0000001f".to_vec()),
+        ("ours", b".FERRYFS/staging/x".to_vec()),
+        ("escape", b"\x1b[2J\r\n\xe2\x80\xae".to_vec()),
+        ("deep", b"d/".repeat(10_000)),
+    ]
+}
+
+fn control() -> Seeds {
+    let line = |message: &Request| encode(message).expect("a request");
+    let reply = |message: Reply| encode(&message).expect("a reply");
+    let mut seeds = vec![
+        ("ping", line(&Request::Ping)),
+        ("status", line(&Request::Status)),
+        (
+            "flush",
+            line(&Request::Flush {
+                timeout_ms: Some(u64::MAX),
+            }),
+        ),
+        ("flush-forever", line(&Request::Flush { timeout_ms: None })),
+        ("eject", line(&Request::Eject)),
+        ("unmount", line(&Request::Unmount { flush: true })),
+        ("reply-report", reply(done(Answer::Report(a_report())))),
+        ("reply-progress", reply(progress())),
+        (
+            "reply-error",
+            reply(Reply::Error(
+                ControlError::new(ErrorCode::BackendAbsent, "gone\n\x1b[2J").with_hint("back"),
+            )),
+        ),
+    ];
+    // As the socket hands them out: without the line's end.
+    for (_, line) in &mut seeds {
+        let _ = line.pop();
+    }
+    let hostile: [(&'static str, &[u8]); 8] = [
+        ("huge", br#"{"v":1,"request":"flush","timeout_ms":1e400}"#),
+        ("twice", br#"{"v":1,"v":1,"request":"ping"}"#),
+        ("version", br#"{"v":4294967296,"request":"ping"}"#),
+        (
+            "unknown",
+            br#"{"v":1,"request":"format","all":[{},[],null,-0.0]}"#,
+        ),
+        (
+            "extra",
+            br#"{"request":"ping","v":1,"later":{"a":[1,2,{"b":null}]}}"#,
+        ),
+        ("surrogate", br#"{"v":1,"request":"\ud800","x":"\u0000"}"#),
+        ("not-utf8", b"{\"v\":1,\"request\":\"ping\",\"x\":\"\xff\"}"),
+        ("nothing", b""),
+    ];
+    seeds.extend(hostile.map(|(name, bytes)| (name, bytes.to_vec())));
+    seeds.push(("reply-status", STATUS.as_bytes().to_vec()));
+    seeds.push(("deep", [&b"{\"v\":1,\"x\":"[..], &[b'['; 4000]].concat()));
+    seeds
+}
+
+fn done(answer: Answer) -> Reply {
+    Reply::Done { answer }
+}
+
+fn progress() -> Reply {
+    Reply::Progress(Progress {
+        phase: Phase::Stage,
+        files_done: 1,
+        files_total: 2,
+        bytes_done: 3,
+        bytes_total: u64::MAX,
+    })
+}
+
+fn a_report() -> FlushReport {
+    FlushReport {
+        batch: Some(7),
+        files: 2,
+        bytes: 1 << 40,
+        seconds: 1.5,
+        left_behind: vec![LeftBehind {
+            path: "\u{1b}[2J/\u{fc}".into(),
+            reason: "open".into(),
+        }],
+        kept_local: 1,
+    }
+}
+
+/// As text, so that a new member of it is no change here.
+const STATUS: &str = r#"{"v":1,"reply":"done","answer":{"kind":"status","mountpoint":"/home/me/lab","backend":"/media/me/HDD","volume_id":"6f1d3a52-8c0e-4b7a-9d24-51c3e07f88b1","backend_state":"detached","dirty_files":1,"dirty_bytes":2,"open_for_write":3,"cached_bytes":4,"last_batch":{"number":9,"time":"2025-11-20T18:00:00Z","files":1,"bytes":2,"outcome":"failed"},"safe_to_unplug":false,"batch_in_progress":true,"kept_local":5,"last_error":"e","io":"daemon","version":"0.1.0","pid":6}}"#;
