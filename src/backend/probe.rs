@@ -114,10 +114,11 @@ impl Probe<'_> {
     fn refusable<T>(&self, outcome: Result<T>) -> Result<Option<T>> {
         let error = match outcome {
             Ok(value) => return Ok(Some(value)),
-            Err(error) if error.is_gone() || error.is_full() => return Err(error),
+            Err(error) if error.is_full() => return Err(error),
             Err(error) => error,
         };
-        // The control: what every backend takes must work at this very moment.
+        // The control: what every backend takes must work at this very moment. It also decides of EIO, which can mean that the
+        // medium is gone and is cifs' word for a link on a server that has none.
         let control = self.path(b"control")?;
         let usable = self.backend.create(&control).map(drop);
         match usable.and_then(|()| self.backend.remove_file(&control)) {
