@@ -5,6 +5,7 @@
 //! to be done when the flush has succeeded is done only for somebody who still waits for it: nobody wants a drive ejected an
 //! hour after `eject` has failed.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
@@ -18,6 +19,9 @@ use crate::flush::{FlushError, Flusher, Report};
 
 /// How often it is looked whether to go on waiting, and whether the backend answers.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Steps within one phase are told no more often than this.
+const TELL_EVERY: Duration = Duration::from_millis(50);
 
 /// A flush keeps its deadline itself, as far as it can: how much later it is no longer waited for.
 const GRACE: Duration = Duration::from_secs(1);
@@ -68,7 +72,9 @@ pub(super) fn flush(
     let spawned = thread::Builder::new()
         .name("ferryfs-flush".into())
         .spawn(move || {
-            let outcome = flusher.flush_and(deadline, &|step| tell(&steps, step), || {
+            let last = Cell::new(None);
+            let teller = Teller { steps, last };
+            let outcome = flusher.flush_and(deadline, &|step| teller.tell(step), || {
                 if theirs.decide(DONE) {
                     then();
                 }
@@ -86,9 +92,22 @@ pub(super) fn flush(
     wait(&verdict, drive, patience, progress, &stepped, &ended)
 }
 
-fn tell(steps: &Sender<Progress>, step: Progress) {
-    // Fails only when nobody waits any more.
-    let _ = steps.send(step);
+/// Passes on the steps of a flush, not more than anybody can look at: each wakes the thread that waits.
+struct Teller {
+    steps: Sender<Progress>,
+    last: Cell<Option<(Phase, Instant)>>,
+}
+
+impl Teller {
+    fn tell(&self, step: Progress) {
+        let known = self.last.get();
+        if known.is_some_and(|(phase, at)| phase == step.phase && at.elapsed() < TELL_EVERY) {
+            return;
+        }
+        self.last.set(Some((step.phase, Instant::now())));
+        // Fails only when nobody waits any more.
+        let _ = self.steps.send(step);
+    }
 }
 
 fn wait(
