@@ -53,6 +53,7 @@ impl Handler for Fake {
             backend: "/b".into(),
             volume_id: "v".into(),
             backend_state: BackendState::Detached,
+            stalled_since: None,
             dirty_files: 1,
             dirty_bytes: 2,
             open_for_write: 3,
@@ -89,6 +90,7 @@ impl Handler for Fake {
                 files_total: steps,
                 bytes_done: step,
                 bytes_total: steps,
+                silent_seconds: 0,
             });
             thread::sleep(Duration::from_millis(5));
         }

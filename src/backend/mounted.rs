@@ -96,6 +96,7 @@ impl MountedDir {
         for bytes in sys::dir::read_names(stream)? {
             // Names of up to 765 bytes do occur on exFAT. A list without them would pass for the whole directory.
             let name = Name::new(&bytes).map_err(|_| Errno::ENAMETOOLONG)?;
+            super::guard::sign_of_life();
             match metadata_at(&dir, &name) {
                 Ok(meta) => entries.push(Entry { name, meta }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

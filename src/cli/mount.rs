@@ -8,12 +8,15 @@ use std::time::Duration;
 use super::complain;
 use super::exit::{Exit, Failure};
 use super::units::{parse_cache_size, parse_duration};
+use crate::daemon::DaemonError;
 use crate::daemon::background::{self, CHILD_FLAG, Ready};
 use crate::daemon::options::{CacheSize, FuseOptions, IoMode, MountOptions};
-use crate::daemon::{DaemonError, preflight};
 
 /// This very program, also after the file it was started from has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// A drive that is well takes longer than less for a read now and then.
+const SHORTEST_IO_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Mount a drive's directory somewhere, with the SSD in front of it
 ///
@@ -38,6 +41,9 @@ pub struct MountArgs {
     /// Flush only on `ferryfs flush`, `eject` and `unmount`
     #[arg(long)]
     no_auto_flush: bool,
+    /// Give up on a read from the drive that has not been answered for this long, at least 100ms; writes never wait for it
+    #[arg(long, value_name = "DUR", value_parser = parse_io_timeout, default_value = "10s")]
+    io_timeout: Duration,
     /// Who reads and writes the bytes of cached files
     #[arg(long, value_enum, default_value_t)]
     io: IoMode,
@@ -68,7 +74,12 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
     if child {
         background::begin_child()
             .map_err(|error| Failure::failed(format!("cannot go to the background: {error}")))?;
-        serve(options, Ready::background())?;
+        if let Err(error) = serve(options, Ready::background()) {
+            let failure = Failure::from(error);
+            complain(&failure.to_string());
+            background::give_up(failure.code);
+            return Ok(failure.code);
+        }
         return Ok(Exit::Done);
     }
     if options.foreground {
@@ -84,7 +95,7 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
 }
 
 fn serve(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
-    let options = preflight::check(options)?;
+    let options = crate::daemon::check(options)?;
     crate::daemon::run(options, ready)
 }
 
@@ -114,11 +125,21 @@ impl MountArgs {
             flush_after: self.flush_after,
             max_age: self.max_age,
             auto_flush: !self.no_auto_flush,
+            io_timeout: self.io_timeout,
             io: self.io,
             fuse,
             foreground: self.foreground,
         })
     }
+}
+
+/// As [`parse_duration`], but nothing that no drive can keep.
+fn parse_io_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text).map_err(|error| error.to_string())?;
+    if timeout < SHORTEST_IO_TIMEOUT {
+        return Err("must be at least 100ms".into());
+    }
+    Ok(timeout)
 }
 
 /// `path` made absolute now, as the daemon leaves the working directory.
@@ -160,6 +181,7 @@ mod tests {
             flush_after: Duration::from_secs(30),
             max_age: Duration::from_secs(900),
             auto_flush: true,
+            io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             fuse: FuseOptions::default(),
             foreground: false,
@@ -170,7 +192,7 @@ mod tests {
     #[test]
     fn every_option_arrives() {
         let options = options(
-            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io daemon \
+            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
              -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
@@ -180,6 +202,7 @@ mod tests {
         assert_eq!(options.flush_after, Duration::from_secs(7200));
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert!(!options.auto_flush && options.foreground);
+        assert_eq!(options.io_timeout, Duration::from_millis(1500));
         assert_eq!(options.io, IoMode::Daemon);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }
@@ -193,6 +216,7 @@ mod tests {
             "-o ro /b /m",
             "--io both /b /m",
             "--max-age soon /b /m",
+            "--io-timeout 0 /b /m",
         ] {
             assert_eq!(options(line).unwrap_err().code, Exit::Usage, "{line}");
         }

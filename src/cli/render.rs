@@ -38,9 +38,15 @@ pub fn quoted(path: &Path) -> String {
 
 /// The answer to `ferryfs status`.
 pub fn status(status: &Status) -> String {
-    let state = match status.backend_state {
-        BackendState::Attached => "attached",
-        BackendState::Detached => "not there",
+    let state = match (status.backend_state, &status.stalled_since) {
+        (BackendState::Attached, Some(since)) => {
+            format!(
+                "attached, stalled since {}: it does not answer",
+                printable(since)
+            )
+        }
+        (BackendState::Attached, None) => "attached".into(),
+        (BackendState::Detached, _) => "not there".into(),
     };
     let mut rows = vec![
         ("mount", printable(&status.mountpoint)),
@@ -129,6 +135,11 @@ fn last_batch(batch: Option<&LastBatch>) -> String {
 /// What it all means for whoever has a hand on the cable.
 fn advice(status: &Status) -> String {
     let mount = quoted(Path::new(&status.mountpoint));
+    if status.backend_state == BackendState::Attached && status.stalled_since.is_some() {
+        return "The backend does not answer. Go on working: what is in the cache works, what is only on the backend \
+                gives an error,\nand what waits is carried over when it answers again."
+            .into();
+    }
     match (status.backend_state, status.safe_to_unplug) {
         (BackendState::Attached, true) => {
             "Safe to unplug: nothing waits, nothing is being written.".into()

@@ -231,6 +231,7 @@ mod tests {
             files_total: n,
             bytes_done: n,
             bytes_total: n,
+            silent_seconds: 0,
         }
     }
 

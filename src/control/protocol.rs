@@ -41,6 +41,8 @@ pub enum Request {
 /// One line of the daemon's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
+// There is one of them at a time, so nothing is won by a smaller one.
+#[allow(clippy::large_enum_variant)]
 pub enum Reply {
     /// How far it is; more follows.
     Progress(Progress),
@@ -104,6 +106,13 @@ pub struct Progress {
     pub bytes_done: u64,
     /// Bytes that this phase has in all.
     pub bytes_total: u64,
+    /// For how many seconds the backend has not answered; 0 if it does. The batch waits for it and then goes on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub silent_seconds: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Whether the backend is at hand.
@@ -137,6 +146,9 @@ pub struct Status {
     pub volume_id: String,
     /// Whether the backend is at hand.
     pub backend_state: BackendState,
+    /// Since when the backend, although attached, has not answered: RFC 3339, UTC. `None` if it answers, as far as is known.
+    #[serde(default)]
+    pub stalled_since: Option<String>,
     /// Changed files, directories and names that wait to be carried over.
     pub dirty_files: u64,
     /// Bytes that wait to be carried over.

@@ -2,12 +2,15 @@
 
 pub mod background;
 pub mod dead_mount;
+mod ending;
+mod flight;
 mod monitor;
 pub mod options;
 pub mod preflight;
 pub mod rescue;
 mod run;
 mod service;
+mod starting;
 mod tasks;
 mod volume;
 
@@ -94,6 +97,14 @@ impl From<FlushError> for DaemonError {
             hint: service::hint(&error).map(str::to_string),
         }
     }
+}
+
+/// Looks whether the mount that `options` describe can be made, and completes them.
+///
+/// # Errors
+/// Why not; also if the backend does not answer.
+pub fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
+    starting::check(options)
 }
 
 /// Serves the mount that `options` describe until it is unmounted; `ready` is signalled once it can be used.

@@ -141,7 +141,9 @@ impl Monitor {
         let Some(backend) = self.drive.get() else {
             return;
         };
-        if let Err(error) = backend.metadata(&layout::marker_path()) {
+        if let Err(error) = backend.metadata(&layout::marker_path())
+            && !error.is_stalled()
+        {
             tracing::warn!(%error, "the backend is gone; everything goes on from the cache");
             let mut presence = self.presence.lock();
             if *presence == Presence::Attached {

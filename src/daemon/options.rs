@@ -20,6 +20,8 @@ pub struct MountOptions {
     pub max_age: Duration,
     /// Whether to flush without being told to.
     pub auto_flush: bool,
+    /// How long a read from the backend may go unanswered before whoever asked is given an error.
+    pub io_timeout: Duration,
     /// How cached files are to be read and written.
     pub io: IoMode,
     /// What the kernel is told of the mount.

@@ -31,6 +31,7 @@ impl Place {
             flush_after: Duration::ZERO,
             max_age: Duration::ZERO,
             auto_flush: true,
+            io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             fuse: FuseOptions::default(),
             foreground: true,

@@ -13,25 +13,22 @@ use super::options::{CacheSize, IoMode, MountOptions};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
 use super::volume::{self, CacheFacts, VolumeLock};
-use super::{DaemonError, Ready, preflight};
+use super::{DaemonError, Ready, ending, preflight, starting};
 use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
 use crate::cache::{CacheLock, Store};
 use crate::cli::render;
 use crate::control::server::{self, Handler};
-use crate::flush::{FlushError, Flusher, Hooks, Parts as FlushParts};
+use crate::flush::{Flusher, Hooks, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
 use crate::index::{self, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Workers};
 use crate::rules::names::NameRules;
 use crate::sys::time::CoarseClock;
 
-/// Threads that may wait for the backend.
-const WORKERS: usize = 8;
-
-/// How long a request may wait for the backend.
-const IO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many times the time that a read may go unanswered a backend may not answer before an end is made without it.
+const HOPELESS: u32 = 3;
 
 /// Share of the SSD that stays free for others, as a divisor: 5%.
 const KEEP_FREE_DIVISOR: u64 = 20;
@@ -40,7 +37,7 @@ const KEEP_FREE_DIVISOR: u64 = 20;
 const RESERVE: u64 = 64 << 20;
 
 /// How long background threads are given to come to rest.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long programs are given to close their files once a signal has taken the mount away.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -87,7 +84,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     let index = open_index(&opened)?;
     let store =
         Arc::new(Store::open(&opened.dir).map_err(|error| DaemonError::failed(error.to_string()))?);
-    let drive = Arc::new(Drive::detached());
+    let drive = Drive::guarded(options.io_timeout)
+        .map(Arc::new)
+        .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
     let limits = limits(&options, &store, index.lock().totals().cached_bytes)?;
     let fs = Fs::new(FsParts {
         index: index.clone(),
@@ -100,7 +99,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             nix::unistd::getegid().as_raw(),
         ),
         limits,
-        io_timeout: IO_TIMEOUT,
+        io_timeout: options.io_timeout,
         cache_path: opened.dir.as_os_str().as_encoded_bytes().to_vec(),
     })
     .map(Arc::new)
@@ -108,7 +107,12 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     let attention = settle_after_unclean_end(&fs, &index)?;
     drive.attach(opened.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
-    flusher.recover()?;
+    if let Err(error) = starting::recover(&flusher, &drive, options.io_timeout * HOPELESS) {
+        if flusher.is_running() {
+            keep_locks(opened);
+        }
+        return Err(error);
+    }
     drive.refresh_space();
     serve(
         &options,
@@ -157,7 +161,7 @@ fn serve(
         attention,
     } = parts;
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
-    let workers = Workers::start(WORKERS).map_err(|e| io("cannot start a thread", e))?;
+    let workers = Workers::start().map_err(|e| io("cannot start a thread", e))?;
     let session_options = SessionOptions {
         source: options.backend.to_string_lossy().into_owned(),
         allow_other: options.fuse.allow_other,
@@ -181,11 +185,13 @@ fn serve(
         volume: opened.facts.volume,
         backend: options.backend.clone(),
         mountpoint: options.mountpoint.clone(),
-        last_error: Mutex::new(None),
+        last_error: Arc::new(Mutex::new(None)),
+        patience: options.io_timeout * HOPELESS,
         store,
         attention,
         ended,
         ending: false.into(),
+        over: false.into(),
     });
     let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
         .map_err(|e| io("cannot open the control socket", e))?;
@@ -206,11 +212,11 @@ fn serve(
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
     tracing::info!(backend = %options.backend.display(), mountpoint = %options.mountpoint.display(), "mounted");
-    let cut_off = match wait_for_end(&session, &end, signals) {
-        End::Unmounted => false,
+    let (cut_off, patience) = match wait_for_end(&session, &end, signals) {
+        End::Unmounted => (false, PATIENCE),
         End::Signal => {
-            end_on_signal(&service, &options.mountpoint);
-            !is_over_soon(&session)
+            let patience = ending::on_signal(&service, &options.mountpoint, signals);
+            (!is_over_soon(&session), patience)
         }
     };
     service
@@ -221,28 +227,43 @@ fn serve(
         // another, with everything on the SSD.
         tracing::warn!("files of the mount are still open; whoever has them is cut off");
         session.abandon();
-        tasks.stop(PATIENCE);
-        server.close_door();
-        let synced = fs.sync().map_err(failed);
-        drop(opened);
-        server.stop();
-        return synced;
-    }
-    if let Err(error) = session.end() {
+    } else if let Err(error) = session.end() {
         tracing::warn!(%error, "the session ended with an error");
     }
     tasks.stop(PATIENCE);
+    let at_rest = ending::wait_for_flush(&service, patience);
+    service
+        .over
+        .store(!at_rest, std::sync::atomic::Ordering::Release);
     server.close_door();
-    let closed = close(&fs, &index);
-    // The locks go before the connection of whoever asked for the end: when that is told, all is free.
-    drop(opened);
+    let closed = if cut_off {
+        fs.sync().map_err(failed)
+    } else {
+        close(&fs, &index, at_rest)
+    };
+    if at_rest {
+        // The locks go before the connection of whoever asked for the end: when that is told, all is free.
+        drop(opened);
+    } else {
+        keep_locks(opened);
+    }
     server.stop();
     closed
 }
 
-/// Everything is settled, so that the next start need not look for what an unclean end leaves.
-fn close(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
+/// Keeps the locks until the process is gone. A call that changes the backend is still under way and may yet take effect, and no
+/// other daemon may recover the batch before that: the kernel lets go of the locks when the last thread has come back from it.
+fn keep_locks(opened: Opened) {
+    std::mem::forget(opened);
+}
+
+/// Everything is settled, so that the next start need not look for what an unclean end leaves; unless a flush is not at rest,
+/// which may go on until the process is gone: as if it were killed.
+fn close(fs: &Fs, index: &Index, at_rest: bool) -> Result<(), DaemonError> {
     fs.close_all().map_err(failed)?;
+    if !at_rest {
+        return Ok(());
+    }
     if index.lock().has_undone() {
         tracing::warn!(
             "the index had to undo changes; the next start looks for what they have left"
@@ -260,20 +281,6 @@ fn note_unclean(index: &Index, value: &str) -> Result<(), DaemonError> {
     noted
         .and_then(|()| index.sync())
         .map_err(|error| DaemonError::failed(error.to_string()))
-}
-
-/// A signal asks for an end: what waits is carried if the drive is there, the mount taken away even if it is in use.
-fn end_on_signal(service: &Service, mountpoint: &Path) {
-    tracing::info!("ending on a signal");
-    if service.drive.is_attached() {
-        // Its outcome is logged; what was not carried waits in the cache.
-        let _ = service.run_flush(None, &|_| {});
-    }
-    if super::tasks::unmount(mountpoint).is_err()
-        && let Err(error) = super::dead_mount::detach(mountpoint)
-    {
-        tracing::error!(%error, "the mount could not be taken away");
-    }
 }
 
 /// Whether the last file of a mount that was taken away is closed before long.
@@ -339,8 +346,7 @@ fn block_signals() -> Result<Receiver<()>, DaemonError> {
 }
 
 fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, DaemonError> {
-    let backend = MountedDir::open(&options.backend).map_err(FlushError::from)?;
-    let marker = volume::peek(&backend)?;
+    let (backend, marker) = starting::look(&options.backend, options.io_timeout)?;
     let dir = match (&options.cache, &marker) {
         (Some(dir), _) => dir.clone(),
         (None, Some(marker)) => volume::default_caches()?.join(marker.id.to_string()),

@@ -9,6 +9,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::flight::{self, Patience};
 use super::monitor::{Monitor, Presence};
 use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
@@ -34,7 +35,9 @@ pub(super) struct Service {
     pub(super) backend: PathBuf,
     pub(super) mountpoint: PathBuf,
     /// The last thing that went wrong and has not been put right since.
-    pub(super) last_error: Mutex<Option<String>>,
+    pub(super) last_error: Arc<Mutex<Option<String>>>,
+    /// How long a backend may not answer before `eject` and `unmount` go on without it.
+    pub(super) patience: Duration,
     /// For what is in lost+found.
     pub(super) store: Arc<Store>,
     /// What the start of this daemon has found that its owner must know.
@@ -43,6 +46,8 @@ pub(super) struct Service {
     pub(super) ended: Sender<()>,
     /// No new flush begins by itself.
     pub(super) ending: AtomicBool,
+    /// The daemon ends in the middle of a flush: nobody is to wait for it any more.
+    pub(super) over: AtomicBool,
 }
 
 /// What to do about a failed flush.
@@ -54,6 +59,13 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         }
         FlushError::Full { .. } => {
             "delete something in the mount, or move it elsewhere, and flush again; nothing is lost"
+        }
+        FlushError::StillRunning { silent: Some(_) } => {
+            "see whether the NAS or drive is well; `ferryfs status` tells when it answers again"
+        }
+        FlushError::StillRunning { silent: None } => "see `ferryfs status` for how it goes on",
+        FlushError::Backend(error) if error.is_stalled() => {
+            "see whether the NAS or drive is well; what was not carried waits in the cache"
         }
         FlushError::TimedOut => "run `ferryfs flush` again with more time",
         FlushError::Unfinished { .. } => {
@@ -96,39 +108,85 @@ pub(super) fn control_error(error: &FlushError) -> ControlError {
     }
 }
 
+/// Why the backend is still held. One that does not answer is none for whoever wants to unplug it.
+fn not_ejected(error: &FlushError) -> ControlError {
+    let control = control_error(error);
+    match error {
+        FlushError::StillRunning { .. } => ControlError {
+            code: ErrorCode::BackendAbsent,
+            message: format!("not ejected: {}", control.message),
+            ..control
+        },
+        _ => control,
+    }
+}
+
 impl Service {
-    /// Flushes, and remembers how it went.
+    /// Flushes, and remembers how it went, also if it is no longer waited for.
     pub(super) fn run_flush(
         &self,
-        deadline: Option<Instant>,
+        patience: &Patience<'_>,
         progress: &dyn Fn(Progress),
     ) -> Result<Report, FlushError> {
-        self.run_flush_and(deadline, progress, || {})
+        self.run_flush_and(patience, progress, || {})
     }
 
     fn run_flush_and(
         &self,
-        deadline: Option<Instant>,
+        patience: &Patience<'_>,
         progress: &dyn Fn(Progress),
-        then: impl FnOnce(),
+        then: impl FnOnce() + Send + 'static,
     ) -> Result<Report, FlushError> {
         let started = Instant::now();
-        let result = self.flusher.flush_and(deadline, progress, then);
-        match &result {
-            Ok(_) => *self.last_error.lock() = None,
-            Err(error) => {
-                tracing::error!(%error, "flush failed");
-                *self.last_error.lock() = Some(error.to_string());
-                if error.is_gone() {
-                    self.monitor.look_now();
+        let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
+        let index = self.index.clone();
+        let after = move |result: &Result<Report, FlushError>| {
+            match result {
+                Ok(_) => *last_error.lock() = None,
+                Err(error) => {
+                    tracing::error!(%error, "flush failed");
+                    *last_error.lock() = Some(error.to_string());
+                    if error.is_gone() {
+                        monitor.look_now();
+                    }
                 }
             }
+            let mut state = index.lock();
+            let still_dirty = state.anything_dirty().unwrap_or(true);
+            state.set_dirty_since(still_dirty.then_some(started));
+        };
+        let patience = Patience {
+            deadline: patience.deadline,
+            enough: &|silent| self.over.load(Ordering::Acquire) || (patience.enough)(silent),
+        };
+        flight::flush(&self.flusher, &self.drive, &patience, progress, then, after)
+    }
+
+    /// Whether a backend has not answered for so long that nobody should wait for it who wants to end something.
+    pub(super) fn is_hopeless(&self, silent: Option<Duration>) -> bool {
+        silent.is_some_and(|silent| silent >= self.patience)
+    }
+
+    /// Flushes before an end that must come: not longer than until `deadline`, nor if the backend does not answer, nor once
+    /// `enough`. `None` if there is no backend, or it does not answer.
+    pub(super) fn flush_before_end(
+        &self,
+        deadline: Option<Instant>,
+        enough: &dyn Fn() -> bool,
+        progress: &dyn Fn(Progress),
+    ) -> Option<Result<Report, FlushError>> {
+        let silent = self.drive.stalled().map(|stall| stall.lasts());
+        if !self.drive.is_attached() || self.is_hopeless(silent) {
+            return None;
         }
-        let mut state = self.index.lock();
-        let still_dirty = state.anything_dirty().unwrap_or(true);
-        state.set_dirty_since(still_dirty.then_some(started));
-        drop(state);
-        result
+        let patience = Patience {
+            deadline,
+            enough: &|silent| self.is_hopeless(silent) || enough(),
+        };
+        match self.run_flush(&patience, progress) {
+            Err(FlushError::StillRunning { silent: Some(_) }) => None,
+            result => Some(result),
+        }
     }
 
     fn waiting(&self) -> Waiting {
@@ -161,14 +219,20 @@ impl Service {
         lines
     }
 
-    /// The report of an unmount without the backend: whatever is dirty stays behind, in the cache.
+    /// The report of an unmount without the backend, or with one that does not answer: whatever is dirty stays behind, in the
+    /// cache.
     fn what_must_wait(&self) -> Report {
         let waiting = self.waiting();
         let mut report = Report::default();
         if waiting.names + waiting.inodes > 0 {
             let what = format!("{} changed files and names", waiting.names + waiting.inodes);
-            let why = "the backend is not attached; they wait in the cache and follow after the next mount";
-            report.left_behind.push((what, why.into()));
+            let why = if self.drive.is_attached() {
+                "the backend does not answer"
+            } else {
+                "the backend is not attached"
+            };
+            let why = format!("{why}; they wait in the cache and follow after the next mount");
+            report.left_behind.push((what, why));
         }
         report
     }
@@ -243,6 +307,10 @@ impl Handler for Service {
             } else {
                 BackendState::Detached
             },
+            stalled_since: self
+                .drive
+                .stalled()
+                .map(|stall| rfc3339(Timestamp::from(stall.since))),
             dirty_files,
             dirty_bytes: totals.dirty_bytes,
             open_for_write: writing as u64,
@@ -268,9 +336,12 @@ impl Handler for Service {
         timeout: Option<Duration>,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError> {
-        // A time that no clock reaches is no deadline.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.run_flush(deadline, progress)
+        let patience = Patience {
+            // A time that no clock reaches is no deadline.
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            enough: &|_| false,
+        };
+        self.run_flush(&patience, progress)
             .map(|report| self.flush_report(report))
             .map_err(|error| control_error(&error))
     }
@@ -284,13 +355,22 @@ impl Handler for Service {
         if !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));
         }
-        let let_go = || {
-            self.monitor.let_go(Presence::Ejected);
-            self.fs.close_idle_readers(true);
+        let silent = self.drive.stalled().map(|stall| stall.lasts());
+        if self.is_hopeless(silent) {
+            return Err(not_ejected(&FlushError::StillRunning { silent }));
+        }
+        let (monitor, fs) = (self.monitor.clone(), self.fs.clone());
+        let let_go = move || {
+            monitor.let_go(Presence::Ejected);
+            fs.close_idle_readers(true);
+        };
+        let patience = Patience {
+            deadline: None,
+            enough: &|silent| self.is_hopeless(silent),
         };
         let report = self
-            .run_flush_and(None, progress, let_go)
-            .map_err(|error| control_error(&error))?;
+            .run_flush_and(&patience, progress, let_go)
+            .map_err(|error| not_ejected(&error))?;
         Ok(self.flush_report(report))
     }
 
@@ -299,10 +379,14 @@ impl Handler for Service {
         flush: bool,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError> {
-        let report = if flush && !self.drive.is_attached() {
-            self.what_must_wait()
-        } else if flush {
-            self.run_flush(None, progress).map_err(|error| {
+        let flushed = if flush {
+            self.flush_before_end(None, &|| false, progress)
+        } else {
+            Some(Ok(Report::default()))
+        };
+        let report = match flushed {
+            None => self.what_must_wait(),
+            Some(result) => result.map_err(|error| {
                 let hint = "nothing is lost: it waits in the cache. To unmount without flushing: ferryfs unmount --no-flush";
                 let control = control_error(&error);
                 ControlError {
@@ -310,9 +394,7 @@ impl Handler for Service {
                     hint: Some(hint.into()),
                     ..control
                 }
-            })?
-        } else {
-            Report::default()
+            })?,
         };
         self.ending.store(true, Ordering::Release);
         tasks::unmount(&self.mountpoint).map_err(|error| {

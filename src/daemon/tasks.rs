@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::dead_mount::{self, DetachError};
+use super::flight::Patience;
 use super::service::Service;
 use crate::base::Ino;
 use crate::fs::Syncer;
@@ -191,7 +192,7 @@ fn trim(service: &Service, stop: &AtomicBool) {
 fn walk(service: &Service, stop: &AtomicBool) {
     let mut after = Ino(0);
     while !stop.load(Ordering::Acquire) {
-        if !service.drive.is_attached() {
+        if !service.drive.is_attached() || service.drive.stalled().is_some() {
             rest(stop, Duration::from_secs(2));
             continue;
         }
@@ -219,11 +220,17 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
         if ending
             || Instant::now() < not_before
             || !service.drive.is_attached()
+            || service.drive.stalled().is_some()
+            || service.flusher.is_running()
             || !is_due(service, &auto)
         {
             continue;
         }
-        match service.run_flush(None, &|_| {}) {
+        let patience = Patience {
+            deadline: None,
+            enough: &|_| stop.load(Ordering::Acquire),
+        };
+        match service.run_flush(&patience, &|_| {}) {
             Ok(report) => {
                 backoff = Duration::ZERO;
                 if report.batch.is_some() {

@@ -47,6 +47,7 @@ use crate::rules::names::NameRules;
 pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result};
+pub(crate) use run::phase;
 pub(crate) use untrusted::read_small;
 
 /// What a flush needs of the file system it serves.

@@ -1,9 +1,11 @@
 //! File-system semantics: what each request of the kernel means for the index and the objects.
 //!
-//! Every operation is given a [`Ctx`]. One that comes to a point where it would have to wait for the backend, or copy a whole
-//! object, returns [`FsError::WouldBlock`] unless the context allows it; nothing has been changed then that a second run from
-//! the start would not find in order. The kernel room runs operations on its event threads without that permission, and runs
-//! them again on a worker with it. So no event thread ever waits for the drive.
+//! Every operation is given a [`Ctx`]. One that comes to a point where it would have to copy a whole object returns
+//! [`FsError::WouldBlock`] unless the context allows it, and one that would have to wait for the backend, or for somebody who
+//! does, [`FsError::WouldWait`]; nothing has been changed then that a second run from the start would not find in order. The
+//! kernel room runs operations on its event threads without these permissions, and runs them again with the one that was
+//! missing, on workers of two kinds. So no event thread ever waits for the drive, and no copy within the SSD waits behind
+//! requests that do.
 //!
 //! Lock order: one open inode's content; then `reaping`; then `syncing`; then the table of open inodes; then the index. No backend call is made under the index
 //! lock or the table's.
@@ -50,12 +52,14 @@ pub struct Ctx {
     pub uid: u32,
     /// The caller's group.
     pub gid: u32,
-    /// Whether it may wait for the backend and copy large objects.
+    /// Whether it may copy large objects, and wait for somebody who does.
     pub may_block: bool,
+    /// Whether it may wait for the backend, and for somebody who does.
+    pub may_wait: bool,
 }
 
 impl Ctx {
-    /// Passes if waiting is allowed.
+    /// Passes if work on the SSD that takes its time is allowed.
     ///
     /// # Errors
     /// [`FsError::WouldBlock`] if it is not.
@@ -64,6 +68,18 @@ impl Ctx {
             Ok(())
         } else {
             Err(FsError::WouldBlock)
+        }
+    }
+
+    /// Passes if waiting for the backend is allowed.
+    ///
+    /// # Errors
+    /// [`FsError::WouldWait`] if it is not.
+    fn wait(&self) -> Result<()> {
+        if self.may_wait {
+            Ok(())
+        } else {
+            Err(FsError::WouldWait)
         }
     }
 }

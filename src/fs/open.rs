@@ -46,6 +46,8 @@ pub(super) struct Content {
 pub(super) struct OpenInode {
     pub(super) ino: Ino,
     pub(super) content: RwLock<Content>,
+    /// Whoever holds the content's lock for writing waits for the backend.
+    pub(super) fetching: AtomicBool,
     /// The file on the backend, while it is being read from there.
     pub(super) backend: BackendReader,
 }
@@ -65,6 +67,7 @@ impl OpenTable {
             let open = OpenInode {
                 ino,
                 content: RwLock::default(),
+                fetching: AtomicBool::new(false),
                 backend: BackendReader::default(),
             };
             (Arc::new(open), 0)
@@ -203,7 +206,8 @@ impl Fs {
         let handle = self.opens.handle(number)?;
         let settled = if handle.mode.write {
             match self.release_writer(ctx, &handle.open) {
-                Err(FsError::WouldBlock) => return Err(FsError::WouldBlock),
+                // It comes again, on a worker.
+                again @ Err(FsError::WouldBlock | FsError::WouldWait) => return again,
                 settled => settled,
             }
         } else {

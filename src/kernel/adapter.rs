@@ -92,6 +92,31 @@ fn answer<R: Fails, T>(
     }
 }
 
+/// Runs `operation` on a worker that may do all there is to do.
+fn run_waiting<R, T, O, D>(
+    workers: &Workers,
+    fs: Arc<Fs>,
+    request: &'static str,
+    ctx: Ctx,
+    reply: R,
+    operation: O,
+    done: D,
+) where
+    R: Fails,
+    O: Fn(&Fs, &Ctx) -> Result<T> + Send + 'static,
+    D: FnOnce(R, T) + Send + 'static,
+{
+    workers.wait(move || {
+        let ctx = Ctx {
+            may_block: true,
+            may_wait: true,
+            ..ctx
+        };
+        let result = guarded(|| operation(&fs, &ctx));
+        answer(request, reply, result, done);
+    });
+}
+
 impl Adapter {
     pub(super) fn new(fs: Arc<Fs>, workers: Workers, syncer: Arc<Syncer>) -> Adapter {
         Adapter {
@@ -101,7 +126,7 @@ impl Adapter {
         }
     }
 
-    /// Runs `operation` here; if it would have to wait, on a worker that may.
+    /// Runs `operation` here; if it would take long, or would have to wait, on a worker that may.
     fn run<R, T, O, D>(&self, request: &'static str, ctx: Ctx, reply: R, operation: O, done: D)
     where
         R: Fails,
@@ -113,15 +138,23 @@ impl Adapter {
             operation(&self.fs, &ctx)
         }) {
             Err(FsError::WouldBlock) => {
-                let fs = self.fs.clone();
-                self.workers.run(move || {
+                let (fs, workers) = (self.fs.clone(), self.workers.clone());
+                self.workers.copy(move || {
                     let ctx = Ctx {
                         may_block: true,
                         ..ctx
                     };
-                    let result = guarded(|| operation(&fs, &ctx));
-                    answer(request, reply, result, done);
+                    match guarded(|| operation(&fs, &ctx)) {
+                        Err(FsError::WouldWait) => {
+                            run_waiting(&workers, fs, request, ctx, reply, operation, done);
+                        }
+                        result => answer(request, reply, result, done),
+                    }
                 });
+            }
+            Err(FsError::WouldWait) => {
+                let fs = self.fs.clone();
+                run_waiting(&self.workers, fs, request, ctx, reply, operation, done);
             }
             result => answer(request, reply, result, done),
         }
@@ -455,7 +488,7 @@ impl Filesystem for Adapter {
             return reply.error(errno(&error));
         }
         match guarded(|| self.fs.write(&ctx, handle.0, offset, data)) {
-            Err(FsError::WouldBlock) => {
+            Err(FsError::WouldBlock | FsError::WouldWait) => {
                 // Only now are the bytes copied: the request's buffer is the event thread's.
                 let data = data.to_vec();
                 let operation = move |fs: &Fs, ctx: &Ctx| fs.write(ctx, handle.0, offset, &data);

@@ -275,16 +275,18 @@ pub const CTX: Ctx = Ctx {
     uid: 1000,
     gid: 1000,
     may_block: true,
+    may_wait: true,
 };
 
 /// Runs an operation as the kernel room does: first without the permission to wait, then, if it would have to, with it.
 pub fn call<T>(mut operation: impl FnMut(&Ctx) -> Result<T, FsError>) -> Result<T, FsError> {
     let hasty = Ctx {
         may_block: false,
+        may_wait: false,
         ..CTX
     };
     match operation(&hasty) {
-        Err(FsError::WouldBlock) => operation(&CTX),
+        Err(FsError::WouldBlock | FsError::WouldWait) => operation(&CTX),
         result => result,
     }
 }
