@@ -69,21 +69,21 @@ impl Tally {
     }
 }
 
-/// Whether the bytes of `node` are anywhere on the drive.
-fn is_anywhere(tree: &Tree, node: &MemNode) -> bool {
-    match node {
-        MemNode::File { bytes, .. } => tree
-            .values()
-            .any(|at| matches!(at, MemNode::File { bytes: there, .. } if there == bytes)),
-        _ => true,
-    }
+/// Whether what is at `path` is anywhere on the drive: a file's bytes, or a directory of that name.
+fn is_anywhere(tree: &Tree, path: &RelPath, node: &MemNode) -> bool {
+    let last = path.split_last().map(|it| it.1);
+    tree.iter().any(|(other, at)| match (at, node) {
+        (MemNode::File { bytes: there, .. }, MemNode::File { bytes, .. }) => there == bytes,
+        (MemNode::Directory, MemNode::Directory) => other.split_last().map(|it| it.1) == last,
+        _ => false,
+    })
 }
 
 /// What of `tree` the crash has taken for good: files that are nowhere on the drive, whole, nor in the cache.
 fn gone_from(scene: &Scene, tree: &Tree, crashed: &Tree) -> BTreeSet<RelPath> {
     let lost = tree.iter().filter(|(path, node)| {
         let cached = scene.mount.contains_key(path) && scene.engine.is_cached(&path.to_string());
-        !cached && !is_anywhere(crashed, node)
+        !cached && matches!(node, MemNode::File { .. }) && !is_anywhere(crashed, path, node)
     });
     lost.map(|(path, _)| path.clone()).collect()
 }
@@ -112,12 +112,13 @@ impl Scene {
         let gone_before = gone_from(self, &self.before, crashed);
         recover("recover")?;
         let recovered = self.world.memory.tree();
-        // What was moved and lost, but is in the cache, may come with the next flush only.
+        // What was moved and lost, but is in the cache, and what was in a directory that was moved and lost, may come with
+        // the next flush only.
         let missing = |of: &Tree| -> BTreeSet<RelPath> {
             let drive = user_part(recovered.clone());
-            let lost = of
-                .iter()
-                .filter(|(path, node)| !drive.contains_key(*path) && !is_anywhere(crashed, node));
+            let lost = of.iter().filter(|(path, node)| {
+                !drive.contains_key(*path) && !is_anywhere(crashed, path, node)
+            });
             lost.map(|(path, _)| path.clone()).collect()
         };
         let (cut, before) = (&self.cut, &self.before);

@@ -8,7 +8,7 @@ use ferryfs::backend::faulty::Fault;
 use ferryfs::backend::memory::Crash;
 use ferryfs::flush::FlushError;
 
-use crate::model::{Plain, What};
+use crate::model::{Plain, What, rel};
 use crate::sim::Sim;
 use crate::watch::Watch;
 
@@ -75,9 +75,11 @@ impl Sim {
 
     /// The flush says that all is on the drive, but for what it has named.
     fn flushed(&mut self, mut cut: Plain, named: &BTreeSet<String>) {
+        let drive = self.drive();
+        // What the SSD had kept for the batch is back.
+        self.gone.retain(|path| !drive.contains_key(&rel(path)));
         let unnamed: Vec<_> = self.gone.difference(named).cloned().collect();
         let wrongly: Vec<_> = named.difference(&self.gone).collect();
-        let drive = self.drive();
         cut.retain(|path, _| !self.gone.contains(&path.to_string()));
         assert!(
             drive == cut,
@@ -207,6 +209,7 @@ impl Sim {
                 continue;
             };
             if !there.contains(&**bytes) && !self.e().is_cached(&path) {
+                self.counts.on_nothing += 1;
                 self.gone.insert(path);
             }
         }
@@ -273,12 +276,8 @@ impl Sim {
                 .iter()
                 .all(|(path, node)| wanted.get(path) == Some(node));
             let mut less = wanted.iter().filter(|(path, _)| !drive.contains_key(*path));
-            same && less.all(|(_, node)| {
-                node.is_some()
-                    && !self.cuts.iter().flat_map(|cut| cut.values()).any(|_| false)
-                    && may_draw()
-                    && !drive.values().any(|there| there == node)
-            })
+            same && may_draw()
+                && less.all(|(_, node)| node.is_none() || !drive.values().any(|it| it == node))
         };
         let right = self
             .cuts

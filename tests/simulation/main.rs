@@ -37,7 +37,7 @@ impl Total {
         let sum = |of: fn(&Counts) -> usize| self.0.iter().map(of).sum::<usize>();
         format!(
             "{} runs: {} operations, {} flushes, {} broken off, {} deaths, {} power cuts of the drive, {} recoveries; \
-             {} moved files physically gone, each named",
+             {} files under no name after a crash, {} of them gone for good and named",
             self.0.len(),
             sum(|it| it.operations),
             sum(|it| it.flushes),
@@ -45,6 +45,7 @@ impl Total {
             sum(|it| it.deaths),
             sum(|it| it.yanks),
             sum(|it| it.recoveries),
+            sum(|it| it.on_nothing),
             sum(|it| it.gone)
         )
     }

@@ -26,6 +26,8 @@ pub(crate) struct Counts {
     pub(crate) deaths: usize,
     pub(crate) yanks: usize,
     pub(crate) recoveries: usize,
+    /// Files that neither the drive nor an object had after a crash.
+    pub(crate) on_nothing: usize,
     /// Files that neither the drive nor the cache had any more: moved, only on the drive, and left under neither name.
     pub(crate) gone: usize,
 }
