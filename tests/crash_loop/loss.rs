@@ -28,28 +28,42 @@ fn draws() -> u64 {
 /// What went wrong in one case: which, what, and what the crash had kept.
 type Failure = (String, String, Vec<String>);
 
+/// Files that a crash had left under no name, and those of them that nothing brought back.
+struct Lost {
+    on_nothing: usize,
+    gone: usize,
+}
+
 /// How a run of many cases went.
 #[derive(Default)]
 struct Tally {
     cases: usize,
     /// Files that nobody has any more, and nobody could have saved.
     gone: usize,
+    /// Files that were under no name right after the crash, nor in an object.
+    on_nothing: usize,
     failures: Vec<Failure>,
 }
 
 impl Tally {
-    fn note(&mut self, case: String, story: Vec<String>, outcome: Result<usize, String>) {
+    fn note(&mut self, case: String, story: Vec<String>, outcome: Result<Lost, String>) {
         self.cases += 1;
         match outcome {
-            Ok(gone) => self.gone += gone,
+            Ok(lost) => {
+                self.gone += lost.gone;
+                self.on_nothing += lost.on_nothing;
+            }
             Err(what) => self.failures.push((case, what, story)),
         }
     }
 
     /// Fails if any case did, telling the one with the shortest story.
     fn close(mut self, name: &str) {
-        let (cases, gone, failed) = (self.cases, self.gone, self.failures.len());
-        println!("{name}: {cases} cases, {failed} failed, {gone} moved files physically gone");
+        let (cases, failed) = (self.cases, self.failures.len());
+        println!(
+            "{name}: {cases} cases, {failed} failed, {} files under no name and in no object, {} of them gone for good",
+            self.on_nothing, self.gone
+        );
         self.failures.sort_by_key(|(_, _, story)| story.len());
         let Some((case, what, story)) = self.failures.first() else {
             return;
@@ -103,7 +117,7 @@ fn none(findings: Vec<Finding>, when: &str) -> Result<(), String> {
 
 impl Scene {
     /// Recovers after a crash that has left `crashed`, and looks at everything. Gives the files that are gone.
-    fn recover_after_loss(&self, crashed: &Tree, all_cached: bool) -> Result<usize, String> {
+    fn recover_after_loss(&self, crashed: &Tree, all_cached: bool) -> Result<Lost, String> {
         let recover = |what: &str| {
             let done = self.engine.flusher.recover();
             done.map_err(|error| format!("{what}: {error}"))
@@ -183,7 +197,10 @@ impl Scene {
                 ));
             }
         }
-        Ok(lost.len())
+        Ok(Lost {
+            on_nothing: gone_cut.len(),
+            gone: lost.len(),
+        })
     }
 }
 
