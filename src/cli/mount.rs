@@ -44,6 +44,12 @@ pub struct MountArgs {
     /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
+    /// Have the drive's file system checked first, unless it says that it was unmounted in order; needs root
+    #[arg(long)]
+    fsck: bool,
+    /// Take the drive though it is on another file system than before: it looks like a copy of the one that was enrolled
+    #[arg(long)]
+    accept_copy: bool,
     /// Do not go to the background
     #[arg(long)]
     foreground: bool,
@@ -116,6 +122,8 @@ impl MountArgs {
             auto_flush: !self.no_auto_flush,
             io: self.io,
             fuse,
+            fsck: self.fsck,
+            accept_copy: self.accept_copy,
             foreground: self.foreground,
         })
     }
@@ -162,6 +170,8 @@ mod tests {
             auto_flush: true,
             io: IoMode::Auto,
             fuse: FuseOptions::default(),
+            fsck: false,
+            accept_copy: false,
             foreground: false,
         };
         assert_eq!(options, expected);
@@ -170,8 +180,8 @@ mod tests {
     #[test]
     fn every_option_arrives() {
         let options = options(
-            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io daemon \
-             -o allow_other -o noexec,suid --foreground rel /m",
+            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io daemon --fsck \
+             --accept-copy -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -180,6 +190,7 @@ mod tests {
         assert_eq!(options.flush_after, Duration::from_secs(7200));
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert!(!options.auto_flush && options.foreground);
+        assert!(options.fsck && options.accept_copy);
         assert_eq!(options.io, IoMode::Daemon);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }

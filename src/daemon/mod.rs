@@ -1,7 +1,10 @@
 //! The process behind a mount: how it is told what to do, what it checks first, and how it goes to the background.
 
+mod attach;
 pub mod background;
 pub mod dead_mount;
+mod health;
+mod identity;
 mod monitor;
 pub mod options;
 pub mod preflight;
@@ -9,6 +12,7 @@ pub mod rescue;
 mod run;
 mod service;
 mod tasks;
+mod verify;
 mod volume;
 
 use std::path::Path;

@@ -33,6 +33,8 @@ impl Place {
             auto_flush: true,
             io: IoMode::Auto,
             fuse: FuseOptions::default(),
+            fsck: false,
+            accept_copy: false,
             foreground: true,
         })
     }

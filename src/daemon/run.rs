@@ -8,12 +8,14 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
-use super::monitor::Monitor;
+use super::health::{self, Case, Decision, FsState};
+use super::monitor::{self, Bell, Monitor, Parts as MonitorParts, Site};
 use super::options::{CacheSize, IoMode, MountOptions};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
+use super::verify::{self, Found};
 use super::volume::{self, CacheFacts, VolumeLock};
-use super::{DaemonError, Ready, preflight};
+use super::{DaemonError, Ready, attach, preflight};
 use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
@@ -24,6 +26,7 @@ use crate::flush::{FlushError, Flusher, Hooks, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
 use crate::index::{self, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Workers};
+use crate::rules::marker::Marker;
 use crate::rules::names::NameRules;
 use crate::sys::time::CoarseClock;
 
@@ -69,7 +72,11 @@ impl Hooks for FlushHooks {
 struct Opened {
     dir: PathBuf,
     facts: CacheFacts,
-    backend: Arc<MountedDir>,
+    /// Where the volume was found.
+    path: PathBuf,
+    found: Found,
+    /// What is to be said of its file system.
+    warning: Option<String>,
     _lock: CacheLock,
     _volume: VolumeLock,
 }
@@ -106,7 +113,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     .map(Arc::new)
     .map_err(failed)?;
     let attention = settle_after_unclean_end(&fs, &index)?;
-    drive.attach(opened.backend.clone());
+    let bell = Bell::new();
+    let site = Site::new(&opened.path, &opened.found, &bell);
+    drive.attach(site.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
     flusher.recover()?;
     drive.refresh_space();
@@ -123,6 +132,8 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             limits,
             store,
             attention,
+            bell,
+            site,
         },
     )
 }
@@ -137,6 +148,8 @@ struct Serving {
     store: Arc<Store>,
     /// What the start has found that its owner must know.
     attention: Vec<String>,
+    bell: Arc<Bell>,
+    site: Site,
 }
 
 fn serve(
@@ -155,22 +168,32 @@ fn serve(
         limits,
         store,
         attention,
+        bell,
+        site,
     } = parts;
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
     let workers = Workers::start(WORKERS).map_err(|e| io("cannot start a thread", e))?;
     let session_options = SessionOptions {
-        source: options.backend.to_string_lossy().into_owned(),
+        source: opened.path.to_string_lossy().into_owned(),
         allow_other: options.fuse.allow_other,
         suid: options.fuse.suid,
         dev: options.fuse.dev,
         exec: options.fuse.exec,
     };
     let (ended, end) = unbounded();
+    let readers = fs.clone();
     let monitor = Monitor::new(
-        drive.clone(),
-        flusher.clone(),
-        options.backend.clone(),
-        (opened.facts.volume, opened.facts.nonce),
+        MonitorParts {
+            drive: drive.clone(),
+            flusher: flusher.clone(),
+            bell,
+            cache: opened.dir.clone(),
+            mountpoint: options.mountpoint.clone(),
+            facts: opened.facts.clone(),
+            on_detach: Box::new(move || readers.close_idle_readers(true)),
+        },
+        site,
+        opened.warning.clone(),
     );
     let service = Arc::new(Service {
         fs: fs.clone(),
@@ -179,7 +202,6 @@ fn serve(
         flusher,
         monitor: Arc::new(monitor),
         volume: opened.facts.volume,
-        backend: options.backend.clone(),
         mountpoint: options.mountpoint.clone(),
         last_error: Mutex::new(None),
         store,
@@ -205,7 +227,7 @@ fn serve(
         tracing::error!(%error, "whoever started the mount is gone");
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
-    tracing::info!(backend = %options.backend.display(), mountpoint = %options.mountpoint.display(), "mounted");
+    tracing::info!(backend = %opened.path.display(), mountpoint = %options.mountpoint.display(), "mounted");
     let cut_off = match wait_for_end(&session, &end, signals) {
         End::Unmounted => false,
         End::Signal => {
@@ -339,31 +361,34 @@ fn block_signals() -> Result<Receiver<()>, DaemonError> {
 }
 
 fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, DaemonError> {
-    let backend = MountedDir::open(&options.backend).map_err(FlushError::from)?;
-    let marker = volume::peek(&backend)?;
+    let (path, backend, marker) = locate(options)?;
+    let volume_lock = marker
+        .as_ref()
+        .map(|marker| VolumeLock::acquire(marker.id))
+        .transpose()?;
     let dir = match (&options.cache, &marker) {
         (Some(dir), _) => dir.clone(),
         (None, Some(marker)) => volume::default_caches()?.join(marker.id.to_string()),
         // The volume's id names the cache; it is known once it is enrolled.
         (None, None) => volume::default_caches()?,
     };
-    if marker.is_none()
-        && let Ok(caches) = volume::default_caches()
-        && let Some((_, facts)) = volume::cache_made_for(&caches, &options.backend)
-    {
-        return Err(facts.absent());
-    }
-    preflight::check_cache(&dir, &options.backend, &options.mountpoint)?;
+    preflight::check_cache(&dir, &path, &options.mountpoint)?;
     let known = CacheFacts::read(&dir)?;
     if let Some(facts) = &known {
-        facts.check(&dir, &options.backend, marker.as_ref())?;
+        facts.check(&dir, &path, marker.as_ref())?;
+        // Before anything is written, be it by a checker.
+        verify::verify(&path, facts, options.accept_copy)?;
     }
+    let (backend, warning) = look_at_its_state(options, &path, backend, &dir)?;
     let marker = match marker {
         Some(marker) => marker,
         None => volume::enroll(&backend, clock.now())?,
     };
-    let volume_lock = VolumeLock::acquire(marker.id)?;
-    let dir = match options.cache {
+    let volume_lock = match volume_lock {
+        Some(lock) => lock,
+        None => VolumeLock::acquire(marker.id)?,
+    };
+    let dir = match &options.cache {
         Some(_) => dir,
         None => volume::default_caches()?.join(marker.id.to_string()),
     };
@@ -372,21 +397,84 @@ fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, Daemo
         DaemonError::failed(error.to_string())
             .hint("see `ferryfs status`; one cache serves one mount")
     })?;
-    let facts = match known {
+    let is_new = known.is_none();
+    let mut facts = match known {
         Some(facts) => facts,
-        None => {
-            let facts = CacheFacts::new(&backend, &options.backend, &marker)?;
-            facts.write(&dir)?;
-            facts
-        }
+        None => CacheFacts::new(&backend, &path, &marker)?,
     };
+    let found = verify::verify(&path, &facts, options.accept_copy)?;
+    let file_system = found.file_system.clone().or(&facts.file_system);
+    if facts.remember(&path, file_system) || is_new {
+        facts.write(&dir)?;
+    }
     Ok(Opened {
         dir,
         facts,
-        backend: Arc::new(backend),
+        path,
+        found,
+        warning,
         _lock: lock,
         _volume: volume_lock,
     })
+}
+
+/// Where the backend is, it, and its marker: the directory that was named; or, if that is one where the volume of a cache
+/// has been and is not now, the place where it was attached last.
+fn locate(options: &MountOptions) -> Result<(PathBuf, MountedDir, Option<Marker>), DaemonError> {
+    let backend = MountedDir::open(&options.backend).map_err(FlushError::from)?;
+    let marker = volume::peek(&backend)?;
+    if marker.is_some() {
+        return Ok((options.backend.clone(), backend, marker));
+    }
+    let facts = match &options.cache {
+        Some(dir) => CacheFacts::read(dir)?,
+        None => volume::default_caches()
+            .ok()
+            .and_then(|caches| volume::cache_made_for(&caches, &options.backend))
+            .map(|(_, facts)| facts),
+    };
+    let Some(facts) = facts.filter(|facts| facts.was_at(&options.backend)) else {
+        return Ok((options.backend.clone(), backend, None));
+    };
+    if facts.backend != options.backend
+        && let Ok(found) = verify::verify(&facts.backend, &facts, false)
+    {
+        tracing::warn!(named = %options.backend.display(), found = %facts.backend.display(), "the drive is at another place");
+        let marker = volume::peek(&found.dir)?;
+        return Ok((facts.backend, found.dir, marker));
+    }
+    Err(facts.absent(&options.backend))
+}
+
+/// Looks at the state of the drive's own file system, and has it checked if that was asked for. Gives the drive, which is
+/// mounted anew then, and what is to be said of it.
+fn look_at_its_state(
+    options: &MountOptions,
+    path: &Path,
+    backend: MountedDir,
+    cache: &Path,
+) -> Result<(MountedDir, Option<String>), DaemonError> {
+    let mount = verify::mount_of(path);
+    let case = Case {
+        state: mount.as_ref().map_or(FsState::Irrelevant, health::state_of),
+        vanished: false,
+        batch_open: monitor::has_open_batch(cache),
+        fsck: options.fsck,
+    };
+    match (health::decide(case), &mount) {
+        (Decision::Check, Some(mount)) => {
+            health::check(mount).map_err(|error| attach::refused(&error))?;
+            let backend = MountedDir::open(path).map_err(FlushError::from)?;
+            Ok((backend, None))
+        }
+        _ => {
+            let warning = monitor::warning(case, mount.as_ref(), path);
+            if let Some(warning) = &warning {
+                tracing::warn!(warning, "the drive's file system");
+            }
+            Ok((backend, warning))
+        }
+    }
 }
 
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {

@@ -1,6 +1,6 @@
 //! What the control socket asks for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,8 +15,8 @@ use crate::backend::drive::Drive;
 use crate::base::Timestamp;
 use crate::cache::Store;
 use crate::control::protocol::{
-    BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath, LastBatch,
-    LeftBehind, Progress, Status,
+    AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath,
+    LastBatch, LeftBehind, Progress, Status,
 };
 use crate::control::server::Handler;
 use crate::flush::{FlushError, Flusher, Report};
@@ -31,7 +31,6 @@ pub(super) struct Service {
     pub(super) flusher: Arc<Flusher>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) volume: Uuid,
-    pub(super) backend: PathBuf,
     pub(super) mountpoint: PathBuf,
     /// The last thing that went wrong and has not been put right since.
     pub(super) last_error: Mutex<Option<String>>,
@@ -119,7 +118,7 @@ impl Service {
             Err(error) => {
                 tracing::error!(%error, "flush failed");
                 *self.last_error.lock() = Some(error.to_string());
-                if error.is_gone() {
+                if error.is_gone() || matches!(error, FlushError::WrongDrive(_)) {
                     self.monitor.look_now();
                 }
             }
@@ -236,7 +235,7 @@ impl Handler for Service {
         let dirty_files = waiting.names + waiting.inodes;
         Status {
             mountpoint: self.mountpoint.to_string_lossy().into_owned(),
-            backend: self.backend.to_string_lossy().into_owned(),
+            backend: self.monitor.path().to_string_lossy().into_owned(),
             volume_id: self.volume.to_string(),
             backend_state: if attached {
                 BackendState::Attached
@@ -251,6 +250,7 @@ impl Handler for Service {
             safe_to_unplug: dirty_files == 0 && !busy,
             batch_in_progress: busy,
             kept_local: waiting.kept_local,
+            warnings: self.monitor.warnings(),
             last_error: self
                 .last_error
                 .lock()
@@ -284,14 +284,24 @@ impl Handler for Service {
         if !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));
         }
-        let let_go = || {
-            self.monitor.let_go(Presence::Ejected);
-            self.fs.close_idle_readers(true);
-        };
+        let let_go = || self.monitor.let_go(Presence::Ejected);
         let report = self
             .run_flush_and(None, progress, let_go)
             .map_err(|error| control_error(&error))?;
         Ok(self.flush_report(report))
+    }
+
+    fn attach(
+        &self,
+        path: &Path,
+        accept_copy: bool,
+        fsck: bool,
+    ) -> Result<AttachReport, ControlError> {
+        if !path.is_absolute() {
+            let message = "the path to attach is not absolute";
+            return Err(ControlError::new(ErrorCode::BadRequest, message));
+        }
+        self.monitor.attach(path, accept_copy, fsck)
     }
 
     fn unmount(

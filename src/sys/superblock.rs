@@ -100,21 +100,18 @@ fn parse_fat(bytes: &[u8]) -> Option<Superblock> {
 }
 
 fn parse_ext(bytes: &[u8]) -> Option<Superblock> {
-    const VALID: u16 = 1;
     const ERRORS: u16 = 2;
-    const HAS_JOURNAL: u32 = 4;
     let block = bytes.get(1024..)?;
     if u16::from_le_bytes(array(block, 0x38)?) != 0xef53 {
         return None;
     }
     let state = u16::from_le_bytes(array(block, 0x3a)?);
-    let journaled = u32::from_le_bytes(array(block, 0x5c)?) & HAS_JOURNAL != 0;
     let uuid = uuid::Uuid::from_bytes(array(block, 0x68)?);
     Some(Superblock {
         kind: Kind::Ext,
         uuid: uuid.to_string(),
-        // With a journal, an unclean end is put right by the next mount; errors stay.
-        dirty: state & ERRORS != 0 || (!journaled && state & VALID == 0),
+        // An unclean end is put right by its journal at the next mount; errors stay.
+        dirty: state & ERRORS != 0,
     })
 }
 
@@ -209,7 +206,6 @@ mod tests {
         let mut ext = vec![0; LOOKED_AT];
         ext[1024 + 0x38..][..2].copy_from_slice(&[0x53, 0xef]);
         ext[1024 + 0x3a] = 0;
-        ext[1024 + 0x5c] = 4;
         ext[1024 + 0x68..][..16].copy_from_slice(&[0x11; 16]);
         let found = parse(&ext).unwrap();
         assert_eq!(found.uuid, "11111111-1111-1111-1111-111111111111");
