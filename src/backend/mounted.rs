@@ -302,7 +302,7 @@ impl Backend for MountedDir {
 
     fn check_alive(&self, look: Look) -> Result<()> {
         let marker = layout::marker_path();
-        named("look for", &RelPath::root(), self.glance())?;
+        named("look for", &marker, self.glance())?;
         self.metadata(&marker)?;
         match look {
             Look::Glance => Ok(()),

@@ -250,7 +250,8 @@ fn options(mount: &Mount) -> String {
         .chain(mount.super_options.split(','))
     {
         let key = option.split('=').next().unwrap_or(option);
-        if !all.contains(&option) && !(is_fuse && OF_FUSE.contains(&key)) {
+        let is_added = is_fuse && OF_FUSE.contains(&key);
+        if !is_added && !all.contains(&option) {
             all.push(option);
         }
     }

@@ -6,6 +6,7 @@ pub mod dead_mount;
 mod health;
 mod identity;
 mod monitor;
+mod opening;
 pub mod options;
 pub mod preflight;
 pub mod rescue;

@@ -32,7 +32,7 @@ use crate::backend::mounted::MountedDir;
 use crate::backend::watched::Watched;
 use crate::backend::{Backend, BackendError, Look};
 use crate::flush::{FlushError, Flusher};
-use crate::sys::mounts::Mount;
+use crate::sys::mounts::{self, Mount};
 use crate::sys::superblock;
 
 /// Time between two looks.
@@ -152,6 +152,9 @@ pub(super) struct Monitor {
     /// One attach at a time.
     pub(super) attaching: Mutex<()>,
     scans: AtomicU8,
+    /// The mount table when the backend was seen at its place last, and whether it has changed since it was read.
+    before: Mutex<Vec<Mount>>,
+    table_is_new: AtomicBool,
     retry: Mutex<(Instant, Duration)>,
     table: Option<File>,
 }
@@ -168,6 +171,8 @@ impl Monitor {
             vanished: AtomicBool::new(false),
             attaching: Mutex::new(()),
             scans: AtomicU8::new(0),
+            before: Mutex::default(),
+            table_is_new: AtomicBool::new(true),
             retry: Mutex::new((Instant::now(), Duration::ZERO)),
             table: File::open("/proc/self/mountinfo").ok(),
             parts,
@@ -233,6 +238,7 @@ impl Monitor {
         let end = Instant::now() + interval;
         while Instant::now() < end && self.parts.bell.wake.1.try_recv().is_err() {
             if self.table_changes() {
+                self.table_is_new.store(true, Ordering::Release);
                 self.expect_it_elsewhere();
                 return;
             }
@@ -276,7 +282,7 @@ impl Monitor {
         }
         match self.presence() {
             Presence::Attached => {}
-            Presence::Ejected if self.is_still_there() => {}
+            Presence::Ejected if self.is_still_there() => self.note_table(),
             Presence::Ejected => *self.presence.lock() = Presence::Gone,
             Presence::Gone => self.look_for_return(),
         }
@@ -298,7 +304,17 @@ impl Monitor {
         match backend.check_alive(look) {
             // What does not answer in time may only be slow: that is not for us to say.
             Err(error) if !is_timeout(&error) => self.lose(&error),
-            _ => {}
+            Err(_) => {}
+            Ok(()) => self.note_table(),
+        }
+    }
+
+    /// Remembers what else is mounted while the drive is at its place: none of that can be it.
+    fn note_table(&self) {
+        if self.table_is_new.swap(false, Ordering::AcqRel)
+            && let Ok(table) = mounts::mounts()
+        {
+            *self.before.lock() = table;
         }
     }
 
@@ -336,7 +352,8 @@ impl Monitor {
         };
         let Some(mount) = mount else { return };
         // Whatever stands in an old directory of the machine's own file system is no drive that moved.
-        for path in verify::elsewhere(&mount, &place, facts) {
+        let before = self.before.lock().clone();
+        for path in verify::elsewhere(&before, &mount, &place, facts) {
             match verify::verify(&path, facts, false) {
                 Ok(found) if found.is_certain => return self.come_back(&path, found),
                 Ok(_) => self.note(format!(
@@ -389,6 +406,7 @@ impl Monitor {
             self.vanished.store(false, Ordering::Release);
         }
         *self.trouble.lock() = None;
+        self.table_is_new.store(true, Ordering::Release);
         *self.retry.lock() = (Instant::now(), Duration::ZERO);
         *self.presence.lock() = Presence::Attached;
         self.parts.drive.refresh_space();

@@ -8,25 +8,21 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
-use super::health::{self, Case, Decision, FsState};
-use super::monitor::{self, Bell, Monitor, Parts as MonitorParts, Site};
+use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
+use super::opening::{Opened, open_cache};
 use super::options::{CacheSize, IoMode, MountOptions};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
-use super::verify::{self, Found};
-use super::volume::{self, CacheFacts, VolumeLock};
-use super::{DaemonError, Ready, attach, preflight};
+use super::{DaemonError, Ready, volume};
 use crate::backend::drive::Drive;
-use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
-use crate::cache::{CacheLock, Store};
+use crate::cache::Store;
 use crate::cli::render;
 use crate::control::server::{self, Handler};
-use crate::flush::{FlushError, Flusher, Hooks, Parts as FlushParts};
+use crate::flush::{Flusher, Hooks, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
 use crate::index::{self, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Workers};
-use crate::rules::marker::Marker;
 use crate::rules::names::NameRules;
 use crate::sys::time::CoarseClock;
 
@@ -66,19 +62,6 @@ impl Hooks for FlushHooks {
     fn hold_open(&self, inos: &[Ino]) {
         self.fs.hold_open_for_readers(inos);
     }
-}
-
-/// A cache that is open and locked, and the volume that it belongs to.
-struct Opened {
-    dir: PathBuf,
-    facts: CacheFacts,
-    /// Where the volume was found.
-    path: PathBuf,
-    found: Found,
-    /// What is to be said of its file system.
-    warning: Option<String>,
-    _lock: CacheLock,
-    _volume: VolumeLock,
 }
 
 pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
@@ -358,123 +341,6 @@ fn block_signals() -> Result<Receiver<()>, DaemonError> {
         })
         .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
     Ok(receiver)
-}
-
-fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, DaemonError> {
-    let (path, backend, marker) = locate(options)?;
-    let volume_lock = marker
-        .as_ref()
-        .map(|marker| VolumeLock::acquire(marker.id))
-        .transpose()?;
-    let dir = match (&options.cache, &marker) {
-        (Some(dir), _) => dir.clone(),
-        (None, Some(marker)) => volume::default_caches()?.join(marker.id.to_string()),
-        // The volume's id names the cache; it is known once it is enrolled.
-        (None, None) => volume::default_caches()?,
-    };
-    preflight::check_cache(&dir, &path, &options.mountpoint)?;
-    let known = CacheFacts::read(&dir)?;
-    if let Some(facts) = &known {
-        facts.check(&dir, &path, marker.as_ref())?;
-        // Before anything is written, be it by a checker.
-        verify::verify(&path, facts, options.accept_copy)?;
-    }
-    let (backend, warning) = look_at_its_state(options, &path, backend, &dir)?;
-    let marker = match marker {
-        Some(marker) => marker,
-        None => volume::enroll(&backend, clock.now())?,
-    };
-    let volume_lock = match volume_lock {
-        Some(lock) => lock,
-        None => VolumeLock::acquire(marker.id)?,
-    };
-    let dir = match &options.cache {
-        Some(_) => dir,
-        None => volume::default_caches()?.join(marker.id.to_string()),
-    };
-    volume::make_cache_dir(&dir)?;
-    let lock = CacheLock::acquire(&dir).map_err(|error| {
-        DaemonError::failed(error.to_string())
-            .hint("see `ferryfs status`; one cache serves one mount")
-    })?;
-    let is_new = known.is_none();
-    let mut facts = match known {
-        Some(facts) => facts,
-        None => CacheFacts::new(&backend, &path, &marker)?,
-    };
-    let found = verify::verify(&path, &facts, options.accept_copy)?;
-    let file_system = found.file_system.clone().or(&facts.file_system);
-    if facts.remember(&path, file_system) || is_new {
-        facts.write(&dir)?;
-    }
-    Ok(Opened {
-        dir,
-        facts,
-        path,
-        found,
-        warning,
-        _lock: lock,
-        _volume: volume_lock,
-    })
-}
-
-/// Where the backend is, it, and its marker: the directory that was named; or, if that is one where the volume of a cache
-/// has been and is not now, the place where it was attached last.
-fn locate(options: &MountOptions) -> Result<(PathBuf, MountedDir, Option<Marker>), DaemonError> {
-    let backend = MountedDir::open(&options.backend).map_err(FlushError::from)?;
-    let marker = volume::peek(&backend)?;
-    if marker.is_some() {
-        return Ok((options.backend.clone(), backend, marker));
-    }
-    let facts = match &options.cache {
-        Some(dir) => CacheFacts::read(dir)?,
-        None => volume::default_caches()
-            .ok()
-            .and_then(|caches| volume::cache_made_for(&caches, &options.backend))
-            .map(|(_, facts)| facts),
-    };
-    let Some(facts) = facts.filter(|facts| facts.was_at(&options.backend)) else {
-        return Ok((options.backend.clone(), backend, None));
-    };
-    if facts.backend != options.backend
-        && let Ok(found) = verify::verify(&facts.backend, &facts, false)
-    {
-        tracing::warn!(named = %options.backend.display(), found = %facts.backend.display(), "the drive is at another place");
-        let marker = volume::peek(&found.dir)?;
-        return Ok((facts.backend, found.dir, marker));
-    }
-    Err(facts.absent(&options.backend))
-}
-
-/// Looks at the state of the drive's own file system, and has it checked if that was asked for. Gives the drive, which is
-/// mounted anew then, and what is to be said of it.
-fn look_at_its_state(
-    options: &MountOptions,
-    path: &Path,
-    backend: MountedDir,
-    cache: &Path,
-) -> Result<(MountedDir, Option<String>), DaemonError> {
-    let mount = verify::mount_of(path);
-    let case = Case {
-        state: mount.as_ref().map_or(FsState::Irrelevant, health::state_of),
-        vanished: false,
-        batch_open: monitor::has_open_batch(cache),
-        fsck: options.fsck,
-    };
-    match (health::decide(case), &mount) {
-        (Decision::Check, Some(mount)) => {
-            health::check(mount).map_err(|error| attach::refused(&error))?;
-            let backend = MountedDir::open(path).map_err(FlushError::from)?;
-            Ok((backend, None))
-        }
-        _ => {
-            let warning = monitor::warning(case, mount.as_ref(), path);
-            if let Some(warning) = &warning {
-                tracing::warn!(warning, "the drive's file system");
-            }
-            Ok((backend, warning))
-        }
-    }
 }
 
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {

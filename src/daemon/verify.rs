@@ -246,12 +246,22 @@ fn a_rival(table: &[Mount], mount: &Mount, path: &Path, facts: &CacheFacts) -> O
 }
 
 /// Where the volume of `facts` may be now, when it is not at `path` on `mount` any more: the same directory on other drives
-/// that are mounted and carry its marker.
-pub(super) fn elsewhere(mount: &Mount, path: &Path, facts: &CacheFacts) -> Vec<PathBuf> {
+/// that are mounted, and were not `before`, and carry its marker. One that was mounted all along is a copy.
+pub(super) fn elsewhere(
+    before: &[Mount],
+    mount: &Mount,
+    path: &Path,
+    facts: &CacheFacts,
+) -> Vec<PathBuf> {
     let table = mounts::mounts().unwrap_or_default();
+    let is_old = |mount: &Mount| {
+        before.iter().any(|old| {
+            (old.id, old.dev, &old.mount_point) == (mount.id, mount.dev, &mount.mount_point)
+        })
+    };
     identity::same_places(&table, mount, path)
         .into_iter()
-        .filter(|(_, place)| place != path)
+        .filter(|(other, place)| place != path && !is_old(other))
         .filter(|(other, _)| facts.file_system.compare(&FsIdentity::of(other)) != Same::No)
         .map(|(_, place)| place)
         .filter(|place| carries_marker(place, facts))
