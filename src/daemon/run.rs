@@ -1,6 +1,6 @@
 //! Wiring: from the options of a mount to everything that serves it, and back down in order.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
