@@ -181,6 +181,10 @@ impl Backend for Watched {
         self.call("statfs", &RelPath::root(), |inner| inner.space())
     }
 
+    fn renames_atomically(&self) -> bool {
+        !self.leash.is_cut() && self.inner.renames_atomically()
+    }
+
     /// As the trait says. What it finds is for the watcher, who asked: it is not told again.
     fn check_alive(&self, look: Look) -> Result<()> {
         if self.leash.is_cut() {

@@ -66,7 +66,11 @@ pub trait Handler: Send + Sync {
         path: &Path,
         accept_copy: bool,
         fsck: bool,
-    ) -> Result<AttachReport, ControlError>;
+    ) -> Result<AttachReport, ControlError> {
+        let _ = (path, accept_copy, fsck);
+        let message = "nothing can be attached here";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
+    }
 
     /// Flushes if told to, then ends the mount. The answer is sent after this returned, so whoever ends the process
     /// calls [`ServerHandle::stop`] first, from another thread.
