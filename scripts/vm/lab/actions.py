@@ -2,6 +2,7 @@
 import json
 import os
 import shlex
+import subprocess
 import threading
 import time
 
@@ -21,7 +22,7 @@ class Actions:
         self.counts = dict(yanks=0, cuts=0, outages=0, snaps=0)
         self.actions = dict(powercut=self._powercut, yank=self._yank, plug=self._plug, set=self._set, at=self._at,
                             stat=self._stat, snap=self._snap, outage=self._outage,
-                            keep=self._keep)
+                            keep=self._keep, spare=self._spare)
 
     # ---- QEMU's own control connection
 
@@ -67,7 +68,7 @@ class Actions:
     def answer(self, line):
         try:
             return 'ok ' + (self.act(line) or '')
-        except (LabError, OSError, ValueError, KeyError, IndexError) as error:
+        except (LabError, OSError, ValueError, KeyError, IndexError, TypeError, subprocess.SubprocessError) as error:
             log('%s: %s' % (line, error))
             return 'err %s' % error
 
@@ -173,6 +174,11 @@ class Actions:
         at_yank = os.path.join(self.share, 'usb-at-yank.img')
         if os.path.exists(at_yank):
             os.replace(at_yank, os.path.join(self.kept, label + '-usb-at-yank.img'))
+
+    def _spare(self, name):
+        """A copy of a copy, which is going to be changed."""
+        os.makedirs(self.kept, exist_ok=True)
+        subprocess.run(['cp', '--sparse=always', os.path.join(self.share, os.path.basename(name)), self.kept], check=True)
 
     def _outage(self):
         self.counts['outages'] += 1

@@ -39,16 +39,22 @@ def before(name, seed, number, tree, writes):
     lose = ('none', 'all', 'random:%d' % chance.randrange(10000))[number % 3]
     log = Log(LOG, tree)
     writer = Writer(world.LAB, tree, log, seed * 1000 + number)
-    writer.run(chance.randrange(8, 25))
-    beside = chance.random() < 0.3
+    # At a write to the drive; or to the SSD while programs write beside the flush; or before there is one.
+    disk, beside = chance.choice((('usb', False), ('usb', False), ('usb', True), ('ssd', True), ('ssd', None)))
     share = chance.choice((chance.random(), chance.uniform(0.6, 1.05)))
-    at = max(1, int(writes * share))
+    at = max(1, int(writes * share)) if disk == 'usb' else chance.randrange(1, 80)
     note = Findings(name, seed)
     note.round = number
-    note.note('cut', 'lose=%s at write %d of about %d%s' % (lose, at, writes, ', writing beside it' if beside else ''))
+    note.note('cut', 'lose=%s at write %d to the %s%s' % (lose, at, disk, {
+        False: ', nobody writing', True: ', programs writing beside the flush', None: ' from before the flush on'}[beside]))
+    arm = 'at %s %d powercut lose=%s' % (disk, at, lose)
+    if beside is None:
+        lab.ask(arm)
+    writer.run(chance.randrange(8, 25))
+    if beside is not None:
+        lab.ask(arm)
     count = lab.stat('usb')['writes']
     log.flush('begun')
-    lab.ask('at usb %d powercut lose=%s' % (at, lose))
     flush = subprocess.Popen((world.FERRYFS, 'flush', world.LAB), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + world.PATIENCE
     while flush.poll() is None and time.monotonic() < deadline:
@@ -88,6 +94,7 @@ def main(name, seed, number, last, repair):
         print('%s seed %d round %d: %s' % (name, seed, number - 1, 'FAILED' if findings.bad else 'ok'), flush=True)
         if findings.bad:
             recovery.facts(findings)
+            lab.ask('keep %s-seed%d-round%d' % (name, seed, number - 1))
             world.tear_down()
             tree = None
     if not last:

@@ -54,4 +54,3 @@ def facts(findings):
     lines += ['--- .ferryfs'] + world.run('ls', '-lR', os.path.join(world.DRIVE, '.ferryfs'))[1].splitlines()[:60]
     lines += ['--- kernel'] + world.run('sh', '-c', 'dmesg | grep -iE "exfat|ext4|ferryfs" | tail -15')[1].splitlines()
     findings.note('facts', '\n'.join(lines))
-    lab.ask('keep %s-seed%d-round%d' % (findings.scenario, findings.seed, findings.round))

@@ -106,6 +106,7 @@ def main(name, seed, rounds, repair):
         print('%s seed %d round %d: %s (%.0f s)' % (name, seed, number, 'FAILED' if yanks.findings.bad else 'ok', time.monotonic() - start), flush=True)
         if yanks.findings.bad:
             recovery.facts(yanks.findings)
+            lab.ask('keep %s-seed%d-round%d' % (name, seed, number))
             if not lab.stat('usb')['plugged']:
                 lab.command('plug')
             world.tear_down()

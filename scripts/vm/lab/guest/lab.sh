@@ -7,6 +7,7 @@
 #   lab powercut [lose=all|none|random:SEED]    all power goes, now
 #   lab snap USBFILE SSDFILE lose=...           copies, in the share on the host, of what a power cut now would leave
 #   lab keep LABEL                              copies of both disks for people to look at, with what the last yank left
+#   lab spare FILE                              a copy of FILE in the share, into `kept` beside it
 #   lab set NAME rate=10M                       how fast the disk is (0: as fast as it goes)
 #   lab stat NAME                               writes and flushes so far
 #   lab in SECS ACTION...                       any of the above later, without waiting
