@@ -55,10 +55,9 @@ def prepare():
 
 def kernel():
     """The directory of the newest kernel in the cache, or None."""
-    ready = [os.path.dirname(path) for path in glob.glob(CACHE + '/kernels/*/ok')]
-    if not ready or not os.path.isdir(EXTRA):
-        return None
-    return max(ready, key=lambda path: [int(x) for x in re.findall(r'\d+', os.path.basename(path))[:3]])
+    ready = [os.path.dirname(path) for path in glob.glob(CACHE + '/kernels/*/ok')
+             if os.path.isdir(os.path.join(EXTRA, 'usr/lib/modules', os.path.basename(os.path.dirname(path))))]
+    return max(ready, key=lambda path: [int(x) for x in re.findall(r'\d+', os.path.basename(path))[:3]], default=None)
 
 
 def apt_state(name, sources=None):

@@ -24,8 +24,7 @@ class Outages:
         for place in (SERVED, world.SSD, world.DRIVE, world.LAB):
             os.makedirs(place, exist_ok=True)
         world.must('mount', '-t', 'tmpfs', 'tmpfs', SERVED)
-        world.must('mkfs.ext4', '-qF', '-E', 'lazy_itable_init=0,lazy_journal_init=0', world.device('ssd'))
-        world.must('mount', world.device('ssd'), world.SSD)
+        world.make_ssd()
         lab.command('nas', 'start', SERVED, kind)
         lab.command('nas', 'mount-' + kind, world.DRIVE, OPTIONS[kind])
         tree = writer.populate(world.DRIVE, seed, files=24 + 2 * READERS)

@@ -10,46 +10,48 @@ from .writer import Writer
 
 # Which unflushed writes are lost: none, all, and random ones, which find the most.
 LOSE = ('none', 'all', 'random:%d', 'random:%d')
-MOST_WRITES = 150
+OPERATIONS = 12
 
 
 def copies(seed, most):
-    """A flush, copied at each of its writes in four ways. Which of the copies to look at: [(name, write, lose)], at most `most`."""
+    """A flush, with copies made at some of its writes. Those: [(name, write, lose)], at most `most`."""
     tree = world.fresh(seed)
-    log = Log(cuts.LOG, tree)
-    Writer(world.LAB, tree, log, seed).run(10)
-    log.flush('begun')
-    code, said, writes, armed = flush(seed)
-    if code:
-        raise RuntimeError('flush: exit code %d: %s' % (code, said))
+    # A batch of the same kind first: how many writes does it take? And some files are in the cache then, others not.
+    writer = Writer(world.LAB, tree, Log(cuts.LOG, tree), seed)
+    writer.run(OPERATIONS)
+    writes = flush()
+    writer.log = Log(cuts.LOG, tree)
+    writer.run(OPERATIONS)
+    writer.log.flush('begun')
+    armed = choose(seed, writes, most)
+    for name, write, lose in armed:
+        lab.ask('at usb %d snap usb-%s ssd-%s lose=%s' % (write, name, name, lose))
+    flush()
     world.must(world.FERRYFS, 'unmount', world.LAB)
     for place in (world.DRIVE, world.SSD):
         world.must('umount', place)
-    made = [copy for copy in armed if copy[1] <= writes]
+    return [copy for copy in armed if os.path.exists('%s/ssd-%s' % (lab.SHARE, copy[0]))]
+
+
+def choose(seed, writes, most):
+    """At which writes, and in which ways: three quarters of them in the second half, where names are moved and the record goes."""
+    every = [('%03d-%d.img' % (write, way), write, lose % (seed * 10000 + write * 10 + way) if way > 1 else lose)
+             for write in range(1, writes + 1) for way, lose in enumerate(LOSE)]
+    late = [copy for copy in every if copy[1] > writes // 2]
+    early = [copy for copy in every if copy[1] <= writes // 2]
     chance = random.Random(seed)
-    # The second half is where names are moved and the record goes.
-    late = [copy for copy in made if copy[1] > writes // 2]
-    early = [copy for copy in made if copy[1] <= writes // 2]
     picked = chance.sample(late, min(len(late), most - most // 4)) + chance.sample(early, min(len(early), most // 4))
-    for copy in made:
-        if copy not in picked:
-            remove(copy[0])
     return sorted(picked, key=lambda copy: copy[1])
 
 
-def flush(seed):
-    """A flush with copies armed at each write. Exit code, output, how many writes it did, the copies that were armed."""
-    before, armed = lab.stat('usb')['writes'], []
-    for write in range(1, MOST_WRITES + 1):
-        for way, lose in enumerate(LOSE):
-            if way >= 2:
-                lose = lose % (seed * 10000 + write * 10 + way)
-            name = '%03d-%d.img' % (write, way)
-            armed.append((name, write, lose))
-            lab.ask('at usb %d snap usb-%s ssd-%s lose=%s' % (write, name, name, lose))
+def flush():
+    """A flush; how many writes to the drive it was."""
+    before = lab.stat('usb')['writes']
     code, said = world.ferry('flush', world.LAB)
     lab.ask('at usb off')
-    return code, said, lab.stat('usb')['writes'] - before, armed
+    if code:
+        raise RuntimeError('flush: exit code %d: %s' % (code, said))
+    return lab.stat('usb')['writes'] - before
 
 
 def remove(name):
