@@ -11,6 +11,7 @@ other promise was broken, 1 if one was, 99 if the laboratory failed.
 """
 import argparse
 import collections
+import concurrent.futures
 import json
 import os
 import shlex
@@ -28,15 +29,18 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 # name -> (what the guest is asked for, rounds in full, rounds in the short form)
 SCENARIOS = {
-    'yanks': (dict(scenario='yanks'), 36, 4),
-    'yanks-unrepaired': (dict(scenario='yanks', repair='no'), 12, 0),
+    'yanks': (dict(scenario='yanks'), 36, 6),
+    'nas-nfs': (dict(scenario='outages', kind='nfs'), 4, 2),
     'cuts': (dict(scenario='cuts'), 32, 3),
+    'points': (dict(scenario='points'), 60, 6),
+    'yanks-unrepaired': (dict(scenario='yanks', repair='no'), 12, 0),
     'cuts-unrepaired': (dict(scenario='cuts', repair='no'), 8, 0),
-    'points': (dict(scenario='points'), 60, 4),
-    'nas-nfs': (dict(scenario='outages', kind='nfs'), 1, 1),
-    'nas-smb': (dict(scenario='outages', kind='smb'), 1, 0),
+    'points-unrepaired': (dict(scenario='points', repair='no'), 30, 0),
+    'nas-smb': (dict(scenario='outages', kind='smb'), 4, 0),
 }
 ROUNDS_PER_BOOT = 12
+# Guests at a time: each has much to wait for.
+GUESTS = 2
 
 
 class Run:
@@ -69,10 +73,7 @@ class Run:
             self.broken_lab.append(name)
         finally:
             machine.close()
-        found = self.findings(machine.share)
-        self.counts.update(machine.counts)
-        self.counts.update(found)
-        self.table.append((name, seed, machine.counts, found, time.monotonic() - start))
+        self.table.append((name, seed, machine.counts, self.findings(machine.share), time.monotonic() - start))
 
     def boot(self, machine, options, timeout, ends=('exit',)):
         code = machine.boot(self.command(options), timeout)
@@ -92,8 +93,8 @@ class Run:
     def points(self, machine, options, rounds):
         self.boot(machine, dict(options, most=rounds), 300 + 120 * rounds)
 
-    def outages(self, machine, options, _rounds):
-        self.boot(machine, options, 1500)
+    def outages(self, machine, options, rounds):
+        self.boot(machine, dict(options, rounds=rounds), 300 + 300 * rounds)
 
     @staticmethod
     def findings(share):
@@ -106,6 +107,9 @@ class Run:
         return kinds
 
     def report(self):
+        for _, _, counts, found, _ in self.table:
+            self.counts.update(counts)
+            self.counts.update(found)
         print('%-18s %8s %6s %6s %8s %8s %5s %5s %7s %6s' % (
             'scenario', 'seed', 'yanks', 'cuts', 'outages', 'copies', 'lost', 'torn', 'broken', 'time'))
         for name, seed, counts, found, seconds in self.table:
@@ -148,11 +152,14 @@ def main():
         return 0
     directory = options.dir or tempfile.mkdtemp(prefix='ferryfs-vm-run.')
     run = Run(os.path.abspath(directory), os.path.abspath(options.ferryfs))
-    for name, (what, full, short) in SCENARIOS.items():
-        rounds = options.rounds if options.rounds and (full if not options.short else short) else short if options.short else full
-        if (options.only and name not in options.only) or not rounds:
-            continue
-        run.scenario(name, what, rounds, options.seed)
+    with concurrent.futures.ThreadPoolExecutor(GUESTS) as pool:
+        jobs = []
+        for name, (what, full, short) in SCENARIOS.items():
+            rounds = short if options.short else full
+            if rounds and (not options.only or name in options.only):
+                jobs.append(pool.submit(run.scenario, name, what, options.rounds or rounds, options.seed))
+        for job in jobs:
+            job.result()
     code = run.report()
     if code == 0 and not options.dir:
         shutil.rmtree(directory, ignore_errors=True)

@@ -17,7 +17,7 @@ def main():
         points.main(name, seed, int(options['most']), repair)
     elif scenario == 'outages':
         from . import outages
-        outages.main(name, seed, options['kind'])
+        outages.main(name, seed, int(options['rounds']), options['kind'])
 
 
 if __name__ == '__main__':

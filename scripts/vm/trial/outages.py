@@ -147,10 +147,11 @@ class Outages:
         self.everything('after an unmount in an outage')
 
 
-def main(name, seed, kind):
+def main(name, seed, rounds, kind):
     outages = Outages(name, seed, kind)
-    parts = (outages.idle_outage, lambda: outages.outage_in_flush(1.0), lambda: outages.outage_in_flush(0.3), outages.unmount_in_outage)
-    for number, part in enumerate(parts):
+    parts = (outages.idle_outage, lambda: outages.outage_in_flush(1.0), outages.unmount_in_outage, lambda: outages.outage_in_flush(0.3))
+    for number in range(rounds):
+        part = parts[number % len(parts)]
         outages.findings.round, outages.findings.bad = number, 0
         start = time.monotonic()
         try:

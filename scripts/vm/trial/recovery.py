@@ -39,9 +39,12 @@ def flushed(findings, tree):
     if code:
         findings.add('broken', 'flush after recovery', 'exit code %d: %s' % (code, said))
     findings.same(Found(world.DRIVE), tree, 'the drive after the flush')
-    left = world.leftovers()
-    if left:
-        findings.add('broken', 'the drive after the flush', 'left in .ferryfs: %s' % left)
+    for place in ('staging', 'batches'):
+        if world.ours(place):
+            findings.add('broken', 'the drive after the flush', 'left in %s: %s' % (place, world.ours(place)))
+    # What could not be accounted for is kept there on purpose: for people to look at, as here.
+    if world.ours('lost+found'):
+        findings.note('the drive after the flush', 'in lost+found: %s' % world.ours('lost+found'))
 
 
 def facts(findings):

@@ -1,5 +1,4 @@
 """The two disks, the daemon between them, and the commands that people would type."""
-import errno
 import json
 import os
 import signal
@@ -131,17 +130,13 @@ def fsck(repair=False):
     return code, lines
 
 
-def leftovers():
-    """What a finished batch has left on the drive."""
-    found = []
-    for place in ('staging', 'batches', 'lost+found'):
-        try:
-            found += ['%s/%s' % (place, name) for name in os.listdir(os.path.join(DRIVE, '.ferryfs', place))
-                      if not name.endswith('.done')]
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                found.append('%s: %s' % (place, error))
-    return found
+def ours(place):
+    """What stands in a directory of ours on the drive, with its size. A finished record may stay."""
+    try:
+        return ['%s (%d)' % (entry.name, entry.stat().st_size) for entry in os.scandir(os.path.join(DRIVE, '.ferryfs', place))
+                if not entry.name.endswith('.done')]
+    except FileNotFoundError:
+        return []
 
 
 def tear_down():
