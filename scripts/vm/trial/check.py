@@ -44,12 +44,9 @@ class Found:
         else:
             self.torn[path] = why
 
-    def without_temporary(self):
-        for path in [p for p in self.torn if os.path.basename(p) == TEMPORARY]:
-            del self.torn[path]
-        for path in [p for p in self.tree.files if os.path.basename(p) == TEMPORARY]:
-            del self.tree.files[path]
-        return self
+    def temporary(self):
+        """Files that a writer was about to rename when it was stopped."""
+        return [path for path in list(self.torn) + list(self.tree.files) if os.path.basename(path) == TEMPORARY]
 
 
 class Findings:

@@ -21,14 +21,16 @@ def after(findings, history, repair):
     cut = history.cut
     recovery.attached(findings, None if cut is None else [history.trees[history.flushed], cut])
     found = Found(world.LAB)
-    for path in found.torn:
-        if os.path.basename(path) == '.new~' or history.unsynced(path):
+    # What the cut has caught half done, and may: it goes, so that the rest can be compared exactly.
+    halves = [path for path in found.torn if history.unsynced(path)]
+    for path in found.temporary():
+        os.unlink(os.path.join(world.LAB, path))
+        found.torn.pop(path, None)
+        found.tree.files.pop(path, None)
+    findings.survived(found, history, 'the mount after the cut')
+    for path in halves:
+        if path in found.torn:
             os.unlink(os.path.join(world.LAB, path))
-    findings.survived(found.without_temporary(), history, 'the mount after the cut')
-    try:
-        os.unlink(os.path.join(world.LAB, '.new~'))
-    except FileNotFoundError:
-        pass
     recovery.flushed(findings, found.tree)
     return found.tree
 
