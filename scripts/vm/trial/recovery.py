@@ -1,7 +1,7 @@
 """From a drive that comes back after a yank or a power cut to a mount that works again, and what must hold on the way."""
 import os
 
-from . import lab, world
+from . import world
 from .check import Found
 
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 
-from . import check, lab, writer
+from . import lab, writer
 
 MOUNTS = '/run/mnt'
 SSD, DRIVE, RAW, LAB = (MOUNTS + '/' + name for name in ('ssd', 'drive', 'raw', 'lab'))
