@@ -21,6 +21,8 @@ MARKER = re.compile(rb'\0(READY|EXIT)(?: (\d+))?\n')
 KERNEL_PARAMETERS = ('console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable audit=0 '
                      'random.trust_cpu=on')
 
+BOOT_TRIES = 3
+
 
 def virtualized():
     """Whether KVM can run a stock kernel here: a /dev/kvm without the processor's own flag (nested, PVM) cannot."""
@@ -44,7 +46,7 @@ class Machine(Actions):
         self.memory = memory
         self.directory = tempfile.mkdtemp(prefix='ferryfs-vm.', dir='/tmp')     # paths of sockets are short
         self.initrd = initrd.base(self.kernel)
-        self.boots, self.code = 0, None
+        self.boots, self.code, self.ready = 0, None, False
         for name, kind, (path, size) in (('usb', 'usb', usb), ('ssd', 'virtio', ssd)):
             self.disks[name] = Disk(name, path, kind, size, self.directory)
             self.disks[name].on_hit = self.at_write
@@ -57,8 +59,15 @@ class Machine(Actions):
 
     def boot(self, command, timeout):
         """Boots a guest for `command` (of its shell) and waits for the end: its exit code, or None if it had none."""
+        for _ in range(BOOT_TRIES):
+            code = self._boot(command, timeout)
+            if self.ready or self.why != 'died':        # an emulated kernel sometimes panics before it is up
+                break
+        return code
+
+    def _boot(self, command, timeout):
         self.boots += 1
-        self.why, self.code, self.plugged = None, None, {'usb'}
+        self.why, self.code, self.ready, self.plugged = None, None, False, {'usb'}
         sockets = self._listen()
         with open(self.directory + '/initrd', 'wb') as file:
             file.write(initrd.build(self.initrd, dict(VM_COMMAND=command, VM_DISKS=' '.join(self.disks))))
@@ -75,17 +84,21 @@ class Machine(Actions):
         watchdog.start()
         self._listen_to(connections['out'])
         watchdog.cancel()
+        self._power_off()
+        for connection in connections.values():
+            connection.close()
+        if self.why == 'died':
+            log('the guest died; the end of its console:\n' + self.console()[-3000:])
+        return self.code
+
+    def _power_off(self):
+        """Once a guest has come to its end: what it wrote is on the images, unless the power was cut."""
         with self.action_lock:
             self.why = self.why or ('died' if self.code is None else 'exit')
             self._kill()
             if self.why != 'powercut':
                 for disk in self.disks.values():
                     disk.power_off('none')
-        for connection in connections.values():
-            connection.close()
-        if self.why == 'died':
-            log('the guest died; the end of its console:\n' + self.console()[-3000:])
-        return self.code
 
     def console(self):
         """What the guest's kernel said in this boot."""
@@ -165,6 +178,7 @@ class Machine(Actions):
                 if match:
                     data = data[match.end():]
                     if match[1] == b'READY':
+                        self.ready = True
                         log('guest is up after %.1f s' % (time.monotonic() - started))
                     else:
                         self.code = int(match[2])

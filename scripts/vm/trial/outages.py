@@ -56,7 +56,7 @@ class Outages:
         self.within(ANSWER_LIMIT, 'listing in an outage', lambda: list(os.walk(world.LAB)))
 
         def work():
-            op = ['replace', 'd0/' + self.writer.name(), 'a%d' % self.writer.serial, 1, 70000]
+            op = ['replace', self.writer.name(), 'a%d' % self.writer.serial, 1, 70000]
             self.writer.do(op)
             with open(os.path.join(world.LAB, op[1]), 'rb') as file:
                 file.read()
