@@ -27,7 +27,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use parking_lot::{Condvar, Mutex};
 
-use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile, gone};
+use super::{
+    Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, gone,
+};
 use crate::base::{RelPath, Timestamp};
 use health::Health;
 use threads::{GivenUp, Threads, Ticket};
@@ -253,6 +255,12 @@ impl Backend for Guard {
 
     fn answers(&self) -> Result<()> {
         self.read("probe", &RelPath::root(), |inner| inner.answers())
+    }
+
+    fn check_alive(&self, look: Look) -> Result<()> {
+        self.read("look at", &RelPath::root(), move |inner| {
+            inner.check_alive(look)
+        })
     }
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {

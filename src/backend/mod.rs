@@ -9,6 +9,7 @@ pub mod guard;
 pub mod memory;
 pub mod mounted;
 pub mod probe;
+pub mod watched;
 
 use std::fmt;
 use std::io;
@@ -149,6 +150,16 @@ impl std::error::Error for BackendError {
     }
 }
 
+/// How closely [`Backend::check_alive`] looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// At what the system knows by itself, so that a sleeping disk goes on sleeping. Finds out much, but not all.
+    Glance,
+    /// By reading the volume's marker from the medium, past every cache: a file system whose disk is gone still answers stat
+    /// and statfs from memory.
+    Read,
+}
+
 /// The outcome of a call to the backend.
 pub type Result<T> = std::result::Result<T, BackendError>;
 
@@ -263,6 +274,16 @@ pub trait Backend: Send + Sync {
     /// If it answered with an error.
     fn answers(&self) -> Result<()> {
         self.space().map(drop)
+    }
+
+    /// Looks whether the medium is there. An answer is no promise for the next moment.
+    ///
+    /// # Errors
+    /// What shows that it is not.
+    fn check_alive(&self, look: Look) -> Result<()> {
+        let _ = look;
+        self.metadata(&crate::rules::layout::marker_path())
+            .map(drop)
     }
 
     /// Makes a symbolic link at `path` that points to `target`, byte for byte.

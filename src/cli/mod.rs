@@ -1,5 +1,6 @@
 //! The command line: one file per command; its doc comment is its help text.
 
+pub mod attach;
 pub mod eject;
 pub mod exit;
 pub mod flush;
@@ -48,6 +49,7 @@ enum Command {
     Status(status::StatusArgs),
     Flush(flush::FlushArgs),
     Eject(eject::EjectArgs),
+    Attach(attach::AttachArgs),
     Unmount(unmount::UnmountArgs),
     Recover(recover::RecoverArgs),
     Rescue(rescue::RescueArgs),
@@ -72,6 +74,7 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
         Command::Status(command) => status::run(&command),
         Command::Flush(command) => flush::run(&command),
         Command::Eject(command) => eject::run(&command),
+        Command::Attach(command) => attach::run(&command),
         Command::Unmount(command) => unmount::run(&command),
         Command::Recover(command) => recover::run(&command),
         Command::Rescue(command) => rescue::run(&command),

@@ -50,6 +50,12 @@ pub struct MountArgs {
     /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
+    /// Have the drive's file system checked first, unless it says that it was unmounted in order; needs root
+    #[arg(long)]
+    fsck: bool,
+    /// Take the drive though it is on another file system than before: it looks like a copy of the one that was enrolled
+    #[arg(long)]
+    accept_copy: bool,
     /// Do not go to the background
     #[arg(long)]
     foreground: bool,
@@ -128,6 +134,8 @@ impl MountArgs {
             io_timeout: self.io_timeout,
             io: self.io,
             fuse,
+            fsck: self.fsck,
+            accept_copy: self.accept_copy,
             foreground: self.foreground,
         })
     }
@@ -184,6 +192,8 @@ mod tests {
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             fuse: FuseOptions::default(),
+            fsck: false,
+            accept_copy: false,
             foreground: false,
         };
         assert_eq!(options, expected);
@@ -193,7 +203,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
-             -o allow_other -o noexec,suid --foreground rel /m",
+             --fsck --accept-copy -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -203,6 +213,7 @@ mod tests {
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert!(!options.auto_flush && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
+        assert!(options.fsck && options.accept_copy);
         assert_eq!(options.io, IoMode::Daemon);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
-    BackendState, BatchOutcome, FlushReport, IoPath, LastBatch, LeftBehind, Status,
+    AttachReport, BackendState, BatchOutcome, FlushReport, IoPath, LastBatch, LeftBehind, Status,
 };
 use crate::daemon::rescue::RescueReport;
 use crate::daemon::{RecoverReport, Recovery};
@@ -46,7 +46,7 @@ pub fn status(status: &Status) -> String {
             )
         }
         (BackendState::Attached, None) => "attached".into(),
-        (BackendState::Detached, _) => "not there".into(),
+        (BackendState::Detached, _) => "detached".into(),
     };
     let mut rows = vec![
         ("mount", printable(&status.mountpoint)),
@@ -78,6 +78,9 @@ pub fn status(status: &Status) -> String {
         status.pid
     );
     rows.push(("daemon", daemon));
+    for warning in &status.warnings {
+        rows.push(("warning", printable(warning)));
+    }
     if let Some(error) = &status.last_error {
         rows.push(("error", printable(error)));
     }
@@ -173,6 +176,20 @@ pub fn eject_report(report: &FlushReport) -> String {
     } else {
         "The drive is let go of, and may be unplugged; what was left behind is not on it.\n"
     });
+    text
+}
+
+/// What `ferryfs attach` did.
+pub fn attach_report(report: &AttachReport) -> String {
+    let backend = printable(&report.backend);
+    let mut text = match (report.already, report.checked) {
+        (true, _) => format!("{backend} is attached already; nothing to do\n"),
+        (false, true) => format!("checked {backend} and attached it\n"),
+        (false, false) => format!("attached {backend}\n"),
+    };
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {}", printable(warning));
+    }
     text
 }
 

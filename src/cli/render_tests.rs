@@ -21,6 +21,7 @@ fn sample() -> Status {
         safe_to_unplug: false,
         batch_in_progress: false,
         kept_local: 2,
+        warnings: Vec::new(),
         last_error: None,
         attention: Vec::new(),
         io: IoPath::Daemon,

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -111,6 +112,13 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
             .include_interrupted()
             .map(|files| Answer::Included { files }),
         Request::Eject => report(handler.eject(&progress)),
+        Request::Attach {
+            path,
+            accept_copy,
+            fsck,
+        } => handler
+            .attach(Path::new(path), *accept_copy, *fsck)
+            .map(Answer::Attached),
         Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
     };
     let reply = match outcome {

@@ -31,6 +31,17 @@ pub enum Request {
     IncludeInterrupted,
     /// Flush, then let go of the backend; the mount goes on without it.
     Eject,
+    /// Take the volume at this place, where it has been mounted.
+    Attach {
+        /// The backend's directory: an absolute path, as text.
+        path: String,
+        /// Take it though the file system under it is another one than before, or another drive carries its marker too.
+        #[serde(default)]
+        accept_copy: bool,
+        /// Check its file system before, if it was not let go of in order.
+        #[serde(default)]
+        fsck: bool,
+    },
     /// End the mount and the daemon.
     Unmount {
         /// Flush before.
@@ -73,6 +84,8 @@ pub enum Answer {
         /// How many files are no longer held back.
         files: u64,
     },
+    /// To [`Request::Attach`].
+    Attached(AttachReport),
     /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
     Report(FlushReport),
 }
@@ -165,6 +178,9 @@ pub struct Status {
     pub batch_in_progress: bool,
     /// Entries that the backend cannot hold (symbolic links, devices, ...) and that live in the index only.
     pub kept_local: u64,
+    /// What should be known of the backend though it works, in one line each: that its file system needs to be checked.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// The last thing that went wrong and has not been put right since.
     pub last_error: Option<String>,
     /// What the owner must know and may have to act on: bytes that were lost, what is in lost+found. A line each.
@@ -229,6 +245,19 @@ pub struct FlushReport {
     pub left_behind: Vec<LeftBehind>,
     /// Entries that the backend cannot hold and that live in the index only.
     pub kept_local: u64,
+}
+
+/// What an attach did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachReport {
+    /// The backend's directory.
+    pub backend: String,
+    /// It was attached there before; nothing was done.
+    pub already: bool,
+    /// Its file system was checked.
+    pub checked: bool,
+    /// As in [`Status::warnings`].
+    pub warnings: Vec<String>,
 }
 
 /// What kind of failure it was; decides the exit code of the command that asked.

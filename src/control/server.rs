@@ -24,7 +24,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::address::at_socket;
 use super::connection::{self, Limits};
-use super::protocol::{ControlError, ErrorCode, FlushReport, Progress, SOCKET_NAME, Status};
+use super::protocol::{
+    AttachReport, ControlError, ErrorCode, FlushReport, Progress, SOCKET_NAME, Status,
+};
 
 /// What the daemon does when it is asked. Called from many threads at once.
 pub trait Handler: Send + Sync {
@@ -54,6 +56,21 @@ pub trait Handler: Send + Sync {
     /// # Errors
     /// If the backend is still held.
     fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError>;
+
+    /// Takes the volume at `path`, an absolute path, as the backend; see [`super::protocol::Request::Attach`].
+    ///
+    /// # Errors
+    /// If it is not the volume, or is attached elsewhere, or what was interrupted on it cannot be finished.
+    fn attach(
+        &self,
+        path: &Path,
+        accept_copy: bool,
+        fsck: bool,
+    ) -> Result<AttachReport, ControlError> {
+        let _ = (path, accept_copy, fsck);
+        let message = "nothing can be attached here";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
+    }
 
     /// Flushes if told to, then ends the mount. The answer is sent after this returned, so whoever ends the process
     /// calls [`ServerHandle::stop`] first, from another thread.

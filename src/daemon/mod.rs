@@ -1,10 +1,14 @@
 //! The process behind a mount: how it is told what to do, what it checks first, and how it goes to the background.
 
+mod attach;
 pub mod background;
 pub mod dead_mount;
 mod ending;
 mod flight;
+mod health;
+mod identity;
 mod monitor;
+mod opening;
 pub mod options;
 pub mod preflight;
 pub mod rescue;
@@ -12,6 +16,7 @@ mod run;
 mod service;
 mod starting;
 mod tasks;
+mod verify;
 mod volume;
 
 use std::path::Path;

@@ -26,6 +26,10 @@ pub struct MountOptions {
     pub io: IoMode,
     /// What the kernel is told of the mount.
     pub fuse: FuseOptions,
+    /// Check the drive's file system first, unless it says that it was let go of in order.
+    pub fsck: bool,
+    /// Take a drive with the volume's marker though it is on another file system than before.
+    pub accept_copy: bool,
     /// Stay in the foreground.
     pub foreground: bool,
 }

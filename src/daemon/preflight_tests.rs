@@ -34,6 +34,8 @@ impl Place {
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             fuse: FuseOptions::default(),
+            fsck: false,
+            accept_copy: false,
             foreground: true,
         })
     }

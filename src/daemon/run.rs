@@ -1,6 +1,6 @@
 //! Wiring: from the options of a mount to everything that serves it, and back down in order.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,15 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
-use super::monitor::Monitor;
+use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
+use super::opening::{Opened, open_cache};
 use super::options::{CacheSize, IoMode, MountOptions};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
-use super::volume::{self, CacheFacts, VolumeLock};
-use super::{DaemonError, Ready, ending, preflight, starting};
+use super::{DaemonError, Ready, ending, starting, volume};
 use crate::backend::drive::Drive;
-use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
-use crate::cache::{CacheLock, Store};
+use crate::cache::Store;
 use crate::cli::render;
 use crate::control::server::{self, Handler};
 use crate::flush::{Flusher, Hooks, Parts as FlushParts};
@@ -62,15 +61,6 @@ impl Hooks for FlushHooks {
     }
 }
 
-/// A cache that is open and locked, and the volume that it belongs to.
-struct Opened {
-    dir: PathBuf,
-    facts: CacheFacts,
-    backend: Arc<MountedDir>,
-    _lock: CacheLock,
-    _volume: VolumeLock,
-}
-
 pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
     if options.io == IoMode::Passthrough {
         return Err(DaemonError::failed("--io passthrough is not there yet")
@@ -105,7 +95,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     .map(Arc::new)
     .map_err(failed)?;
     let attention = settle_after_unclean_end(&fs, &index)?;
-    drive.attach(opened.backend.clone());
+    let bell = Bell::new();
+    let site = Site::new(&opened.path, &opened.found, &bell);
+    drive.attach(site.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
     if let Err(error) = starting::recover(&flusher, &drive, options.io_timeout * HOPELESS) {
         if flusher.is_running() {
@@ -127,6 +119,8 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             limits,
             store,
             attention,
+            bell,
+            site,
         },
     )
 }
@@ -141,6 +135,8 @@ struct Serving {
     store: Arc<Store>,
     /// What the start has found that its owner must know.
     attention: Vec<String>,
+    bell: Arc<Bell>,
+    site: Site,
 }
 
 fn serve(
@@ -159,22 +155,32 @@ fn serve(
         limits,
         store,
         attention,
+        bell,
+        site,
     } = parts;
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
     let workers = Workers::start().map_err(|e| io("cannot start a thread", e))?;
     let session_options = SessionOptions {
-        source: options.backend.to_string_lossy().into_owned(),
+        source: opened.path.to_string_lossy().into_owned(),
         allow_other: options.fuse.allow_other,
         suid: options.fuse.suid,
         dev: options.fuse.dev,
         exec: options.fuse.exec,
     };
     let (ended, end) = unbounded();
+    let readers = fs.clone();
     let monitor = Monitor::new(
-        drive.clone(),
-        flusher.clone(),
-        options.backend.clone(),
-        (opened.facts.volume, opened.facts.nonce),
+        MonitorParts {
+            drive: drive.clone(),
+            flusher: flusher.clone(),
+            bell,
+            cache: opened.dir.clone(),
+            mountpoint: options.mountpoint.clone(),
+            facts: opened.facts.clone(),
+            on_detach: Box::new(move || readers.close_idle_readers(true)),
+        },
+        site,
+        opened.warning.clone(),
     );
     let service = Arc::new(Service {
         fs: fs.clone(),
@@ -183,7 +189,6 @@ fn serve(
         flusher,
         monitor: Arc::new(monitor),
         volume: opened.facts.volume,
-        backend: options.backend.clone(),
         mountpoint: options.mountpoint.clone(),
         last_error: Arc::new(Mutex::new(None)),
         patience: options.io_timeout * HOPELESS,
@@ -211,7 +216,7 @@ fn serve(
         tracing::error!(%error, "whoever started the mount is gone");
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
-    tracing::info!(backend = %options.backend.display(), mountpoint = %options.mountpoint.display(), "mounted");
+    tracing::info!(backend = %opened.path.display(), mountpoint = %options.mountpoint.display(), "mounted");
     let (cut_off, patience) = match wait_for_end(&session, &end, signals) {
         End::Unmounted => (false, PATIENCE),
         End::Signal => {
@@ -343,56 +348,6 @@ fn block_signals() -> Result<Receiver<()>, DaemonError> {
         })
         .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
     Ok(receiver)
-}
-
-fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, DaemonError> {
-    let (backend, marker) = starting::look(&options.backend, options.io_timeout)?;
-    let dir = match (&options.cache, &marker) {
-        (Some(dir), _) => dir.clone(),
-        (None, Some(marker)) => volume::default_caches()?.join(marker.id.to_string()),
-        // The volume's id names the cache; it is known once it is enrolled.
-        (None, None) => volume::default_caches()?,
-    };
-    if marker.is_none()
-        && let Ok(caches) = volume::default_caches()
-        && let Some((_, facts)) = volume::cache_made_for(&caches, &options.backend)
-    {
-        return Err(facts.absent());
-    }
-    preflight::check_cache(&dir, &options.backend, &options.mountpoint)?;
-    let known = CacheFacts::read(&dir)?;
-    if let Some(facts) = &known {
-        facts.check(&dir, &options.backend, marker.as_ref())?;
-    }
-    let marker = match marker {
-        Some(marker) => marker,
-        None => volume::enroll(&backend, clock.now())?,
-    };
-    let volume_lock = VolumeLock::acquire(marker.id)?;
-    let dir = match options.cache {
-        Some(_) => dir,
-        None => volume::default_caches()?.join(marker.id.to_string()),
-    };
-    volume::make_cache_dir(&dir)?;
-    let lock = CacheLock::acquire(&dir).map_err(|error| {
-        DaemonError::failed(error.to_string())
-            .hint("see `ferryfs status`; one cache serves one mount")
-    })?;
-    let facts = match known {
-        Some(facts) => facts,
-        None => {
-            let facts = CacheFacts::new(&backend, &options.backend, &marker)?;
-            facts.write(&dir)?;
-            facts
-        }
-    };
-    Ok(Opened {
-        dir,
-        facts,
-        backend: Arc::new(backend),
-        _lock: lock,
-        _volume: volume_lock,
-    })
 }
 
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {

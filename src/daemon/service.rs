@@ -1,6 +1,6 @@
 //! What the control socket asks for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use crate::backend::drive::Drive;
 use crate::base::Timestamp;
 use crate::cache::Store;
 use crate::control::protocol::{
-    BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath, LastBatch,
-    LeftBehind, Progress, Status,
+    AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath,
+    LastBatch, LeftBehind, Progress, Status,
 };
 use crate::control::server::Handler;
 use crate::flush::{FlushError, Flusher, Report};
@@ -32,7 +32,6 @@ pub(super) struct Service {
     pub(super) flusher: Arc<Flusher>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) volume: Uuid,
-    pub(super) backend: PathBuf,
     pub(super) mountpoint: PathBuf,
     /// The last thing that went wrong and has not been put right since.
     pub(super) last_error: Arc<Mutex<Option<String>>>,
@@ -146,7 +145,7 @@ impl Service {
                 Err(error) => {
                     tracing::error!(%error, "flush failed");
                     *last_error.lock() = Some(error.to_string());
-                    if error.is_gone() {
+                    if error.is_gone() || matches!(error, FlushError::WrongDrive(_)) {
                         monitor.look_now();
                     }
                 }
@@ -300,7 +299,7 @@ impl Handler for Service {
         let dirty_files = waiting.names + waiting.inodes;
         Status {
             mountpoint: self.mountpoint.to_string_lossy().into_owned(),
-            backend: self.backend.to_string_lossy().into_owned(),
+            backend: self.monitor.path().to_string_lossy().into_owned(),
             volume_id: self.volume.to_string(),
             backend_state: if attached {
                 BackendState::Attached
@@ -319,6 +318,7 @@ impl Handler for Service {
             safe_to_unplug: dirty_files == 0 && !busy,
             batch_in_progress: busy,
             kept_local: waiting.kept_local,
+            warnings: self.monitor.warnings(),
             last_error: self
                 .last_error
                 .lock()
@@ -359,11 +359,8 @@ impl Handler for Service {
         if self.is_hopeless(silent) {
             return Err(not_ejected(&FlushError::StillRunning { silent }));
         }
-        let (monitor, fs) = (self.monitor.clone(), self.fs.clone());
-        let let_go = move || {
-            monitor.let_go(Presence::Ejected);
-            fs.close_idle_readers(true);
-        };
+        let monitor = self.monitor.clone();
+        let let_go = move || monitor.let_go(Presence::Ejected);
         let patience = Patience {
             deadline: None,
             enough: &|silent| self.is_hopeless(silent),
@@ -372,6 +369,19 @@ impl Handler for Service {
             .run_flush_and(&patience, progress, let_go)
             .map_err(|error| not_ejected(&error))?;
         Ok(self.flush_report(report))
+    }
+
+    fn attach(
+        &self,
+        path: &Path,
+        accept_copy: bool,
+        fsck: bool,
+    ) -> Result<AttachReport, ControlError> {
+        if !path.is_absolute() {
+            let message = "the path to attach is not absolute";
+            return Err(ControlError::new(ErrorCode::BadRequest, message));
+        }
+        self.monitor.attach(path, accept_copy, fsck)
     }
 
     fn unmount(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Shared;
 use super::health::Health;
 use super::threads::{self, Ticket};
-use crate::backend::{Backend, Entry, Metadata, ReadFile, Result, Space, WriteFile};
+use crate::backend::{Backend, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile};
 use crate::base::{RelPath, Timestamp};
 
 /// A call that is never given up, while it is under way.
@@ -98,6 +98,10 @@ impl Backend for Patient {
 
     fn answers(&self) -> Result<()> {
         self.shared.wait(|| self.inner.answers())
+    }
+
+    fn check_alive(&self, look: Look) -> Result<()> {
+        self.shared.wait(|| self.inner.check_alive(look))
     }
 
     fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {

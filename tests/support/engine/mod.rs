@@ -45,7 +45,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn options(self) -> MemoryOptions {
+    /// How such a drive behaves.
+    pub fn options(self) -> MemoryOptions {
         match self {
             Kind::Plain => MemoryOptions::default(),
             Kind::Exfat => MemoryOptions::exfat_like(),

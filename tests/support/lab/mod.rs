@@ -11,7 +11,7 @@ mod drive;
 mod run;
 mod tree;
 
-pub use drive::{Drive, SmallSsd};
+pub use drive::{Drive, SmallSsd, Yank};
 pub use run::{Done, python, run, run_for, sh, wait_until};
 pub use tree::{Node, Tree, assert_content, content, write};
 
