@@ -69,6 +69,8 @@ pub enum Reply {
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+// As above.
+#[allow(clippy::large_enum_variant)]
 pub enum Answer {
     /// To [`Request::Ping`].
     Pong {
