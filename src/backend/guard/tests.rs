@@ -381,7 +381,10 @@ fn a_call_that_panics_is_an_error_and_costs_no_thread() {
             panic!("as the test wants it")
         }
     }
-    let (_, watch, guard, _) = guarded();
+    let (hanging, _, _, _) = guarded();
+    // Telling of a panic takes its time.
+    let watch = Watch::start(Duration::from_secs(60)).unwrap();
+    let (guard, _) = watch.over(Arc::new(hanging));
     let file = GuardedFile {
         inner: Some(Arc::new(Broken)),
         shared: guard.patient.shared.clone(),
