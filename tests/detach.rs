@@ -492,6 +492,7 @@ fn of_two_drives_with_one_marker_none_is_taken_before_the_user_says_which() {
     });
     assert_eq!(lab.status()["backend_state"], "detached");
     clone.unmount();
+    wait_for(&lab, "attached");
     let tree = Tree::read(&lab.mnt);
     settle(lab, &tree);
 }

@@ -50,6 +50,8 @@ pub enum Request {
 }
 
 /// One line of the daemon's answer.
+// One at a time, never kept in numbers: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 // There is one of them at a time, so nothing is won by a smaller one.

@@ -294,7 +294,8 @@ impl Handler for Service {
                 state.last_batch().ok().flatten(),
             )
         };
-        let attached = self.drive.is_attached();
+        // Not before what was interrupted has been finished: until then nothing is opened there.
+        let attached = self.monitor.presence() == Presence::Attached;
         let busy = self.flusher.is_running();
         let dirty_files = waiting.names + waiting.inodes;
         Status {
