@@ -17,7 +17,7 @@ use super::{DaemonError, Ready, preflight};
 use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
-use crate::cache::{CacheLock, Store};
+use crate::cache::{CacheLock, Reserve, Store};
 use crate::control::server::{self, Handler};
 use crate::flush::{FlushError, Flusher, Hooks, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer};
@@ -58,6 +58,10 @@ impl Hooks for FlushHooks {
 
     fn hold_open(&self, inos: &[Ino]) {
         self.fs.hold_open_for_readers(inos);
+    }
+
+    fn give_up_reserve(&self) -> bool {
+        self.fs.give_up_reserve()
     }
 }
 
@@ -354,6 +358,7 @@ fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, Daemo
 
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     let rules = NameRules::new(&opened.facts.capabilities);
+    Reserve::make_room_to_start(&opened.dir);
     // What an earlier process committed becomes durable when the index is opened; so must the bytes that it vouches for.
     std::fs::File::open(&opened.dir)
         .and_then(crate::sys::file::sync_file_system)

@@ -16,6 +16,7 @@ mod evict;
 mod import;
 mod names;
 mod open;
+mod pressure;
 mod read;
 mod recover;
 mod sync;
@@ -41,6 +42,9 @@ pub use open::{Handle, OpenMode};
 pub use read::SeekFor;
 pub use recover::Recovered;
 pub use sync::Syncer;
+
+/// Part of the reserve, as a divisor, that is allocated for the index's WAL besides: 8 MiB of 64.
+const WAL_SHARE: u64 = 8;
 
 /// On whose behalf an operation runs, and what it may do.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +110,7 @@ pub struct Fs {
     next_handle: AtomicU64,
     importing: import::Importing,
     unsynced: sync::Unsynced,
-    pressure: evict::Pressure,
+    pressure: pressure::Pressure,
     reaping: Mutex<()>,
     syncing: Mutex<()>,
 }
@@ -133,12 +137,26 @@ impl Fs {
             next_handle: AtomicU64::new(1),
             importing: import::Importing::default(),
             unsynced: sync::Unsynced::default(),
-            pressure: evict::Pressure::default(),
+            pressure: pressure::Pressure::default(),
             reaping: Mutex::new(()),
             syncing: Mutex::new(()),
         };
+        fs.recall_damage()?;
+        fs.hold_reserve();
         fs.make_root()?;
         Ok(fs)
+    }
+
+    /// Sees to the space that is held for when the SSD is full.
+    fn hold_reserve(&self) {
+        if self.limits.reserve > 0 {
+            self.store.reserve().want(self.limits.reserve);
+            let store = self.store.clone();
+            let margin = self.limits.reserve / WAL_SHARE;
+            self.index
+                .keep_margin(margin, Box::new(move || store.reserve().give_up()));
+            self.refill_reserve();
+        }
     }
 
     fn make_root(&self) -> Result<()> {

@@ -9,18 +9,20 @@
 
 mod batch;
 mod counters;
+mod guard;
 mod inode;
 mod schema;
 mod snapshot;
 mod state;
 mod tree;
+mod wal;
 
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use crate::base::steps::{CacheStep, CacheSteps};
@@ -28,10 +30,12 @@ use crate::rules::names::NameRules;
 
 pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
 pub use counters::Totals;
+pub use guard::StateGuard;
 pub use inode::{Flags, Inode, Location};
 pub use snapshot::{Snapshot, Waiting};
 pub use state::State;
 pub use tree::{Dirent, PlacedEntry};
+pub use wal::Relief;
 
 /// What went wrong in the index.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,14 @@ pub enum IndexError {
     /// A row contradicts another.
     #[error("index: {0}")]
     Corrupt(String),
+    /// An fsync has failed before: nothing can be promised any more.
+    #[error("the index could not be made durable before; unmount, look at the SSD, and mount again")]
+    NotDurable,
+    /// For the same reason nothing is changed any more.
+    #[error(
+        "the index could not be made durable, so nothing is changed any more; unmount, look at the SSD, and mount again"
+    )]
+    Sealed,
 }
 
 impl IndexError {
@@ -87,7 +99,10 @@ trait Context<T> {
 
 impl<T> Context<T> for rusqlite::Result<T> {
     fn context(self, operation: &'static str) -> Result<T> {
-        self.map_err(|source| IndexError::Sql { operation, source })
+        self.map_err(|source| {
+            guard::note_failure();
+            IndexError::Sql { operation, source }
+        })
     }
 }
 
@@ -101,7 +116,7 @@ const MANY_COMMITS: u64 = 2000;
 pub struct Index {
     path: PathBuf,
     state: Mutex<State>,
-    wal: File,
+    wal: Arc<wal::Wal>,
     /// How many of the commits since opening are known to be durable.
     durable: AtomicU64,
     /// The connection that copies the WAL, and the commits that there were when it last began to.
@@ -116,6 +131,10 @@ impl Index {
     /// # Errors
     /// If the file cannot be opened, is no index, or has a newer format.
     pub fn open(path: &Path, rules: NameRules) -> Result<Index> {
+        let wal_path = PathBuf::from(std::ffi::OsStr::from_bytes(
+            &[path.as_os_str().as_bytes(), b"-wal"].concat(),
+        ));
+        wal::forget_cached_pages(path, &wal_path);
         let conn = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
         let version: i64 = conn
             .query_row("PRAGMA user_version", [], |row| row.get(0))
@@ -131,15 +150,8 @@ impl Index {
             [],
         )
         .context("write the first row")?;
-        let wal_path = PathBuf::from(std::ffi::OsStr::from_bytes(
-            &[path.as_os_str().as_bytes(), b"-wal"].concat(),
-        ));
-        let wal = File::open(&wal_path).map_err(|source| IndexError::Io {
-            operation: "open",
-            path: wal_path,
-            source,
-        })?;
-        let state = State::new(conn, rules)?;
+        let wal = Arc::new(wal::Wal::open(wal_path)?);
+        let state = State::new(conn, rules, wal.clone())?;
         let index = Index {
             path: path.to_path_buf(),
             steps: state.steps.clone(),
@@ -150,6 +162,7 @@ impl Index {
             copied: AtomicU64::new(0),
         };
         index.sync()?;
+        wal::remove_marker(path);
         Ok(index)
     }
 
@@ -159,8 +172,39 @@ impl Index {
     }
 
     /// The state, for reading and changing it.
-    pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    pub fn lock(&self) -> StateGuard<'_> {
+        StateGuard::new(self.state.lock())
+    }
+
+    /// Holds `bytes` on the SSD for commits that are to come, also while it is full otherwise; `relief` is asked to free some when
+    /// there are none to be had.
+    pub fn keep_margin(&self, bytes: u64, relief: Relief) {
+        self.wal.keep_margin(bytes, relief);
+    }
+
+    /// Sees to it that the margin is there, if there is room.
+    pub fn top_up(&self) {
+        self.wal.top_up();
+    }
+
+    /// Whether an fsync has failed: every further sync then fails, and nothing is changed any more.
+    pub fn is_sealed(&self) -> bool {
+        self.wal.has_failed()
+    }
+
+    /// For tests: the next fsync of the WAL fails with `errno`.
+    #[doc(hidden)]
+    pub fn fail_next_sync(&self, errno: i32) {
+        self.wal.fail_next_sync(errno);
+    }
+
+    /// For tests: the database may grow by no more than `pages` pages; `None` for as far as the disk goes.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    #[doc(hidden)]
+    pub fn limit_growth(&self, pages: Option<u32>) -> Result<()> {
+        self.lock().limit_growth(pages)
     }
 
     /// Commits what is pending, so that it survives the daemon's death.
@@ -175,24 +219,26 @@ impl Index {
     /// callers share one fsync.
     ///
     /// # Errors
-    /// If the commit or the fsync fails: nothing new may then be taken as durable.
+    /// If the commit or the fsync fails: nothing new may then be taken as durable. After a failed fsync each call fails.
     pub fn sync(&self) -> Result<()> {
         let goal = {
             let mut state = self.lock();
             state.commit()?;
             state.commits()
         };
+        if self.wal.has_failed() {
+            return Err(IndexError::NotDurable);
+        }
         if self.durable.load(Ordering::Acquire) >= goal {
             return Ok(());
         }
         let stopped = self.steps.before(CacheStep::SyncIndex);
-        stopped
-            .and_then(|()| self.wal.sync_data())
-            .map_err(|source| IndexError::Io {
-                operation: "fsync",
-                path: self.path.clone(),
-                source,
-            })?;
+        stopped.map_err(|source| IndexError::Io {
+            operation: "fsync",
+            path: self.path.clone(),
+            source,
+        })?;
+        self.wal.sync()?;
         self.durable.fetch_max(goal, Ordering::AcqRel);
         Ok(())
     }

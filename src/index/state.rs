@@ -6,13 +6,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Instant;
 
 use lru::LruCache;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::counters::{Counter, Totals};
+use super::guard::note_failure;
 use super::inode::{COLUMNS, Flags, Inode};
+use super::wal::Wal;
 use super::{ActiveBatch, Context, IndexError, Result, int};
 use crate::base::steps::{CacheStep, CacheSteps};
 use crate::base::{Ino, ObjectId, Seq};
@@ -28,7 +31,10 @@ const CACHED_INODES: NonZeroUsize = match NonZeroUsize::new(50_000) {
 pub struct State {
     pub(super) conn: Connection,
     pub(super) rules: NameRules,
+    wal: Arc<Wal>,
     totals: Totals,
+    /// As of the last commit.
+    committed_totals: Totals,
     in_transaction: bool,
     commits: u64,
     pending: HashMap<Ino, Inode>,
@@ -40,9 +46,13 @@ pub struct State {
     pub(super) writing: HashSet<Ino>,
     /// Inodes without a name that somebody still uses.
     orphans: HashSet<Ino>,
+    /// What has become (true) or ceased to be (false) an orphan since the last commit.
+    orphans_since: Vec<(Ino, bool)>,
     pub(super) active: Option<ActiveBatch>,
     /// Something has been undone: what was noted of files being written may be out of date.
     undone: bool,
+    /// The same since [`State::take_unsettled`] last asked.
+    unsettled: bool,
     /// When something last began to wait for the backend, and when the oldest of it did.
     dirty_since: Option<(Instant, Instant)>,
     /// Where a test may stop it.
@@ -50,10 +60,13 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(conn: Connection, rules: NameRules) -> Result<State> {
+    pub(super) fn new(conn: Connection, rules: NameRules, wal: Arc<Wal>) -> Result<State> {
+        let totals = Totals::load(&conn)?;
         Ok(State {
-            totals: Totals::load(&conn)?,
+            totals,
+            committed_totals: totals,
             rules,
+            wal,
             inos: Counter::load(&conn, "next_ino", Ino::ROOT.0 + 1)?,
             objects: Counter::load(&conn, "next_object", 1)?,
             seqs: Counter::load(&conn, "next_seq", 1)?,
@@ -64,8 +77,10 @@ impl State {
             cache: LruCache::new(CACHED_INODES),
             writing: HashSet::new(),
             orphans: HashSet::new(),
+            orphans_since: Vec::new(),
             active: None,
             undone: false,
+            unsettled: false,
             dirty_since: None,
             steps: CacheSteps::default(),
         })
@@ -83,6 +98,7 @@ impl State {
 
     pub(super) fn begin(&mut self) -> Result<()> {
         if !self.in_transaction {
+            self.wal.check().inspect_err(|_| note_failure())?;
             self.run("begin", "BEGIN IMMEDIATE", [])?;
             self.in_transaction = true;
         }
@@ -105,6 +121,9 @@ impl State {
             Ok(_) => {
                 self.in_transaction = false;
                 self.commits += 1;
+                self.committed_totals = self.totals;
+                self.orphans_since.clear();
+                self.wal.after_commit(self.commits);
                 Ok(true)
             }
             Err(error) => {
@@ -127,23 +146,72 @@ impl State {
         self.undone
     }
 
-    /// Undoes everything since the last commit.
+    /// Undoes everything since the last commit: rows, what is at hand of them, and what is kept beside them. Numbers that were
+    /// handed out stay so; which files are being written is the business of whoever writes them.
     pub fn undo(&mut self) {
         if !self.conn.is_autocommit() {
-            // If even this fails, SQLite has undone it already or will when the file is next opened.
+            // If even this fails, SQLite has undone it already, or refuses to begin anew until it has.
             let _ = self.conn.execute_batch("ROLLBACK");
         }
         self.in_transaction = false;
         self.undone = true;
+        self.unsettled = true;
         self.pending.clear();
         self.cache.clear();
-        if let Ok(totals) = Totals::load(&self.conn) {
-            self.totals = totals;
+        self.totals = self.committed_totals;
+        for (ino, became) in std::mem::take(&mut self.orphans_since)
+            .into_iter()
+            .rev()
+        {
+            match became {
+                true => self.orphans.remove(&ino),
+                false => self.orphans.insert(ino),
+            };
         }
         for counter in [&mut self.inos, &mut self.objects, &mut self.seqs] {
             // The reservation may have been undone; the numbers may not be handed out again.
             counter.reserved = counter.next;
         }
+    }
+
+    /// Whether rows may say of files that are closed that they are being written, because what settled them was undone.
+    pub fn take_unsettled(&mut self) -> bool {
+        std::mem::take(&mut self.unsettled)
+    }
+
+    /// Notes that a file could not be settled, for [`State::take_unsettled`].
+    pub fn note_unsettled(&mut self) {
+        self.undone = true;
+        self.unsettled = true;
+    }
+
+    /// The files that rows say are being written, and that nobody is writing.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn written_by_nobody(&mut self) -> Result<Vec<Ino>> {
+        self.commit()?;
+        let written: Vec<Ino> = self
+            .conn
+            .prepare("SELECT ino FROM inodes WHERE flags & 4 != 0")
+            .and_then(|mut s| {
+                s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
+                    .collect()
+            })
+            .context("look for files that are not settled")?;
+        let nobody = |ino: &Ino| !self.writing.contains(ino);
+        Ok(written.into_iter().filter(nobody).collect())
+    }
+
+    pub(super) fn limit_growth(&mut self, pages: Option<u32>) -> Result<()> {
+        let used: i64 = self
+            .conn
+            .query_row("PRAGMA page_count", [], |row| row.get(0))
+            .context("count pages")?;
+        let most = pages.map_or(4_294_967_294, |pages| used + i64::from(pages));
+        self.conn
+            .query_row(&format!("PRAGMA max_page_count={most}"), [], |_| Ok(()))
+            .context("limit growth")
     }
 
     fn write_pending(&mut self) -> Result<()> {
@@ -319,7 +387,9 @@ impl State {
         self.totals.replace(Some(&inode), None);
         self.pending.remove(&ino);
         self.cache.pop(&ino);
-        self.orphans.remove(&ino);
+        if self.orphans.remove(&ino) {
+            self.orphans_since.push((ino, false));
+        }
         Ok(())
     }
 
@@ -372,7 +442,9 @@ impl State {
 
     /// Notes that `ino` has no name but is still in use.
     pub fn add_orphan(&mut self, ino: Ino) {
-        self.orphans.insert(ino);
+        if self.orphans.insert(ino) {
+            self.orphans_since.push((ino, true));
+        }
     }
 
     /// Whether `ino` has no name but is still in use.
@@ -409,6 +481,11 @@ impl State {
         self.writing.remove(&ino);
     }
 
+    /// Whether somebody is writing `ino`.
+    pub fn is_written(&self, ino: Ino) -> bool {
+        self.writing.contains(&ino)
+    }
+
     /// How many inodes are open for writing.
     pub fn writing_count(&self) -> usize {
         self.writing.len()
@@ -440,6 +517,41 @@ impl State {
             )?;
         }
         Ok(())
+    }
+
+    /// The settings whose keys begin with `prefix`, without it.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn metas(&self, prefix: &str) -> Result<Vec<(String, String)>> {
+        self.conn
+            .prepare_cached(
+                "SELECT substr(key, length(?1) + 1), CAST(value AS TEXT) FROM meta WHERE substr(key, 1, length(?1)) = ?1",
+            )
+            .and_then(|mut s| {
+                s.query_map([prefix], |row| Ok((row.get(0)?, row.get(1)?)))?
+                    .collect()
+            })
+            .context("read settings")
+    }
+
+    /// The inode whose bytes are in `object`. Looks through all of them.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn owner_of(&mut self, object: ObjectId) -> Result<Option<Ino>> {
+        let holds = |inode: &Inode| inode.object == Some(object);
+        if let Some(inode) = self.pending.values().find(|inode| holds(inode)) {
+            return Ok(Some(inode.ino));
+        }
+        self.conn
+            .prepare("SELECT ino FROM inodes WHERE object=?")
+            .and_then(|mut s| {
+                s.query_row([int(object.0)], |row| row.get::<_, i64>(0))
+                    .optional()
+            })
+            .context("find whose object it is")
+            .map(|found| found.map(|ino| Ino(ino as u64)))
     }
 
     /// Up to `limit` clean files with an object, least recently used first.
