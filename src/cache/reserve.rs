@@ -77,7 +77,9 @@ impl Reserve {
         if sizes.held == 0 {
             return false;
         }
-        let left = sizes.held.saturating_sub(part(sizes.wanted.max(sizes.held)));
+        let left = sizes
+            .held
+            .saturating_sub(part(sizes.wanted.max(sizes.held)));
         let cut = OpenOptions::new()
             .write(true)
             .open(&self.path)

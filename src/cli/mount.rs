@@ -9,7 +9,7 @@ use super::complain;
 use super::exit::{Exit, Failure};
 use super::units::{parse_cache_size, parse_duration};
 use crate::daemon::background::{self, CHILD_FLAG, Ready};
-use crate::daemon::options::{CacheSize, FuseOptions, IoMode, MountOptions};
+use crate::daemon::options::{CacheSize, FuseOptions, IoMode, MountOptions, Verify};
 use crate::daemon::{DaemonError, preflight};
 
 /// This very program, also after the file it was started from has been replaced.
@@ -41,6 +41,9 @@ pub struct MountArgs {
     /// Who reads and writes the bytes of cached files
     #[arg(long, value_enum, default_value_t)]
     io: IoMode,
+    /// When to read back what was written to the drive, past the kernel's memory, and compare it
+    #[arg(long, value_enum, default_value_t)]
+    verify: Verify,
     /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
@@ -115,6 +118,7 @@ impl MountArgs {
             max_age: self.max_age,
             auto_flush: !self.no_auto_flush,
             io: self.io,
+            verify: self.verify,
             fuse,
             foreground: self.foreground,
         })
@@ -161,6 +165,7 @@ mod tests {
             max_age: Duration::from_secs(900),
             auto_flush: true,
             io: IoMode::Auto,
+            verify: Verify::Off,
             fuse: FuseOptions::default(),
             foreground: false,
         };
@@ -171,7 +176,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io daemon \
-             -o allow_other -o noexec,suid --foreground rel /m",
+             --verify after-flush -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -181,6 +186,7 @@ mod tests {
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert!(!options.auto_flush && options.foreground);
         assert_eq!(options.io, IoMode::Daemon);
+        assert_eq!(options.verify, Verify::AfterFlush);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }
 

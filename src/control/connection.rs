@@ -107,6 +107,7 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
         Request::Flush { timeout_ms } => {
             report(handler.flush(timeout_ms.map(Duration::from_millis), &progress))
         }
+        Request::FlushAs { wish } => report(handler.flush_as(wish, &progress)),
         Request::Eject => report(handler.eject(&progress)),
         Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
     };

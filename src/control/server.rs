@@ -24,7 +24,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::address::at_socket;
 use super::connection::{self, Limits};
-use super::protocol::{ControlError, ErrorCode, FlushReport, Progress, SOCKET_NAME, Status};
+use super::protocol::{
+    ControlError, ErrorCode, FlushReport, FlushWish, Progress, SOCKET_NAME, Status,
+};
 
 /// What the daemon does when it is asked. Called from many threads at once.
 pub trait Handler: Send + Sync {
@@ -40,6 +42,18 @@ pub trait Handler: Send + Sync {
         timeout: Option<Duration>,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError>;
+
+    /// The same with wishes beyond the time it may take; who knows of none does without.
+    ///
+    /// # Errors
+    /// As [`Handler::flush`].
+    fn flush_as(
+        &self,
+        wish: &FlushWish,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError> {
+        self.flush(wish.timeout_ms.map(Duration::from_millis), progress)
+    }
 
     /// Flushes, then lets go of the backend.
     ///

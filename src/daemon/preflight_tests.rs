@@ -32,6 +32,7 @@ impl Place {
             max_age: Duration::ZERO,
             auto_flush: true,
             io: IoMode::Auto,
+            verify: Default::default(),
             fuse: FuseOptions::default(),
             foreground: true,
         })

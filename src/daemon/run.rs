@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
 use super::monitor::Monitor;
-use super::options::{CacheSize, IoMode, MountOptions};
+use super::options::{CacheSize, IoMode, MountOptions, Verify};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
 use super::volume::{self, CacheFacts, VolumeLock};
@@ -175,6 +175,7 @@ fn serve(
         backend: options.backend.clone(),
         mountpoint: options.mountpoint.clone(),
         last_error: Mutex::new(None),
+        verify: options.verify == Verify::AfterFlush,
         ended,
         ending: false.into(),
     });

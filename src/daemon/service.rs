@@ -14,11 +14,11 @@ use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
 use crate::base::Timestamp;
 use crate::control::protocol::{
-    BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath, LastBatch,
+    BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish, IoPath, LastBatch,
     LeftBehind, Progress, Status,
 };
 use crate::control::server::Handler;
-use crate::flush::{FlushError, Flusher, Report};
+use crate::flush::{FlushError, Flusher, Report, Wish};
 use crate::fs::Fs;
 use crate::index::{BatchSummary, Index, Waiting};
 
@@ -34,6 +34,8 @@ pub(super) struct Service {
     pub(super) mountpoint: PathBuf,
     /// The last thing that went wrong and has not been put right since.
     pub(super) last_error: Mutex<Option<String>>,
+    /// Every flush reads back what it has written.
+    pub(super) verify: bool,
     /// Told when the mount has been ended on request.
     pub(super) ended: Sender<()>,
     /// No new flush begins by itself.
@@ -47,8 +49,17 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::WrongDrive(_) => {
             "mount the right drive there; nothing was written and nothing is lost"
         }
+        FlushError::Full { freed: 0, .. } => {
+            "nothing was carried and nothing is lost; delete something in the mount, then run `ferryfs flush --removals-first`"
+        }
         FlushError::Full { .. } => {
-            "delete something in the mount, or move it elsewhere, and flush again; nothing is lost"
+            "nothing was carried and nothing is lost; `ferryfs flush --removals-first` carries the deletions before the rest"
+        }
+        FlushError::Lies { .. } => {
+            "nothing is lost, all of it is in the cache; check the drive and its cable before you trust it with more"
+        }
+        FlushError::Sync(_) => {
+            "the SSD refuses to keep what it is given; see `ferryfs status`, and look at the health of the SSD"
         }
         FlushError::TimedOut => "run `ferryfs flush` again with more time",
         FlushError::Unfinished { .. } => {
@@ -98,17 +109,25 @@ impl Service {
         deadline: Option<Instant>,
         progress: &dyn Fn(Progress),
     ) -> Result<Report, FlushError> {
-        self.run_flush_and(deadline, progress, || {})
+        let wish = Wish {
+            deadline,
+            ..Wish::default()
+        };
+        self.run_flush_and(&wish, progress, || {})
     }
 
     fn run_flush_and(
         &self,
-        deadline: Option<Instant>,
+        wish: &Wish,
         progress: &dyn Fn(Progress),
         then: impl FnOnce(),
     ) -> Result<Report, FlushError> {
         let started = Instant::now();
-        let result = self.flusher.flush_and(deadline, progress, then);
+        let wish = Wish {
+            verify: wish.verify || self.verify,
+            ..*wish
+        };
+        let result = self.flusher.flush_as(&wish, progress, then);
         match &result {
             Ok(_) => *self.last_error.lock() = None,
             Err(error) => {
@@ -124,6 +143,14 @@ impl Service {
         state.set_dirty_since(still_dirty.then_some(started));
         drop(state);
         result
+    }
+
+    /// What lasts until somebody does something about it, then what went wrong last; one line.
+    fn what_is_wrong(&self) -> Option<String> {
+        let mut wrong = self.fs.troubles();
+        let last = self.last_error.lock().clone();
+        wrong.extend(last.or_else(|| self.monitor.trouble()));
+        (!wrong.is_empty()).then(|| wrong.join("; "))
     }
 
     fn waiting(&self) -> Waiting {
@@ -233,11 +260,7 @@ impl Handler for Service {
             safe_to_unplug: dirty_files == 0 && !busy,
             batch_in_progress: busy,
             kept_local: waiting.kept_local,
-            last_error: self
-                .last_error
-                .lock()
-                .clone()
-                .or_else(|| self.monitor.trouble()),
+            last_error: self.what_is_wrong(),
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -256,6 +279,22 @@ impl Handler for Service {
             .map_err(|error| control_error(&error))
     }
 
+    fn flush_as(
+        &self,
+        wish: &FlushWish,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError> {
+        let timeout = wish.timeout_ms.map(Duration::from_millis);
+        let wish = Wish {
+            deadline: timeout.map(|timeout| Instant::now() + timeout),
+            verify: wish.verify,
+            removals_first: wish.removals_first,
+        };
+        self.run_flush_and(&wish, progress, || {})
+            .map(|report| self.flush_report(report))
+            .map_err(|error| control_error(&error))
+    }
+
     fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
         if !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));
@@ -265,7 +304,7 @@ impl Handler for Service {
             self.fs.close_idle_readers(true);
         };
         let report = self
-            .run_flush_and(None, progress, let_go)
+            .run_flush_and(&Wish::default(), progress, let_go)
             .map_err(|error| control_error(&error))?;
         Ok(self.flush_report(report))
     }

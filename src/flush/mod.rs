@@ -27,10 +27,12 @@ mod preflight;
 mod recover;
 mod redo;
 mod report;
+mod room;
 mod run;
 mod stage;
 mod sweep;
 mod untrusted;
+mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,7 +47,7 @@ use crate::index::Index;
 use crate::rules::names::NameRules;
 
 pub use recover::{RecoveredBatch, recover_without_cache};
-pub use report::{FlushError, Report, Result};
+pub use report::{FlushError, Report, Result, Wish};
 pub(crate) use untrusted::read_small;
 
 /// What a flush needs of the file system it serves.
@@ -58,6 +60,11 @@ pub trait Hooks: Send + Sync {
 
     /// Opens what the batch is about to take off the backend for those who are still reading it.
     fn hold_open(&self, inos: &[Ino]);
+
+    /// Frees a part of what is held of the SSD for when it is full, so that the batch can be noted; false if there is none.
+    fn give_up_reserve(&self) -> bool {
+        false
+    }
 }
 
 /// What a flusher is given to work with.

@@ -79,8 +79,7 @@ impl Fs {
             let Some(mut inode) = state.inode(ino)? else {
                 return Ok(false);
             };
-            let clean =
-                !inode.flags.has(Flags::DATA_DIRTY) && !inode.flags.has(Flags::TIME_DIRTY);
+            let clean = !inode.flags.has(Flags::DATA_DIRTY) && !inode.flags.has(Flags::TIME_DIRTY);
             match inode.object {
                 Some(object)
                     if clean && !state.is_pinned(&inode) && inode.flags.has(Flags::ON_BACKEND) =>

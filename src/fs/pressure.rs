@@ -209,9 +209,7 @@ impl Fs {
     /// Holds anew what has been given up, when there is room for it.
     pub(super) fn refill_reserve(&self) {
         if let Ok((_, free)) = self.store.space() {
-            self.store
-                .reserve()
-                .refill(free, 2 * self.limits.reserve);
+            self.store.reserve().refill(free, 2 * self.limits.reserve);
         }
         self.index.top_up();
     }

@@ -67,7 +67,9 @@ pub enum IndexError {
     #[error("index: {0}")]
     Corrupt(String),
     /// An fsync has failed before: nothing can be promised any more.
-    #[error("the index could not be made durable before; unmount, look at the SSD, and mount again")]
+    #[error(
+        "the index could not be made durable before; unmount, look at the SSD, and mount again"
+    )]
     NotDurable,
     /// For the same reason nothing is changed any more.
     #[error(

@@ -159,10 +159,7 @@ impl State {
         self.pending.clear();
         self.cache.clear();
         self.totals = self.committed_totals;
-        for (ino, became) in std::mem::take(&mut self.orphans_since)
-            .into_iter()
-            .rev()
-        {
+        for (ino, became) in std::mem::take(&mut self.orphans_since).into_iter().rev() {
             match became {
                 true => self.orphans.remove(&ino),
                 false => self.orphans.insert(ino),

@@ -122,14 +122,7 @@ impl Wal {
         if had >= size + margin / 2 {
             return;
         }
-        let more = || {
-            allocate(
-                &self.file,
-                FallocateMode::FALLOC_FL_KEEP_SIZE,
-                size,
-                margin,
-            )
-        };
+        let more = || allocate(&self.file, FallocateMode::FALLOC_FL_KEEP_SIZE, size, margin);
         while let Err(error) = more() {
             let full = error.raw_os_error() == Some(libc::ENOSPC);
             if !full || !self.relief.get().is_some_and(|relief| relief()) {

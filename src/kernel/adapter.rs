@@ -498,10 +498,8 @@ impl Filesystem for Adapter {
         let fs = self.fs.clone();
         self.syncer.request(move |result| {
             // Bytes that an earlier sync has lost are not on the disk because this one went well.
-            let verdict = result.and_then(|()| {
-                fs.sync_verdict(ino(number))
-                    .map_err(|error| error.errno())
-            });
+            let verdict =
+                result.and_then(|()| fs.sync_verdict(ino(number)).map_err(|error| error.errno()));
             match verdict {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(Errno::from_i32(errno)),
