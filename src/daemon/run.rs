@@ -280,8 +280,23 @@ fn start_logging() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Unfailing)
         .try_init();
+}
+
+/// stderr, which is the log on the SSD. What cannot be written is dropped: told of an error, the logger would say so on stderr
+/// again, and fail so hard that it takes the thread along. A full or dead SSD must not end the daemon.
+struct Unfailing;
+
+impl std::io::Write for Unfailing {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Signals that ask for an end arrive on a channel. Before any other thread is started, so that all inherit the mask.

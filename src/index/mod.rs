@@ -200,6 +200,12 @@ impl Index {
         self.wal.fail_next_sync(errno);
     }
 
+    /// For tests: the next commit fails with `errno`.
+    #[doc(hidden)]
+    pub fn fail_next_commit(&self, errno: i32) {
+        self.wal.fail_next_commit(errno);
+    }
+
     /// For tests: the database may grow by no more than `pages` pages; `None` for as far as the disk goes.
     ///
     /// # Errors

@@ -116,6 +116,7 @@ impl State {
         let result = self
             .write_pending()
             .and_then(|()| self.may(CacheStep::Commit))
+            .and_then(|()| self.wal.may_commit())
             .and_then(|()| self.run("commit", "COMMIT", []));
         match result {
             Ok(_) => {

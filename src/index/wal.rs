@@ -41,8 +41,9 @@ pub(super) struct Wal {
     /// Bytes beyond the end that are to be allocated; 0 for none.
     margin: AtomicU64,
     relief: OnceLock<Relief>,
-    /// For tests: the next fsync fails with this errno.
-    fail_next: AtomicI32,
+    /// For tests: the next fsync, and the next commit, fails with this errno.
+    fail_sync: AtomicI32,
+    fail_commit: AtomicI32,
 }
 
 impl Wal {
@@ -58,7 +59,8 @@ impl Wal {
             failed: AtomicBool::new(false),
             margin: AtomicU64::new(0),
             relief: OnceLock::new(),
-            fail_next: AtomicI32::new(0),
+            fail_sync: AtomicI32::new(0),
+            fail_commit: AtomicI32::new(0),
         })
     }
 
@@ -67,10 +69,7 @@ impl Wal {
         if self.has_failed() {
             return Err(IndexError::NotDurable);
         }
-        let synced = match self.fail_next.swap(0, Ordering::Relaxed) {
-            0 => self.file.sync_data(),
-            errno => Err(std::io::Error::from_raw_os_error(errno)),
-        };
+        let synced = injected(&self.fail_sync).and_then(|()| self.file.sync_data());
         synced.map_err(|error| {
             self.failed.store(true, Ordering::Release);
             // Best effort: the disk has just refused.
@@ -132,9 +131,28 @@ impl Wal {
         }
     }
 
-    #[doc(hidden)]
     pub(super) fn fail_next_sync(&self, errno: i32) {
-        self.fail_next.store(errno, Ordering::Relaxed);
+        self.fail_sync.store(errno, Ordering::Relaxed);
+    }
+
+    pub(super) fn fail_next_commit(&self, errno: i32) {
+        self.fail_commit.store(errno, Ordering::Relaxed);
+    }
+
+    /// Before each commit.
+    pub(super) fn may_commit(&self) -> Result<()> {
+        injected(&self.fail_commit).map_err(failed("commit", &self.path))
+    }
+}
+
+/// What a test has put there, once.
+fn injected(fault: &AtomicI32) -> std::io::Result<()> {
+    match fault.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        errno => {
+            fault.store(0, Ordering::Relaxed);
+            Err(std::io::Error::from_raw_os_error(errno))
+        }
     }
 }
 

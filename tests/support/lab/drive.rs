@@ -225,6 +225,18 @@ impl SmallSsd {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Mounts it once more, as after a power cut. Nobody may hold it.
+    pub fn mount_anew(&self) -> Result<(), String> {
+        umount2(&self.path, MntFlags::empty()).map_err(|e| e.to_string())?;
+        let image = self.path.with_extension("img");
+        let mut mount = Command::new("mount");
+        let done = run(mount.args(["-o", "loop"]).arg(&image).arg(&self.path));
+        match done.code {
+            0 => Ok(()),
+            _ => Err(done.stderr),
+        }
+    }
 }
 
 impl Drop for SmallSsd {
