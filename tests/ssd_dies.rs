@@ -7,8 +7,12 @@ mod lab;
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use ferryfs::backend::Backend as _;
+use ferryfs::backend::mounted::MountedDir;
+use ferryfs::base::RelPath;
 use lab::{Backend, Lab, SmallSsd, content, exit, skip, text, wait_until, write};
 
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: as if the power of the disk were cut.
@@ -84,6 +88,47 @@ fn ssd_that_answers_no_more_is_told_to_everybody_and_loses_nothing_durable() {
     lab.unmount();
     drop(ssd);
     lab.finish();
+}
+
+#[test]
+fn what_is_read_back_is_what_the_medium_has_not_what_memory_has() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("a small disk on a loop device needs root");
+    }
+    let root = tempfile::tempdir().expect("a directory");
+    let disk = match SmallSsd::new(root.path(), 32) {
+        Ok(disk) => disk,
+        Err(why) => return skip(&why),
+    };
+    let written = content(5, 1 << 20);
+    write(&disk.path().join("f"), &written);
+    let drive = MountedDir::open(disk.path()).expect("open");
+    drive.sync().expect("sync");
+    damage(&root.path().join("ssd.img"), &written[4096..8192]);
+    let path = RelPath::parse(b"f").expect("a path");
+    let read = |file: Box<dyn ferryfs::backend::ReadFile>| {
+        let mut bytes = vec![0; written.len()];
+        let got = file.read_at(&mut bytes, 0).expect("read");
+        bytes.truncate(got);
+        bytes
+    };
+    assert!(
+        read(drive.open(&path).expect("open")) == written,
+        "memory has what was written"
+    );
+    let found = read(drive.open_uncached(&path).expect("open"));
+    assert!(found != written, "the damage was not seen");
+    assert_eq!(found[..4096], written[..4096]);
+}
+
+/// Changes a byte of a disk's image behind the back of the file system that is on it.
+fn damage(image: &std::path::Path, block: &[u8]) {
+    let disk = fs::read(image).expect("the image");
+    let at = disk.chunks(4096).position(|chunk| chunk == block);
+    let at = at.expect("the block is on the disk") as u64 * 4096;
+    let image = fs::File::options().write(true).open(image).expect("open");
+    image.write_all_at(&[!block[0]], at).expect("damage");
+    image.sync_all().expect("sync");
 }
 
 #[test]
