@@ -15,6 +15,9 @@ use ferryfs::backend::mounted::MountedDir;
 use ferryfs::base::RelPath;
 use lab::{Backend, Lab, SmallSsd, content, exit, skip, text, wait_until, write};
 
+/// Bytes that small ext4 file systems keep together.
+const BLOCK: usize = 1024;
+
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: as if the power of the disk were cut.
 fn shut_down(ssd: &SmallSsd) -> std::io::Result<()> {
     const SHUTDOWN: u64 = 0x8004_587d;
@@ -104,7 +107,7 @@ fn what_is_read_back_is_what_the_medium_has_not_what_memory_has() {
     write(&disk.path().join("f"), &written);
     let drive = MountedDir::open(disk.path()).expect("open");
     drive.sync().expect("sync");
-    damage(&root.path().join("ssd.img"), &written[4096..8192]);
+    damage(&root.path().join("ssd.img"), &written[4096..4096 + BLOCK]);
     let path = RelPath::parse(b"f").expect("a path");
     let read = |file: Box<dyn ferryfs::backend::ReadFile>| {
         let mut bytes = vec![0; written.len()];
@@ -124,8 +127,8 @@ fn what_is_read_back_is_what_the_medium_has_not_what_memory_has() {
 /// Changes a byte of a disk's image behind the back of the file system that is on it.
 fn damage(image: &std::path::Path, block: &[u8]) {
     let disk = fs::read(image).expect("the image");
-    let at = disk.chunks(4096).position(|chunk| chunk == block);
-    let at = at.expect("the block is on the disk") as u64 * 4096;
+    let at = disk.chunks(BLOCK).position(|chunk| chunk == block);
+    let at = (at.expect("the block is on the disk") * BLOCK) as u64;
     let image = fs::File::options().write(true).open(image).expect("open");
     image.write_all_at(&[!block[0]], at).expect("damage");
     image.sync_all().expect("sync");

@@ -1,11 +1,16 @@
 //! Keeping the cache within its space: dead objects are removed, clean ones give way, dirty ones never.
 
+use std::time::{Duration, Instant};
+
 use super::{Fs, Result};
 use crate::base::Ino;
 use crate::index::Flags;
 
 /// Objects removed under one hold of a lock.
 const CHUNK: u32 = 1024;
+
+/// How often damaged objects are looked at: to find whose they are means to look through the index.
+const DAMAGED_EVERY: Duration = Duration::from_secs(60);
 
 /// What the cache may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +30,12 @@ impl Fs {
     /// # Errors
     /// If the index or an object fails.
     pub fn trim(&self) -> Result<()> {
-        let _one_at_a_time = self.reaping.lock();
+        let mut looked = self.reaping.lock();
         self.reap()?;
-        self.evict_damaged()?;
+        if looked.is_none_or(|looked| looked.elapsed() >= DAMAGED_EVERY) {
+            self.evict_damaged()?;
+            *looked = Some(Instant::now());
+        }
         let (_, free) = self.store.space()?;
         let cached = self.index.lock().totals().cached_bytes;
         let over = cached.saturating_sub(self.limits.max_bytes);

@@ -111,7 +111,8 @@ pub struct Fs {
     importing: import::Importing,
     unsynced: sync::Unsynced,
     pressure: pressure::Pressure,
-    reaping: Mutex<()>,
+    /// One eviction at a time; when it last looked at damaged objects.
+    reaping: Mutex<Option<std::time::Instant>>,
     syncing: Mutex<()>,
 }
 
@@ -138,7 +139,7 @@ impl Fs {
             importing: import::Importing::default(),
             unsynced: sync::Unsynced::default(),
             pressure: pressure::Pressure::default(),
-            reaping: Mutex::new(()),
+            reaping: Mutex::new(None),
             syncing: Mutex::new(()),
         };
         fs.recall_damage()?;

@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn every_range_reads_as_through_the_page_cache() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let bytes: Vec<u8> = (0..3_000_001_u32).map(|n| (n * 31 >> 5) as u8).collect();
+        let bytes: Vec<u8> = (0..3_000_001_u32).map(|n| ((n * 31) >> 5) as u8).collect();
         std::fs::write(file.path(), &bytes).unwrap();
         file.as_file().sync_all().unwrap();
         let direct = DirectFile::new(File::open(file.path()).unwrap());
