@@ -13,6 +13,7 @@ use engine::{Engine, Kind, World, call};
 use ferryfs::backend::faulty::Fault;
 use ferryfs::backend::memory::{MemoryBackend, MemoryOptions};
 use ferryfs::base::ObjectId;
+use ferryfs::control::protocol::Phase;
 use ferryfs::flush::{FlushError, Report, Wish};
 use ferryfs::fs::CacheLimits;
 
@@ -583,7 +584,10 @@ fn a_batch_that_does_not_fit_is_not_begun_and_the_flush_says_how_much_is_missing
     engine.put("big", &vec![2; 700_000]);
     engine.put("fits", b"little");
     engine.unlink("old");
-    let told = engine.flush().expect_err("full");
+    let staged = std::cell::Cell::new(false);
+    let told = engine.flush_with(&|at| staged.set(staged.get() || at.phase == Phase::Stage));
+    let told = told.expect_err("full");
+    assert!(!staged.get(), "it was begun");
     let text = told.to_string();
     let FlushError::Full {
         needed,
