@@ -6,7 +6,7 @@
 //! | after | durable | a crash leaves | repaired by |
 //! |---|---|---|---|
 //! | cut | row of the batch, on the SSD | nothing on the backend | next start: given up, all stays dirty |
-//! | stage | staged files (one sync) | a staging directory | next attach: removed, all stays dirty |
+//! | stage | staged files (one sync), read back if asked for | a staging directory | next attach: removed, all stays dirty |
 //! | journal | what to conclude of the batch, on the SSD | the same, and a journal | next attach: no record, so given up |
 //! | commit | the record (one sync) | a committed batch, final names untouched | next attach: applied, from staging or the SSD |
 //! | clear, mark | removals and moves, then the mark (two syncs, only if needed) | old names gone, new ones not there | next attach: placed |

@@ -76,10 +76,12 @@ impl Fs {
     ) -> Result<(Inode, u64)> {
         self.ensure_listed(ctx, parent)?;
         let create = || self.create_once(ctx, parent, name, permissions, mode, exclusive);
-        // What is there can be opened on a full SSD too.
-        let is_there = self.index.lock().lookup(parent, name)?.is_some();
-        if is_there {
-            return create();
+        if self.is_full() {
+            // What is there can be opened all the same.
+            let is_there = self.index.lock().lookup(parent, name)?.is_some();
+            if is_there {
+                return create();
+            }
         }
         self.with_room(ctx, create)
     }

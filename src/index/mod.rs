@@ -15,6 +15,7 @@ mod schema;
 mod snapshot;
 mod state;
 mod tree;
+mod undo;
 mod wal;
 
 use std::os::unix::ffi::OsStrExt;

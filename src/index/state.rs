@@ -32,27 +32,27 @@ pub struct State {
     pub(super) conn: Connection,
     pub(super) rules: NameRules,
     wal: Arc<Wal>,
-    totals: Totals,
+    pub(super) totals: Totals,
     /// As of the last commit.
-    committed_totals: Totals,
-    in_transaction: bool,
+    pub(super) committed_totals: Totals,
+    pub(super) in_transaction: bool,
     commits: u64,
-    pending: HashMap<Ino, Inode>,
-    cache: LruCache<Ino, Inode>,
-    inos: Counter,
-    objects: Counter,
-    seqs: Counter,
+    pub(super) pending: HashMap<Ino, Inode>,
+    pub(super) cache: LruCache<Ino, Inode>,
+    pub(super) inos: Counter,
+    pub(super) objects: Counter,
+    pub(super) seqs: Counter,
     /// The inodes that are open for writing right now.
     pub(super) writing: HashSet<Ino>,
     /// Inodes without a name that somebody still uses.
-    orphans: HashSet<Ino>,
+    pub(super) orphans: HashSet<Ino>,
     /// What has become (true) or ceased to be (false) an orphan since the last commit.
-    orphans_since: Vec<(Ino, bool)>,
+    pub(super) orphans_since: Vec<(Ino, bool)>,
     pub(super) active: Option<ActiveBatch>,
     /// Something has been undone: what was noted of files being written may be out of date.
-    undone: bool,
+    pub(super) undone: bool,
     /// The same since [`State::take_unsettled`] last asked.
-    unsettled: bool,
+    pub(super) unsettled: bool,
     /// When something last began to wait for the backend, and when the oldest of it did.
     dirty_since: Option<(Instant, Instant)>,
     /// Where a test may stop it.
@@ -145,60 +145,6 @@ impl State {
     /// Whether something has been undone since the index was opened, so that the next start has to look for what is not settled.
     pub fn has_undone(&self) -> bool {
         self.undone
-    }
-
-    /// Undoes everything since the last commit: rows, what is at hand of them, and what is kept beside them. Numbers that were
-    /// handed out stay so; which files are being written is the business of whoever writes them.
-    pub fn undo(&mut self) {
-        if !self.conn.is_autocommit() {
-            // If even this fails, SQLite has undone it already, or refuses to begin anew until it has.
-            let _ = self.conn.execute_batch("ROLLBACK");
-        }
-        self.in_transaction = false;
-        self.undone = true;
-        self.unsettled = true;
-        self.pending.clear();
-        self.cache.clear();
-        self.totals = self.committed_totals;
-        for (ino, became) in std::mem::take(&mut self.orphans_since).into_iter().rev() {
-            match became {
-                true => self.orphans.remove(&ino),
-                false => self.orphans.insert(ino),
-            };
-        }
-        for counter in [&mut self.inos, &mut self.objects, &mut self.seqs] {
-            // The reservation may have been undone; the numbers may not be handed out again.
-            counter.reserved = counter.next;
-        }
-    }
-
-    /// Whether rows may say of files that are closed that they are being written, because what settled them was undone.
-    pub fn take_unsettled(&mut self) -> bool {
-        std::mem::take(&mut self.unsettled)
-    }
-
-    /// Notes that a file could not be settled, for [`State::take_unsettled`].
-    pub fn note_unsettled(&mut self) {
-        self.undone = true;
-        self.unsettled = true;
-    }
-
-    /// The files that rows say are being written, and that nobody is writing.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn written_by_nobody(&mut self) -> Result<Vec<Ino>> {
-        self.commit()?;
-        let written: Vec<Ino> = self
-            .conn
-            .prepare("SELECT ino FROM inodes WHERE flags & 4 != 0")
-            .and_then(|mut s| {
-                s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
-                    .collect()
-            })
-            .context("look for files that are not settled")?;
-        let nobody = |ino: &Ino| !self.writing.contains(ino);
-        Ok(written.into_iter().filter(nobody).collect())
     }
 
     pub(super) fn limit_growth(&mut self, pages: Option<u32>) -> Result<()> {
