@@ -237,7 +237,7 @@ impl Backend for MountedDir {
     }
 
     fn renames_atomically(&self) -> bool {
-        self.root().is_ok_and(|root| sys::file::is_journaled(root))
+        self.root().is_ok_and(sys::file::is_journaled)
     }
 
     fn space(&self) -> Result<Space> {
