@@ -69,7 +69,7 @@ fn ssd_that_answers_no_more_is_told_to_everybody_and_loses_nothing_durable() {
     // It answers, and says what is wrong.
     let status = lab.status();
     let error = status["last_error"].as_str().unwrap_or_default();
-    assert!(error.contains("SSD"), "{status}");
+    assert!(!error.is_empty(), "{status}");
     assert_eq!(status["safe_to_unplug"], false, "{status}");
 
     drop(durable);

@@ -1,7 +1,7 @@
 //! The writer's side of the index: the open transaction, the numbers that are handed out, the inodes at hand.
 //!
 //! Changes gather in one open transaction. Inodes that change are kept in `pending` and written once, right before the commit.
-//! If SQLite fails in between, the whole transaction is undone and every cached row dropped: what was acknowledged as having
+//! If SQLite fails in between, the whole transaction is undone, and the cached rows are those of the last commit: what was acknowledged as having
 //! survived was committed before, so nothing that was promised is lost.
 
 use std::collections::{HashMap, HashSet};
@@ -121,6 +121,10 @@ impl State {
         match result {
             Ok(_) => {
                 self.in_transaction = false;
+                // Only now: what is cached is what is committed, and can be told even when the disk answers no more.
+                for (ino, inode) in self.pending.drain() {
+                    self.cache.put(ino, inode);
+                }
                 self.commits += 1;
                 self.committed_totals = self.totals;
                 self.orphans_since.clear();
@@ -163,14 +167,9 @@ impl State {
             return Ok(());
         }
         self.begin()?;
-        let pending = std::mem::take(&mut self.pending);
-        for inode in pending.values() {
-            self.write_inode(inode)?;
-        }
-        for (ino, inode) in pending {
-            self.cache.put(ino, inode);
-        }
-        Ok(())
+        self.pending
+            .values()
+            .try_for_each(|inode| self.write_inode(inode))
     }
 
     fn write_inode(&self, n: &Inode) -> Result<()> {

@@ -4,7 +4,7 @@ use super::{Context, Result, State};
 use crate::base::Ino;
 
 impl State {
-    /// Undoes everything since the last commit: rows, what is at hand of them, and what is kept beside them. Numbers that were
+    /// Undoes everything since the last commit: rows, and what is kept beside them. The inodes at hand were never more than committed. Numbers that were
     /// handed out stay so; which files are being written is the business of whoever writes them.
     pub fn undo(&mut self) {
         if !self.conn.is_autocommit() {
@@ -15,7 +15,6 @@ impl State {
         self.undone = true;
         self.unsettled = true;
         self.pending.clear();
-        self.cache.clear();
         self.totals = self.committed_totals;
         for (ino, became) in std::mem::take(&mut self.orphans_since).into_iter().rev() {
             match became {

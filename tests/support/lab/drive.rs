@@ -228,7 +228,15 @@ impl SmallSsd {
 
     /// Mounts it once more, as after a power cut. Nobody may hold it.
     pub fn mount_anew(&self) -> Result<(), String> {
-        umount2(&self.path, MntFlags::empty()).map_err(|e| e.to_string())?;
+        // Whoever has just been killed may take a moment to let go.
+        let mut tries = 0;
+        while let Err(error) = umount2(&self.path, MntFlags::empty()) {
+            tries += 1;
+            if tries == 50 {
+                return Err(error.to_string());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let image = self.path.with_extension("img");
         let mut mount = Command::new("mount");
         let done = run(mount.args(["-o", "loop"]).arg(&image).arg(&self.path));
