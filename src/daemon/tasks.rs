@@ -207,13 +207,20 @@ fn walk(service: &Service, stop: &AtomicBool) {
 fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
     let mut backoff = Duration::ZERO;
     let mut not_before = Instant::now();
+    // What was left behind is not tried again at once, unless room is needed: a writer at work leaves a file behind each time.
+    let mut unhurried_before = not_before;
+    let mut carried = true;
     while !stop.load(Ordering::Acquire) {
-        rest(stop, CONSIDER_EVERY);
         let ending = service.ending.load(Ordering::Acquire);
-        // After a failure, or with something left behind, whoever waits for room waits in vain for now.
-        let able = !ending && Instant::now() >= not_before && service.drive.is_attached();
-        service.fs.expect_relief(able);
-        if !able || !is_due(service, &auto) {
+        let now = Instant::now();
+        let able = !ending && now >= not_before && service.drive.is_attached();
+        // After a failure, or if there was nothing to carry but what is being written, whoever waits for room waits in vain.
+        service
+            .fs
+            .expect_relief(able && (carried || now >= unhurried_before));
+        rest(stop, CONSIDER_EVERY);
+        let hurried = carried && service.fs.wants_flush();
+        if !able || !(hurried || now >= unhurried_before) || !is_due(service, &auto) {
             continue;
         }
         match service.run_flush(None, &|_| {}) {
@@ -223,9 +230,9 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
                     tracing::info!(files = report.files, bytes = report.bytes, "flushed");
                     make_room_for_writers(service);
                 }
-                // What was left behind is not tried again at once.
+                carried = report.batch.is_some() || report.left_behind.is_empty();
                 if !report.left_behind.is_empty() {
-                    not_before = Instant::now() + auto.after;
+                    unhurried_before = Instant::now() + auto.after;
                 }
             }
             Err(_) => {
