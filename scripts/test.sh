@@ -61,6 +61,8 @@ else
     step "format" cargo fmt --check
     step "lints" cargo clippy --all-targets -- -D warnings
     step "tests" cargo test "${mounts[@]}"
+    # Last, as it takes some minutes and tells the least about where a mistake is.
+    step "yanks, power cuts, outages" scripts/vm/run.sh --short
 fi
 
 after=$(leftovers)

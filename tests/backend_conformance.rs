@@ -10,8 +10,10 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use ferryfs::backend::faulty::FaultyBackend;
+use ferryfs::backend::guard::Watch;
 use ferryfs::backend::memory::{Crash, MemNode, MemoryBackend, MemoryOptions, differences};
 use ferryfs::backend::mounted::MountedDir;
 use ferryfs::backend::probe::probe;
@@ -92,6 +94,23 @@ fn the_backend_in_memory_conforms_in_both_tempers() {
 #[test]
 fn a_faulty_backend_without_a_fault_conforms() {
     conformance(|| FaultyBackend::new(MemoryBackend::default()));
+}
+
+#[test]
+fn a_guarded_backend_that_answers_conforms_for_readers_and_for_the_flush() {
+    let watch = Watch::start(Duration::from_secs(60)).unwrap();
+    conformance(|| watch.over(Arc::new(MemoryBackend::default())).0);
+    conformance(|| watch.over(Arc::new(MemoryBackend::default())).1);
+    let dir = tempfile::tempdir().unwrap();
+    let count = AtomicU32::new(0);
+    conformance(|| {
+        let n = count.fetch_add(1, Ordering::Relaxed);
+        let root = dir.path().join(n.to_string());
+        std::fs::create_dir(&root).unwrap();
+        watch.over(Arc::new(MountedDir::open(&root).unwrap())).0
+    });
+    assert!(watch.stalled().is_none());
+    assert_eq!(watch.stuck(), 0);
 }
 
 #[test]

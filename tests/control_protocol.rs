@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use ferryfs::control::Limits;
 use ferryfs::control::client::{Client, ClientError};
 use ferryfs::control::protocol::{
-    Answer, BackendState, ControlError, ErrorCode, FlushReport, IoPath, LeftBehind, Phase,
-    Progress, Reply, Request, Status, decode,
+    Answer, AttachReport, BackendState, ControlError, ErrorCode, FlushReport, IoPath, LeftBehind,
+    Phase, Progress, Reply, Request, Status, decode,
 };
 use ferryfs::control::server::{Handler, serve, serve_within};
 
@@ -53,6 +53,7 @@ impl Handler for Fake {
             backend: "/b".into(),
             volume_id: "v".into(),
             backend_state: BackendState::Detached,
+            stalled_since: None,
             dirty_files: 1,
             dirty_bytes: 2,
             open_for_write: 3,
@@ -61,7 +62,9 @@ impl Handler for Fake {
             safe_to_unplug: false,
             batch_in_progress: true,
             kept_local: 5,
+            warnings: vec!["w".into()],
             last_error: Some("e".into()),
+            attention: vec!["a".into()],
             io: IoPath::Passthrough,
             version: "0".into(),
             pid: 6,
@@ -88,6 +91,7 @@ impl Handler for Fake {
                 files_total: steps,
                 bytes_done: step,
                 bytes_total: steps,
+                silent_seconds: 0,
             });
             thread::sleep(Duration::from_millis(5));
         }
@@ -97,6 +101,20 @@ impl Handler for Fake {
 
     fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
         Err(ControlError::new(ErrorCode::BackendAbsent, "no drive").with_hint("plug it in"))
+    }
+
+    fn attach(
+        &self,
+        path: &std::path::Path,
+        accept_copy: bool,
+        fsck: bool,
+    ) -> Result<AttachReport, ControlError> {
+        Ok(AttachReport {
+            backend: path.display().to_string(),
+            already: accept_copy,
+            checked: fsck,
+            warnings: Vec::new(),
+        })
     }
 
     fn unmount(&self, flush: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
@@ -170,6 +188,18 @@ fn every_request_gets_its_answer_on_one_connection() {
     };
     assert_eq!(call(flush).unwrap(), Answer::Report(report(0)));
     assert_eq!(fake.timeout.load(Ordering::SeqCst), 1234);
+    let attach = Request::Attach {
+        path: "/media/me/HDD".into(),
+        accept_copy: false,
+        fsck: true,
+    };
+    let attached = AttachReport {
+        backend: "/media/me/HDD".into(),
+        already: false,
+        checked: true,
+        warnings: Vec::new(),
+    };
+    assert_eq!(call(attach).unwrap(), Answer::Attached(attached));
     match call(Request::Eject).unwrap_err() {
         ClientError::Refused(error) => {
             assert_eq!(error.code, ErrorCode::BackendAbsent);
@@ -394,6 +424,14 @@ fn a_handler_that_panics_costs_one_answer_and_no_place() {
         }
         fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
             Ok(report(0))
+        }
+        fn attach(
+            &self,
+            _: &std::path::Path,
+            _: bool,
+            _: bool,
+        ) -> Result<AttachReport, ControlError> {
+            Err(ControlError::new(ErrorCode::Failed, "no"))
         }
         fn unmount(&self, _: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
             Ok(report(0))

@@ -103,7 +103,7 @@ fn killed_with_a_full_ssd_it_starts_again_and_drains() {
     lab.kill9();
     lab.remount();
     assert_whole(&lab, "f/", 300_000, count, "");
-    lab.flush();
+    lab.flush_interrupted();
     lab.assert_drive_is_mount();
     lab.unmount();
     drop(ssd);

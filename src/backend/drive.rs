@@ -1,17 +1,23 @@
-//! The backend as the rest of the daemon meets it: attached, or gone.
+//! The backend as the rest of the daemon meets it: attached, stalled, or gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::guard::{Stall, Watch};
 use super::{Backend, Space};
+
+/// How long names are waited for in one go, between two looks whether the backend answers.
+const SLICE: Duration = Duration::from_millis(100);
 
 /// The slot into which a backend is attached. Whoever finds it empty says ENOMEDIUM and concludes nothing.
 #[derive(Default)]
 pub struct Drive {
-    backend: RwLock<Option<Arc<dyn Backend>>>,
+    backend: RwLock<Option<Attached>>,
+    /// Keeps readers from being held up; `None` in tests, whose backends answer.
+    watch: Option<Watch>,
     /// Held for writing while a batch moves names on the backend, for reading while a path is turned into an open file.
     names: RwLock<()>,
     /// Names on the backend are not what the index says: a batch has been interrupted while it moved them.
@@ -19,25 +25,78 @@ pub struct Drive {
     space: Mutex<Space>,
 }
 
+/// The two faces of one backend, see [`super::guard`]; the same one where nothing is guarded.
+struct Attached {
+    for_readers: Arc<dyn Backend>,
+    for_flush: Arc<dyn Backend>,
+}
+
 impl Drive {
-    /// A drive with nothing attached.
+    /// A drive with nothing attached, whose backends are taken to answer always.
     pub fn detached() -> Drive {
         Drive::default()
     }
 
-    /// The backend, if one is attached.
+    /// A drive with nothing attached, whose readers are told ETIMEDOUT when the backend has not answered for `io_timeout`.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn guarded(io_timeout: Duration) -> std::io::Result<Drive> {
+        Ok(Drive {
+            watch: Some(Watch::start(io_timeout)?),
+            ..Drive::default()
+        })
+    }
+
+    /// The backend for those who read, if one is attached: its reading calls end in bounded time.
     pub fn get(&self) -> Option<Arc<dyn Backend>> {
-        self.backend.read().clone()
+        let backend = self.backend.read();
+        backend.as_ref().map(|faces| faces.for_readers.clone())
+    }
+
+    /// The backend for the flush, if one is attached: its calls take as long as they take. Only to be called where nobody
+    /// else waits for this thread.
+    pub fn get_patient(&self) -> Option<Arc<dyn Backend>> {
+        let backend = self.backend.read();
+        backend.as_ref().map(|faces| faces.for_flush.clone())
     }
 
     /// Attaches `backend`.
     pub fn attach(&self, backend: Arc<dyn Backend>) {
-        *self.backend.write() = Some(backend);
+        let faces = match &self.watch {
+            Some(watch) => {
+                let (guard, patient) = watch.over(backend);
+                Attached {
+                    for_readers: Arc::new(guard),
+                    for_flush: Arc::new(patient),
+                }
+            }
+            None => Attached {
+                for_readers: backend.clone(),
+                for_flush: backend,
+            },
+        };
+        *self.backend.write() = Some(faces);
     }
 
     /// Lets go of the backend. Calls under way end by themselves.
     pub fn detach(&self) -> Option<Arc<dyn Backend>> {
-        self.backend.write().take()
+        let faces = self.backend.write().take();
+        if let Some(watch) = &self.watch {
+            watch.rest();
+        }
+        faces.map(|faces| faces.for_readers)
+    }
+
+    /// Since when the attached backend has not answered, if it does not.
+    pub fn stalled(&self) -> Option<Stall> {
+        self.watch.as_ref().and_then(Watch::stalled)
+    }
+
+    /// Waits until files of the backend that were let go of are closed, at most for `patience`. False if some are not.
+    pub fn wait_for_closes(&self, patience: Duration) -> bool {
+        let watch = self.watch.as_ref();
+        watch.is_none_or(|watch| watch.wait_for_closes(patience))
     }
 
     /// Whether a backend is attached.
@@ -46,10 +105,18 @@ impl Drive {
     }
 
     /// Keeps names on the backend where they are as long as the guard lives; `None` if a batch has been moving them for
-    /// longer than `patience`, or has been interrupted at it and not been recovered.
+    /// longer than `patience`, or sits in a call that is not answered, or has been interrupted at it and not been recovered.
     pub fn hold_names(&self, patience: Duration) -> Option<RwLockReadGuard<'_, ()>> {
-        let guard = self.names.try_read_for(patience)?;
-        (!self.astray.load(Ordering::Acquire)).then_some(guard)
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if let Some(guard) = self.names.try_read_for(left.min(SLICE)) {
+                return (!self.astray.load(Ordering::Acquire)).then_some(guard);
+            }
+            if left.is_zero() || self.stalled().is_some() {
+                return None;
+            }
+        }
     }
 
     /// Notes whether names on the backend are what the index says.

@@ -5,9 +5,11 @@
 
 pub mod drive;
 pub mod faulty;
+pub mod guard;
 pub mod memory;
 pub mod mounted;
 pub mod probe;
+pub mod watched;
 
 use std::fmt;
 use std::io;
@@ -108,23 +110,32 @@ impl BackendError {
 
     /// The medium is gone or no longer to be trusted: nothing may be concluded from it until it is attached again.
     pub fn is_gone(&self) -> bool {
-        matches!(
-            self.source.raw_os_error(),
-            Some(
-                libc::ENOMEDIUM
-                    | libc::ENODEV
-                    | libc::ENXIO
-                    | libc::EIO
-                    | libc::EROFS
-                    | libc::ESTALE
-                    | libc::ENOTCONN
-                    | libc::ESHUTDOWN
-                    | libc::EHOSTDOWN
-                    | libc::ETIMEDOUT
-                    | libc::ECONNABORTED
-            )
-        )
+        gone(&self.source)
     }
+
+    /// The backend has not answered in time. It may do so later: that is no reason to let go of it, nor to conclude anything.
+    pub fn is_stalled(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::ETIMEDOUT)
+    }
+}
+
+/// What [`BackendError::is_gone`] says of the system's own error.
+pub(crate) fn gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ENOMEDIUM
+                | libc::ENODEV
+                | libc::ENXIO
+                | libc::EIO
+                | libc::EROFS
+                | libc::ESTALE
+                | libc::ENOTCONN
+                | libc::ESHUTDOWN
+                | libc::EHOSTDOWN
+                | libc::ECONNABORTED
+        )
+    )
 }
 
 impl fmt::Display for BackendError {
@@ -137,6 +148,16 @@ impl std::error::Error for BackendError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.source)
     }
+}
+
+/// How closely [`Backend::check_alive`] looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// At what the system knows by itself, so that a sleeping disk goes on sleeping. Finds out much, but not all.
+    Glance,
+    /// By reading the volume's marker from the medium, past every cache: a file system whose disk is gone still answers stat
+    /// and statfs from memory.
+    Read,
 }
 
 /// The outcome of a call to the backend.
@@ -254,6 +275,25 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// If it does not.
     fn space(&self) -> Result<Space>;
+
+    /// Answers once the slow side itself has answered something, as far as that can be had cheaply: what is in this machine's
+    /// memory says nothing. What `statfs` tells comes from the server of a share each time.
+    ///
+    /// # Errors
+    /// If it answered with an error.
+    fn answers(&self) -> Result<()> {
+        self.space().map(drop)
+    }
+
+    /// Looks whether the medium is there. An answer is no promise for the next moment.
+    ///
+    /// # Errors
+    /// What shows that it is not.
+    fn check_alive(&self, look: Look) -> Result<()> {
+        let _ = look;
+        self.metadata(&crate::rules::layout::marker_path())
+            .map(drop)
+    }
 
     /// Makes a symbolic link at `path` that points to `target`, byte for byte.
     ///

@@ -23,8 +23,9 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat, mkdirat};
 use nix::unistd::{self, UnlinkatFlags, linkat, symlinkat, unlinkat};
 
-use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile};
+use super::{Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile};
 use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::rules::layout;
 use crate::sys;
 use crate::sys::direct::DirectFile;
 
@@ -34,12 +35,18 @@ const FILE_PERMISSIONS: u32 = 0o644;
 const DIR_PERMISSIONS: u32 = 0o755;
 /// How often a directory is read again when names vanish while it is being read.
 const LISTING_ATTEMPTS: usize = 4;
+/// What O_DIRECT wants addresses and lengths to be multiples of, at most.
+const DIRECT_ALIGNMENT: usize = 4096;
 
 /// A directory of a mounted file system.
 #[derive(Clone, Debug)]
 pub struct MountedDir {
     root: PathBuf,
     device: u64,
+    /// Number of the mount that the root is on; a drive that is mounted again has another.
+    mount: u64,
+    /// Whether `device` was a block device that the kernel knew when it was opened.
+    on_block_device: bool,
 }
 
 impl MountedDir {
@@ -50,8 +57,14 @@ impl MountedDir {
     pub fn open(root: &Path) -> Result<MountedDir> {
         let failed = |source| BackendError::new("open", &RelPath::root(), source);
         let root = std::path::absolute(root).map_err(failed)?;
-        let (_, device) = open_root(&root).map_err(failed)?;
-        Ok(MountedDir { root, device })
+        let (opened, device) = open_root(&root).map_err(failed)?;
+        Ok(MountedDir {
+            root,
+            device,
+            // 0 where the kernel does not tell: then any later 0 is the same.
+            mount: sys::mounts::mount_number(&opened).unwrap_or(0),
+            on_block_device: sys::superblock::device_exists(device),
+        })
     }
 
     /// The path of the root, absolute.
@@ -97,6 +110,7 @@ impl MountedDir {
         for bytes in sys::dir::read_names(stream)? {
             // Names of up to 765 bytes do occur on exFAT. A list without them would pass for the whole directory.
             let name = Name::new(&bytes).map_err(|_| Errno::ENAMETOOLONG)?;
+            super::guard::sign_of_life();
             match metadata_at(&dir, &name) {
                 Ok(meta) => entries.push(Entry { name, meta }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -115,6 +129,53 @@ impl MountedDir {
         let file = File::from(openat(&dir, name.as_os_str(), flags, Mode::empty())?);
         must_be_regular(metadata_from(&fstat(&file)?)?.kind)?;
         Ok(file)
+    }
+
+    /// What the system tells of the medium without asking it. None of it proves that it is there; each shows that it is not.
+    fn glance(&self) -> io::Result<()> {
+        let root = self.root()?;
+        if sys::mounts::mount_number(&root).unwrap_or(0) != self.mount {
+            return Err(no_medium());
+        }
+        if self.on_block_device && !sys::superblock::device_exists(self.device) {
+            return Err(Errno::ENODEV.into());
+        }
+        // A FUSE file system must be asked for this; one whose process is gone says so.
+        sys::file::space(root)?;
+        Ok(())
+    }
+
+    /// Reads the marker from the medium: around the page cache where the file system can, else after dropping it from there.
+    fn read_marker_from_medium(&self) -> io::Result<()> {
+        let mut buffer = vec![0; 2 * DIRECT_ALIGNMENT];
+        let start = buffer.as_ptr().align_offset(DIRECT_ALIGNMENT);
+        let buffer = &mut buffer[start..start + DIRECT_ALIGNMENT];
+        let open = |flags| {
+            let path = layout::marker_path();
+            let root = self.root()?;
+            sys::path::open_beneath(root.as_fd(), &path, flags, 0).map(File::from)
+        };
+        let direct = open(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_DIRECT)
+            .and_then(|file| file.read_at(buffer, 0));
+        let read = match direct {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS)
+                ) =>
+            {
+                let file = open(OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+                // Only a hint; where it is not taken, the read is worth no less than before.
+                let _ = sys::file::advise(&file, 0, 0, sys::file::Advice::DontNeed);
+                file.read_at(buffer, 0)?
+            }
+            answer => answer?,
+        };
+        match read {
+            // A marker is never empty: this is not the file it was.
+            0 => Err(no_medium()),
+            _ => Ok(()),
+        }
     }
 
     fn sync_all(&self) -> io::Result<()> {
@@ -244,6 +305,16 @@ impl Backend for MountedDir {
         let answer = || sys::file::space(self.root()?);
         let (total, available) = named("statfs", &RelPath::root(), answer())?;
         Ok(Space { total, available })
+    }
+
+    fn check_alive(&self, look: Look) -> Result<()> {
+        let marker = layout::marker_path();
+        named("look for", &marker, self.glance())?;
+        self.metadata(&marker)?;
+        match look {
+            Look::Glance => Ok(()),
+            Look::Read => named("read", &marker, self.read_marker_from_medium()),
+        }
     }
 
     fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {

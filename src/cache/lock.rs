@@ -29,7 +29,8 @@ pub enum LockError {
 /// The lock on a cache directory, held as long as this lives.
 #[derive(Debug)]
 pub struct CacheLock {
-    _file: File,
+    /// `None` where nobody has ever locked the cache.
+    _file: Option<File>,
 }
 
 impl CacheLock {
@@ -52,23 +53,48 @@ impl CacheLock {
             .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                // Only to name the other one; without it the message is still true.
-                let _ = file.read_to_string(&mut pid);
-                let pid = pid.trim().to_string();
-                return Err(LockError::InUse {
-                    dir: dir.to_path_buf(),
-                    pid: (!pid.is_empty()).then_some(pid),
-                });
-            }
+            Err(TryLockError::WouldBlock) => return Err(in_use(dir, &mut file)),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(failed)?;
-        Ok(CacheLock { _file: file })
+        Ok(CacheLock { _file: Some(file) })
+    }
+
+    /// Keeps daemons off the cache in `dir` without writing anything there, for as long as this lives.
+    ///
+    /// # Errors
+    /// As [`CacheLock::acquire`].
+    pub fn acquire_to_read(dir: &Path) -> Result<CacheLock, LockError> {
+        let failed = |source| LockError::Io {
+            dir: dir.to_path_buf(),
+            source,
+        };
+        let mut file = match File::open(dir.join("lock")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(CacheLock { _file: None });
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(CacheLock { _file: Some(file) }),
+            Err(TryLockError::WouldBlock) => Err(in_use(dir, &mut file)),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+}
+
+fn in_use(dir: &Path, file: &mut File) -> LockError {
+    let mut pid = String::new();
+    // Only to name the other one; without it the message is still true.
+    let _ = file.read_to_string(&mut pid);
+    let pid = pid.trim().to_string();
+    LockError::InUse {
+        dir: dir.to_path_buf(),
+        pid: (!pid.is_empty()).then_some(pid),
     }
 }
 
@@ -85,7 +111,16 @@ mod tests {
             second.to_string().contains(&std::process::id().to_string()),
             "{second}"
         );
+        CacheLock::acquire_to_read(dir.path()).unwrap_err();
         drop(first);
+        CacheLock::acquire_to_read(dir.path()).unwrap();
         CacheLock::acquire(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn locking_to_read_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        CacheLock::acquire_to_read(dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -11,4 +11,5 @@ pub use damage::Damage;
 pub use fault::Fault;
 pub use lock::{CacheLock, LockError};
 pub use reserve::Reserve;
+pub(crate) use store::id_of;
 pub use store::{Store, StoreError};

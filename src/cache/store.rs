@@ -88,6 +88,16 @@ impl Store {
         })
     }
 
+    /// Whether there is any object in the cache directory `cache`. One that cannot be looked into is taken to hold some.
+    pub fn holds_objects(cache: &Path) -> bool {
+        match list(&cache.join("objects")) {
+            Ok(shards) => shards
+                .iter()
+                .any(|shard| list(shard).map_or(true, |objects| !objects.is_empty())),
+            Err(error) => error.source.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
     /// Where a test may stop what is done to this cache.
     pub fn steps(&self) -> &CacheSteps {
         &self.steps
@@ -306,6 +316,26 @@ impl Store {
             .map_err(failed("statfs", &self.root))
     }
 
+    /// Every object that there is.
+    ///
+    /// # Errors
+    /// If the directories cannot be read.
+    pub fn present(&self) -> Result<HashSet<ObjectId>> {
+        let mut present = HashSet::new();
+        for shard in list(&self.root)? {
+            present.extend(list(&shard)?.iter().filter_map(|path| id_of(path)));
+        }
+        Ok(present)
+    }
+
+    /// What is in `lost+found`: how many files, and where.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn lost_and_found(&self) -> Result<(usize, &Path)> {
+        Ok((list(&self.lost_found)?.len(), &self.lost_found))
+    }
+
     /// Moves every object that is not `known` to `lost+found`, and tells which.
     ///
     /// # Errors
@@ -314,13 +344,7 @@ impl Store {
         let mut moved = Vec::new();
         for shard in list(&self.root)? {
             for path in list(&shard)? {
-                let id = path
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .and_then(|name| u64::from_str_radix(name, 16).ok());
-                if id.is_some_and(|id| {
-                    known.contains(&ObjectId(id)) && path == self.path(ObjectId(id))
-                }) {
+                if id_of(&path).is_some_and(|id| known.contains(&id) && path == self.path(id)) {
                     continue;
                 }
                 moved.push(self.move_to_lost_found(&path)?);
@@ -351,6 +375,12 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sto
         path,
         source,
     }
+}
+
+/// The number that an object's file has for its name.
+pub(crate) fn id_of(path: &Path) -> Option<ObjectId> {
+    let name = path.file_name()?.to_str()?;
+    u64::from_str_radix(name, 16).ok().map(ObjectId)
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>> {

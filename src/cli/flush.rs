@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::exit::{Exit, Failure};
 use super::progress::Bar;
 use super::units::parse_duration;
-use super::{json, reach, render, say};
+use super::{json, mounts, reach, render, say};
 use crate::control::protocol::{FlushReport, FlushWish, Request};
 
 /// The daemon keeps the time itself and says what it knows; only if it does not is it given up, this much later.
@@ -32,6 +32,9 @@ pub struct FlushArgs {
     /// that the mount never was: the old files less the deleted ones
     #[arg(long)]
     removals_first: bool,
+    /// Carry also, as they are, files that were being written when the daemon died
+    #[arg(long)]
+    include_interrupted: bool,
     /// The mount; may be left out where there is only one
     mountpoint: Option<PathBuf>,
 }
@@ -43,6 +46,11 @@ Examples:
   ferryfs flush --json | jq -r '.left_behind[].path'";
 
 pub(super) fn run(args: &FlushArgs) -> Result<Exit, Failure> {
+    if args.include_interrupted {
+        let mount = mounts::find(args.mountpoint.as_deref())?;
+        let mut client = reach::daemon_of(&mount)?;
+        client.call(&Request::IncludeInterrupted, Some(GRACE), &mut |_| {})?;
+    }
     let timeout_ms = args.timeout.map(millis);
     let request = match args.verify || args.removals_first {
         false => Request::Flush { timeout_ms },

@@ -1,5 +1,6 @@
 //! The command line: one file per command; its doc comment is its help text.
 
+pub mod attach;
 pub mod eject;
 pub mod exit;
 pub mod flush;
@@ -9,6 +10,7 @@ pub mod progress;
 pub mod reach;
 pub mod recover;
 pub mod render;
+pub mod rescue;
 pub mod status;
 pub mod units;
 pub mod unmount;
@@ -47,8 +49,10 @@ enum Command {
     Status(status::StatusArgs),
     Flush(flush::FlushArgs),
     Eject(eject::EjectArgs),
+    Attach(attach::AttachArgs),
     Unmount(unmount::UnmountArgs),
     Recover(recover::RecoverArgs),
+    Rescue(rescue::RescueArgs),
 }
 
 /// Runs the command that `args` (with the program's name in front) spell, and says what came of it.
@@ -70,8 +74,10 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
         Command::Status(command) => status::run(&command),
         Command::Flush(command) => flush::run(&command),
         Command::Eject(command) => eject::run(&command),
+        Command::Attach(command) => attach::run(&command),
         Command::Unmount(command) => unmount::run(&command),
         Command::Recover(command) => recover::run(&command),
+        Command::Rescue(command) => rescue::run(&command),
     }
 }
 

@@ -8,12 +8,15 @@ use std::time::Duration;
 use super::complain;
 use super::exit::{Exit, Failure};
 use super::units::{parse_cache_size, parse_duration};
+use crate::daemon::DaemonError;
 use crate::daemon::background::{self, CHILD_FLAG, Ready};
 use crate::daemon::options::{CacheSize, FuseOptions, IoMode, MountOptions, Verify};
-use crate::daemon::{DaemonError, preflight};
 
 /// This very program, also after the file it was started from has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// A drive that is well takes longer than less for a read now and then.
+const SHORTEST_IO_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Mount a drive's directory somewhere, with the SSD in front of it
 ///
@@ -38,6 +41,9 @@ pub struct MountArgs {
     /// Flush only on `ferryfs flush`, `eject` and `unmount`
     #[arg(long)]
     no_auto_flush: bool,
+    /// Give up on a read from the drive that has not been answered for this long, at least 100ms; writes never wait for it
+    #[arg(long, value_name = "DUR", value_parser = parse_io_timeout, default_value = "10s")]
+    io_timeout: Duration,
     /// Who reads and writes the bytes of cached files
     #[arg(long, value_enum, default_value_t)]
     io: IoMode,
@@ -47,6 +53,12 @@ pub struct MountArgs {
     /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
+    /// Have the drive's file system checked first, unless it says that it was unmounted in order; needs root
+    #[arg(long)]
+    fsck: bool,
+    /// Take the drive though it is on another file system than before: it looks like a copy of the one that was enrolled
+    #[arg(long)]
+    accept_copy: bool,
     /// Do not go to the background
     #[arg(long)]
     foreground: bool,
@@ -71,7 +83,12 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
     if child {
         background::begin_child()
             .map_err(|error| Failure::failed(format!("cannot go to the background: {error}")))?;
-        serve(options, Ready::background())?;
+        if let Err(error) = serve(options, Ready::background()) {
+            let failure = Failure::from(error);
+            complain(&failure.to_string());
+            background::give_up(failure.code);
+            return Ok(failure.code);
+        }
         return Ok(Exit::Done);
     }
     if options.foreground {
@@ -87,7 +104,7 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
 }
 
 fn serve(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
-    let options = preflight::check(options)?;
+    let options = crate::daemon::check(options)?;
     crate::daemon::run(options, ready)
 }
 
@@ -117,12 +134,24 @@ impl MountArgs {
             flush_after: self.flush_after,
             max_age: self.max_age,
             auto_flush: !self.no_auto_flush,
+            io_timeout: self.io_timeout,
             io: self.io,
             verify: self.verify,
             fuse,
+            fsck: self.fsck,
+            accept_copy: self.accept_copy,
             foreground: self.foreground,
         })
     }
+}
+
+/// As [`parse_duration`], but nothing that no drive can keep.
+fn parse_io_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text).map_err(|error| error.to_string())?;
+    if timeout < SHORTEST_IO_TIMEOUT {
+        return Err("must be at least 100ms".into());
+    }
+    Ok(timeout)
 }
 
 /// `path` made absolute now, as the daemon leaves the working directory.
@@ -164,9 +193,12 @@ mod tests {
             flush_after: Duration::from_secs(30),
             max_age: Duration::from_secs(900),
             auto_flush: true,
+            io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             verify: Verify::Off,
             fuse: FuseOptions::default(),
+            fsck: false,
+            accept_copy: false,
             foreground: false,
         };
         assert_eq!(options, expected);
@@ -175,8 +207,8 @@ mod tests {
     #[test]
     fn every_option_arrives() {
         let options = options(
-            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io daemon \
-             --verify after-flush -o allow_other -o noexec,suid --foreground rel /m",
+            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
+             --verify after-flush --fsck --accept-copy -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -185,6 +217,8 @@ mod tests {
         assert_eq!(options.flush_after, Duration::from_secs(7200));
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert!(!options.auto_flush && options.foreground);
+        assert_eq!(options.io_timeout, Duration::from_millis(1500));
+        assert!(options.fsck && options.accept_copy);
         assert_eq!(options.io, IoMode::Daemon);
         assert_eq!(options.verify, Verify::AfterFlush);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
@@ -199,6 +233,7 @@ mod tests {
             "-o ro /b /m",
             "--io both /b /m",
             "--max-age soon /b /m",
+            "--io-timeout 0 /b /m",
         ] {
             assert_eq!(options(line).unwrap_err().code, Exit::Usage, "{line}");
         }

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::render::files;
+use super::units::human_seconds;
 use crate::control::protocol::{Phase, Progress};
 
 /// Bytes, speed and time left; drawn on stderr, so that stdout stays what was asked for.
@@ -16,6 +17,9 @@ const SPINNER: &str = "{prefix} {spinner} {msg}";
 /// A progress bar that appears with the first sign of progress, on a terminal only.
 pub(super) struct Bar {
     wanted: bool,
+    quiet: bool,
+    /// It has been said that the backend does not answer.
+    complained: bool,
     shown: Option<(Phase, ProgressBar)>,
 }
 
@@ -24,6 +28,8 @@ impl Bar {
     pub(super) fn new(quiet: bool) -> Bar {
         Bar {
             wanted: !quiet && io::stderr().is_terminal(),
+            quiet,
+            complained: false,
             shown: None,
         }
     }
@@ -31,6 +37,7 @@ impl Bar {
     /// Shows `step`. A new phase begins a new bar: it counts anew, and its speed is another.
     pub(super) fn show(&mut self, step: &Progress) {
         if !self.wanted {
+            self.complain_once(step);
             return;
         }
         if self
@@ -46,6 +53,15 @@ impl Bar {
             bar.set_position(step.bytes_done);
             bar.set_message(message(step));
         }
+    }
+
+    /// Where there is no bar, one line each time that the backend stops to answer.
+    fn complain_once(&mut self, step: &Progress) {
+        let silent = step.silent_seconds > 0;
+        if silent && !self.complained && !self.quiet {
+            super::complain(&format!("ferryfs: {}", waiting(step.silent_seconds)));
+        }
+        self.complained = silent;
     }
 
     /// Takes it off the screen.
@@ -72,7 +88,15 @@ fn begin(step: &Progress) -> ProgressBar {
 }
 
 fn message(step: &Progress) -> String {
-    format!("{} of {}", step.files_done, files(step.files_total))
+    match step.silent_seconds {
+        0 => format!("{} of {}", step.files_done, files(step.files_total)),
+        seconds => waiting(seconds),
+    }
+}
+
+fn waiting(seconds: u64) -> String {
+    let silent = human_seconds(seconds as f64);
+    format!("the backend has not answered for {silent}; waiting")
 }
 
 fn name(phase: Phase) -> &'static str {
@@ -97,6 +121,17 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_that_does_not_answer_is_said_in_place_of_the_files() {
+        let mut step = crate::flush::phase(Phase::Stage);
+        assert_eq!(message(&step), "0 of 0 files");
+        step.silent_seconds = 12;
+        assert_eq!(
+            message(&step),
+            "the backend has not answered for 12 s; waiting"
+        );
+    }
+
+    #[test]
     fn no_bar_is_drawn_when_quiet() {
         let mut bar = Bar::new(true);
         bar.show(&Progress {
@@ -105,6 +140,7 @@ mod tests {
             files_total: 1,
             bytes_done: 0,
             bytes_total: 1,
+            silent_seconds: 0,
         });
         assert!(bar.shown.is_none());
     }

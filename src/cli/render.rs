@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
-    BackendState, BatchOutcome, FlushReport, IoPath, LastBatch, LeftBehind, Status,
+    AttachReport, BackendState, BatchOutcome, FlushReport, IoPath, LastBatch, LeftBehind, Status,
 };
+use crate::daemon::rescue::RescueReport;
 use crate::daemon::{RecoverReport, Recovery};
 
 /// How many left-behind files are listed one by one; `--json` has them all.
@@ -37,9 +38,15 @@ pub fn quoted(path: &Path) -> String {
 
 /// The answer to `ferryfs status`.
 pub fn status(status: &Status) -> String {
-    let state = match status.backend_state {
-        BackendState::Attached => "attached",
-        BackendState::Detached => "not there",
+    let state = match (status.backend_state, &status.stalled_since) {
+        (BackendState::Attached, Some(since)) => {
+            format!(
+                "attached, stalled since {}: it does not answer",
+                printable(since)
+            )
+        }
+        (BackendState::Attached, None) => "attached".into(),
+        (BackendState::Detached, _) => "detached".into(),
     };
     let mut rows = vec![
         ("mount", printable(&status.mountpoint)),
@@ -71,8 +78,14 @@ pub fn status(status: &Status) -> String {
         status.pid
     );
     rows.push(("daemon", daemon));
+    for warning in &status.warnings {
+        rows.push(("warning", printable(warning)));
+    }
     if let Some(error) = &status.last_error {
         rows.push(("error", printable(error)));
+    }
+    for line in &status.attention {
+        rows.push(("attention", printable(line)));
     }
     let mut text = table(&rows);
     let _ = writeln!(text, "\n{}", advice(status));
@@ -125,6 +138,11 @@ fn last_batch(batch: Option<&LastBatch>) -> String {
 /// What it all means for whoever has a hand on the cable.
 fn advice(status: &Status) -> String {
     let mount = quoted(Path::new(&status.mountpoint));
+    if status.backend_state == BackendState::Attached && status.stalled_since.is_some() {
+        return "The backend does not answer. Go on working: what is in the cache works, what is only on the backend \
+                gives an error,\nand what waits is carried over when it answers again."
+            .into();
+    }
     match (status.backend_state, status.safe_to_unplug) {
         (BackendState::Attached, true) => {
             "Safe to unplug: nothing waits, nothing is being written.".into()
@@ -161,6 +179,20 @@ pub fn eject_report(report: &FlushReport) -> String {
     text
 }
 
+/// What `ferryfs attach` did.
+pub fn attach_report(report: &AttachReport) -> String {
+    let backend = printable(&report.backend);
+    let mut text = match (report.already, report.checked) {
+        (true, _) => format!("{backend} is attached already; nothing to do\n"),
+        (false, true) => format!("checked {backend} and attached it\n"),
+        (false, false) => format!("attached {backend}\n"),
+    };
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {}", printable(warning));
+    }
+    text
+}
+
 /// What `ferryfs unmount` did to the mount at `mountpoint`.
 pub fn unmount_report(report: &FlushReport, flushed: bool, mountpoint: &Path) -> String {
     let mut text = if flushed {
@@ -194,6 +226,64 @@ pub fn recover_report(report: &RecoverReport) -> String {
         ),
     };
     text.push_str(&left_behind(&report.left_behind));
+    text
+}
+
+/// What `ferryfs rescue` copied to `out`.
+pub fn rescue_report(report: &RescueReport, out: &Path) -> String {
+    let mut text = format!(
+        "copied {} ({}) to {}\n",
+        files(report.files),
+        human_bytes(report.bytes),
+        quoted(&out.join("files"))
+    );
+    for (count, what) in [
+        (report.unnamed, "without a name, in unnamed/"),
+        (
+            report.old_versions,
+            "replaced or removed before, in old-versions/",
+        ),
+        (
+            report.lost_and_found,
+            "from lost+found of the cache, in lost+found/",
+        ),
+        (
+            report.on_drive_only,
+            "whose bytes are only on the drive: not copied",
+        ),
+        (
+            report.special,
+            "that are devices, pipes or sockets: not copied",
+        ),
+    ] {
+        if count > 0 {
+            let _ = writeln!(text, "{} {what}", files(count));
+        }
+    }
+    for line in &report.index {
+        let _ = writeln!(text, "index: {}", printable(line));
+    }
+    for (title, list) in [("DAMAGED", &report.damaged), ("NOT copied", &report.failed)] {
+        if list.is_empty() {
+            continue;
+        }
+        let _ = writeln!(text, "{title}: {}", list.len());
+        for item in list.iter().take(LISTED) {
+            let _ = writeln!(
+                text,
+                "  {}: {}",
+                printable(&item.path),
+                printable(&item.problem)
+            );
+        }
+        if list.len() > LISTED {
+            let _ = writeln!(
+                text,
+                "  and {} more (all of them: --json)",
+                list.len() - LISTED
+            );
+        }
+    }
     text
 }
 

@@ -6,6 +6,7 @@ fn sample() -> Status {
         backend: "/media/me/HDD".into(),
         volume_id: "3f2c".into(),
         backend_state: BackendState::Attached,
+        stalled_since: None,
         dirty_files: 12,
         dirty_bytes: 3 << 30,
         open_for_write: 1,
@@ -20,7 +21,9 @@ fn sample() -> Status {
         safe_to_unplug: false,
         batch_in_progress: false,
         kept_local: 2,
+        warnings: Vec::new(),
         last_error: None,
+        attention: Vec::new(),
         io: IoPath::Daemon,
         version: "0.1.0".into(),
         pid: 99,
@@ -116,4 +119,15 @@ fn a_quoted_path_can_be_pasted() {
     assert_eq!(quoted(Path::new("/home/me/lab")), "/home/me/lab");
     assert_eq!(quoted(Path::new("/a b/it's")), "'/a b/it'\\''s'");
     assert_eq!(quoted(Path::new("$(x)")), "'$(x)'");
+}
+
+#[test]
+fn a_backend_that_does_not_answer_is_said_with_since_when() {
+    let text = status(&Status {
+        stalled_since: Some("2026-11-20T10:00:00Z".into()),
+        ..sample()
+    });
+    assert!(text.contains("(attached, stalled since 2026-11-20T10:00:00Z: it does not answer)"));
+    assert!(text.contains("The backend does not answer. Go on working"));
+    assert!(!text.contains("unplug"), "{text}");
 }

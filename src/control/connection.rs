@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,17 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
             report(handler.flush(timeout_ms.map(Duration::from_millis), &progress))
         }
         Request::FlushAs { wish } => report(handler.flush_as(wish, &progress)),
+        Request::IncludeInterrupted => handler
+            .include_interrupted()
+            .map(|files| Answer::Included { files }),
         Request::Eject => report(handler.eject(&progress)),
+        Request::Attach {
+            path,
+            accept_copy,
+            fsck,
+        } => handler
+            .attach(Path::new(path), *accept_copy, *fsck)
+            .map(Answer::Attached),
         Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
     };
     let reply = match outcome {
@@ -229,6 +240,7 @@ mod tests {
             files_total: n,
             bytes_done: n,
             bytes_total: n,
+            silent_seconds: 0,
         }
     }
 

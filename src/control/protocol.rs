@@ -32,8 +32,21 @@ pub enum Request {
         /// What is wished for.
         wish: FlushWish,
     },
+    /// Let what was being written when the daemon before died be carried as it is, from the next flush on.
+    IncludeInterrupted,
     /// Flush, then let go of the backend; the mount goes on without it.
     Eject,
+    /// Take the volume at this place, where it has been mounted.
+    Attach {
+        /// The backend's directory: an absolute path, as text.
+        path: String,
+        /// Take it though the file system under it is another one than before, or another drive carries its marker too.
+        #[serde(default)]
+        accept_copy: bool,
+        /// Check its file system before, if it was not let go of in order.
+        #[serde(default)]
+        fsck: bool,
+    },
     /// End the mount and the daemon.
     Unmount {
         /// Flush before.
@@ -57,6 +70,8 @@ pub struct FlushWish {
 /// One line of the daemon's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
+// There is one of them at a time, so nothing is won by a smaller one.
+#[allow(clippy::large_enum_variant)]
 pub enum Reply {
     /// How far it is; more follows.
     Progress(Progress),
@@ -70,6 +85,8 @@ pub enum Reply {
 }
 
 /// What came of a request.
+// One at a time, and gone with the line: a box would buy nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Answer {
@@ -82,6 +99,13 @@ pub enum Answer {
     },
     /// To [`Request::Status`].
     Status(Status),
+    /// To [`Request::IncludeInterrupted`].
+    Included {
+        /// How many files are no longer held back.
+        files: u64,
+    },
+    /// To [`Request::Attach`].
+    Attached(AttachReport),
     /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
     Report(FlushReport),
 }
@@ -117,6 +141,13 @@ pub struct Progress {
     pub bytes_done: u64,
     /// Bytes that this phase has in all.
     pub bytes_total: u64,
+    /// For how many seconds the backend has not answered; 0 if it does. The batch waits for it and then goes on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub silent_seconds: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Whether the backend is at hand.
@@ -150,6 +181,9 @@ pub struct Status {
     pub volume_id: String,
     /// Whether the backend is at hand.
     pub backend_state: BackendState,
+    /// Since when the backend, although attached, has not answered: RFC 3339, UTC. `None` if it answers, as far as is known.
+    #[serde(default)]
+    pub stalled_since: Option<String>,
     /// Changed files, directories and names that wait to be carried over.
     pub dirty_files: u64,
     /// Bytes that wait to be carried over.
@@ -166,8 +200,14 @@ pub struct Status {
     pub batch_in_progress: bool,
     /// Entries that the backend cannot hold (symbolic links, devices, ...) and that live in the index only.
     pub kept_local: u64,
+    /// What should be known of the backend though it works, in one line each: that its file system needs to be checked.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// The last thing that went wrong and has not been put right since.
     pub last_error: Option<String>,
+    /// What the owner must know and may have to act on: bytes that were lost, what is in lost+found. A line each.
+    #[serde(default)]
+    pub attention: Vec<String>,
     /// How cached files are read and written.
     pub io: IoPath,
     /// Version of the daemon's program.
@@ -227,6 +267,19 @@ pub struct FlushReport {
     pub left_behind: Vec<LeftBehind>,
     /// Entries that the backend cannot hold and that live in the index only.
     pub kept_local: u64,
+}
+
+/// What an attach did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachReport {
+    /// The backend's directory.
+    pub backend: String,
+    /// It was attached there before; nothing was done.
+    pub already: bool,
+    /// Its file system was checked.
+    pub checked: bool,
+    /// As in [`Status::warnings`].
+    pub warnings: Vec<String>,
 }
 
 /// What kind of failure it was; decides the exit code of the command that asked.

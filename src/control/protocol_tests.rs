@@ -44,6 +44,7 @@ fn every_reply_survives_the_way_over_the_wire() {
         files_total: 2,
         bytes_done: 3,
         bytes_total: 4,
+        silent_seconds: 0,
     };
     let error = ControlError::new(ErrorCode::BackendAbsent, "gone").with_hint("plug it in");
     for reply in [

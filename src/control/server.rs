@@ -25,7 +25,7 @@ use parking_lot::{Condvar, Mutex};
 use super::address::at_socket;
 use super::connection::{self, Limits};
 use super::protocol::{
-    ControlError, ErrorCode, FlushReport, FlushWish, Progress, SOCKET_NAME, Status,
+    AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, Progress, SOCKET_NAME, Status,
 };
 
 /// What the daemon does when it is asked. Called from many threads at once.
@@ -55,11 +55,34 @@ pub trait Handler: Send + Sync {
         self.flush(wish.timeout_ms.map(Duration::from_millis), progress)
     }
 
+    /// Lets what was being written when the daemon before died be carried as it is; tells how many files that are.
+    ///
+    /// # Errors
+    /// If they are still held back.
+    fn include_interrupted(&self) -> Result<u64, ControlError> {
+        Ok(0)
+    }
+
     /// Flushes, then lets go of the backend.
     ///
     /// # Errors
     /// If the backend is still held.
     fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError>;
+
+    /// Takes the volume at `path`, an absolute path, as the backend; see [`super::protocol::Request::Attach`].
+    ///
+    /// # Errors
+    /// If it is not the volume, or is attached elsewhere, or what was interrupted on it cannot be finished.
+    fn attach(
+        &self,
+        path: &Path,
+        accept_copy: bool,
+        fsck: bool,
+    ) -> Result<AttachReport, ControlError> {
+        let _ = (path, accept_copy, fsck);
+        let message = "nothing can be attached here";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
+    }
 
     /// Flushes if told to, then ends the mount. The answer is sent after this returned, so whoever ends the process
     /// calls [`ServerHandle::stop`] first, from another thread.

@@ -25,6 +25,10 @@ pub const CHILD_FLAG: &str = "--background-child";
 /// What the second process says when the mount works.
 const READY: &str = "ready";
 
+/// What it says, with its exit code, when there will be none. Its end itself may be long in coming: a thread of it may sit in a
+/// call to a backend that does not answer, and the kernel tells nobody of the end before that has returned.
+const ENDED: &str = "ended ";
+
 /// How long the last words of the second process are waited for. A helper that it left running may hold the pipe for
 /// ever, so its end cannot be waited for.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -98,6 +102,20 @@ fn tell_parent(log_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Tells whoever waits for the mount that there will be none. What is the matter has been said on stderr before.
+pub fn give_up(code: Exit) {
+    use std::os::unix::fs::FileTypeExt;
+    // Once the mount worked, stdout is the log, and nobody waits.
+    let waited_for =
+        std::fs::metadata("/proc/self/fd/1").is_ok_and(|out| out.file_type().is_fifo());
+    if waited_for {
+        let mut stdout = io::stdout().lock();
+        // If nobody reads it any more, nobody need be told.
+        let _ = writeln!(stdout, "{ENDED}{}", code as i32);
+        let _ = stdout.flush();
+    }
+}
+
 /// What the second process does first of all: a session of its own, so that closing the terminal does not end it, and
 /// no descriptors of whoever started it.
 ///
@@ -127,6 +145,8 @@ pub fn launch(mut command: Command) -> Result<Exit, DaemonError> {
         .map_err(|error| failed(format!("cannot start the daemon: {error}")))?;
     match wait_for(child) {
         Event::Ready => Ok(Exit::Done),
+        Event::GivenUp(Exit::Done) => Err(never_ready()),
+        Event::GivenUp(code) => Ok(code),
         Event::Ended(Ok(status)) => verdict(status),
         Event::Ended(Err(error)) => Err(failed(format!("cannot wait for the daemon: {error}"))),
     }
@@ -134,13 +154,14 @@ pub fn launch(mut command: Command) -> Result<Exit, DaemonError> {
 
 enum Event {
     Ready,
+    GivenUp(Exit),
     Ended(io::Result<ExitStatus>),
 }
 
 /// Three threads, as each pipe and the end of the process must be waited for at once. None is joined: they end with
 /// this process, and each only ever sends into a channel with room for it.
 fn wait_for(mut child: Child) -> Event {
-    let (events, happened) = bounded(2);
+    let (events, happened) = bounded(3);
     let (silent, silence) = bounded(1);
     if let Some(stderr) = child.stderr.take() {
         thread::spawn(move || forward(stderr, &silent));
@@ -177,7 +198,16 @@ fn listen(stdout: impl Read, events: &Sender<Event>) {
                 let _ = events.send(Event::Ready);
                 return;
             }
-            Ok(_) => {}
+            Ok(line) => {
+                let code = line
+                    .strip_prefix(ENDED.as_bytes())
+                    .and_then(|code| std::str::from_utf8(code).ok()?.parse().ok())
+                    .and_then(Exit::from_code);
+                if let Some(code) = code {
+                    let _ = events.send(Event::GivenUp(code));
+                    return;
+                }
+            }
             Err(_) => return,
         }
     }
@@ -187,13 +217,17 @@ fn listen(stdout: impl Read, events: &Sender<Event>) {
 fn verdict(status: ExitStatus) -> Result<Exit, DaemonError> {
     match (status.code(), status.signal()) {
         // Zero would claim a mount that is not there.
-        (Some(0), _) => Err(failed("the daemon ended before the mount was ready".into())),
+        (Some(0), _) => Err(never_ready()),
         (Some(code), _) => Ok(Exit::from_code(code).unwrap_or(Exit::Failed)),
         (None, Some(signal)) => Err(failed(format!(
             "the daemon was killed by signal {signal} before the mount was ready"
         ))),
         (None, None) => Err(failed("the daemon ended in an unknown way".into())),
     }
+}
+
+fn never_ready() -> DaemonError {
+    failed("the daemon ended before the mount was ready".into())
 }
 
 fn failed(message: String) -> DaemonError {
@@ -231,6 +265,17 @@ mod tests {
         assert_eq!(shell("exit 1"), Ok(Exit::Failed));
         // A panic ends with 101, which is no code of the contract.
         assert_eq!(shell("exit 101"), Ok(Exit::Failed));
+    }
+
+    #[test]
+    fn a_child_that_cannot_end_has_said_that_there_will_be_no_mount() {
+        let begun = Instant::now();
+        assert_eq!(
+            shell("echo ended 4; exec sleep 20"),
+            Ok(Exit::BackendAbsent)
+        );
+        assert!(begun.elapsed() < Duration::from_secs(15));
+        assert!(shell("echo ended 0; exec sleep 1").is_err());
     }
 
     #[test]

@@ -1,13 +1,22 @@
 //! The process behind a mount: how it is told what to do, what it checks first, and how it goes to the background.
 
+mod attach;
 pub mod background;
 pub mod dead_mount;
+mod ending;
+mod flight;
+mod health;
+mod identity;
 mod monitor;
+mod opening;
 pub mod options;
 pub mod preflight;
+pub mod rescue;
 mod run;
 mod service;
+mod starting;
 mod tasks;
+mod verify;
 mod volume;
 
 use std::path::Path;
@@ -93,6 +102,14 @@ impl From<FlushError> for DaemonError {
             hint: service::hint(&error).map(str::to_string),
         }
     }
+}
+
+/// Looks whether the mount that `options` describe can be made, and completes them.
+///
+/// # Errors
+/// Why not; also if the backend does not answer.
+pub fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
+    starting::check(options)
 }
 
 /// Serves the mount that `options` describe until it is unmounted; `ready` is signalled once it can be used.

@@ -1,25 +1,39 @@
 //! Watching the backend: noticing that it is gone, and that it is back.
 //!
-//! Present means that its root still is on the file system it was on and carries the marker. What is there instead, an empty
-//! mount point or another drive, is never written to. After an eject the drive must first be seen to be gone before it counts
-//! as having come back.
+//! Three things tell that it is gone: the mount table or the list of block devices, which the kernel changes at once and which
+//! cost a sleeping disk nothing; and an error of the backend, after which the marker is read past the cache, as a file
+//! system whose disk was pulled goes on answering stat and statfs. From then on nothing reaches it, and no descriptor is left
+//! on it (see [`crate::backend::watched`]).
+//!
+//! It is back when [`super::verify`] finds the volume: at its path, whatever is stacked there; or, if its file system is known
+//! for certain, where another drive has been mounted. Its batch is then recovered before anything else is done with it. After
+//! an eject the drive must first be seen to be gone before it counts as having come back.
+//!
+//! State lives in memory, but for the path and the file system, which go to `cache.json` once recovery has succeeded: a crash
+//! before that finds the old path there, and the volume again by being told its place.
+//! Lock order: `attaching`, then any one of the others, each for a moment.
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, poll};
 use parking_lot::Mutex;
-use uuid::Uuid;
 
-use crate::backend::Backend;
+use super::health::{self, Case, Decision, FsState};
+use super::verify::{self, Found};
+use super::volume::CacheFacts;
 use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
-use crate::flush::Flusher;
-use crate::rules::layout;
+use crate::backend::watched::Watched;
+use crate::backend::{Backend, BackendError, Look};
+use crate::flush::{FlushError, Flusher};
+use crate::sys::mounts::{self, Mount};
+use crate::sys::superblock;
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -27,8 +41,16 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The same while an ejected drive is waited for to go: it may be back within a second.
 const EJECTED_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long one wait for the mount table to change lasts; the request for a look comes to its right after that.
+/// How long one wait for the mount table to change lasts; requests for a look, and a block device that has gone, are noticed
+/// right after that.
 const TABLE_WAIT_MS: u8 = 50;
+
+/// How often other mounts are looked through for the volume after the mount table has changed: the one who mounts a drive may
+/// not be done with it at the first time.
+const SCANS: u8 = 3;
+
+/// Longest wait before recovery is tried again after it failed.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// Whether the backend is at hand, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,43 +63,125 @@ pub(super) enum Presence {
     Ejected,
 }
 
+/// What asks the watch for a look at once.
+pub(super) struct Bell {
+    wake: (Sender<()>, Receiver<()>),
+    /// The backend has answered with an error that may mean that it is gone.
+    suspicious: AtomicBool,
+}
+
+impl Bell {
+    /// A bell that nobody has rung.
+    pub(super) fn new() -> Arc<Bell> {
+        Arc::new(Bell {
+            wake: bounded(1),
+            suspicious: AtomicBool::new(false),
+        })
+    }
+
+    fn ring(&self) {
+        // If one has been asked for already, that one serves.
+        let _ = self.wake.0.try_send(());
+    }
+
+    fn suspect(&self) {
+        self.suspicious.store(true, Ordering::Release);
+        self.ring();
+    }
+
+    /// `dir` as it may be attached: on a leash whose other end is this bell.
+    pub(super) fn leash(self: &Arc<Bell>, dir: MountedDir) -> Arc<Watched> {
+        let bell = self.clone();
+        Arc::new(Watched::new(
+            Arc::new(dir),
+            Box::new(move || bell.suspect()),
+        ))
+    }
+}
+
+/// Where the volume is, or was when it was there last.
+pub(super) struct Site {
+    /// As it was given.
+    pub(super) path: PathBuf,
+    /// The same without links.
+    pub(super) place: PathBuf,
+    /// What is mounted there.
+    pub(super) mount: Option<Mount>,
+    /// It, off the leash: to look whether it still stands there after it was let go of.
+    pub(super) dir: MountedDir,
+    /// What is attached.
+    pub(super) backend: Arc<Watched>,
+}
+
+impl Site {
+    /// The site of what was found at `path`, with a leash to `bell`.
+    pub(super) fn new(path: &Path, found: &Found, bell: &Arc<Bell>) -> Site {
+        Site {
+            path: path.into(),
+            place: std::fs::canonicalize(path).unwrap_or_else(|_| path.into()),
+            mount: found.mount.clone(),
+            dir: found.dir.clone(),
+            backend: bell.leash(found.dir.clone()),
+        }
+    }
+}
+
+/// What a monitor is given to work with.
+pub(super) struct Parts {
+    pub(super) drive: Arc<Drive>,
+    pub(super) flusher: Arc<Flusher>,
+    pub(super) bell: Arc<Bell>,
+    pub(super) cache: PathBuf,
+    pub(super) mountpoint: PathBuf,
+    pub(super) facts: CacheFacts,
+    /// Called when the backend has been let go of.
+    pub(super) on_detach: Box<dyn Fn() + Send + Sync>,
+}
+
 /// Watches one backend.
 pub(super) struct Monitor {
-    drive: Arc<Drive>,
-    flusher: Arc<Flusher>,
-    backend: PathBuf,
-    /// The volume's id and nonce.
-    volume: (Uuid, [u8; 16]),
+    pub(super) parts: Parts,
+    pub(super) site: Mutex<Site>,
+    pub(super) facts: Mutex<CacheFacts>,
     presence: Mutex<Presence>,
     trouble: Mutex<Option<String>>,
-    wake: (Sender<()>, Receiver<()>),
+    /// What there is to be said of the drive's file system.
+    warning: Mutex<Option<String>>,
+    /// The backend went away without having been ejected, and its file system has not been found clean since.
+    pub(super) vanished: AtomicBool,
+    /// One attach at a time.
+    pub(super) attaching: Mutex<()>,
+    scans: AtomicU8,
+    /// The mount table when the backend was seen at its place last, and whether it has changed since it was read.
+    before: Mutex<Vec<Mount>>,
+    table_is_new: AtomicBool,
+    retry: Mutex<(Instant, Duration)>,
     table: Option<File>,
 }
 
 impl Monitor {
-    /// A monitor of the volume `volume` at `backend`, which is attached now.
-    pub(super) fn new(
-        drive: Arc<Drive>,
-        flusher: Arc<Flusher>,
-        backend: PathBuf,
-        volume: (Uuid, [u8; 16]),
-    ) -> Monitor {
+    /// A monitor of what is attached at `site`, about whose file system there is `warning` to be said.
+    pub(super) fn new(parts: Parts, site: Site, warning: Option<String>) -> Monitor {
         Monitor {
-            drive,
-            flusher,
-            backend,
-            volume,
+            site: Mutex::new(site),
+            facts: Mutex::new(parts.facts.clone()),
             presence: Mutex::new(Presence::Attached),
             trouble: Mutex::new(None),
-            wake: bounded(1),
+            warning: Mutex::new(warning),
+            vanished: AtomicBool::new(false),
+            attaching: Mutex::new(()),
+            scans: AtomicU8::new(0),
+            before: Mutex::default(),
+            table_is_new: AtomicBool::new(true),
+            retry: Mutex::new((Instant::now(), Duration::ZERO)),
             table: File::open("/proc/self/mountinfo").ok(),
+            parts,
         }
     }
 
     /// Asks for a look at once.
     pub(super) fn look_now(&self) {
-        // If one has been asked for already, that one serves.
-        let _ = self.wake.0.try_send(());
+        self.parts.bell.suspect();
     }
 
     /// What keeps the backend from being attached, if something does.
@@ -85,26 +189,72 @@ impl Monitor {
         self.trouble.lock().clone()
     }
 
-    /// Lets go of the backend.
-    pub(super) fn let_go(&self, presence: Presence) {
-        let mut now = self.presence.lock();
-        self.drive.detach();
-        *now = presence;
-        self.look_now();
+    /// What the user should know of the drive, though it is at work.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warning.lock().iter().cloned().collect()
     }
 
-    /// Waits until the next look is due: some time has passed, somebody asks for it, or the mount table has changed.
+    /// Where the volume is, or was when it was there last.
+    pub(super) fn path(&self) -> PathBuf {
+        self.site.lock().path.clone()
+    }
+
+    /// Whether the backend is at hand.
+    pub(super) fn presence(&self) -> Presence {
+        *self.presence.lock()
+    }
+
+    /// Lets go of the backend: nothing reaches it any more, and no descriptor is left on it but those of calls under way.
+    pub(super) fn let_go(&self, presence: Presence) {
+        {
+            let mut now = self.presence.lock();
+            self.parts.drive.detach();
+            *now = presence;
+        }
+        let backend = self.site.lock().backend.clone();
+        backend.let_go();
+        (self.parts.on_detach)();
+        if presence == Presence::Ejected {
+            // Whoever was told to check it by hand ejects it for that; nothing else could tell that it has been done.
+            self.vanished.store(false, Ordering::Release);
+        }
+        self.expect_it_elsewhere();
+        self.parts.bell.ring();
+    }
+
+    fn expect_it_elsewhere(&self) {
+        self.scans.store(SCANS, Ordering::Release);
+        *self.retry.lock() = (Instant::now(), Duration::ZERO);
+    }
+
+    /// Waits until the next look is due: some time has passed, somebody asks for it, the mount table has changed, or the
+    /// drive's block device has gone.
     pub(super) fn wait(&self) {
-        let interval = match *self.presence.lock() {
+        let interval = match self.presence() {
             Presence::Ejected => EJECTED_INTERVAL,
             _ => INTERVAL,
         };
+        let device = self.block_device();
         let end = Instant::now() + interval;
-        while Instant::now() < end && self.wake.1.try_recv().is_err() {
+        while Instant::now() < end && self.parts.bell.wake.1.try_recv().is_err() {
             if self.table_changes() {
+                self.table_is_new.store(true, Ordering::Release);
+                self.expect_it_elsewhere();
+                return;
+            }
+            if device.is_some_and(|device| !superblock::device_exists(device)) {
                 return;
             }
         }
+    }
+
+    /// The block device that is attached, if it is one that the kernel lists.
+    fn block_device(&self) -> Option<u64> {
+        if self.presence() != Presence::Attached {
+            return None;
+        }
+        let device = self.site.lock().mount.as_ref()?.dev;
+        superblock::device_exists(device).then_some(device)
     }
 
     /// Waits a moment for the mount table to change. The kernel marks its file when it does (proc(5), mountinfo).
@@ -123,59 +273,168 @@ impl Monitor {
 
     /// Looks once.
     pub(super) fn look(&self) {
-        let presence = *self.presence.lock();
-        match presence {
-            Presence::Attached => self.look_for_loss(),
-            Presence::Ejected if !self.is_marked() => *self.presence.lock() = Presence::Gone,
-            Presence::Ejected => {}
+        // Whoever is just attaching looks himself.
+        let Some(_one_at_a_time) = self.attaching.try_lock() else {
+            return;
+        };
+        if self.presence() == Presence::Attached {
+            self.look_for_loss();
+        }
+        match self.presence() {
+            Presence::Attached => {}
+            Presence::Ejected if self.is_still_there() => self.note_table(),
+            Presence::Ejected => *self.presence.lock() = Presence::Gone,
             Presence::Gone => self.look_for_return(),
         }
     }
 
-    fn is_marked(&self) -> bool {
-        MountedDir::open(&self.backend)
-            .is_ok_and(|backend| backend.metadata(&layout::marker_path()).is_ok())
+    /// Whether what was ejected is still mounted as it was.
+    fn is_still_there(&self) -> bool {
+        let dir = self.site.lock().dir.clone();
+        dir.check_alive(Look::Glance).is_ok()
     }
 
-    fn look_for_loss(&self) {
-        let Some(backend) = self.drive.get() else {
+    /// Finds out whether what is attached is gone, and lets go of it if so. An error of it makes for a closer look.
+    pub(super) fn look_for_loss(&self) {
+        let look = match self.parts.bell.suspicious.swap(false, Ordering::AcqRel) {
+            true => Look::Read,
+            false => Look::Glance,
+        };
+        // By the face for readers, which answers in bounded time.
+        let Some(backend) = self.parts.drive.get() else {
             return;
         };
-        if let Err(error) = backend.metadata(&layout::marker_path()) {
-            tracing::warn!(%error, "the backend is gone; everything goes on from the cache");
-            let mut presence = self.presence.lock();
-            if *presence == Presence::Attached {
-                self.drive.detach();
-                *presence = Presence::Gone;
-            }
+        match backend.check_alive(look) {
+            // What does not answer in time may only be slow: that is not for us to say.
+            Err(error) if error.is_stalled() => {}
+            Err(error) => self.lose(&error),
+            Ok(()) => self.note_table(),
         }
+    }
+
+    /// Remembers what else is mounted while the drive is at its place: none of that can be it.
+    fn note_table(&self) {
+        if self.table_is_new.swap(false, Ordering::AcqRel)
+            && let Ok(table) = mounts::mounts()
+        {
+            *self.before.lock() = table;
+        }
+    }
+
+    fn lose(&self, error: &BackendError) {
+        tracing::warn!(%error, "the backend is gone; everything goes on from the cache");
+        self.vanished.store(true, Ordering::Release);
+        self.let_go(Presence::Gone);
     }
 
     fn look_for_return(&self) {
-        let Ok(backend) = MountedDir::open(&self.backend) else {
+        if Instant::now() < self.retry.lock().0 {
             return;
-        };
-        match super::volume::peek(&backend) {
-            Ok(Some(marker)) if (marker.id, marker.nonce) == self.volume => {}
-            Ok(Some(marker)) => {
-                return self.note(format!(
-                    "another volume is mounted at the backend's path: {}",
-                    marker.id
-                ));
+        }
+        let facts = self.facts.lock().clone();
+        let mut paths = vec![self.path(), facts.backend.clone()];
+        paths.dedup();
+        for path in paths {
+            match verify::verify(&path, &facts, false) {
+                Ok(found) => return self.come_back(&path, found),
+                Err(refusal) if refusal.is_absence() => {}
+                Err(refusal) => return self.note(refusal.to_string()),
             }
-            Ok(None) => return,
-            Err(error) => return self.note(error.to_string()),
         }
-        self.drive.names_are_settled(false);
-        self.drive.attach(Arc::new(backend));
-        if let Err(error) = self.flusher.recover() {
-            self.drive.detach();
-            return self.note(error.to_string());
+        if self.scans.load(Ordering::Acquire) > 0 {
+            self.scans.fetch_sub(1, Ordering::AcqRel);
+            self.look_elsewhere(&facts);
         }
-        tracing::info!("the backend is back");
+    }
+
+    /// A drive that is plugged in while its old mount still stands is mounted at another place.
+    fn look_elsewhere(&self, facts: &CacheFacts) {
+        let (mount, place) = {
+            let site = self.site.lock();
+            (site.mount.clone(), site.place.clone())
+        };
+        let Some(mount) = mount else { return };
+        // Whatever stands in an old directory of the machine's own file system is no drive that moved.
+        let before = self.before.lock().clone();
+        for path in verify::elsewhere(&before, &mount, &place, facts) {
+            match verify::verify(&path, facts, false) {
+                Ok(found) if found.is_certain => return self.come_back(&path, found),
+                Ok(_) => self.note(format!(
+                    "the volume seems to be at {0} now; attach it with `ferryfs attach {0}`",
+                    path.display()
+                )),
+                Err(refusal) => self.note(refusal.to_string()),
+            }
+        }
+    }
+
+    fn come_back(&self, path: &Path, found: Found) {
+        if let Err(error) = self.adopt(path, found, false) {
+            let mut retry = self.retry.lock();
+            retry.1 = (retry.1 * 2).clamp(INTERVAL, MAX_BACKOFF);
+            retry.0 = Instant::now() + retry.1;
+            drop(retry);
+            self.note(error.to_string());
+        }
+    }
+
+    /// Attaches what was found at `path`, whose file system has just been `checked` or not, and finishes its batch. The caller
+    /// holds `attaching`.
+    ///
+    /// # Errors
+    /// If its batch could not be finished; it is not attached then.
+    pub(super) fn adopt(&self, path: &Path, found: Found, checked: bool) -> Result<(), FlushError> {
+        let case = self.case(found.mount.as_ref(), false);
+        let warning = match checked {
+            true => None,
+            false => warning(case, found.mount.as_ref(), path),
+        };
+        self.parts.drive.names_are_settled(false);
+        let site = Site::new(path, &found, &self.parts.bell);
+        self.parts.drive.attach(site.backend.clone());
+        *self.site.lock() = site;
+        if let Err(error) = self.parts.flusher.recover() {
+            self.let_go(Presence::Gone);
+            // What failed was an attempt at it; its next one is for the caller to time.
+            self.scans.store(0, Ordering::Release);
+            return Err(error);
+        }
+        self.remember(path, found.file_system);
+        tracing::info!(path = %path.display(), "the backend is back");
+        if let Some(warning) = &warning {
+            tracing::warn!(warning, "the drive's file system");
+        }
+        *self.warning.lock() = warning;
+        if matches!(case.state, FsState::Clean | FsState::Irrelevant) {
+            self.vanished.store(false, Ordering::Release);
+        }
         *self.trouble.lock() = None;
+        self.table_is_new.store(true, Ordering::Release);
+        *self.retry.lock() = (Instant::now(), Duration::ZERO);
         *self.presence.lock() = Presence::Attached;
-        self.drive.refresh_space();
+        self.parts.drive.refresh_space();
+        Ok(())
+    }
+
+    /// What is known of the file system that is about to be attached.
+    pub(super) fn case(&self, mount: Option<&Mount>, fsck: bool) -> Case {
+        Case {
+            state: mount.map_or(FsState::Irrelevant, health::state_of),
+            vanished: self.vanished.load(Ordering::Acquire),
+            batch_open: has_open_batch(&self.parts.cache),
+            fsck,
+        }
+    }
+
+    fn remember(&self, path: &Path, file_system: super::identity::FsIdentity) {
+        let mut facts = self.facts.lock();
+        let file_system = file_system.or(&facts.file_system);
+        if facts.remember(path, file_system)
+            && let Err(error) = facts.write(&self.parts.cache)
+        {
+            // The next mount is told the place by its user; nothing else depends on it.
+            tracing::warn!(%error, "the drive's new place is not remembered");
+        }
     }
 
     /// Notes, and logs if it is news, what keeps the backend from being attached.
@@ -186,4 +445,17 @@ impl Monitor {
             *trouble = Some(problem);
         }
     }
+}
+
+/// What is to be said of a drive that is attached in this case.
+pub(super) fn warning(case: Case, mount: Option<&Mount>, path: &Path) -> Option<String> {
+    match (health::decide(case), mount) {
+        (Decision::Warn(concern), Some(mount)) => Some(concern.words(mount, path)),
+        _ => None,
+    }
+}
+
+/// Whether the cache has the journal of a batch that was not finished.
+pub(super) fn has_open_batch(cache: &Path) -> bool {
+    std::fs::read_dir(cache.join("batches")).is_ok_and(|mut entries| entries.next().is_some())
 }

@@ -20,12 +20,18 @@ pub struct MountOptions {
     pub max_age: Duration,
     /// Whether to flush without being told to.
     pub auto_flush: bool,
+    /// How long a read from the backend may go unanswered before whoever asked is given an error.
+    pub io_timeout: Duration,
     /// How cached files are to be read and written.
     pub io: IoMode,
     /// Whether what a flush has written is read back.
     pub verify: Verify,
     /// What the kernel is told of the mount.
     pub fuse: FuseOptions,
+    /// Check the drive's file system first, unless it says that it was let go of in order.
+    pub fsck: bool,
+    /// Take a drive with the volume's marker though it is on another file system than before.
+    pub accept_copy: bool,
     /// Stay in the foreground.
     pub foreground: bool,
 }

@@ -215,6 +215,21 @@ pub fn check_cache(cache: &Path, backend: &Path, mountpoint: &Path) -> Result<()
     check_apart((Role::Cache, &cache), (Role::Mountpoint, &mountpoint))
 }
 
+/// Checks that `backend` is a directory that a running mount with this cache and mount point can take as its backend.
+///
+/// # Errors
+/// The first [`PreflightError`] that is found.
+pub fn check_attachable(
+    backend: &Path,
+    cache: &Path,
+    mountpoint: &Path,
+) -> Result<(), PreflightError> {
+    check_recoverable(backend)?;
+    check_cache(cache, backend, mountpoint)?;
+    let resolved = resolve_lenient(backend);
+    check_apart((Role::Mountpoint, mountpoint), (Role::Backend, &resolved))
+}
+
 /// Checks that `backend` is a directory that can be written to, outside of any ferryfs mount.
 ///
 /// # Errors

@@ -31,9 +31,12 @@ impl Place {
             flush_after: Duration::ZERO,
             max_age: Duration::ZERO,
             auto_flush: true,
+            io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             verify: Default::default(),
             fuse: FuseOptions::default(),
+            fsck: false,
+            accept_copy: false,
             foreground: true,
         })
     }

@@ -1,6 +1,6 @@
 //! Wiring: from the options of a mount to everything that serves it, and back down in order.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,29 +8,26 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
-use super::monitor::Monitor;
+use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
+use super::opening::{Opened, open_cache};
 use super::options::{CacheSize, IoMode, MountOptions, Verify};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
-use super::volume::{self, CacheFacts, VolumeLock};
-use super::{DaemonError, Ready, preflight};
+use super::{DaemonError, Ready, ending, starting, volume};
 use crate::backend::drive::Drive;
-use crate::backend::mounted::MountedDir;
 use crate::base::{Clock, Ino};
-use crate::cache::{CacheLock, Reserve, Store};
+use crate::cache::{Reserve, Store};
+use crate::cli::render;
 use crate::control::server::{self, Handler};
-use crate::flush::{FlushError, Flusher, Hooks, Parts as FlushParts};
-use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer};
-use crate::index::Index;
+use crate::flush::{Flusher, Hooks, Parts as FlushParts};
+use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
+use crate::index::{self, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Workers};
 use crate::rules::names::NameRules;
 use crate::sys::time::CoarseClock;
 
-/// Threads that may wait for the backend.
-const WORKERS: usize = 8;
-
-/// How long a request may wait for the backend.
-const IO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many times the time that a read may go unanswered a backend may not answer before an end is made without it.
+const HOPELESS: u32 = 3;
 
 /// Share of the SSD that stays free for others, as a divisor: 5%.
 const KEEP_FREE_DIVISOR: u64 = 20;
@@ -39,7 +36,10 @@ const KEEP_FREE_DIVISOR: u64 = 20;
 const RESERVE: u64 = 64 << 20;
 
 /// How long background threads are given to come to rest.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long programs are given to close their files once a signal has taken the mount away.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// Why the daemon comes to its end.
 enum End {
@@ -65,15 +65,6 @@ impl Hooks for FlushHooks {
     }
 }
 
-/// A cache that is open and locked, and the volume that it belongs to.
-struct Opened {
-    dir: PathBuf,
-    facts: CacheFacts,
-    backend: Arc<MountedDir>,
-    _lock: CacheLock,
-    _volume: VolumeLock,
-}
-
 pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
     if options.io == IoMode::Passthrough {
         return Err(DaemonError::failed("--io passthrough is not there yet")
@@ -87,7 +78,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     let index = open_index(&opened)?;
     let store =
         Arc::new(Store::open(&opened.dir).map_err(|error| DaemonError::failed(error.to_string()))?);
-    let drive = Arc::new(Drive::detached());
+    let drive = Drive::guarded(options.io_timeout)
+        .map(Arc::new)
+        .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
     let limits = limits(&options, &store, index.lock().totals().cached_bytes)?;
     let fs = Fs::new(FsParts {
         index: index.clone(),
@@ -100,15 +93,22 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             nix::unistd::getegid().as_raw(),
         ),
         limits,
-        io_timeout: IO_TIMEOUT,
+        io_timeout: options.io_timeout,
         cache_path: opened.dir.as_os_str().as_encoded_bytes().to_vec(),
     })
     .map(Arc::new)
     .map_err(failed)?;
-    settle_after_unclean_end(&fs, &index)?;
-    drive.attach(opened.backend.clone());
+    let attention = settle_after_unclean_end(&fs, &index)?;
+    let bell = Bell::new();
+    let site = Site::new(&opened.path, &opened.found, &bell);
+    drive.attach(site.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
-    flusher.recover()?;
+    if let Err(error) = starting::recover(&flusher, &drive, options.io_timeout * HOPELESS) {
+        if flusher.is_running() {
+            keep_locks(opened);
+        }
+        return Err(error);
+    }
     drive.refresh_space();
     serve(
         &options,
@@ -121,6 +121,10 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             drive,
             flusher,
             limits,
+            store,
+            attention,
+            bell,
+            site,
         },
     )
 }
@@ -132,6 +136,11 @@ struct Serving {
     drive: Arc<Drive>,
     flusher: Arc<Flusher>,
     limits: CacheLimits,
+    store: Arc<Store>,
+    /// What the start has found that its owner must know.
+    attention: Vec<String>,
+    bell: Arc<Bell>,
+    site: Site,
 }
 
 fn serve(
@@ -148,22 +157,34 @@ fn serve(
         drive,
         flusher,
         limits,
+        store,
+        attention,
+        bell,
+        site,
     } = parts;
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
-    let workers = Workers::start(WORKERS).map_err(|e| io("cannot start a thread", e))?;
+    let workers = Workers::start().map_err(|e| io("cannot start a thread", e))?;
     let session_options = SessionOptions {
-        source: options.backend.to_string_lossy().into_owned(),
+        source: opened.path.to_string_lossy().into_owned(),
         allow_other: options.fuse.allow_other,
         suid: options.fuse.suid,
         dev: options.fuse.dev,
         exec: options.fuse.exec,
     };
     let (ended, end) = unbounded();
+    let readers = fs.clone();
     let monitor = Monitor::new(
-        drive.clone(),
-        flusher.clone(),
-        options.backend.clone(),
-        (opened.facts.volume, opened.facts.nonce),
+        MonitorParts {
+            drive: drive.clone(),
+            flusher: flusher.clone(),
+            bell,
+            cache: opened.dir.clone(),
+            mountpoint: options.mountpoint.clone(),
+            facts: opened.facts.clone(),
+            on_detach: Box::new(move || readers.close_idle_readers(true)),
+        },
+        site,
+        opened.warning.clone(),
     );
     let service = Arc::new(Service {
         fs: fs.clone(),
@@ -172,12 +193,15 @@ fn serve(
         flusher,
         monitor: Arc::new(monitor),
         volume: opened.facts.volume,
-        backend: options.backend.clone(),
         mountpoint: options.mountpoint.clone(),
-        last_error: Mutex::new(None),
         verify: options.verify == Verify::AfterFlush,
+        last_error: Arc::new(Mutex::new(None)),
+        patience: options.io_timeout * HOPELESS,
+        store,
+        attention,
         ended,
         ending: false.into(),
+        over: false.into(),
     });
     let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
         .map_err(|e| io("cannot open the control socket", e))?;
@@ -197,29 +221,59 @@ fn serve(
         tracing::error!(%error, "whoever started the mount is gone");
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
-    tracing::info!(backend = %options.backend.display(), mountpoint = %options.mountpoint.display(), "mounted");
-    match wait_for_end(&session, &end, signals) {
-        End::Unmounted => {}
-        End::Signal => end_on_signal(&service, &options.mountpoint),
-    }
+    tracing::info!(backend = %opened.path.display(), mountpoint = %options.mountpoint.display(), "mounted");
+    let (cut_off, patience) = match wait_for_end(&session, &end, signals) {
+        End::Unmounted => (false, PATIENCE),
+        End::Signal => {
+            let patience = ending::on_signal(&service, &options.mountpoint, signals);
+            (!is_over_soon(&session), patience)
+        }
+    };
     service
         .ending
         .store(true, std::sync::atomic::Ordering::Release);
-    if let Err(error) = session.end() {
+    if cut_off {
+        // They may write to the very end of the process, so nothing can be settled: to the next start this is a death like
+        // another, with everything on the SSD.
+        tracing::warn!("files of the mount are still open; whoever has them is cut off");
+        session.abandon();
+    } else if let Err(error) = session.end() {
         tracing::warn!(%error, "the session ended with an error");
     }
     tasks.stop(PATIENCE);
+    let at_rest = ending::wait_for_flush(&service, patience);
+    service
+        .over
+        .store(!at_rest, std::sync::atomic::Ordering::Release);
     server.close_door();
-    let closed = close(&fs, &index);
-    // The locks go before the connection of whoever asked for the end: when that is told, all is free.
-    drop(opened);
+    let closed = if cut_off {
+        fs.sync().map_err(failed)
+    } else {
+        close(&fs, &index, at_rest)
+    };
+    if at_rest {
+        // The locks go before the connection of whoever asked for the end: when that is told, all is free.
+        drop(opened);
+    } else {
+        keep_locks(opened);
+    }
     server.stop();
     closed
 }
 
-/// Everything is settled, so that the next start need not look for what an unclean end leaves.
-fn close(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
+/// Keeps the locks until the process is gone. A call that changes the backend is still under way and may yet take effect, and no
+/// other daemon may recover the batch before that: the kernel lets go of the locks when the last thread has come back from it.
+fn keep_locks(opened: Opened) {
+    std::mem::forget(opened);
+}
+
+/// Everything is settled, so that the next start need not look for what an unclean end leaves; unless a flush is not at rest,
+/// which may go on until the process is gone: as if it were killed.
+fn close(fs: &Fs, index: &Index, at_rest: bool) -> Result<(), DaemonError> {
     fs.close_all().map_err(failed)?;
+    if !at_rest {
+        return Ok(());
+    }
     if index.lock().has_undone() {
         tracing::warn!(
             "the index had to undo changes; the next start looks for what they have left"
@@ -239,18 +293,13 @@ fn note_unclean(index: &Index, value: &str) -> Result<(), DaemonError> {
         .map_err(|error| DaemonError::failed(error.to_string()))
 }
 
-/// A signal asks for an end: what waits is carried if the drive is there, the mount taken away even if it is in use.
-fn end_on_signal(service: &Service, mountpoint: &Path) {
-    tracing::info!("ending on a signal");
-    if service.drive.is_attached() {
-        // Its outcome is logged; what was not carried waits in the cache.
-        let _ = service.run_flush(None, &|_| {});
+/// Whether the last file of a mount that was taken away is closed before long.
+fn is_over_soon(session: &Session) -> bool {
+    let end = Instant::now() + LEAVING;
+    while !session.is_over() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
     }
-    if super::tasks::unmount(mountpoint).is_err()
-        && let Err(error) = super::dead_mount::detach(mountpoint)
-    {
-        tracing::error!(%error, "the mount could not be taken away");
-    }
+    session.is_over()
 }
 
 fn wait_for_end(session: &Session, end: &Receiver<()>, signals: &Receiver<()>) -> End {
@@ -321,57 +370,6 @@ fn block_signals() -> Result<Receiver<()>, DaemonError> {
     Ok(receiver)
 }
 
-fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, DaemonError> {
-    let backend = MountedDir::open(&options.backend).map_err(FlushError::from)?;
-    let marker = volume::peek(&backend)?;
-    let dir = match (&options.cache, &marker) {
-        (Some(dir), _) => dir.clone(),
-        (None, Some(marker)) => volume::default_caches()?.join(marker.id.to_string()),
-        // The volume's id names the cache; it is known once it is enrolled.
-        (None, None) => volume::default_caches()?,
-    };
-    if marker.is_none()
-        && let Ok(caches) = volume::default_caches()
-        && let Some((_, facts)) = volume::cache_made_for(&caches, &options.backend)
-    {
-        return Err(facts.absent());
-    }
-    preflight::check_cache(&dir, &options.backend, &options.mountpoint)?;
-    let known = CacheFacts::read(&dir)?;
-    if let Some(facts) = &known {
-        facts.check(&dir, &options.backend, marker.as_ref())?;
-    }
-    let marker = match marker {
-        Some(marker) => marker,
-        None => volume::enroll(&backend, clock.now())?,
-    };
-    let volume_lock = VolumeLock::acquire(marker.id)?;
-    let dir = match options.cache {
-        Some(_) => dir,
-        None => volume::default_caches()?.join(marker.id.to_string()),
-    };
-    volume::make_cache_dir(&dir)?;
-    let lock = CacheLock::acquire(&dir).map_err(|error| {
-        DaemonError::failed(error.to_string())
-            .hint("see `ferryfs status`; one cache serves one mount")
-    })?;
-    let facts = match known {
-        Some(facts) => facts,
-        None => {
-            let facts = CacheFacts::new(&backend, &options.backend, &marker)?;
-            facts.write(&dir)?;
-            facts
-        }
-    };
-    Ok(Opened {
-        dir,
-        facts,
-        backend: Arc::new(backend),
-        _lock: lock,
-        _volume: volume_lock,
-    })
-}
-
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     let rules = NameRules::new(&opened.facts.capabilities);
     Reserve::make_room_to_start(&opened.dir);
@@ -379,8 +377,10 @@ fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     std::fs::File::open(&opened.dir)
         .and_then(crate::sys::file::sync_file_system)
         .map_err(|error| DaemonError::failed(format!("cannot sync the cache: {error}")))?;
-    let index = Index::open(&opened.dir.join("index.db"), rules)
-        .map_err(|error| DaemonError::failed(error.to_string()))?;
+    let path = opened.dir.join("index.db");
+    look_over(&path, opened)?;
+    let index =
+        Index::open(&path, rules).map_err(|error| DaemonError::failed(error.to_string()))?;
     {
         let mut state = index.lock();
         if state
@@ -393,26 +393,70 @@ fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     Ok(Arc::new(index))
 }
 
-fn settle_after_unclean_end(fs: &Fs, index: &Index) -> Result<(), DaemonError> {
+/// Refuses an index that does not hold together, before anything is written to it.
+fn look_over(path: &Path, opened: &Opened) -> Result<(), DaemonError> {
+    let checked = index::check(path, Store::holds_objects(&opened.dir)).map_err(|error| {
+        let refused = DaemonError::failed(error.to_string());
+        match error {
+            IndexError::Damaged { .. } => {
+                let dir = render::quoted(&opened.dir);
+                refused.hint(format!(
+                    "nothing was changed. Copy out what the cache holds: ferryfs rescue --cache {dir} --to OUT; \
+                     then move {dir} away and mount again"
+                ))
+            }
+            _ => refused,
+        }
+    })?;
+    for oddity in &checked.oddities {
+        tracing::warn!(oddity, "the index is odd in places; that does no harm");
+    }
+    if !checked.complete {
+        tracing::info!("the index is too large to be looked over as a whole");
+    }
+    Ok(())
+}
+
+/// Gives what has become of files whose bytes were lost, a line each.
+fn settle_after_unclean_end(fs: &Fs, index: &Index) -> Result<Vec<String>, DaemonError> {
     let unclean = index
         .lock()
         .meta("unclean")
         .map_err(|error| DaemonError::failed(error.to_string()))?;
-    if unclean.is_some() {
+    let boot = boot();
+    let mut damaged = Vec::new();
+    if let Some(unclean) = unclean {
+        let end = match unclean == boot {
+            true => UncleanEnd::Killed,
+            false => UncleanEnd::PowerCut,
+        };
         // First what a batch may still need, so that nothing of it is taken for dead.
         index
             .lock()
             .resume_batch()
             .map_err(|error| DaemonError::failed(error.to_string()))?;
-        let recovered = fs.recover().map_err(failed)?;
+        let recovered = fs.recover_after(end).map_err(failed)?;
         tracing::info!(
+            ?end,
             measured = recovered.measured,
             orphans = recovered.orphans,
             lost_and_found = recovered.quarantined.len(),
+            damaged = recovered.damaged.len(),
             "set right what an unclean end had left"
         );
+        damaged = recovered.damaged;
     }
-    note_unclean(index, "1")
+    note_unclean(index, &boot)?;
+    Ok(damaged)
+}
+
+/// Which run of the machine this is: if it is not that of the daemon before, what was not synced then may be lost.
+fn boot() -> String {
+    match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(id) if !id.trim().is_empty() => id.trim().into(),
+        // Never the same as before: the careful way.
+        _ => uuid::Uuid::new_v4().to_string(),
+    }
 }
 
 fn flusher(

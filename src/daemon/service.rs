@@ -1,6 +1,6 @@
 //! What the control socket asks for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,13 +9,15 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::flight::{self, Patience};
 use super::monitor::{Monitor, Presence};
 use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
 use crate::base::Timestamp;
+use crate::cache::Store;
 use crate::control::protocol::{
-    BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish, IoPath, LastBatch,
-    LeftBehind, Progress, Status,
+    AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish,
+    IoPath, LastBatch, LeftBehind, Progress, Status,
 };
 use crate::control::server::Handler;
 use crate::flush::{FlushError, Flusher, Report, Wish};
@@ -30,16 +32,23 @@ pub(super) struct Service {
     pub(super) flusher: Arc<Flusher>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) volume: Uuid,
-    pub(super) backend: PathBuf,
     pub(super) mountpoint: PathBuf,
     /// The last thing that went wrong and has not been put right since.
-    pub(super) last_error: Mutex<Option<String>>,
     /// Every flush reads back what it has written.
     pub(super) verify: bool,
+    pub(super) last_error: Arc<Mutex<Option<String>>>,
+    /// How long a backend may not answer before `eject` and `unmount` go on without it.
+    pub(super) patience: Duration,
+    /// For what is in lost+found.
+    pub(super) store: Arc<Store>,
+    /// What the start of this daemon has found that its owner must know.
+    pub(super) attention: Vec<String>,
     /// Told when the mount has been ended on request.
     pub(super) ended: Sender<()>,
     /// No new flush begins by itself.
     pub(super) ending: AtomicBool,
+    /// The daemon ends in the middle of a flush: nobody is to wait for it any more.
+    pub(super) over: AtomicBool,
 }
 
 /// What to do about a failed flush.
@@ -60,6 +69,13 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         }
         FlushError::Sync(_) => {
             "the SSD refuses to keep what it is given; see `ferryfs status`, and look at the health of the SSD"
+        }
+        FlushError::StillRunning { silent: Some(_) } => {
+            "see whether the NAS or drive is well; `ferryfs status` tells when it answers again"
+        }
+        FlushError::StillRunning { silent: None } => "see `ferryfs status` for how it goes on",
+        FlushError::Backend(error) if error.is_stalled() => {
+            "see whether the NAS or drive is well; what was not carried waits in the cache"
         }
         FlushError::TimedOut => "run `ferryfs flush` again with more time",
         FlushError::Unfinished { .. } => {
@@ -102,47 +118,98 @@ pub(super) fn control_error(error: &FlushError) -> ControlError {
     }
 }
 
+/// Why the backend is still held. One that does not answer is none for whoever wants to unplug it.
+fn not_ejected(error: &FlushError) -> ControlError {
+    let control = control_error(error);
+    match error {
+        FlushError::StillRunning { .. } => ControlError {
+            code: ErrorCode::BackendAbsent,
+            message: format!("not ejected: {}", control.message),
+            ..control
+        },
+        _ => control,
+    }
+}
+
 impl Service {
-    /// Flushes, and remembers how it went.
+    /// Flushes, and remembers how it went, also if it is no longer waited for.
     pub(super) fn run_flush(
         &self,
-        deadline: Option<Instant>,
+        patience: &Patience<'_>,
         progress: &dyn Fn(Progress),
     ) -> Result<Report, FlushError> {
-        let wish = Wish {
-            deadline,
-            ..Wish::default()
-        };
-        self.run_flush_and(&wish, progress, || {})
+        self.run_flush_and(patience, &Wish::default(), progress, || {})
     }
 
     fn run_flush_and(
         &self,
+        patience: &Patience<'_>,
         wish: &Wish,
         progress: &dyn Fn(Progress),
-        then: impl FnOnce(),
+        then: impl FnOnce() + Send + 'static,
     ) -> Result<Report, FlushError> {
         let started = Instant::now();
+        let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
+        let index = self.index.clone();
+        let after = move |result: &Result<Report, FlushError>| {
+            match result {
+                Ok(_) => *last_error.lock() = None,
+                Err(error) => {
+                    tracing::error!(%error, "flush failed");
+                    *last_error.lock() = Some(error.to_string());
+                    if error.is_gone() || matches!(error, FlushError::WrongDrive(_)) {
+                        monitor.look_now();
+                    }
+                }
+            }
+            let mut state = index.lock();
+            let still_dirty = state.anything_dirty().unwrap_or(true);
+            state.set_dirty_since(still_dirty.then_some(started));
+        };
+        let patience = Patience {
+            deadline: patience.deadline,
+            enough: &|silent| self.over.load(Ordering::Acquire) || (patience.enough)(silent),
+        };
         let wish = Wish {
+            deadline: patience.deadline,
             verify: wish.verify || self.verify,
             ..*wish
         };
-        let result = self.flusher.flush_as(&wish, progress, then);
-        match &result {
-            Ok(_) => *self.last_error.lock() = None,
-            Err(error) => {
-                tracing::error!(%error, "flush failed");
-                *self.last_error.lock() = Some(error.to_string());
-                if error.is_gone() {
-                    self.monitor.look_now();
-                }
-            }
+        flight::flush(
+            (&self.flusher, &self.drive),
+            wish,
+            &patience,
+            progress,
+            then,
+            after,
+        )
+    }
+
+    /// Whether a backend has not answered for so long that nobody should wait for it who wants to end something.
+    pub(super) fn is_hopeless(&self, silent: Option<Duration>) -> bool {
+        silent.is_some_and(|silent| silent >= self.patience)
+    }
+
+    /// Flushes before an end that must come: not longer than until `deadline`, nor if the backend does not answer, nor once
+    /// `enough`. `None` if there is no backend, or it does not answer.
+    pub(super) fn flush_before_end(
+        &self,
+        deadline: Option<Instant>,
+        enough: &dyn Fn() -> bool,
+        progress: &dyn Fn(Progress),
+    ) -> Option<Result<Report, FlushError>> {
+        let silent = self.drive.stalled().map(|stall| stall.lasts());
+        if !self.drive.is_attached() || self.is_hopeless(silent) {
+            return None;
         }
-        let mut state = self.index.lock();
-        let still_dirty = state.anything_dirty().unwrap_or(true);
-        state.set_dirty_since(still_dirty.then_some(started));
-        drop(state);
-        result
+        let patience = Patience {
+            deadline,
+            enough: &|silent| self.is_hopeless(silent) || enough(),
+        };
+        match self.run_flush(&patience, progress) {
+            Err(FlushError::StillRunning { silent: Some(_) }) => None,
+            result => Some(result),
+        }
     }
 
     /// What lasts until somebody does something about it, then what went wrong last; one line.
@@ -170,14 +237,33 @@ impl Service {
         })
     }
 
-    /// The report of an unmount without the backend: whatever is dirty stays behind, in the cache.
+    fn attention(&self) -> Vec<String> {
+        let mut lines = self.attention.clone();
+        match self.store.lost_and_found() {
+            Ok((0, _)) => {}
+            Ok((count, path)) => lines.push(format!(
+                "{count} files that nothing accounts for are kept in {}: look at them, and remove what you do not miss",
+                path.display()
+            )),
+            Err(error) => lines.push(error.to_string()),
+        }
+        lines
+    }
+
+    /// The report of an unmount without the backend, or with one that does not answer: whatever is dirty stays behind, in the
+    /// cache.
     fn what_must_wait(&self) -> Report {
         let waiting = self.waiting();
         let mut report = Report::default();
         if waiting.names + waiting.inodes > 0 {
             let what = format!("{} changed files and names", waiting.names + waiting.inodes);
-            let why = "the backend is not attached; they wait in the cache and follow after the next mount";
-            report.left_behind.push((what, why.into()));
+            let why = if self.drive.is_attached() {
+                "the backend does not answer"
+            } else {
+                "the backend is not attached"
+            };
+            let why = format!("{why}; they wait in the cache and follow after the next mount");
+            report.left_behind.push((what, why));
         }
         report
     }
@@ -245,13 +331,17 @@ impl Handler for Service {
         let dirty_files = waiting.names + waiting.inodes;
         Status {
             mountpoint: self.mountpoint.to_string_lossy().into_owned(),
-            backend: self.backend.to_string_lossy().into_owned(),
+            backend: self.monitor.path().to_string_lossy().into_owned(),
             volume_id: self.volume.to_string(),
             backend_state: if attached {
                 BackendState::Attached
             } else {
                 BackendState::Detached
             },
+            stalled_since: self
+                .drive
+                .stalled()
+                .map(|stall| rfc3339(Timestamp::from(stall.since))),
             dirty_files,
             dirty_bytes: totals.dirty_bytes,
             open_for_write: writing as u64,
@@ -260,7 +350,9 @@ impl Handler for Service {
             safe_to_unplug: dirty_files == 0 && !busy,
             batch_in_progress: busy,
             kept_local: waiting.kept_local,
+            warnings: self.monitor.warnings(),
             last_error: self.what_is_wrong(),
+            attention: self.attention(),
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -272,9 +364,12 @@ impl Handler for Service {
         timeout: Option<Duration>,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError> {
-        // A time that no clock reaches is no deadline.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.run_flush(deadline, progress)
+        let patience = Patience {
+            // A time that no clock reaches is no deadline.
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            enough: &|_| false,
+        };
+        self.run_flush(&patience, progress)
             .map(|report| self.flush_report(report))
             .map_err(|error| control_error(&error))
     }
@@ -285,28 +380,56 @@ impl Handler for Service {
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError> {
         let timeout = wish.timeout_ms.map(Duration::from_millis);
-        let wish = Wish {
+        let patience = Patience {
             deadline: timeout.map(|timeout| Instant::now() + timeout),
+            enough: &|_| false,
+        };
+        let wish = Wish {
+            deadline: None,
             verify: wish.verify,
             removals_first: wish.removals_first,
         };
-        self.run_flush_and(&wish, progress, || {})
+        self.run_flush_and(&patience, &wish, progress, || {})
             .map(|report| self.flush_report(report))
             .map_err(|error| control_error(&error))
+    }
+
+    fn include_interrupted(&self) -> Result<u64, ControlError> {
+        let included = self.index.lock().include_interrupted();
+        included.map_err(|error| ControlError::new(ErrorCode::Failed, error.to_string()))
     }
 
     fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
         if !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));
         }
-        let let_go = || {
-            self.monitor.let_go(Presence::Ejected);
-            self.fs.close_idle_readers(true);
+        let silent = self.drive.stalled().map(|stall| stall.lasts());
+        if self.is_hopeless(silent) {
+            return Err(not_ejected(&FlushError::StillRunning { silent }));
+        }
+        let monitor = self.monitor.clone();
+        let let_go = move || monitor.let_go(Presence::Ejected);
+        let patience = Patience {
+            deadline: None,
+            enough: &|silent| self.is_hopeless(silent),
         };
         let report = self
-            .run_flush_and(&Wish::default(), progress, let_go)
-            .map_err(|error| control_error(&error))?;
+            .run_flush_and(&patience, &Wish::default(), progress, let_go)
+            .map_err(|error| not_ejected(&error))?;
         Ok(self.flush_report(report))
+    }
+
+    fn attach(
+        &self,
+        path: &Path,
+        accept_copy: bool,
+        fsck: bool,
+    ) -> Result<AttachReport, ControlError> {
+        if !path.is_absolute() {
+            let message = "the path to attach is not absolute";
+            return Err(ControlError::new(ErrorCode::BadRequest, message));
+        }
+        self.monitor.attach(path, accept_copy, fsck)
     }
 
     fn unmount(
@@ -314,10 +437,14 @@ impl Handler for Service {
         flush: bool,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError> {
-        let report = if flush && !self.drive.is_attached() {
-            self.what_must_wait()
-        } else if flush {
-            self.run_flush(None, progress).map_err(|error| {
+        let flushed = if flush {
+            self.flush_before_end(None, &|| false, progress)
+        } else {
+            Some(Ok(Report::default()))
+        };
+        let report = match flushed {
+            None => self.what_must_wait(),
+            Some(result) => result.map_err(|error| {
                 let hint = "nothing is lost: it waits in the cache. To unmount without flushing: ferryfs unmount --no-flush";
                 let control = control_error(&error);
                 ControlError {
@@ -325,9 +452,7 @@ impl Handler for Service {
                     hint: Some(hint.into()),
                     ..control
                 }
-            })?
-        } else {
-            Report::default()
+            })?,
         };
         self.ending.store(true, Ordering::Release);
         tasks::unmount(&self.mountpoint).map_err(|error| {

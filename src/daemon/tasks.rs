@@ -1,5 +1,6 @@
 //! What runs in the background while a mount is up: commits, syncs, eviction, the walk, flushes that nobody asked for.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,12 +8,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::dead_mount::{self, DetachError};
+use super::flight::Patience;
 use super::service::Service;
 use crate::base::Ino;
 use crate::fs::Syncer;
 
 /// How often pending changes are committed, so that little is lost if the daemon dies.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
+
+/// How long after a close it is committed.
+const GATHER_CLOSES: Duration = Duration::from_millis(4);
 
 /// How often everything is made durable: what a power cut costs at most (P2).
 const SYNC_EVERY: Duration = Duration::from_secs(5);
@@ -25,6 +30,9 @@ const TRIM_CROWDED_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the need for a flush is considered.
 const CONSIDER_EVERY: Duration = Duration::from_millis(500);
+
+/// Pause before a task that panicked begins anew.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// Longest wait between attempts after flushes that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
@@ -84,12 +92,16 @@ impl Tasks {
     fn spawn(
         &mut self,
         name: &str,
-        task: impl FnOnce(&AtomicBool) + Send + 'static,
+        task: impl Fn(&AtomicBool) + Send + 'static,
     ) -> std::io::Result<()> {
         let stop = self.stop.clone();
-        let thread = thread::Builder::new()
-            .name(name.into())
-            .spawn(move || task(&stop))?;
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            // A task that panics begins anew: without the ticks, say, nothing would become durable any more.
+            while catch_unwind(AssertUnwindSafe(|| task(&stop))).is_err() {
+                tracing::error!("a background task panicked; it begins anew");
+                rest(&stop, AFTER_PANIC);
+            }
+        })?;
         self.threads.push(thread);
         Ok(())
     }
@@ -123,10 +135,20 @@ fn rest(stop: &AtomicBool, time: Duration) {
 
 fn tick(service: &Service, syncer: &Syncer, stop: &AtomicBool) {
     let mut last_sync = Instant::now();
+    let mut last_tick = Instant::now();
     let mut synced_commit = u64::MAX;
     let mut said = String::new();
     while !stop.load(Ordering::Acquire) {
-        rest(stop, COMMIT_EVERY);
+        let closed = service
+            .fs
+            .wait_for_close(COMMIT_EVERY.saturating_sub(last_tick.elapsed()));
+        if closed && last_tick.elapsed() < COMMIT_EVERY {
+            // Others that are closed in the same moment share the commit. An error comes back at the next tick.
+            thread::sleep(GATHER_CLOSES);
+            let _ = service.index.commit();
+            continue;
+        }
+        last_tick = Instant::now();
         match service.fs.commit_pending() {
             Ok(()) => said.clear(),
             // Five times a second it would be, as long as it lasts.
@@ -185,7 +207,7 @@ fn trim(service: &Service, stop: &AtomicBool) {
 fn walk(service: &Service, stop: &AtomicBool) {
     let mut after = Ino(0);
     while !stop.load(Ordering::Acquire) {
-        if !service.drive.is_attached() {
+        if !service.drive.is_attached() || service.drive.stalled().is_some() {
             rest(stop, Duration::from_secs(2));
             continue;
         }
@@ -213,17 +235,25 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
         let ending = service.ending.load(Ordering::Acquire);
         let now = Instant::now();
-        let able = !ending && now >= not_before && service.drive.is_attached();
+        let able = !ending
+            && now >= not_before
+            && service.drive.is_attached()
+            && service.drive.stalled().is_none();
         // After a failure, or if there was nothing to carry but what is being written, whoever waits for room waits in vain.
         service
             .fs
             .expect_relief(able && (carried || now >= unhurried_before));
         rest(stop, CONSIDER_EVERY);
         let hurried = carried && service.fs.wants_flush();
-        if !able || !(hurried || now >= unhurried_before) || !is_due(service, &auto) {
+        let running = service.flusher.is_running();
+        if !able || running || !(hurried || now >= unhurried_before) || !is_due(service, &auto) {
             continue;
         }
-        match service.run_flush(None, &|_| {}) {
+        let patience = Patience {
+            deadline: None,
+            enough: &|_| stop.load(Ordering::Acquire),
+        };
+        match service.run_flush(&patience, &|_| {}) {
             Ok(report) => {
                 backoff = Duration::ZERO;
                 if report.batch.is_some() {

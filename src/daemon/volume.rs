@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::DaemonError;
+use super::identity::FsIdentity;
 use crate::backend::{Backend, BackendError, Capabilities, probe};
 use crate::base::{RelPath, Timestamp};
 use crate::cli::exit::Exit;
@@ -29,6 +30,9 @@ const CACHE_FILE: &str = "cache.json";
 
 /// Version of that file.
 const CACHE_FORMAT: u32 = 1;
+
+/// How many places are remembered at which the volume was.
+const FORMER: usize = 8;
 
 /// How long a daemon that has been killed may take to end: it may sit in a sync of the drive.
 const ENDING: Duration = Duration::from_secs(3);
@@ -43,8 +47,14 @@ pub(super) struct CacheFacts {
     pub(super) nonce: [u8; 16],
     /// This cache's own id, which its batch records carry.
     pub(super) origin: Uuid,
-    /// Where the volume was when the cache was made.
+    /// Where the volume was attached last.
     pub(super) backend: PathBuf,
+    /// Where it was before that, the latest last: an unmarked directory there is no new volume either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) former: Vec<PathBuf>,
+    /// Which file system it is on; unknown in caches of older versions until they are attached.
+    #[serde(default)]
+    pub(super) file_system: FsIdentity,
     /// What the volume's file system can do.
     pub(super) capabilities: Capabilities,
 }
@@ -132,7 +142,7 @@ pub(super) fn cache_made_for(caches: &Path, backend: &Path) -> Option<(PathBuf, 
             let facts = CacheFacts::read(&entry.path()).ok()??;
             Some((entry.path(), facts))
         })
-        .find(|(_, facts)| facts.backend == backend)
+        .find(|(_, facts)| facts.was_at(backend))
 }
 
 /// Makes the cache directory, for its owner only.
@@ -174,6 +184,8 @@ impl CacheFacts {
             nonce: marker.nonce,
             origin: Uuid::new_v4(),
             backend: path.to_path_buf(),
+            former: Vec::new(),
+            file_system: FsIdentity::default(),
             capabilities,
         })
     }
@@ -246,7 +258,7 @@ impl CacheFacts {
                 marker.id
             ))
             .hint("give this drive a cache of its own with --cache, or leave --cache out")),
-            None if self.backend == backend => Err(self.absent()),
+            None if self.was_at(backend) => Err(self.absent(backend)),
             None => Err(DaemonError::failed(format!(
                 "the cache {} belongs to volume {}, but {} is no volume of ferryfs yet",
                 dir.display(),
@@ -257,14 +269,33 @@ impl CacheFacts {
         }
     }
 
-    /// The volume of this cache is not where it should be.
-    pub(super) fn absent(&self) -> DaemonError {
+    /// Whether the volume has been attached at `path`.
+    pub(super) fn was_at(&self, path: &Path) -> bool {
+        self.backend == path || self.former.iter().any(|former| former == path)
+    }
+
+    /// Notes where the volume is and on which file system. Says whether that is news, which is then to be written.
+    pub(super) fn remember(&mut self, path: &Path, file_system: FsIdentity) -> bool {
+        let before = self.clone();
+        if self.backend != path {
+            let left = std::mem::replace(&mut self.backend, path.to_path_buf());
+            self.former.retain(|former| former != path);
+            self.former.push(left);
+            let surplus = self.former.len().saturating_sub(FORMER);
+            self.former.drain(..surplus);
+        }
+        self.file_system = file_system;
+        self.backend != before.backend || self.file_system != before.file_system
+    }
+
+    /// The volume of this cache is not at `path`, where it should be.
+    pub(super) fn absent(&self, path: &Path) -> DaemonError {
         DaemonError {
             code: Exit::BackendAbsent,
             message: format!(
                 "volume {} is not at {}: the directory has no .ferryfs/volume.json",
                 self.volume,
-                self.backend.display()
+                path.display()
             ),
             hint: Some(
                 "mount the drive there first; what was written to it waits in the cache".into(),

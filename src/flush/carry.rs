@@ -17,7 +17,7 @@ use crate::backend::Backend;
 use crate::base::Ino;
 use crate::base::steps::CacheStep;
 use crate::control::protocol::{Phase, Progress};
-use crate::index::{ActiveBatch, State};
+use crate::index::{ActiveBatch, Flags, State};
 use crate::rules::layout;
 use crate::rules::plan::{LeftReason, NameKey, Placed, Plan, StageSource, plan};
 use crate::rules::record::{self, BatchRecord};
@@ -34,6 +34,7 @@ const KEPT: &str =
 
 const BAD: &str =
     "write it anew from another copy, or delete it, and look at the health of the SSD";
+const INTERRUPTED: &str = "was being written when the daemon died and is as far as it got; write it anew, or carry it as it is: ferryfs flush --include-interrupted";
 
 /// What came of trying one plan.
 enum Attempt {
@@ -235,7 +236,11 @@ impl Carrier<'_> {
                 named.push((spell(&mut state, &left.key)?, reason));
                 continue;
             }
+            let interrupted = state
+                .inode(left.ino)?
+                .is_some_and(|inode| inode.flags.has(Flags::INTERRUPTED));
             let reason = match left.reason {
+                LeftReason::OpenForWriting if interrupted => INTERRUPTED,
                 _ if foreign.inos.contains(&left.ino) => FOREIGN,
                 LeftReason::OpenForWriting => "open for writing; close it, or flush again later",
                 LeftReason::NoSource => "its bytes could not be had for a further name",

@@ -198,7 +198,7 @@ impl Gatherer<'_> {
     }
 
     fn content(&self, inode: &Inode) -> Result<NewContent> {
-        if self.live.contains(&inode.ino) {
+        if self.live.contains(&inode.ino) || inode.flags.has(Flags::INTERRUPTED) {
             return Ok(NewContent::Live);
         }
         if inode.flags.has(Flags::DATA_DIRTY) {

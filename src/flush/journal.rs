@@ -17,11 +17,11 @@ use crate::base::{BatchNo, ContentHash, Ino, Name, ObjectId, RelPath, Timestamp}
 use crate::index::{Confirmed, PlacedEntry};
 use crate::rules::plan::{NameKey, StageSource};
 use crate::rules::record::{self, BatchRecord};
-use crate::rules::steps::{PlainKind, SlotNo};
+use crate::rules::steps::{PlaceStep, PlainKind, SlotNo};
 
 /// Everything that is to be known of a batch once it is committed.
 #[derive(Clone, Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     pub(super) record: BatchRecord,
     pub(super) confirmed: Vec<Confirmed>,
     pub(super) sources: BTreeMap<SlotNo, StageSource>,
@@ -157,6 +157,27 @@ fn path(dir: &Path, batch: BatchNo) -> PathBuf {
     dir.join(format!("{:016x}.journal", batch.0))
 }
 
+/// Moves a damaged journal to the cache's lost+found, where `ferryfs rescue` looks for names. Whatever it is, it is not removed.
+fn keep_aside(dir: &Path, damaged: &Path) -> io::Result<PathBuf> {
+    let lost_found = dir.with_file_name("lost+found");
+    fs::create_dir_all(&lost_found)?;
+    let name = damaged
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let free = (0u32..).map(|n| match n {
+        0 => lost_found.join(format!("{name}.journal")),
+        n => lost_found.join(format!("{name}-{n}.journal")),
+    });
+    let target = free
+        .take(1000)
+        .find(|path| !path.exists())
+        .ok_or(io::ErrorKind::AlreadyExists)?;
+    fs::rename(damaged, &target)?;
+    Ok(target)
+}
+
 fn failed(operation: &str, path: &Path) -> impl FnOnce(io::Error) -> FlushError {
     let operation = format!("{operation} {}", path.display());
     move |source| FlushError::Cache { operation, source }
@@ -213,7 +234,8 @@ impl Journal {
         };
         let journal = Journal::parse(&bytes);
         if journal.is_none() {
-            tracing::error!(path = %target.display(), "the journal of a batch is damaged; it counts as not written");
+            let kept = keep_aside(dir, &target).map_err(failed("keep", &target))?;
+            tracing::error!(kept = %kept.display(), "the journal of a batch is damaged; it counts as not written, and is kept");
         }
         Ok(journal)
     }
@@ -223,6 +245,10 @@ impl Journal {
         if blake3::hash(body).as_bytes() != hash {
             return None;
         }
+        Journal::parse_body(body)
+    }
+
+    fn parse_body(body: &[u8]) -> Option<Journal> {
         let (length, rest) = body.split_at_checked(8)?;
         let length = usize::try_from(u64::from_le_bytes(length.try_into().ok()?)).ok()?;
         let (json, record) = rest.split_at_checked(length)?;
@@ -244,6 +270,24 @@ impl Journal {
         })
     }
 
+    /// The paths that the journal in `bytes` knows of objects: where the batch puts their bytes. For naming only, so a wrong
+    /// checksum is passed over; what cannot be read gives none.
+    pub(crate) fn names_in(bytes: &[u8]) -> Vec<(ObjectId, RelPath)> {
+        let Some(journal) = bytes.get(32..).and_then(Journal::parse_body) else {
+            return Vec::new();
+        };
+        let steps = journal.record.steps.place.into_iter();
+        steps
+            .filter_map(|step| match step {
+                PlaceStep::Install { slot, to, .. } => match journal.sources.get(&slot) {
+                    Some(StageSource::Object { object, .. }) => Some((*object, to)),
+                    _ => None,
+                },
+                _ => None,
+            })
+            .collect()
+    }
+
     /// Removes the journal of `batch`, then what was kept for it; fine if there is none.
     ///
     /// # Errors
@@ -256,5 +300,28 @@ impl Journal {
             }
             _ => keep::remove(dir, batch),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_journal_counts_as_not_written_and_is_kept() {
+        let cache = tempfile::tempdir().unwrap();
+        let dir = cache.path().join("batches");
+        fs::create_dir(&dir).unwrap();
+        for round in 0..2 {
+            fs::write(path(&dir, BatchNo(7)), format!("damaged {round}")).unwrap();
+            assert!(Journal::read(&dir, BatchNo(7)).unwrap().is_none());
+            assert!(!path(&dir, BatchNo(7)).exists());
+        }
+        let mut kept: Vec<_> = fs::read_dir(cache.path().join("lost+found"))
+            .unwrap()
+            .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+            .collect();
+        kept.sort();
+        assert_eq!(kept, ["damaged 0", "damaged 1"]);
     }
 }

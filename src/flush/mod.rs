@@ -46,8 +46,10 @@ use crate::cache::Store;
 use crate::index::Index;
 use crate::rules::names::NameRules;
 
+pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result, Wish};
+pub(crate) use run::phase;
 pub(crate) use untrusted::read_small;
 
 /// What a flush needs of the file system it serves.

@@ -89,6 +89,12 @@ pub enum FlushError {
     /// It took longer than it was given.
     #[error("the time given was not enough; what was staged is thrown away and nothing is lost")]
     TimedOut,
+    /// It is no longer waited for, and goes on by itself.
+    #[error("{}", still_running(*.silent))]
+    StillRunning {
+        /// How long the backend has not answered, if that is why it takes so long.
+        silent: Option<Duration>,
+    },
     /// A batch was found on the backend that cannot be finished with what is at hand.
     #[error("batch {batch} cannot be finished: {problem}")]
     Unfinished {
@@ -163,8 +169,20 @@ impl FlushError {
     pub fn is_gone(&self) -> bool {
         match self {
             FlushError::Detached => true,
-            FlushError::Backend(error) => error.is_gone(),
+            FlushError::Backend(error) => error.is_gone() || error.is_stalled(),
             _ => false,
+        }
+    }
+}
+
+fn still_running(silent: Option<Duration>) -> String {
+    match silent {
+        Some(silent) => format!(
+            "the backend has not answered for {} s; the flush goes on by itself when it does, and nothing is lost",
+            silent.as_secs()
+        ),
+        None => {
+            "the time given was not enough; the flush goes on by itself, and nothing is lost".into()
         }
     }
 }

@@ -72,7 +72,7 @@ impl Flusher {
             None => self.running.lock(),
         };
         let started = Instant::now();
-        let backend = self.parts.drive.get().ok_or(FlushError::Detached)?;
+        let backend = self.backend()?;
         let mut report = loop {
             match self.attempt(&*backend, wish, progress) {
                 // What it takes to note a batch on the SSD is held for it. It begins anew, with what it has left open.
@@ -241,18 +241,21 @@ impl Flusher {
         })
     }
 
-    /// The backend's slot, for those who wait for it.
+    /// The backend, for calls that take as long as they take: one that changes something must not be given up, as it might
+    /// take effect after whatever was done instead.
     pub(super) fn backend(&self) -> Result<Arc<dyn Backend>> {
-        self.parts.drive.get().ok_or(FlushError::Detached)
+        self.parts.drive.get_patient().ok_or(FlushError::Detached)
     }
 }
 
-pub(super) fn phase(phase: Phase) -> Progress {
+/// The beginning of a phase of which nothing is known yet.
+pub(crate) fn phase(phase: Phase) -> Progress {
     Progress {
         phase,
         files_done: 0,
         files_total: 0,
         bytes_done: 0,
         bytes_total: 0,
+        silent_seconds: 0,
     }
 }

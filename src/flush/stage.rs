@@ -313,13 +313,7 @@ impl Stager<'_> {
     }
 
     fn totals(&self, place: &[PlaceStep<StageSource>]) -> Progress {
-        let mut progress = Progress {
-            phase: Phase::Stage,
-            files_done: 0,
-            files_total: 0,
-            bytes_done: 0,
-            bytes_total: 0,
-        };
+        let mut progress = super::phase(Phase::Stage);
         for step in place {
             if let PlaceStep::Install { content, .. } = step {
                 progress.files_total += 1;

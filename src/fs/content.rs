@@ -8,9 +8,10 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::open::{Content, ObjectFile, OpenInode};
 use super::{Ctx, Fs, FsError, Result};
@@ -25,6 +26,9 @@ const COPY_LIMIT: u64 = 64 << 20;
 
 /// Buffer of a copy from the backend.
 const FETCH_BUFFER: usize = 1 << 20;
+
+/// How long a worker waits for a content's lock in one go, between two looks whether its holder waits for the backend.
+const LOCK_SLICE: Duration = Duration::from_millis(20);
 
 /// What an object's own file says of it.
 pub(super) struct Measured {
@@ -69,17 +73,19 @@ enum OldBytes {
 }
 
 impl Fs {
-    /// The content's lock for changing it. Only a worker waits for it: whoever holds it may be waiting for the backend.
+    /// The content's lock for changing it. Only a worker waits for it: whoever holds it may be copying it; and only one that
+    /// may wait for the backend if he is waiting for that.
     pub(super) fn lock_content<'a>(
         &self,
         ctx: &Ctx,
         open: &'a OpenInode,
     ) -> Result<RwLockWriteGuard<'a, Content>> {
-        if ctx.may_block {
-            Ok(open.content.write())
-        } else {
-            open.content.try_write().ok_or(FsError::WouldBlock)
+        if ctx.may_wait {
+            return Ok(open.content.write());
         }
+        patiently(ctx, open, |content, patience| {
+            content.try_write_for(patience)
+        })
     }
 
     /// The content's lock for using it, waited for likewise.
@@ -88,11 +94,12 @@ impl Fs {
         ctx: &Ctx,
         open: &'a OpenInode,
     ) -> Result<RwLockReadGuard<'a, Content>> {
-        if ctx.may_block {
-            Ok(open.content.read())
-        } else {
-            open.content.try_read().ok_or(FsError::WouldBlock)
+        if ctx.may_wait {
+            return Ok(open.content.read());
         }
+        patiently(ctx, open, |content, patience| {
+            content.try_read_for(patience)
+        })
     }
 
     /// Makes the open file ready to be written in place and gives its object.
@@ -130,8 +137,10 @@ impl Fs {
                 }
                 Location::Backend if old == OldBytes::Keep && inode.size > 0 => {
                     drop(state);
-                    ctx.block()?;
+                    ctx.wait()?;
+                    let fetching = Fetching::begin(open);
                     self.fetch(open.ino)?;
+                    drop(fetching);
                     continue;
                 }
                 _ => {
@@ -179,15 +188,22 @@ impl Fs {
         if inode.object == Some(file.object) && state.is_pinned(&inode) {
             return Ok(false);
         }
-        if let Some(old) = inode.object
-            && old != file.object
-        {
-            state.bury_object(&inode, old)?;
+        let seq = state.next_seq()?;
+        if inode.object == Some(file.object) {
+            state.follow_replaced(ino, inode.data_seq, seq)?;
+        } else {
+            // The old bytes stay until the new ones are durable; a power cut before that goes back to them.
+            if inode.size > 0 && inode.location() != Location::Empty {
+                state.note_replaced(None, (ino, seq), &inode)?;
+            }
+            if let Some(old) = inode.object {
+                state.bury_object(&inode, old)?;
+            }
         }
         inode.object = Some(file.object);
         inode.flags.set(Flags::DATA_DIRTY);
         inode.flags.set(Flags::WRITING);
-        inode.data_seq = state.next_seq()?;
+        inode.data_seq = seq;
         state.mark_inode(&inode)?;
         state.start_writing(ino);
         state.put_inode(inode);
@@ -456,6 +472,41 @@ impl Fs {
             Location::Object(object) => self.open_object(&mut content, object).map(Some),
             Location::Empty | Location::Backend => Ok(None),
         }
+    }
+}
+
+/// Takes the content's lock as the context allows: at once, or else as long as nobody who holds it waits for the backend.
+fn patiently<'a, G>(
+    ctx: &Ctx,
+    open: &'a OpenInode,
+    lock: impl Fn(&'a RwLock<Content>, Duration) -> Option<G>,
+) -> Result<G> {
+    if !ctx.may_block {
+        return lock(&open.content, Duration::ZERO).ok_or(FsError::WouldBlock);
+    }
+    loop {
+        if let Some(guard) = lock(&open.content, LOCK_SLICE) {
+            return Ok(guard);
+        }
+        if open.fetching.load(Ordering::Acquire) {
+            return Err(FsError::WouldWait);
+        }
+    }
+}
+
+/// While it lives, whoever holds the content's lock waits for the backend.
+struct Fetching<'a>(&'a AtomicBool);
+
+impl Fetching<'_> {
+    fn begin(open: &OpenInode) -> Fetching<'_> {
+        open.fetching.store(true, Ordering::Release);
+        Fetching(&open.fetching)
+    }
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

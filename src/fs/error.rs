@@ -8,9 +8,12 @@ use crate::index::IndexError;
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
-    /// It would have to wait for the backend and may not, see [`super::Ctx`].
-    #[error("would wait for the backend")]
+    /// It would have to copy a large object, or wait for somebody who does, and may not, see [`super::Ctx`].
+    #[error("would take long")]
     WouldBlock,
+    /// It would have to wait for the backend, or for somebody who does, and may not, see [`super::Ctx`].
+    #[error("would wait for the backend")]
+    WouldWait,
     /// The caller asked for something that cannot be; the number is the errno.
     #[error("{}", std::io::Error::from_raw_os_error(*.0))]
     Errno(i32),
@@ -49,7 +52,7 @@ impl FsError {
     /// The errno that the caller is given.
     pub fn errno(&self) -> i32 {
         match self {
-            FsError::WouldBlock => libc::EAGAIN,
+            FsError::WouldBlock | FsError::WouldWait => libc::EAGAIN,
             FsError::Errno(errno) => *errno,
             FsError::Detached => libc::ENOMEDIUM,
             FsError::Index(error) if error.is_full() => libc::ENOSPC,
@@ -61,16 +64,20 @@ impl FsError {
             FsError::Store(error) => error.source.raw_os_error().unwrap_or(libc::EIO),
             FsError::Object(error) => error.raw_os_error().unwrap_or(libc::EIO),
             FsError::Backend(error) if error.is_gone() => libc::ENOMEDIUM,
+            FsError::Backend(error) if error.is_stalled() => libc::ETIMEDOUT,
             FsError::Backend(_) => libc::EIO,
         }
     }
 
-    /// Whether this is worth a line in the log: something failed, rather than being asked for what cannot be.
+    /// Whether this is worth a line in the log: something failed, rather than being asked for what cannot be. That the backend
+    /// does not answer is logged once, not for each request.
     pub fn is_fault(&self) -> bool {
-        !matches!(
-            self,
-            FsError::WouldBlock | FsError::Errno(_) | FsError::Detached
-        )
+        match self {
+            FsError::WouldBlock | FsError::WouldWait => false,
+            FsError::Errno(_) | FsError::Detached => false,
+            FsError::Backend(error) => !error.is_stalled(),
+            FsError::Index(_) | FsError::Store(_) | FsError::Object(_) => true,
+        }
     }
 }
 

@@ -36,6 +36,7 @@ impl Drop for Claim<'_> {
 }
 
 impl Importing {
+    /// Claims the directory, waiting for whoever has it; he in turn waits for the backend in bounded time.
     fn claim(&self, dir: Ino) -> Claim<'_> {
         let mut dirs = self.dirs.lock();
         while !dirs.insert(dir) {
@@ -55,7 +56,7 @@ impl Fs {
         if !self.drive.is_attached() {
             return Err(FsError::Detached);
         }
-        ctx.block()?;
+        ctx.wait()?;
         self.import_dir(dir)
     }
 

@@ -1,9 +1,11 @@
 //! File-system semantics: what each request of the kernel means for the index and the objects.
 //!
-//! Every operation is given a [`Ctx`]. One that comes to a point where it would have to wait for the backend, or copy a whole
-//! object, returns [`FsError::WouldBlock`] unless the context allows it; nothing has been changed then that a second run from
-//! the start would not find in order. The kernel room runs operations on its event threads without that permission, and runs
-//! them again on a worker with it. So no event thread ever waits for the drive.
+//! Every operation is given a [`Ctx`]. One that comes to a point where it would have to copy a whole object returns
+//! [`FsError::WouldBlock`] unless the context allows it, and one that would have to wait for the backend, or for somebody who
+//! does, [`FsError::WouldWait`]; nothing has been changed then that a second run from the start would not find in order. The
+//! kernel room runs operations on its event threads without these permissions, and runs them again with the one that was
+//! missing, on workers of two kinds. So no event thread ever waits for the drive, and no copy within the SSD waits behind
+//! requests that do.
 //!
 //! Lock order: one open inode's content; then `reaping`; then `syncing`; then the table of open inodes; then the index. No backend call is made under the index
 //! lock or the table's.
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
 use crate::backend::{Capabilities, drive::Drive};
@@ -40,7 +43,7 @@ pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
 pub use read::SeekFor;
-pub use recover::Recovered;
+pub use recover::{Recovered, UncleanEnd};
 pub use sync::Syncer;
 
 /// Part of the reserve, as a divisor, that is allocated for the index's WAL besides: 8 MiB of 64.
@@ -53,12 +56,14 @@ pub struct Ctx {
     pub uid: u32,
     /// The caller's group.
     pub gid: u32,
-    /// Whether it may wait for the backend and copy large objects.
+    /// Whether it may copy large objects, and wait for somebody who does.
     pub may_block: bool,
+    /// Whether it may wait for the backend, and for somebody who does.
+    pub may_wait: bool,
 }
 
 impl Ctx {
-    /// Passes if waiting is allowed.
+    /// Passes if work on the SSD that takes its time is allowed.
     ///
     /// # Errors
     /// [`FsError::WouldBlock`] if it is not.
@@ -67,6 +72,18 @@ impl Ctx {
             Ok(())
         } else {
             Err(FsError::WouldBlock)
+        }
+    }
+
+    /// Passes if waiting for the backend is allowed.
+    ///
+    /// # Errors
+    /// [`FsError::WouldWait`] if it is not.
+    fn wait(&self) -> Result<()> {
+        if self.may_wait {
+            Ok(())
+        } else {
+            Err(FsError::WouldWait)
         }
     }
 }
@@ -114,6 +131,7 @@ pub struct Fs {
     /// One eviction at a time; when it last looked at damaged objects.
     reaping: Mutex<Option<std::time::Instant>>,
     syncing: Mutex<()>,
+    closes: (Sender<()>, Receiver<()>),
 }
 
 impl Fs {
@@ -141,6 +159,7 @@ impl Fs {
             pressure: pressure::Pressure::default(),
             reaping: Mutex::new(None),
             syncing: Mutex::new(()),
+            closes: bounded(1),
         };
         fs.recall_damage()?;
         fs.hold_reserve();

@@ -7,6 +7,7 @@ use super::open::{Content, ObjectFile};
 use super::{Ctx, Fs, FsError, OpenMode, Result};
 use crate::base::{FileKind, Ino, Name, Timestamp};
 use crate::index::{Flags, Inode, State};
+use crate::rules::plan::NameKey;
 
 /// How a rename treats what stands at the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -375,6 +376,7 @@ impl Fs {
         }
         state.remove_name(from.0, from.1)?;
         if let Some(other) = replaced {
+            self.note_replaced(state, to, &moved, &other)?;
             state.remove_name(to.0, to.1)?;
             if other.is_dir() {
                 self.add_links(state, to.0, -1)?;
@@ -390,6 +392,31 @@ impl Fs {
         state.put_inode(moved);
         self.touch_dir(state, from.0, now)?;
         self.touch_dir(state, to.0, now)
+    }
+
+    /// Should the power go before the bytes of `moved` are durable, the name is to have `other` again.
+    fn note_replaced(
+        &self,
+        state: &mut State,
+        to: (Ino, &Name),
+        moved: &Inode,
+        other: &Inode,
+    ) -> Result<()> {
+        let files = [moved, other].map(Inode::kind) == [FileKind::Regular; 2];
+        let open = moved.flags.has(Flags::WRITING);
+        if !files
+            || !(open
+                || moved
+                    .object
+                    .is_some_and(|object| self.may_be_unsynced(object)))
+        {
+            return Ok(());
+        }
+        let key = NameKey {
+            parent: to.0,
+            name: to.1.clone(),
+        };
+        Ok(state.note_replaced(Some(&key), (moved.ino, moved.data_seq), other)?)
     }
 
     fn exchange(

@@ -46,6 +46,8 @@ pub(super) struct Content {
 pub(super) struct OpenInode {
     pub(super) ino: Ino,
     pub(super) content: RwLock<Content>,
+    /// Whoever holds the content's lock for writing waits for the backend.
+    pub(super) fetching: AtomicBool,
     /// The file on the backend, while it is being read from there.
     pub(super) backend: BackendReader,
 }
@@ -65,6 +67,7 @@ impl OpenTable {
             let open = OpenInode {
                 ino,
                 content: RwLock::default(),
+                fetching: AtomicBool::new(false),
                 backend: BackendReader::default(),
             };
             (Arc::new(open), 0)
@@ -203,7 +206,8 @@ impl Fs {
         let handle = self.opens.handle(number)?;
         let settled = if handle.mode.write {
             match self.release_writer(ctx, &handle.open) {
-                Err(FsError::WouldBlock) => return Err(FsError::WouldBlock),
+                // It comes again, on a worker.
+                again @ Err(FsError::WouldBlock | FsError::WouldWait) => return again,
                 settled => settled,
             }
         } else {
@@ -240,15 +244,28 @@ impl Fs {
             state.end_writing(ino);
             state.note_unsettled();
         }
-        if let Some(measured) = measured?
-            && let Some(mut inode) = state.inode(ino)?
+        let measured = measured?;
+        if let Some(mut inode) = state.inode(ino)?
+            && (measured.is_some() || inode.flags.has(Flags::INTERRUPTED))
         {
-            measured.apply(&mut inode);
+            if let Some(measured) = measured {
+                measured.apply(&mut inode);
+            }
             inode.flags.clear(Flags::WRITING);
+            // Whoever opens it for writing and closes it says that it is as it should be.
+            inode.flags.clear(Flags::INTERRUPTED);
             state.put_inode(inode);
+            // Full means that somebody has been told already.
+            let _ = self.closes.0.try_send(());
         }
         state.end_writing(ino);
         Ok(())
+    }
+
+    /// Waits, for at most `limit`, until a file that was written has been closed: that it is closed is then to be committed,
+    /// so that after the daemon's death it is not taken for one that was still being written. True if one was.
+    pub fn wait_for_close(&self, limit: std::time::Duration) -> bool {
+        self.closes.1.recv_timeout(limit).is_ok()
     }
 
     /// Ends one use of an open inode. An inode without a name goes with its last user.

@@ -17,6 +17,9 @@ use crate::sys;
 /// A file of the backend that has not been read for this long is closed: a descriptor would keep the drive from being ejected.
 const IDLE: Duration = Duration::from_secs(2);
 
+/// How long files that the drive is let go of with may take to be closed.
+const CLOSING: Duration = Duration::from_secs(2);
+
 /// The backend's file of an open inode, while it is being read from there.
 #[derive(Default)]
 pub(super) struct BackendReader {
@@ -78,7 +81,7 @@ impl Fs {
         let inode = self.known(&mut self.index.lock(), handle.open.ino)?;
         match inode.location() {
             Location::Backend if inode.size > 0 => {
-                ctx.block()?;
+                ctx.wait()?;
                 self.read_through(&handle.open, offset, buffer)
             }
             _ => Ok(0),
@@ -134,11 +137,17 @@ impl Fs {
         FsError::Backend(error)
     }
 
-    /// Closes files of the backend that nobody has read for a while, or all of them if the drive is to go.
+    /// Closes files of the backend that nobody has read for a while, or all of them if the drive is to go: then they are
+    /// closed when this returns, unless the backend does not answer.
     pub fn close_idle_readers(&self, all: bool) {
         let idle = if all { Duration::ZERO } else { IDLE };
         for open in self.opens.all() {
             open.backend.close_if(idle);
+        }
+        if all && !self.drive.wait_for_closes(CLOSING) {
+            tracing::warn!(
+                "files of the backend are still being closed; it cannot be unmounted before"
+            );
         }
     }
 

@@ -7,6 +7,7 @@
 //! wait for this sync, and after it to whoever syncs that file. [`Syncer`] is the one thread that calls it: requests that arrive while it works share the next run.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -67,6 +68,10 @@ impl Unsynced {
         self.0.lock().is_empty()
     }
 
+    pub(super) fn has(&self, object: ObjectId) -> bool {
+        self.0.lock().contains_key(&object)
+    }
+
     fn find(&self, object: ObjectId) -> Option<Arc<ObjectFile>> {
         self.0.lock().get(&object).and_then(Weak::upgrade)
     }
@@ -82,6 +87,7 @@ impl Fs {
     pub fn sync(&self) -> Result<()> {
         // One at a time: whoever finds nothing left to sync must not answer before it is synced by whoever took it.
         let _one_at_a_time = self.syncing.lock();
+        let replaced = self.index.lock().last_replaced();
         let mut damage = Ok(());
         for _ in 0..ROUNDS {
             let objects = self.unsynced.take();
@@ -99,6 +105,13 @@ impl Fs {
         }
         self.note_damage();
         self.index.sync()?;
+        // What was replaced before this began was replaced by bytes that are durable now. Noted before anybody is told, so
+        // that a note which is still there speaks of bytes that nobody was promised.
+        if let (Some(upto), Ok(())) = (replaced, &damage) {
+            let mut state = self.index.lock();
+            state.forget_replaced(upto)?;
+            state.commit()?;
+        }
         damage
     }
 
@@ -215,6 +228,11 @@ impl Fs {
         !self.unsynced.is_empty()
     }
 
+    /// Whether the object may have bytes that no fsync has covered. While a sync runs nobody knows what it is through with.
+    pub(super) fn may_be_unsynced(&self, object: ObjectId) -> bool {
+        self.unsynced.has(object) || self.syncing.is_locked()
+    }
+
     /// Starts to write the file's bytes to the SSD without waiting, so that a later sync has less to do.
     pub(super) fn start_writeback(&self, ino: Ino) {
         let object = self
@@ -275,7 +293,7 @@ impl Fs {
                 let Some(mut inode) = state.inode(ino)? else {
                     continue;
                 };
-                let object = inode.object.filter(|_| !state.is_written(ino));
+                let object = inode.object.filter(|_| !state.is_writing(ino));
                 if let Some(object) = object
                     && let Ok(file) = self.store.open_object(object)
                     && let Ok(measured) = super::content::measure(&file)
@@ -365,10 +383,18 @@ fn serve(fs: &Fs, requests: &Receiver<Waiter>) {
     while let Ok(first) = requests.recv() {
         let mut waiters = vec![first];
         waiters.extend(requests.try_iter());
-        let result = fs.sync().map_err(|error| {
-            tracing::error!(%error, "sync failed");
-            error.errno()
-        });
+        // A panic is an error like another: without this thread no fsync would ever be answered again.
+        let synced = catch_unwind(AssertUnwindSafe(|| fs.sync()));
+        let result = match synced {
+            Ok(synced) => synced.map_err(|error| {
+                tracing::error!(%error, "sync failed");
+                error.errno()
+            }),
+            Err(_) => {
+                tracing::error!("a sync panicked; it is answered with EIO");
+                Err(libc::EIO)
+            }
+        };
         for waiter in waiters {
             waiter(result);
         }

@@ -23,12 +23,19 @@ pub(super) fn note_failure() {
 }
 
 /// The state, for reading and changing it. Dropping it lets go of the lock.
-pub struct StateGuard<'a>(MutexGuard<'a, State>);
+pub struct StateGuard<'a> {
+    state: MutexGuard<'a, State>,
+    /// Somebody else's panic brought us here: that our own work ends in the middle of it says nothing.
+    unwinding: bool,
+}
 
 impl<'a> StateGuard<'a> {
     pub(super) fn new(state: MutexGuard<'a, State>) -> StateGuard<'a> {
         FAILED.set(false);
-        StateGuard(state)
+        StateGuard {
+            state,
+            unwinding: std::thread::panicking(),
+        }
     }
 }
 
@@ -36,21 +43,21 @@ impl Deref for StateGuard<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        &self.0
+        &self.state
     }
 }
 
 impl DerefMut for StateGuard<'_> {
     fn deref_mut(&mut self) -> &mut State {
-        &mut self.0
+        &mut self.state
     }
 }
 
 impl Drop for StateGuard<'_> {
     fn drop(&mut self) {
-        let broken = FAILED.take() || std::thread::panicking();
-        if broken && self.0.has_uncommitted() {
-            self.0.undo();
+        let broken = FAILED.take() || (std::thread::panicking() && !self.unwinding);
+        if broken && self.state.has_uncommitted() {
+            self.state.undo();
         }
     }
 }

@@ -21,6 +21,8 @@ impl Flags {
     pub const ON_BACKEND: Flags = Flags(16);
     /// There are extended attributes.
     pub const XATTRS: Flags = Flags(32);
+    /// It was being written when the daemon died, and nobody has closed it since: no whole version to be carried.
+    pub const INTERRUPTED: Flags = Flags(64);
 
     /// Whether all of `other` is set.
     pub fn has(self, other: Flags) -> bool {

@@ -8,9 +8,12 @@
 //! Lock order: an open inode's content lock (`fs`), then this one. Nothing is locked while this one is held.
 
 mod batch;
+mod check;
 mod counters;
 mod guard;
 mod inode;
+mod replaced;
+mod salvage;
 mod schema;
 mod snapshot;
 mod state;
@@ -30,9 +33,12 @@ use crate::base::steps::{CacheStep, CacheSteps};
 use crate::rules::names::NameRules;
 
 pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
+pub use check::{Checked, check};
 pub use counters::Totals;
 pub use guard::StateGuard;
 pub use inode::{Flags, Inode, Location};
+pub use replaced::Replaced;
+pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Snapshot, Waiting};
 pub use state::State;
 pub use tree::{Dirent, PlacedEntry};
@@ -67,6 +73,14 @@ pub enum IndexError {
     /// A row contradicts another.
     #[error("index: {0}")]
     Corrupt(String),
+    /// The file must not be used as it is.
+    #[error("the index {} is damaged: {problem}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not hold together.
+        problem: String,
+    },
     /// An fsync has failed before: nothing can be promised any more.
     #[error(
         "the index could not be made durable before; unmount, look at the SSD, and mount again"
@@ -134,16 +148,14 @@ impl Index {
     /// # Errors
     /// If the file cannot be opened, is no index, or has a newer format.
     pub fn open(path: &Path, rules: NameRules) -> Result<Index> {
-        let wal_path = PathBuf::from(std::ffi::OsStr::from_bytes(
-            &[path.as_os_str().as_bytes(), b"-wal"].concat(),
-        ));
-        wal::forget_cached_pages(path, &wal_path);
+        wal::forget_cached_pages(path, &wal_path(path));
         let conn = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
         let version: i64 = conn
             .query_row("PRAGMA user_version", [], |row| row.get(0))
             .context("read the format version")?;
         match version {
             0 => create(&conn)?,
+            1 => extend(&conn)?,
             schema::VERSION => {}
             newer => return Err(IndexError::Newer(newer)),
         }
@@ -153,7 +165,7 @@ impl Index {
             [],
         )
         .context("write the first row")?;
-        let wal = Arc::new(wal::Wal::open(wal_path)?);
+        let wal = Arc::new(wal::Wal::open(wal_path(path))?);
         let state = State::new(conn, rules, wal.clone())?;
         let index = Index {
             path: path.to_path_buf(),
@@ -289,6 +301,13 @@ impl Index {
 /// lock keeps other daemons out. Whoever opens the file with another tool meanwhile is told that it is locked.
 const VFS: &std::ffi::CStr = c"unix-excl";
 
+/// The file of the WAL that belongs to the database `path`.
+fn wal_path(path: &Path) -> PathBuf {
+    PathBuf::from(std::ffi::OsStr::from_bytes(
+        &[path.as_os_str().as_bytes(), b"-wal"].concat(),
+    ))
+}
+
 fn connect(path: &Path, extra: OpenFlags) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra;
     let conn = Connection::open_with_flags_and_vfs(path, flags, VFS).context("open")?;
@@ -321,11 +340,22 @@ fn create(conn: &Connection) -> Result<()> {
         ));
     }
     conn.execute_batch(&format!(
-        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
+        "BEGIN; {}{} PRAGMA user_version={}; COMMIT;",
         schema::V1,
+        schema::V2,
         schema::VERSION
     ))
     .context("create the tables")
+}
+
+/// Makes an index of version 1 one of version 2.
+fn extend(conn: &Connection) -> Result<()> {
+    conn.execute_batch(&format!(
+        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
+        schema::V2,
+        schema::VERSION
+    ))
+    .context("add tables")
 }
 
 /// SQLite's integers are signed; ours count up from zero and stay far below the edge.

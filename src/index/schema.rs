@@ -7,7 +7,7 @@
 //! that survives claims bytes that did not.
 
 /// Version of the tables, kept in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
 /// Makes the tables of version 1.
 ///
@@ -43,4 +43,19 @@ CREATE TABLE xattrs(ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NUL
 CREATE TABLE dead_objects(object INTEGER PRIMARY KEY, batch INTEGER NOT NULL);
 CREATE TABLE batches(batch INTEGER PRIMARY KEY, cut INTEGER NOT NULL, state INTEGER NOT NULL, time INTEGER NOT NULL,
   files INTEGER NOT NULL, bytes INTEGER NOT NULL, outcome TEXT NOT NULL);
+";
+
+/// What version 2 adds to version 1.
+///
+/// - `replaced`: what a name or a file had before its bytes were replaced, for as long as those that came instead are not known to be
+///   durable. `parent` and `name` are NULL where the file itself was rewritten. `by` is the inode that has the new bytes and
+///   `by_seq` its `data_seq`: once that has moved on, the row says nothing any more. `change` orders the rows. The other columns
+///   are those of `inodes`, as they were.
+pub(super) const V2: &str = "
+CREATE TABLE replaced(change INTEGER PRIMARY KEY, parent INTEGER, name BLOB, by INTEGER NOT NULL, by_seq INTEGER NOT NULL,
+  ino INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL, rdev INTEGER NOT NULL,
+  nlink INTEGER NOT NULL, size INTEGER NOT NULL, blocks INTEGER NOT NULL, atime INTEGER NOT NULL, mtime INTEGER NOT NULL,
+  ctime INTEGER NOT NULL, btime INTEGER NOT NULL, object INTEGER, flags INTEGER NOT NULL, data_seq INTEGER NOT NULL,
+  time_seq INTEGER NOT NULL, used INTEGER NOT NULL, target BLOB);
+CREATE INDEX replaced_by ON replaced(by);
 ";

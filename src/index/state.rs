@@ -49,6 +49,8 @@ pub struct State {
     /// What has become (true) or ceased to be (false) an orphan since the last commit.
     pub(super) orphans_since: Vec<(Ino, bool)>,
     pub(super) active: Option<ActiveBatch>,
+    /// The inodes that rows of `replaced` are about; may hold more than that, never less.
+    pub(super) replacing: HashSet<Ino>,
     /// Something has been undone: what was noted of files being written may be out of date.
     pub(super) undone: bool,
     /// The same since [`State::take_unsettled`] last asked.
@@ -65,6 +67,7 @@ impl State {
         Ok(State {
             totals,
             committed_totals: totals,
+            replacing: super::replaced::load(&conn)?,
             rules,
             wal,
             inos: Counter::load(&conn, "next_ino", Ino::ROOT.0 + 1)?,
@@ -254,6 +257,11 @@ impl State {
         self.seqs.take(&self.conn).map(Seq)
     }
 
+    /// The next place in the history of changes, without taking it.
+    pub(super) fn seq_at_hand(&self) -> Seq {
+        Seq(self.seqs.next)
+    }
+
     /// The inode `ino`, if there is one.
     ///
     /// # Errors
@@ -424,8 +432,8 @@ impl State {
         self.writing.remove(&ino);
     }
 
-    /// Whether somebody is writing `ino`.
-    pub fn is_written(&self, ino: Ino) -> bool {
+    /// Whether `ino` is open for writing.
+    pub fn is_writing(&self, ino: Ino) -> bool {
         self.writing.contains(&ino)
     }
 
@@ -524,6 +532,56 @@ impl State {
             ))
             .and_then(|mut s| s.query_map([], Inode::from_row)?.collect())
             .context("list what was being written")
+    }
+
+    /// Lets what was being written when the daemon died be carried as it is; tells how many files that are. Commits.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn include_interrupted(&mut self) -> Result<u64> {
+        self.commit()?;
+        let held: Vec<Inode> = self
+            .conn
+            .prepare(&format!(
+                "SELECT {COLUMNS} FROM inodes WHERE flags & {} != 0",
+                Flags::INTERRUPTED.0
+            ))
+            .and_then(|mut s| s.query_map([], Inode::from_row)?.collect())
+            .context("list what was interrupted")?;
+        let count = held.len() as u64;
+        for mut inode in held {
+            inode.flags.clear(Flags::INTERRUPTED);
+            self.inode(inode.ino)?; // So that the sums know what is replaced.
+            self.put_inode(inode);
+        }
+        self.commit()?;
+        Ok(count)
+    }
+
+    /// Every inode with an object that is not among `present`.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn lacking(&mut self, present: &HashSet<ObjectId>) -> Result<Vec<Ino>> {
+        self.commit()?;
+        let mut lacking = Vec::new();
+        let mut statement = self
+            .conn
+            .prepare("SELECT ino, object FROM inodes WHERE object IS NOT NULL")
+            .context("list objects")?;
+        let rows = statement
+            .query_map([], |row| {
+                let ino = Ino(row.get::<_, i64>(0)? as u64);
+                Ok((ino, ObjectId(row.get::<_, i64>(1)? as u64)))
+            })
+            .context("list objects")?;
+        for row in rows {
+            let (ino, object) = row.context("list objects")?;
+            if !present.contains(&object) {
+                lacking.push(ino);
+            }
+        }
+        Ok(lacking)
     }
 
     /// Every object that a row vouches for, live or dead.

@@ -22,6 +22,9 @@ impl State {
                 false => self.orphans.insert(ino),
             };
         }
+        if let Ok(replacing) = super::replaced::load(&self.conn) {
+            self.replacing = replacing;
+        }
         for counter in [&mut self.inos, &mut self.objects, &mut self.seqs] {
             // The reservation may have been undone; the numbers may not be handed out again.
             counter.reserved = counter.next;

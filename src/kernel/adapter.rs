@@ -66,6 +66,15 @@ fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+/// Lets tests of the real program see what a panic does: `FERRYFS_TEST_PANIC` names the kind of request.
+fn panic_if_asked_to(request: &str) {
+    if cfg!(debug_assertions)
+        && std::env::var_os("FERRYFS_TEST_PANIC").is_some_and(|at| at == request)
+    {
+        panic!("asked to panic at {request}");
+    }
+}
+
 fn answer<R: Fails, T>(
     request: &'static str,
     reply: R,
@@ -83,6 +92,31 @@ fn answer<R: Fails, T>(
     }
 }
 
+/// Runs `operation` on a worker that may do all there is to do.
+fn run_waiting<R, T, O, D>(
+    workers: &Workers,
+    fs: Arc<Fs>,
+    request: &'static str,
+    ctx: Ctx,
+    reply: R,
+    operation: O,
+    done: D,
+) where
+    R: Fails,
+    O: Fn(&Fs, &Ctx) -> Result<T> + Send + 'static,
+    D: FnOnce(R, T) + Send + 'static,
+{
+    workers.wait(move || {
+        let ctx = Ctx {
+            may_block: true,
+            may_wait: true,
+            ..ctx
+        };
+        let result = guarded(|| operation(&fs, &ctx));
+        answer(request, reply, result, done);
+    });
+}
+
 impl Adapter {
     pub(super) fn new(fs: Arc<Fs>, workers: Workers, syncer: Arc<Syncer>) -> Adapter {
         Adapter {
@@ -92,24 +126,35 @@ impl Adapter {
         }
     }
 
-    /// Runs `operation` here; if it would have to wait, on a worker that may.
+    /// Runs `operation` here; if it would take long, or would have to wait, on a worker that may.
     fn run<R, T, O, D>(&self, request: &'static str, ctx: Ctx, reply: R, operation: O, done: D)
     where
         R: Fails,
         O: Fn(&Fs, &Ctx) -> Result<T> + Send + 'static,
         D: FnOnce(R, T) + Send + 'static,
     {
-        match guarded(|| operation(&self.fs, &ctx)) {
+        match guarded(|| {
+            panic_if_asked_to(request);
+            operation(&self.fs, &ctx)
+        }) {
             Err(FsError::WouldBlock) => {
-                let fs = self.fs.clone();
-                self.workers.run(move || {
+                let (fs, workers) = (self.fs.clone(), self.workers.clone());
+                self.workers.copy(move || {
                     let ctx = Ctx {
                         may_block: true,
                         ..ctx
                     };
-                    let result = guarded(|| operation(&fs, &ctx));
-                    answer(request, reply, result, done);
+                    match guarded(|| operation(&fs, &ctx)) {
+                        Err(FsError::WouldWait) => {
+                            run_waiting(&workers, fs, request, ctx, reply, operation, done);
+                        }
+                        result => answer(request, reply, result, done),
+                    }
                 });
+            }
+            Err(FsError::WouldWait) => {
+                let fs = self.fs.clone();
+                run_waiting(&self.workers, fs, request, ctx, reply, operation, done);
             }
             result => answer(request, reply, result, done),
         }
@@ -443,7 +488,7 @@ impl Filesystem for Adapter {
             return reply.error(errno(&error));
         }
         match guarded(|| self.fs.write(&ctx, handle.0, offset, data)) {
-            Err(FsError::WouldBlock) => {
+            Err(FsError::WouldBlock | FsError::WouldWait) => {
                 // Only now are the bytes copied: the request's buffer is the event thread's.
                 let data = data.to_vec();
                 let operation = move |fs: &Fs, ctx: &Ctx| fs.write(ctx, handle.0, offset, &data);
@@ -596,7 +641,10 @@ impl Filesystem for Adapter {
         const BLOCK: u32 = 4096;
         // Inodes are not limited; programs that ask want to see room.
         const INODES: u64 = 1 << 32;
-        let space = self.fs.statfs();
+        let space = match guarded(|| Ok(self.fs.statfs())) {
+            Ok(space) => space,
+            Err(error) => return reply.error(errno(&error)),
+        };
         let unit = u64::from(BLOCK);
         let available = space.available / unit;
         reply.statfs(

@@ -21,6 +21,7 @@ pub(super) fn ctx(request: &Request) -> Ctx {
         uid: request.uid(),
         gid: request.gid(),
         may_block: false,
+        may_wait: false,
     }
 }
 

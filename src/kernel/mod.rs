@@ -93,6 +93,12 @@ impl Session {
         self.background.guard.is_finished()
     }
 
+    /// Leaves it to the end of the process, which cuts off whoever still has files open.
+    pub fn abandon(self) {
+        // Dropped, it would wait for them.
+        std::mem::forget(self.background);
+    }
+
     /// Waits until the last request is answered, after the mount has been taken away.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Threads that may wait for the backend, so that those that answer the kernel never have to.
+//! Threads that do what takes its time, so that those that answer the kernel never have to: some for copies within the SSD,
+//! others for what waits for the backend, so that the first never wait behind the second.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,39 +7,59 @@ use std::thread;
 
 use crossbeam_channel::{Sender, unbounded};
 
+/// Threads that copy. They are bound by the SSD, so more would not be faster.
+const COPYING: usize = 8;
+
+/// Threads that wait for the backend. They sleep, so many cost little; each waits for a bounded time.
+const WAITING: usize = 32;
+
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A pool of workers. Clones share it; it ends with the last of them.
+/// The workers of both kinds. Clones share them; they end with the last of them.
 #[derive(Clone)]
 pub struct Workers {
-    queue: Sender<Job>,
+    copying: Sender<Job>,
+    waiting: Sender<Job>,
 }
 
 impl Workers {
-    /// Starts `count` workers.
+    /// Starts them.
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub fn start(count: usize) -> io::Result<Workers> {
-        let (queue, jobs) = unbounded::<Job>();
-        for n in 0..count {
-            let jobs = jobs.clone();
-            thread::Builder::new()
-                .name(format!("ferryfs-work-{n}"))
-                .spawn(move || {
-                    for job in jobs {
-                        if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                            tracing::error!("a request panicked; it is answered with EIO");
-                        }
-                    }
-                })?;
-        }
-        Ok(Workers { queue })
+    pub fn start() -> io::Result<Workers> {
+        Ok(Workers {
+            copying: start("ferryfs-work", COPYING)?,
+            waiting: start("ferryfs-wait", WAITING)?,
+        })
     }
 
-    /// Runs `job` on the next free worker. A job that is dropped unrun takes its reply along, which answers EIO.
-    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+    /// Runs `job`, which may copy objects but not wait for the backend, on the next free worker. A job that is dropped unrun
+    /// takes its reply along, which answers EIO.
+    pub fn copy(&self, job: impl FnOnce() + Send + 'static) {
         // Sending fails only when every worker is gone, and then the job is dropped.
-        let _ = self.queue.send(Box::new(job));
+        let _ = self.copying.send(Box::new(job));
     }
+
+    /// The same for one that may wait for the backend.
+    pub fn wait(&self, job: impl FnOnce() + Send + 'static) {
+        let _ = self.waiting.send(Box::new(job));
+    }
+}
+
+fn start(name: &str, count: usize) -> io::Result<Sender<Job>> {
+    let (queue, jobs) = unbounded::<Job>();
+    for n in 0..count {
+        let jobs = jobs.clone();
+        thread::Builder::new()
+            .name(format!("{name}-{n}"))
+            .spawn(move || {
+                for job in jobs {
+                    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                        tracing::error!("a request panicked; it is answered with EIO");
+                    }
+                }
+            })?;
+    }
+    Ok(queue)
 }

@@ -9,5 +9,6 @@ pub mod file;
 pub(crate) mod forbid;
 pub mod mounts;
 pub mod path;
+pub mod superblock;
 pub mod time;
 pub mod xattr;

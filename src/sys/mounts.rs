@@ -3,8 +3,12 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+/// Asks statx for the number of a mount that is never given to another one (Linux 6.8).
+const UNIQUE_MOUNT_ID: libc::c_uint = 0x4000;
 
 /// One line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +93,42 @@ pub fn covering<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
         }
     }
     Some(current)
+}
+
+/// The mounts of `table` that a path leads to: those that no other one hides.
+pub fn visible(table: &[Mount]) -> Vec<&Mount> {
+    table
+        .iter()
+        .filter(|mount| covering(table, &mount.mount_point).is_some_and(|top| top.id == mount.id))
+        .collect()
+}
+
+/// The number of the mount that `file` was reached through. Where the kernel is older than 6.8 it may be that of a mount that
+/// has gone since; before 5.8 it is always 0.
+///
+/// Asks the kernel only, never the file system: an answer says nothing of whether that is alive.
+///
+/// # Errors
+/// What the system said.
+pub fn mount_number(file: impl AsFd) -> io::Result<u64> {
+    // SAFETY: statx is plain data, for which all zeros is a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let wanted = UNIQUE_MOUNT_ID | libc::STATX_MNT_ID;
+    // SAFETY: the path is a C string, the descriptor is borrowed and therefore open, and `found` outlives the call.
+    let result = unsafe {
+        libc::statx(
+            file.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            wanted,
+            &raw mut found,
+        )
+    };
+    match result {
+        0 => Ok(found.stx_mnt_id),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Parses the table; a line that does not have the format is left out.
@@ -212,6 +252,20 @@ nonsense
     #[test]
     fn a_mount_hidden_under_a_later_one_is_not_found() {
         assert_eq!(fs_type_and_source("/a/b/c").1, "stacked");
+    }
+
+    #[test]
+    fn what_another_mount_hides_is_not_visible() {
+        let table = parse(TABLE);
+        let sources: Vec<_> = visible(&table).iter().map(|m| m.source.clone()).collect();
+        assert_eq!(sources, ["/dev/vda", "/dev/sdb1", "nas:/export", "stacked"]);
+    }
+
+    #[test]
+    fn mounts_have_different_numbers() {
+        let number = |path: &str| mount_number(fs::File::open(path).unwrap()).unwrap();
+        assert_eq!(number("/proc/self"), number("/proc/1"));
+        assert_ne!(number("/proc/self"), number("/dev/null"));
     }
 
     #[test]

@@ -28,28 +28,42 @@ fn draws() -> u64 {
 /// What went wrong in one case: which, what, and what the crash had kept.
 type Failure = (String, String, Vec<String>);
 
+/// Files that a crash had left under no name, and those of them that nothing brought back.
+struct Lost {
+    on_nothing: usize,
+    gone: usize,
+}
+
 /// How a run of many cases went.
 #[derive(Default)]
 struct Tally {
     cases: usize,
     /// Files that nobody has any more, and nobody could have saved.
     gone: usize,
+    /// Files that were under no name right after the crash, nor in an object.
+    on_nothing: usize,
     failures: Vec<Failure>,
 }
 
 impl Tally {
-    fn note(&mut self, case: String, story: Vec<String>, outcome: Result<usize, String>) {
+    fn note(&mut self, case: String, story: Vec<String>, outcome: Result<Lost, String>) {
         self.cases += 1;
         match outcome {
-            Ok(gone) => self.gone += gone,
+            Ok(lost) => {
+                self.gone += lost.gone;
+                self.on_nothing += lost.on_nothing;
+            }
             Err(what) => self.failures.push((case, what, story)),
         }
     }
 
     /// Fails if any case did, telling the one with the shortest story.
     fn close(mut self, name: &str) {
-        let (cases, gone, failed) = (self.cases, self.gone, self.failures.len());
-        println!("{name}: {cases} cases, {failed} failed, {gone} moved files physically gone");
+        let (cases, failed) = (self.cases, self.failures.len());
+        println!(
+            "{name}: {cases} cases, {failed} failed, {} files under no name and in no object, {} of them gone for good",
+            self.on_nothing, self.gone
+        );
         self.failures.sort_by_key(|(_, _, story)| story.len());
         let Some((case, what, story)) = self.failures.first() else {
             return;
@@ -69,21 +83,21 @@ impl Tally {
     }
 }
 
-/// Whether the bytes of `node` are anywhere on the drive.
-fn is_anywhere(tree: &Tree, node: &MemNode) -> bool {
-    match node {
-        MemNode::File { bytes, .. } => tree
-            .values()
-            .any(|at| matches!(at, MemNode::File { bytes: there, .. } if there == bytes)),
-        _ => true,
-    }
+/// Whether what is at `path` is anywhere on the drive: a file's bytes, or a directory of that name.
+fn is_anywhere(tree: &Tree, path: &RelPath, node: &MemNode) -> bool {
+    let last = path.split_last().map(|it| it.1);
+    tree.iter().any(|(other, at)| match (at, node) {
+        (MemNode::File { bytes: there, .. }, MemNode::File { bytes, .. }) => there == bytes,
+        (MemNode::Directory, MemNode::Directory) => other.split_last().map(|it| it.1) == last,
+        _ => false,
+    })
 }
 
 /// What of `tree` the crash has taken for good: files that are nowhere on the drive, whole, nor in the cache.
 fn gone_from(scene: &Scene, tree: &Tree, crashed: &Tree) -> BTreeSet<RelPath> {
     let lost = tree.iter().filter(|(path, node)| {
         let cached = scene.mount.contains_key(path) && scene.engine.is_cached(&path.to_string());
-        !cached && !is_anywhere(crashed, node)
+        !cached && matches!(node, MemNode::File { .. }) && !is_anywhere(crashed, path, node)
     });
     lost.map(|(path, _)| path.clone()).collect()
 }
@@ -103,7 +117,7 @@ fn none(findings: Vec<Finding>, when: &str) -> Result<(), String> {
 
 impl Scene {
     /// Recovers after a crash that has left `crashed`, and looks at everything. Gives the files that are gone.
-    fn recover_after_loss(&self, crashed: &Tree, all_cached: bool) -> Result<usize, String> {
+    fn recover_after_loss(&self, crashed: &Tree, all_cached: bool) -> Result<Lost, String> {
         let recover = |what: &str| {
             let done = self.engine.flusher.recover();
             done.map_err(|error| format!("{what}: {error}"))
@@ -112,12 +126,13 @@ impl Scene {
         let gone_before = gone_from(self, &self.before, crashed);
         recover("recover")?;
         let recovered = self.world.memory.tree();
-        // What was moved and lost, but is in the cache, may come with the next flush only.
+        // What was moved and lost, but is in the cache, and what was in a directory that was moved and lost, may come with
+        // the next flush only.
         let missing = |of: &Tree| -> BTreeSet<RelPath> {
             let drive = user_part(recovered.clone());
-            let lost = of
-                .iter()
-                .filter(|(path, node)| !drive.contains_key(*path) && !is_anywhere(crashed, node));
+            let lost = of.iter().filter(|(path, node)| {
+                !drive.contains_key(*path) && !is_anywhere(crashed, path, node)
+            });
             lost.map(|(path, _)| path.clone()).collect()
         };
         let (cut, before) = (&self.cut, &self.before);
@@ -182,7 +197,10 @@ impl Scene {
                 ));
             }
         }
-        Ok(lost.len())
+        Ok(Lost {
+            on_nothing: gone_cut.len(),
+            gone: lost.len(),
+        })
     }
 }
 

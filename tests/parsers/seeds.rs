@@ -293,6 +293,7 @@ fn progress() -> Reply {
         files_total: 2,
         bytes_done: 3,
         bytes_total: u64::MAX,
+        silent_seconds: 0,
     })
 }
 

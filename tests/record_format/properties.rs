@@ -92,7 +92,7 @@ fn believed(seed: u32) -> Believed {
     Believed {
         size: u64::from(seed) * 1000,
         modified: Timestamp(-i64::from(seed)),
-        hash: (seed % 2 == 0).then_some(ContentHash([7; 32])),
+        hash: seed.is_multiple_of(2).then_some(ContentHash([7; 32])),
     }
 }
 

@@ -45,7 +45,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn options(self) -> MemoryOptions {
+    /// How such a drive behaves.
+    pub fn options(self) -> MemoryOptions {
         match self {
             Kind::Plain => MemoryOptions::default(),
             Kind::Exfat => MemoryOptions::exfat_like(),
@@ -188,6 +189,9 @@ impl World {
                 "bytes without a row: {:?}",
                 recovered.quarantined
             );
+            // The tick that notes a close does not run here, so what was just closed looks as if it were being written still.
+            let held_back = index.lock().include_interrupted();
+            held_back.expect("take what was interrupted");
         }
         drive.attach(Arc::new(self.faulty.clone()));
         let journals = dir.join("batches");
@@ -276,16 +280,18 @@ pub const CTX: Ctx = Ctx {
     uid: 1000,
     gid: 1000,
     may_block: true,
+    may_wait: true,
 };
 
 /// Runs an operation as the kernel room does: first without the permission to wait, then, if it would have to, with it.
 pub fn call<T>(mut operation: impl FnMut(&Ctx) -> Result<T, FsError>) -> Result<T, FsError> {
     let hasty = Ctx {
         may_block: false,
+        may_wait: false,
         ..CTX
     };
     match operation(&hasty) {
-        Err(FsError::WouldBlock) => operation(&CTX),
+        Err(FsError::WouldBlock | FsError::WouldWait) => operation(&CTX),
         result => result,
     }
 }

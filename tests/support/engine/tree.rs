@@ -48,6 +48,22 @@ impl Engine {
         names
     }
 
+    /// All paths of the mount.
+    pub fn names(&self) -> Vec<RelPath> {
+        let mut open = vec![(Ino::ROOT, RelPath::root())];
+        let mut found = Vec::new();
+        while let Some((dir, at)) = open.pop() {
+            for (name, inode) in self.list(dir) {
+                let path = at.join(&name);
+                if inode.is_dir() {
+                    open.push((inode.ino, path.clone()));
+                }
+                found.push(path);
+            }
+        }
+        found
+    }
+
     /// All of the mount.
     pub fn mount_tree(&self) -> BTreeMap<RelPath, Seen> {
         let tree = self.readable_tree();

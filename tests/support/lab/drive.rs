@@ -1,5 +1,9 @@
 //! The slow side of a lab: a plain directory, or an exFAT image on a loop device. It can be taken away and put back.
 
+mod yank;
+
+pub use yank::Yank;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +18,8 @@ use super::{Backend, text};
 pub struct Drive {
     path: PathBuf,
     kind: Kind,
+    /// Device nodes that it had before it was pulled; a stale mount may still hold them.
+    stale: Vec<String>,
 }
 
 enum Kind {
@@ -36,6 +42,7 @@ impl Drive {
             return Ok(Drive {
                 path,
                 kind: Kind::Plain { away },
+                stale: Vec::new(),
             });
         };
         let image = root.join("drive.img");
@@ -52,6 +59,7 @@ impl Drive {
                 device: None,
                 image,
             },
+            stale: Vec::new(),
         };
         match drive.try_put_back() {
             Ok(()) => Ok(drive),
@@ -142,20 +150,28 @@ impl Drive {
     }
 
     pub(super) fn clean_up(&mut self) {
-        if is_mount(&self.path) {
-            let _ = umount2(&self.path, MntFlags::MNT_DETACH);
-        }
-        if let Kind::Exfat { device, .. } = &mut self.kind
-            && let Some(node) = device.take()
-        {
-            // A lazily unmounted drive may take a moment to let go of its device.
-            for _ in 0..50 {
-                if detach_loop(&node) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(100));
+        // Stale mounts may be stacked.
+        for _ in 0..8 {
+            if !is_mount(&self.path) || umount2(&self.path, MntFlags::MNT_DETACH).is_err() {
+                break;
             }
-            eprintln!("the loop device {node} could not be detached");
+        }
+        let mut nodes = std::mem::take(&mut self.stale);
+        if let Kind::Exfat { device, .. } = &mut self.kind {
+            nodes.extend(device.take());
+        }
+        for node in nodes {
+            // A lazily unmounted drive may take a moment to let go of its device.
+            let gone = (0..50).any(|_| {
+                let gone = detach_loop(&node);
+                if !gone {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                gone
+            });
+            if !gone {
+                eprintln!("the loop device {node} could not be detached");
+            }
         }
     }
 }

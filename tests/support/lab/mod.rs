@@ -11,7 +11,7 @@ mod drive;
 mod run;
 mod tree;
 
-pub use drive::{Drive, SmallSsd};
+pub use drive::{Drive, SmallSsd, Yank};
 pub use run::{Done, python, run, run_for, sh, wait_until};
 pub use tree::{Node, Tree, assert_content, content, write};
 
@@ -249,6 +249,13 @@ impl Lab {
     #[track_caller]
     pub fn flush(&self) -> Value {
         self.flush_code(exit::DONE).json()
+    }
+
+    /// The same after a kill: what was being written then goes along as it is.
+    #[track_caller]
+    pub fn flush_interrupted(&self) -> Value {
+        let flush = ["flush", "--json", "--include-interrupted", &text(&self.mnt)];
+        self.ferryfs(&flush).code(exit::DONE).json()
     }
 
     /// `flush --json` that ends with `code`.

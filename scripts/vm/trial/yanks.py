@@ -1,0 +1,113 @@
+"""The drive is pulled in the middle of flushes, over and over; the daemon lives on, or dies meanwhile.
+
+Each round: operations, a flush, a yank at a chosen write of it, the drive back under another device node, fsck, mount,
+attach, recovery, flush. Whatever was acknowledged must be in the mount all the time, exactly.
+"""
+import random
+import subprocess
+import time
+
+from . import lab, recovery, world
+from .check import Findings, Found
+from .history import Log
+from .writer import Writer
+
+
+class Yanks:
+    def __init__(self, name, seed, repair):
+        self.findings, self.seed, self.repair = Findings(name, seed), seed, repair
+        self.flush_writes = 60          # how many writes a flush does, about; measured as it goes
+        self.restart(seed)
+
+    def restart(self, seed):
+        tree = world.fresh(seed)
+        self.flushed = tree.copy()
+        self.writer = Writer(world.LAB, tree, Log(lab.SHARE + '/yank.log', tree), seed)
+
+    def round(self, number):
+        chance = random.Random('%d %d' % (self.seed, number))
+        self.findings.round, self.findings.bad = number, 0
+        lose = ('none', 'all', 'random:%d' % chance.randrange(10000))[number % 3]
+        beside = chance.random() < 0.3
+        self.writer.run(chance.randrange(8, 30))
+        cut = self.writer.tree.copy()
+        # The last third of the writes is where names are moved.
+        share = chance.choice((chance.random(), chance.uniform(0.6, 1.05)))
+        at = max(1, int(self.flush_writes * share))
+        code, said, fired = self.flush(at, lose, beside)
+        self.findings.note('yank', 'lose=%s at write %d of about %d%s; flush ended with %s: %s' % (
+            lose, at, self.flush_writes, ', writing beside it' if beside else '', code, said))
+        trees = None if beside else [cut] if code == 0 else [self.flushed, cut]
+        if code not in (0, 4) and fired:
+            self.findings.note('flush', 'exit code %d on a yank' % code)
+        self.away(chance)
+        self.back(chance, trees)
+        tree = self.writer.tree
+        recovery.flushed(self.findings, tree)
+        self.findings.same(Found(world.LAB), tree, 'the mount at the end')
+        self.flushed = tree.copy()
+
+    def flush(self, at, lose, beside):
+        """A flush with a yank at its write `at`; else right behind it. Exit code, output, whether it was hit."""
+        before = lab.stat('usb')['writes']
+        lab.ask('at usb %d yank lose=%s' % (at, lose))
+        flush = subprocess.Popen((world.FERRYFS, 'flush', world.LAB), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + world.PATIENCE
+        while flush.poll() is None:
+            if beside:
+                self.writer.step()
+            else:
+                time.sleep(0.05)
+            if time.monotonic() > deadline:
+                raise world.Hung('ferryfs flush: no end %d s after a yank' % world.PATIENCE)
+        said = flush.stdout.read().strip()
+        now = lab.stat('usb')
+        fired = now['armed'] == 0
+        if not fired:
+            lab.ask('at usb off')
+            if flush.returncode == 0:
+                self.flush_writes = max(4, now['writes'] - before)
+            lab.ask('yank lose=' + lose)
+        while lab.stat('usb')['plugged']:
+            time.sleep(0.05)
+        return flush.returncode, said, fired
+
+    def away(self, chance):
+        """While the drive is gone: noticed, names and changes go on, the dead file system can be unmounted."""
+        try:
+            world.wait_for('detached', patience=30)
+        except world.Hung as error:                     # it will be when the dead file system is unmounted
+            self.findings.add('broken', 'detach is noticed', str(error))
+        if chance.random() < 0.5:
+            self.writer.run(6)
+        self.daemon_dies = chance.random() < 0.4
+        if self.daemon_dies:
+            world.kill()
+        busy = world.unmount(world.DRIVE)
+        if busy:
+            self.findings.add('broken', 'the dead file system of the drive', 'busy after 20 s: %s' % busy)
+
+    def back(self, chance, trees):
+        lab.command('plug')
+        recovery.look_at_drive(self.findings, self.repair)
+        world.mount_drive()
+        if self.daemon_dies:
+            world.start()
+        recovery.attached(self.findings, trees)
+
+
+def main(name, seed, rounds, repair):
+    yanks, start = Yanks(name, seed, repair), time.monotonic()
+    for number in rounds:
+        try:
+            yanks.round(number)
+        except (world.Hung, RuntimeError, OSError) as error:
+            yanks.findings.add('broken', type(error).__name__, str(error))
+        print('%s seed %d round %d: %s (%.0f s)' % (name, seed, number, 'FAILED' if yanks.findings.bad else 'ok', time.monotonic() - start), flush=True)
+        if yanks.findings.bad:
+            recovery.facts(yanks.findings)
+            lab.ask('keep %s-seed%d-round%d' % (name, seed, number))
+            if not lab.stat('usb')['plugged']:
+                lab.command('plug')
+            world.tear_down()
+            yanks.restart(seed + 7919 * (number + 1))

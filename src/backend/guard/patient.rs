@@ -1,0 +1,156 @@
+//! The face for the flush: nothing is given up, everything is known to be under way.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Shared;
+use super::health::Health;
+use super::threads::{self, Ticket};
+use crate::backend::{Backend, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile};
+use crate::base::{RelPath, Timestamp};
+
+/// A call that is never given up, while it is under way.
+pub(super) struct UnderWay<'a> {
+    health: &'a Health,
+    call: Arc<Ticket>,
+    before: Option<Arc<Ticket>>,
+}
+
+impl UnderWay<'_> {
+    pub(super) fn begin(health: &Health) -> UnderWay<'_> {
+        let call = Ticket::new();
+        health.begin(&call);
+        let before = threads::enter(Some(call.clone()));
+        UnderWay {
+            health,
+            call,
+            before,
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        threads::enter(self.before.take());
+        self.health.end(&self.call);
+    }
+}
+
+/// A backend whose calls take as long as they take, and are known to be under way. See [`super`].
+#[derive(Clone)]
+pub struct Patient {
+    pub(super) inner: Arc<dyn Backend>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Backend for Patient {
+    fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
+        self.shared.wait(|| self.inner.read_dir(dir))
+    }
+
+    fn metadata(&self, path: &RelPath) -> Result<Metadata> {
+        self.shared.wait(|| self.inner.metadata(path))
+    }
+
+    fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
+        let inner = self.shared.wait(|| self.inner.open(path))?;
+        let shared = self.shared.clone();
+        Ok(Box::new(PatientReader { inner, shared }))
+    }
+
+    fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
+        let inner = self.shared.wait(|| self.inner.open_uncached(path))?;
+        let shared = self.shared.clone();
+        Ok(Box::new(PatientReader { inner, shared }))
+    }
+
+    fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
+        let inner = self.shared.wait(|| self.inner.create(path))?;
+        let shared = self.shared.clone();
+        Ok(Box::new(PatientWriter { inner, shared }))
+    }
+
+    fn make_dir(&self, path: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.make_dir(path))
+    }
+
+    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.rename(from, to))
+    }
+
+    fn renames_atomically(&self) -> bool {
+        self.shared.wait(|| self.inner.renames_atomically())
+    }
+
+    fn remove_file(&self, path: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.remove_file(path))
+    }
+
+    fn remove_dir(&self, path: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.remove_dir(path))
+    }
+
+    fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
+        self.shared.wait(|| self.inner.set_modified(path, modified))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.shared.wait(|| self.inner.sync())
+    }
+
+    fn space(&self) -> Result<Space> {
+        self.shared.wait(|| self.inner.space())
+    }
+
+    fn answers(&self) -> Result<()> {
+        self.shared.wait(|| self.inner.answers())
+    }
+
+    fn check_alive(&self, look: Look) -> Result<()> {
+        self.shared.wait(|| self.inner.check_alive(look))
+    }
+
+    fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.make_symlink(target, path))
+    }
+
+    fn make_hard_link(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.make_hard_link(from, to))
+    }
+
+    fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
+        self.shared.wait(|| self.inner.set_permissions(path, mode))
+    }
+}
+
+struct PatientReader {
+    inner: Box<dyn ReadFile>,
+    shared: Arc<Shared>,
+}
+
+impl ReadFile for PatientReader {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.shared.wait(|| self.inner.read_at(buf, offset))
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        self.shared.wait(|| self.inner.metadata())
+    }
+}
+
+struct PatientWriter {
+    inner: Box<dyn WriteFile>,
+    shared: Arc<Shared>,
+}
+
+impl WriteFile for PatientWriter {
+    fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        let PatientWriter { inner, shared } = self;
+        shared.wait(|| inner.append(data))
+    }
+
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        let PatientWriter { inner, shared } = *self;
+        shared.wait(|| inner.finish(modified))
+    }
+}

@@ -1,0 +1,296 @@
+//! Whether a directory is the volume that a cache belongs to: the only way by which a drive gets attached (P6).
+//!
+//! The marker says which volume and which enrollment it is. Markers can be copied, so the file system under it is compared
+//! as well, and of two drives that carry the marker at once neither is taken. Only our own marker is read for this; nothing
+//! is written.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::DaemonError;
+use super::identity::{self, FsIdentity, Same};
+use super::volume::{self, CacheFacts};
+use crate::backend::mounted::MountedDir;
+use crate::backend::{Backend, BackendError, Look};
+use crate::cli::exit::Exit;
+use crate::cli::render::quoted;
+use crate::sys::mounts::{self, Mount};
+
+/// How long another drive may take to show its marker.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Threads that still wait for a drive that took longer, and how many there may be.
+static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+const MOST_ABANDONED: usize = 8;
+
+/// A directory that was found to be the volume.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// It.
+    pub(super) dir: MountedDir,
+    /// What is mounted there, if the mount table tells.
+    pub(super) mount: Option<Mount>,
+    /// The file system that it is on.
+    pub(super) file_system: FsIdentity,
+    /// Whether that is known to be the one remembered; always so for a copy that was accepted.
+    pub(super) is_certain: bool,
+}
+
+/// Why a directory is not taken for the volume.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// It cannot be opened or read.
+    #[error("the drive at {} does not answer: {source}", path.display())]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// What was said.
+        source: BackendError,
+    },
+    /// It carries no marker.
+    #[error("{} is not a volume of ferryfs: it has no .ferryfs/volume.json", .0.display())]
+    Unmarked(PathBuf),
+    /// Its marker cannot be read or understood.
+    #[error("{}", .0.message)]
+    Marker(DaemonError),
+    /// It is another volume.
+    #[error("another volume is at {}: {found}, not {expected}", path.display())]
+    OtherVolume {
+        /// The directory.
+        path: PathBuf,
+        /// What its marker says.
+        found: Uuid,
+        /// What it should say.
+        expected: Uuid,
+    },
+    /// It was enrolled anew since.
+    #[error("the volume at {} has been enrolled anew since this cache knew it", .0.display())]
+    OtherEnrollment(PathBuf),
+    /// The marker is right, but not the file system under it.
+    #[error(
+        "{} carries this volume's marker, but is on another file system ({found}, not {expected}): it looks like a copy",
+        path.display()
+    )]
+    Copy {
+        /// The directory.
+        path: PathBuf,
+        /// The file system that it is on.
+        found: String,
+        /// The one that is remembered.
+        expected: String,
+    },
+    /// Another drive that is mounted now carries the marker, too.
+    #[error(
+        "{} and {} carry the same volume's marker: one of the drives is a copy of the other",
+        path.display(),
+        other.display()
+    )]
+    Twice {
+        /// The directory.
+        path: PathBuf,
+        /// The other one.
+        other: PathBuf,
+    },
+}
+
+impl Refusal {
+    /// Whether it says no more than that the drive is not there, which is nothing to make words of while it is waited for.
+    pub(super) fn is_absence(&self) -> bool {
+        match self {
+            Refusal::Unmarked(_) => true,
+            Refusal::Unreadable { source, .. } => source.is_gone() || source.is_not_found(),
+            _ => false,
+        }
+    }
+
+    fn code(&self) -> Exit {
+        match self {
+            Refusal::Unreadable { .. }
+            | Refusal::Unmarked(_)
+            | Refusal::OtherVolume { .. }
+            | Refusal::OtherEnrollment(_) => Exit::BackendAbsent,
+            Refusal::Marker(error) => error.code,
+            Refusal::Copy { .. } | Refusal::Twice { .. } => Exit::Failed,
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Refusal::Unreadable { .. } => {
+                "check the drive and its cable; a stale mount of a drive that was pulled is taken away by `umount`".into()
+            }
+            Refusal::Unmarked(_) => {
+                "mount the drive there first; nothing was written and nothing is lost".into()
+            }
+            Refusal::Marker(error) => error.hint.clone().unwrap_or_default(),
+            Refusal::OtherVolume { .. } => {
+                "attach the right drive; nothing was written and nothing is lost".into()
+            }
+            Refusal::OtherEnrollment(_) => "nothing was written. What waits in this cache was for the drive as it was before: unmount with \
+                 `ferryfs unmount --no-flush`, and mount the drive with a new cache (--cache)"
+                .into(),
+            Refusal::Copy { path, .. } => format!(
+                "nothing was written. Attach the original; or, if you have looked and this one is to take its place: \
+                 ferryfs attach --accept-copy {0} (when nothing is mounted yet: ferryfs mount --accept-copy {0} ...)",
+                quoted(path)
+            ),
+            Refusal::Twice { path, .. } => format!(
+                "nothing was written. Unmount the one that is not to be used; or say which one is, after having looked: \
+                 ferryfs attach --accept-copy {}",
+                quoted(path)
+            ),
+        }
+    }
+}
+
+impl From<Refusal> for DaemonError {
+    fn from(refusal: Refusal) -> DaemonError {
+        DaemonError {
+            code: refusal.code(),
+            message: refusal.to_string(),
+            hint: Some(refusal.hint()),
+        }
+    }
+}
+
+/// Looks whether `path` is the volume of `facts`. With `accept_copy` the file system under it does not matter.
+///
+/// # Errors
+/// Why it is not, or cannot be taken for it.
+pub(super) fn verify(path: &Path, facts: &CacheFacts, accept_copy: bool) -> Result<Found, Refusal> {
+    let dir = MountedDir::open(path).map_err(|source| Refusal::Unreadable {
+        path: path.into(),
+        source,
+    })?;
+    check_marker(&dir, path, facts)?;
+    let table = mounts::mounts().unwrap_or_default();
+    let mount = resolved(path).and_then(|path| mounts::covering(&table, &path).cloned());
+    let file_system = mount.as_ref().map(FsIdentity::of).unwrap_or_default();
+    let same = facts.file_system.compare(&file_system);
+    if !accept_copy {
+        if same == Same::No {
+            return Err(Refusal::Copy {
+                path: path.into(),
+                found: file_system.words().into(),
+                expected: facts.file_system.words().into(),
+            });
+        }
+        if let Some(mount) = &mount
+            && let Some(other) = a_rival(&table, mount, path, facts)
+        {
+            return Err(Refusal::Twice {
+                path: path.into(),
+                other,
+            });
+        }
+    }
+    Ok(Found {
+        dir,
+        mount,
+        file_system,
+        is_certain: same == Same::Yes || accept_copy,
+    })
+}
+
+/// The mount that `path` is on, by the table.
+pub(super) fn mount_of(path: &Path) -> Option<Mount> {
+    let table = mounts::mounts().ok()?;
+    mounts::covering(&table, &resolved(path)?).cloned()
+}
+
+/// `path` without links. One that cannot be resolved, as on a stale mount, stays as it is spelled.
+fn resolved(path: &Path) -> Option<PathBuf> {
+    std::fs::canonicalize(path)
+        .or_else(|_| std::path::absolute(path))
+        .ok()
+}
+
+fn check_marker(dir: &MountedDir, path: &Path, facts: &CacheFacts) -> Result<(), Refusal> {
+    // peek tells a drive that does not answer and a marker that makes no sense with one voice.
+    if let Err(source) = dir.metadata(&crate::rules::layout::marker_path()) {
+        return Err(match source.is_not_found() {
+            true => Refusal::Unmarked(path.into()),
+            false => Refusal::Unreadable {
+                path: path.into(),
+                source,
+            },
+        });
+    }
+    match volume::peek(dir).map_err(Refusal::Marker)? {
+        None => Err(Refusal::Unmarked(path.into())),
+        Some(marker) if marker.id != facts.volume => Err(Refusal::OtherVolume {
+            path: path.into(),
+            found: marker.id,
+            expected: facts.volume,
+        }),
+        Some(marker) if marker.nonce != facts.nonce => Err(Refusal::OtherEnrollment(path.into())),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Another drive that is mounted, answers, carries the marker, and is not known to be another file system than the one
+/// remembered: then nobody can tell which of the two is meant. Those that are known to be others are not even looked into.
+fn a_rival(table: &[Mount], mount: &Mount, path: &Path, facts: &CacheFacts) -> Option<PathBuf> {
+    if facts.file_system.is_unknown() {
+        return None;
+    }
+    identity::same_places(table, mount, &resolved(path)?)
+        .into_iter()
+        .filter(|(other, _)| other.dev != mount.dev)
+        .filter(|(other, _)| facts.file_system.compare(&FsIdentity::of(other)) != Same::No)
+        .map(|(_, place)| place)
+        .find(|place| carries_marker(place, facts))
+}
+
+/// Where the volume of `facts` may be now, when it is not at `path` on `mount` any more: the same directory on other drives
+/// that are mounted, and were not `before`, and carry its marker. One that was mounted all along is a copy.
+pub(super) fn elsewhere(
+    before: &[Mount],
+    mount: &Mount,
+    path: &Path,
+    facts: &CacheFacts,
+) -> Vec<PathBuf> {
+    let table = mounts::mounts().unwrap_or_default();
+    let is_old = |mount: &Mount| {
+        before.iter().any(|old| {
+            (old.id, old.dev, &old.mount_point) == (mount.id, mount.dev, &mount.mount_point)
+        })
+    };
+    identity::same_places(&table, mount, path)
+        .into_iter()
+        .filter(|(other, place)| place != path && !is_old(other))
+        .filter(|(other, _)| facts.file_system.compare(&FsIdentity::of(other)) != Same::No)
+        .map(|(_, place)| place)
+        .filter(|place| carries_marker(place, facts))
+        .collect()
+}
+
+/// Whether the volume's marker can be read at `place` from a medium that is there: the mount of a drive that was pulled
+/// may still tell it from memory. A drive that takes too long to say so does not count; it may be one that has nothing to do
+/// with us, and hang for ever.
+fn carries_marker(place: &Path, facts: &CacheFacts) -> bool {
+    if ABANDONED.load(Ordering::Acquire) >= MOST_ABANDONED {
+        return false;
+    }
+    let (tell, told) = crossbeam_channel::bounded(1);
+    let (place, facts) = (place.to_path_buf(), facts.clone());
+    let looker = std::thread::Builder::new()
+        .name("ferryfs-look".into())
+        .spawn(move || {
+            let found = MountedDir::open(&place).is_ok_and(|dir| {
+                check_marker(&dir, &place, &facts).is_ok() && dir.check_alive(Look::Read).is_ok()
+            });
+            if tell.send(found).is_err() {
+                ABANDONED.fetch_sub(1, Ordering::AcqRel);
+            }
+        });
+    // Counted before the receiver goes, which is what the thread finds out by.
+    let answer = looker.ok().and_then(|_| told.recv_timeout(PATIENCE).ok());
+    if answer.is_none() {
+        ABANDONED.fetch_add(1, Ordering::AcqRel);
+    }
+    answer.unwrap_or(false)
+}

@@ -1,0 +1,328 @@
+//! Looking an index over before anything is written to it.
+//!
+//! A damaged index must not be served: rows that point astray make the cache remove or overwrite bytes that nothing else holds.
+//! So a start looks first, on a connection that cannot write, and refuses what does not hold together; [`super::salvage`] then
+//! gets out of it what can be had. What a crash leaves is no damage: SQLite takes the whole commits at the head of the WAL.
+//!
+//! SQLite has no checksums on its pages, so a bit that flipped within a value is found only where it contradicts another row.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+
+use super::inode::{COLUMNS, Inode};
+use super::tree::{PLACED_COLUMNS, name_from_row, placed_from_row};
+use super::{Context, IndexError, Result, schema, wal_path};
+use crate::base::FileKind;
+
+/// Up to this many bytes of database and WAL, all of it is looked at, at every start: some tenths of a second.
+const CHEAP: u64 = 64 << 20;
+
+/// How long a larger one is looked at after an unclean end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Length in bytes of the head of a database.
+const HEAD: u64 = 100;
+
+/// How many contradictions are told.
+const TOLD: usize = 5;
+
+/// What a look at an index has come to, where it may be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Whether all of it was looked at.
+    pub complete: bool,
+    /// What is odd and does no harm: for the log.
+    pub oddities: Vec<String>,
+}
+
+/// Contradictions between rows that make it dangerous to go on, and the queries that count them.
+const CONTRADICTIONS: [(&str, &str); 9] = [
+    (
+        "names in a directory that is not there",
+        "SELECT count(*) FROM dirents d WHERE NOT EXISTS(SELECT 1 FROM inodes i WHERE i.ino=d.parent AND i.mode & 61440 = 16384)",
+    ),
+    (
+        "names of a file that is not there",
+        "SELECT count(*) FROM dirents d WHERE NOT EXISTS(SELECT 1 FROM inodes i WHERE i.ino=d.ino)",
+    ),
+    (
+        "directories with several names or none",
+        "SELECT count(*) FROM inodes i WHERE mode & 61440 = 16384 AND ino <> 1 AND nlink > 0
+         AND (SELECT count(*) FROM dirents d WHERE d.ino=i.ino) <> 1",
+    ),
+    (
+        // Each directory has one name by now, so what cannot be reached from the root is in a circle.
+        "directories inside themselves",
+        "WITH RECURSIVE reached(ino) AS (SELECT 1 UNION SELECT d.ino FROM reached r JOIN dirents d ON d.parent=r.ino
+         JOIN inodes i ON i.ino=d.ino WHERE i.mode & 61440 = 16384)
+         SELECT (SELECT count(*) FROM inodes WHERE mode & 61440 = 16384 AND ino <> 1 AND nlink > 0)
+         - (SELECT count(*) - 1 FROM reached)",
+    ),
+    (
+        "objects that two files call theirs",
+        "SELECT count(*) FROM (SELECT 1 FROM inodes WHERE object IS NOT NULL GROUP BY object HAVING count(*) > 1)",
+    ),
+    (
+        "objects that are in use and to be removed",
+        "SELECT count(*) FROM dead_objects d JOIN inodes i ON i.object=d.object",
+    ),
+    (
+        "inode numbers that were never given out",
+        "SELECT count(*) FROM inodes WHERE ino < 1
+         OR ino >= max(2, coalesce((SELECT value FROM meta WHERE key='next_ino'), 2))",
+    ),
+    (
+        "object numbers that were never given out",
+        "SELECT count(*) FROM (SELECT object FROM inodes WHERE object IS NOT NULL UNION ALL SELECT object FROM dead_objects)
+         WHERE object < 1 OR object >= coalesce((SELECT value FROM meta WHERE key='next_object'), 1)",
+    ),
+    (
+        "changes that never were",
+        "SELECT count(*) FROM inodes
+         WHERE max(data_seq, time_seq) >= max(1, coalesce((SELECT value FROM meta WHERE key='next_seq'), 1))",
+    ),
+];
+
+/// What is odd without doing harm.
+const ODDITIES: [(&str, &str); 1] = [(
+    "files whose number of names is miscounted",
+    "SELECT count(*) FROM inodes i WHERE mode & 61440 <> 16384 AND nlink <> (SELECT count(*) FROM dirents d WHERE d.ino=i.ino)",
+)];
+
+/// Looks at the index in the file `path` without writing anything. `needed` says that the cache holds objects, which only an
+/// index can account for.
+///
+/// # Errors
+/// [`IndexError::Damaged`] if it must not be opened; others if it cannot be looked at.
+pub fn check(path: &Path, needed: bool) -> Result<Checked> {
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
+    let (database, wal) = (size(path), size(&wal_path(path)));
+    if database < HEAD {
+        // SQLite would take the WAL beside an empty database for a leftover, and remove it, though it may only read.
+        return match needed || wal > 0 || database > 0 {
+            true => Err(damaged(path, "it is empty, cut off or missing".into())),
+            false => Ok(Checked {
+                complete: true,
+                oddities: Vec::new(),
+            }),
+        };
+    }
+    match look(path, database + wal, needed) {
+        Err(IndexError::Sql { source, .. }) if is_damage(&source) => {
+            Err(damaged(path, source.to_string()))
+        }
+        // The daemon died while it made the file: opening it for writing takes that back.
+        Err(IndexError::Sql { source, .. }) if !needed && is_hot(&source) => Ok(Checked {
+            complete: false,
+            oddities: Vec::new(),
+        }),
+        looked => looked,
+    }
+}
+
+fn damaged(path: &Path, problem: String) -> IndexError {
+    IndexError::Damaged {
+        path: PathBuf::from(path),
+        problem,
+    }
+}
+
+/// Whether SQLite says so because of what is in the file.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::SqlInputError { .. }
+    ) || matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+                | ErrorCode::Unknown
+                | ErrorCode::TypeMismatch
+                | ErrorCode::TooBig
+        )
+    ) || error
+        .sqlite_error()
+        .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ)
+}
+
+/// A journal of SQLite's own is there, which only a connection that can write may roll back.
+fn is_hot(error: &rusqlite::Error) -> bool {
+    error
+        .sqlite_error()
+        .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_READONLY_ROLLBACK)
+}
+
+/// Locks nothing: a lock for writing needs a descriptor that can write. The lock of the cache keeps others out.
+const VFS: &std::ffi::CStr = c"unix-none";
+
+/// A connection that writes neither rows nor, when it is closed, the WAL back. In the exclusive mode the index of the WAL is in
+/// memory, not in a file beside it.
+fn connect_to_read(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags_and_vfs(path, flags, VFS).context("open")?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .context("configure")?;
+    conn.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY;")
+        .context("configure")?;
+    Ok(conn)
+}
+
+fn look(path: &Path, bytes: u64, needed: bool) -> Result<Checked> {
+    let conn = connect_to_read(path)?;
+    let version: i64 = conn
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .context("read the format version")?;
+    let tables: i64 = conn
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .context("look for tables")?;
+    match version {
+        0 if tables == 0 && !needed => {
+            return Ok(Checked {
+                complete: true,
+                oddities: Vec::new(),
+            });
+        }
+        1..=schema::VERSION => {}
+        0 => return Err(damaged(path, "it holds no tables of ferryfs".into())),
+        newer => return Err(IndexError::Newer(newer)),
+    }
+    let unclean: Option<i64> = conn
+        .query_row("SELECT 1 FROM meta WHERE key='unclean'", [], |row| {
+            row.get(0)
+        })
+        .optional()
+        .context("read a setting")?;
+    if bytes > CHEAP && unclean.is_none() {
+        return Ok(Checked {
+            complete: false,
+            oddities: Vec::new(),
+        });
+    }
+    let limit = (bytes > CHEAP).then_some(PATIENCE);
+    match within(&conn, limit, || examine(&conn, path, limit.is_none())) {
+        Err(IndexError::Sql { source, .. })
+            if source.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) =>
+        {
+            Ok(Checked {
+                complete: false,
+                oddities: Vec::new(),
+            })
+        }
+        Err(error) => Err(error),
+        Ok(oddities) => Ok(Checked {
+            complete: true,
+            oddities,
+        }),
+    }
+}
+
+/// Runs `work` on `conn` and interrupts it after `limit`.
+fn within<T>(
+    conn: &Connection,
+    limit: Option<Duration>,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let Some(limit) = limit else { return work() };
+    let handle = conn.get_interrupt_handle();
+    let (done, waited) = bounded::<()>(0);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if waited.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                handle.interrupt();
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+/// SQLite's own checks, then every row, then what rows say of each other.
+fn examine(conn: &Connection, path: &Path, thorough: bool) -> Result<Vec<String>> {
+    let pragma = match thorough {
+        true => format!("PRAGMA integrity_check({TOLD})"),
+        false => format!("PRAGMA quick_check({TOLD})"),
+    };
+    let said: Vec<String> = conn
+        .prepare(&pragma)
+        .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
+        .context("check the pages")?;
+    if said != ["ok"] {
+        return Err(damaged(path, said.join("; ")));
+    }
+    read_every_row(conn, path)?;
+    let found = count(conn, &CONTRADICTIONS)?;
+    if !found.is_empty() {
+        return Err(damaged(path, found.join("; ")));
+    }
+    count(conn, &ODDITIES)
+}
+
+fn count(conn: &Connection, queries: &[(&str, &str)]) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for (what, sql) in queries {
+        let count: i64 = conn
+            .query_row(sql, [], |row| row.get(0))
+            .context("compare rows")?;
+        if count != 0 {
+            found.push(format!("{what}: {count}"));
+        }
+    }
+    Ok(found)
+}
+
+/// Every row can be read and says something that can be.
+fn read_every_row(conn: &Connection, path: &Path) -> Result<()> {
+    for_each(conn, &format!("SELECT {COLUMNS} FROM inodes"), |row| {
+        let inode = Inode::from_row(row)?;
+        let impossible = FileKind::from_mode(inode.mode).is_none()
+            || i64::try_from(inode.size).is_err()
+            || i64::try_from(inode.blocks).is_err();
+        Ok(impossible.then(|| format!("inode {} has impossible attributes", inode.ino.0)))
+    })
+    .and_then(|problem| refuse(path, problem))?;
+    for_each(conn, "SELECT parent, name, ino FROM dirents", |row| {
+        row.get::<_, i64>(0)?;
+        name_from_row(row, 1)?;
+        row.get::<_, i64>(2).map(|_| None)
+    })
+    .and_then(|problem| refuse(path, problem))?;
+    for_each(
+        conn,
+        &format!("SELECT {PLACED_COLUMNS} FROM placed"),
+        |row| placed_from_row(row).map(|_| None),
+    )
+    .and_then(|problem| refuse(path, problem))
+}
+
+fn refuse(path: &Path, problem: Option<String>) -> Result<()> {
+    problem.map_or(Ok(()), |problem| Err(damaged(path, problem)))
+}
+
+/// The first problem that `look` finds in the rows of `sql`.
+fn for_each(
+    conn: &Connection,
+    sql: &str,
+    look: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<Option<String>>,
+) -> Result<Option<String>> {
+    let run = || -> rusqlite::Result<Option<String>> {
+        let mut statement = conn.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(problem) = look(row)? {
+                return Ok(Some(problem));
+            }
+        }
+        Ok(None)
+    };
+    run().context("read the rows")
+}

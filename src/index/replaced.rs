@@ -1,0 +1,186 @@
+//! What was replaced by bytes that are not known to be durable yet.
+//!
+//! The row that says that a name has new bytes may reach the disk before these bytes do. After a power cut the name would then
+//! be cut short or empty although the old bytes are still on the disk: dead objects are removed only after a sync. So, with each
+//! replacement, the transaction that makes it also notes what was there before. [`State::forget_replaced`], after a sync that
+//! covers the new bytes, takes the notes away again; a crash between the sync and that finds notes whose new bytes are whole,
+//! and which therefore say nothing.
+//!
+//! A note holds only as long as the new bytes are those that it speaks of: `by_seq` is compared with the inode's `data_seq`. Who
+//! goes on writing the same bytes before they are durable takes the note along ([`State::follow_replaced`]).
+
+use std::collections::HashSet;
+
+use rusqlite::{Connection, Row, params};
+
+use super::inode::{COLUMNS, Inode};
+use super::tree::name_from_row;
+use super::{Context, Result, State, int};
+use crate::base::{Ino, Seq};
+use crate::rules::plan::NameKey;
+
+/// One replacement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// Its place in the history of changes.
+    pub change: Seq,
+    /// The name that got another file; `None` where the file itself got other bytes.
+    pub name: Option<NameKey>,
+    /// The inode that has the new bytes.
+    pub by: Ino,
+    /// The `data_seq` that it then had.
+    pub by_seq: Seq,
+    /// The inode that had the old ones, as it was.
+    pub before: Inode,
+}
+
+/// The inodes that notes are about.
+pub(super) fn load(conn: &Connection) -> Result<HashSet<Ino>> {
+    conn.prepare("SELECT DISTINCT by FROM replaced")
+        .and_then(|mut s| {
+            s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
+                .collect()
+        })
+        .context("list what was replaced")
+}
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<Replaced> {
+    const OWN: usize = 18;
+    let parent: Option<i64> = row.get(OWN + 1)?;
+    let name = match parent {
+        Some(parent) => Some(NameKey {
+            parent: Ino(parent as u64),
+            name: name_from_row(row, OWN + 2)?,
+        }),
+        None => None,
+    };
+    Ok(Replaced {
+        change: Seq(row.get::<_, i64>(OWN)? as u64),
+        name,
+        by: Ino(row.get::<_, i64>(OWN + 3)? as u64),
+        by_seq: Seq(row.get::<_, i64>(OWN + 4)? as u64),
+        before: Inode::from_row(row)?,
+    })
+}
+
+impl State {
+    /// Notes that the bytes of `before` have been replaced by those of `by`, which are not durable yet: under `name`, or in the
+    /// file itself. In the transaction that replaces them.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn note_replaced(
+        &mut self,
+        name: Option<&NameKey>,
+        by: (Ino, Seq),
+        before: &Inode,
+    ) -> Result<()> {
+        let change = self.next_seq()?;
+        let n = before;
+        self.change(
+            "note what was replaced",
+            "INSERT INTO replaced VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            params![
+                int(change.0),
+                name.map(|key| int(key.parent.0)),
+                name.map(|key| key.name.as_bytes()),
+                int(by.0.0),
+                int(by.1.0),
+                int(n.ino.0),
+                n.mode,
+                n.uid,
+                n.gid,
+                n.rdev,
+                n.nlink,
+                int(n.size),
+                int(n.blocks),
+                n.atime.0,
+                n.mtime.0,
+                n.ctime.0,
+                n.btime.0,
+                n.object.map(|o| int(o.0)),
+                n.flags.0,
+                int(n.data_seq.0),
+                int(n.time_seq.0),
+                n.used,
+                n.target.as_deref(),
+            ],
+        )?;
+        self.replacing.insert(by.0);
+        Ok(())
+    }
+
+    /// The bytes of `ino` are being changed where they are: what they replaced is as good as before.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn follow_replaced(&mut self, ino: Ino, from: Seq, to: Seq) -> Result<()> {
+        if self.replacing.contains(&ino) {
+            self.change(
+                "note what was replaced",
+                "UPDATE replaced SET by_seq=? WHERE by=? AND by_seq=?",
+                params![int(to.0), int(ino.0), int(from.0)],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Whether anything is noted as replaced, and up to which change; to be asked before the sync that is to cover it.
+    pub fn last_replaced(&mut self) -> Option<Seq> {
+        // A number above those of all notes, and below those of all that come.
+        (!self.replacing.is_empty()).then(|| self.seq_at_hand())
+    }
+
+    /// Forgets what was replaced before `upto`: the new bytes are durable.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn forget_replaced(&mut self, upto: Seq) -> Result<()> {
+        self.change(
+            "forget what was replaced",
+            "DELETE FROM replaced WHERE change < ?",
+            [int(upto.0)],
+        )?;
+        self.replacing = load(&self.conn)?;
+        Ok(())
+    }
+
+    /// What was replaced, the latest first.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn replaced(&mut self) -> Result<Vec<Replaced>> {
+        self.commit()?;
+        self.conn
+            .prepare(&format!(
+                "SELECT {COLUMNS}, change, parent, name, by, by_seq FROM replaced ORDER BY change DESC"
+            ))
+            .and_then(|mut s| s.query_map([], from_row)?.collect())
+            .context("list what was replaced")
+    }
+
+    /// Takes `object` out of those to be removed: an inode has it again.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn unbury_object(&mut self, object: crate::base::ObjectId) -> Result<()> {
+        self.change(
+            "keep an object",
+            "DELETE FROM dead_objects WHERE object=?",
+            [int(object.0)],
+        )?;
+        Ok(())
+    }
+
+    /// Takes the row of an inode out and leaves its object without one, so that it goes to lost+found.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn abandon_inode(&mut self, mut inode: Inode) -> Result<()> {
+        self.inode(inode.ino)?; // So that the sums know what is replaced.
+        inode.object = None;
+        let ino = inode.ino;
+        self.put_inode(inode);
+        self.remove_inode(ino)
+    }
+}

@@ -1,0 +1,206 @@
+//! Getting out of a damaged index what can still be read.
+//!
+//! Works on a copy that the caller made, as SQLite may have to write beside it. Rows are read in ranges of their keys; a range
+//! that cannot be read is halved until what is left of it is a single key, so that a damaged page costs only the rows on it.
+//! Nothing here is believed further than for naming files: rows may contradict each other.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, Row};
+
+use super::inode::{COLUMNS, Inode};
+use super::tree::name_from_row;
+use super::{VFS, connect, create, wal_path};
+use crate::base::{Ino, Name, ObjectId};
+
+/// How many queries may fail before the rest of a table is given up.
+const FAILURES: usize = 20_000;
+
+/// The largest key looked for where the table does not tell.
+const FAR: i64 = 1 << 40;
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
+/// The tables that are read, the key of each, and its columns.
+const TABLES: [(&str, &str, &str); 3] = [
+    ("inodes", "ino", COLUMNS),
+    ("dirents", "parent", "parent, name, ino"),
+    ("dead_objects", "object", "object"),
+];
+
+/// What an index still tells.
+#[derive(Debug, Default)]
+pub struct Salvaged {
+    /// The inodes.
+    pub inodes: BTreeMap<Ino, Inode>,
+    /// The names of the mount: directory and name, and what they stand for.
+    pub names: BTreeMap<(Ino, Name), Ino>,
+    /// Objects that no inode needed any more.
+    pub dead: BTreeSet<ObjectId>,
+    /// What could not be read; empty if all could.
+    pub problems: Vec<String>,
+}
+
+/// Reads what can be read of the index in the file `copy`, beside which a copy of its WAL may lie.
+pub fn salvage(copy: &Path) -> Salvaged {
+    let mut salvaged = Salvaged::default();
+    let Some(conn) = open_somehow(copy, &mut salvaged.problems) else {
+        salvaged
+            .problems
+            .push("nothing in the index can be read".into());
+        return salvaged;
+    };
+    let mut sweep = Sweep {
+        conn: &conn,
+        problems: Vec::new(),
+    };
+    let (inodes, names, dead) = (
+        &mut salvaged.inodes,
+        &mut salvaged.names,
+        &mut salvaged.dead,
+    );
+    sweep.read(TABLES[0], |row| {
+        let inode = Inode::from_row(row)?;
+        inodes.insert(inode.ino, inode);
+        Ok(())
+    });
+    sweep.read(TABLES[1], |row| {
+        let parent = Ino(row.get::<_, i64>(0)? as u64);
+        let ino = Ino(row.get::<_, i64>(2)? as u64);
+        names.insert((parent, name_from_row(row, 1)?), ino);
+        Ok(())
+    });
+    sweep.read(TABLES[2], |row| {
+        dead.insert(ObjectId(row.get::<_, i64>(0)? as u64));
+        Ok(())
+    });
+    salvaged.problems.append(&mut sweep.problems);
+    salvaged
+}
+
+fn open(copy: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags_and_vfs(copy, flags, VFS)?;
+    conn.execute_batch("PRAGMA cell_size_check=ON; PRAGMA temp_store=MEMORY;")?;
+    // The head names the tables and their columns: it is whole enough if all that will be asked for is known.
+    for (table, _, columns) in TABLES {
+        conn.prepare(&format!("SELECT {columns} FROM {table}"))?;
+    }
+    Ok(conn)
+}
+
+/// Opens the copy as it is; if its head is damaged, with the head of a new index, which every index begins with.
+fn open_somehow(copy: &Path, problems: &mut Vec<String>) -> Option<Connection> {
+    match open(copy) {
+        Ok(conn) => return Some(conn),
+        Err(error) => problems.push(format!("the head of the index is damaged: {error}")),
+    }
+    let transplanted = transplant_head(copy).map_err(|error| error.to_string());
+    match transplanted.and_then(|()| open(copy).map_err(|error| error.to_string())) {
+        Ok(conn) => Some(conn),
+        Err(error) => {
+            problems.push(format!("a new head does not help: {error}"));
+            None
+        }
+    }
+}
+
+/// Puts the first page of a new index, which names the tables and where they begin, in the place of the copy's. An index that was
+/// made by an earlier version has its newest tables elsewhere; those that are read here have never moved.
+fn transplant_head(copy: &Path) -> io::Result<()> {
+    let fresh = copy.with_extension("fresh");
+    let made = connect(&fresh, OpenFlags::SQLITE_OPEN_CREATE).and_then(|conn| create(&conn));
+    made.map_err(io::Error::other)?;
+    let mut page = vec![0; PAGE];
+    File::open(&fresh)?.read_exact_at(&mut page, 0)?;
+    std::fs::remove_file(&fresh)?;
+    let file = OpenOptions::new().write(true).open(copy)?;
+    let pages = u32::try_from(file.metadata()?.len().div_ceil(PAGE as u64)).unwrap_or(u32::MAX);
+    // Offsets of SQLite's file header: the number of pages; no list of free ones.
+    page[28..32].copy_from_slice(&pages.to_be_bytes());
+    page[32..40].fill(0);
+    file.write_all_at(&page, 0)?;
+    // The WAL may have a damaged first page, too: it goes before this one.
+    match std::fs::metadata(wal_path(copy)) {
+        Ok(_) => std::fs::rename(wal_path(copy), copy.with_extension("wal-aside")),
+        Err(_) => Ok(()),
+    }
+}
+
+struct Sweep<'a> {
+    conn: &'a Connection,
+    problems: Vec<String>,
+}
+
+impl Sweep<'_> {
+    /// Hands every row of `table` that can be read to `take`, some of them more than once.
+    fn read(
+        &mut self,
+        (table, key, columns): (&str, &str, &str),
+        mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+    ) {
+        let edge = |sort: &str, otherwise: i64| {
+            let sql = format!("SELECT {key} FROM {table} ORDER BY {key} {sort} LIMIT 1");
+            self.conn
+                .query_row(&sql, [], |row| row.get::<_, i64>(0))
+                .unwrap_or(otherwise)
+        };
+        let mut ranges = VecDeque::from([(edge("ASC", 0).max(0), edge("DESC", FAR))]);
+        let (mut failures, mut lost, mut because) = (0, 0u64, String::new());
+        while let Some((low, high)) = ranges.pop_front() {
+            if low > high {
+                continue;
+            }
+            let forwards =
+                format!("SELECT {columns} FROM {table} WHERE {key} BETWEEN ? AND ? ORDER BY {key}");
+            let Err(error) = self.rows(&forwards, low, high, &mut take) else {
+                continue;
+            };
+            failures += 1;
+            because = error.to_string();
+            if low < high && failures < FAILURES {
+                let middle = low + (high - low) / 2;
+                ranges.push_back((low, middle));
+                ranges.push_back((middle + 1, high));
+            } else {
+                // What stands behind the damage is met from the other end.
+                let backwards = forwards + " DESC";
+                let _ = self.rows(&backwards, low, high, &mut take);
+                lost += int_span(low, high);
+            }
+        }
+        if failures > 0 {
+            self.problems.push(format!(
+                "{table}: up to {lost} keys cannot be read, or not all that belongs to them: {because}"
+            ));
+        }
+    }
+
+    fn rows(
+        &self,
+        sql: &str,
+        low: i64,
+        high: i64,
+        take: &mut impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut rows = statement.query([low, high])?;
+        let mut result = Ok(());
+        while let Some(row) = rows.next()? {
+            // One row that makes no sense does not keep the others back.
+            if let Err(error) = take(row) {
+                result = Err(error);
+            }
+        }
+        result
+    }
+}
+
+fn int_span(low: i64, high: i64) -> u64 {
+    high.abs_diff(low).saturating_add(1)
+}
