@@ -28,12 +28,13 @@ fn fill(lab: &Lab, dir: &str, size: usize, most: u64) -> u64 {
     most
 }
 
-fn assert_whole(lab: &Lab, dir: &str, size: usize, count: u64) {
+fn assert_whole(lab: &Lab, dir: &str, size: usize, count: u64, prefix: &str) {
     for n in 0..count {
-        let bytes = fs::read(lab.m(format!("{dir}/{n}"))).expect("read");
+        let path = format!("{dir}{prefix}{n}");
+        let bytes = fs::read(lab.m(&path)).expect("read");
         assert!(
             bytes == content(n, size),
-            "{dir}/{n} changed, {count} were acknowledged"
+            "{path} changed, {count} were acknowledged"
         );
     }
 }
@@ -57,7 +58,7 @@ fn full_ssd_gives_enospc_and_a_flush_makes_room() {
         (10..200).contains(&count),
         "{count} MiB went into an SSD of 96 MiB"
     );
-    assert_whole(&lab, "first", 1 << 20, count);
+    assert_whole(&lab, "first/", 1 << 20, count, "");
     // A delete works on a full disk, and so does everything that asks for nothing.
     fs::rename(lab.m("first/0"), lab.m("renamed")).expect("rename on a full SSD");
     assert_eq!(fs::metadata(lab.m("renamed")).expect("stat").len(), 1 << 20);
@@ -69,10 +70,10 @@ fn full_ssd_gives_enospc_and_a_flush_makes_room() {
     for round in 0..2 {
         let more = fill(&lab, &format!("more{round}"), 1 << 20, 40);
         assert!(more >= 20, "a flush freed room for {more} files only");
-        assert_whole(&lab, &format!("more{round}"), 1 << 20, more);
+        assert_whole(&lab, &format!("more{round}/"), 1 << 20, more, "");
         lab.flush();
     }
-    assert_whole(&lab, "first", 1 << 20, count);
+    assert_whole(&lab, "first/", 1 << 20, count, "");
     lab.assert_drive_is_mount();
     lab.unmount();
     // The lab's cache is on the small SSD, which goes first.
@@ -101,7 +102,7 @@ fn killed_with_a_full_ssd_it_starts_again_and_drains() {
     );
     lab.kill9();
     lab.remount();
-    assert_whole(&lab, "f", 300_000, count);
+    assert_whole(&lab, "f/", 300_000, count, "");
     lab.flush_interrupted();
     lab.assert_drive_is_mount();
     lab.unmount();
@@ -109,57 +110,174 @@ fn killed_with_a_full_ssd_it_starts_again_and_drains() {
     lab.finish();
 }
 
+/// A lab whose cache is on an SSD of `mib` MiB of its own.
+fn on_small_ssd(backend: Backend, mib: u64) -> Option<(Lab, SmallSsd)> {
+    if !nix::unistd::geteuid().is_root() {
+        skip("a small SSD on a loop device needs root");
+        return None;
+    }
+    let mut lab = Lab::new(backend)?;
+    match SmallSsd::new(lab.root(), mib) {
+        Ok(ssd) => {
+            lab.cache = ssd.path().join("cache");
+            Some((lab, ssd))
+        }
+        Err(why) => {
+            skip(&why);
+            None
+        }
+    }
+}
+
+/// Takes every byte that is left on the SSD, as somebody else's.
+fn hog(ssd: &SmallSsd) {
+    let path = ssd.path().join("hog");
+    let mut hog = fs::File::options()
+        .append(true)
+        .create(true)
+        .open(path)
+        .expect("the hog");
+    for size in [1 << 20, 4096] {
+        while hog.write(&vec![7; size]).is_ok() {}
+    }
+    hog.sync_all().expect("sync");
+    while hog.write(&[7; 4096]).is_ok() {}
+}
+
 #[test]
-fn full_drive_fails_the_flush_by_name_and_is_retried_after_a_delete() {
+fn ssd_filled_by_somebody_else_leaves_room_for_what_gives_space_back() {
+    let Some((mut lab, ssd)) = on_small_ssd(Backend::Ext4Dir, 96) else {
+        return;
+    };
+    lab.mount(&[]);
+    for n in 0..20 {
+        write(&lab.m(format!("f{n}")), &content(n, 1 << 20));
+    }
+    for round in 0..4_u64 {
+        hog(&ssd);
+        let (one, two, three) = (round * 3, round * 3 + 1, round * 3 + 2);
+        fs::rename(lab.m(format!("f{one}")), lab.m("moved")).expect("rename");
+        let file = fs::File::options()
+            .write(true)
+            .open(lab.m(format!("f{two}")))
+            .expect("open");
+        file.set_len(1000).expect("truncate");
+        file.sync_all().expect("fsync");
+        fs::File::create(lab.m(format!("f{three}"))).expect("empty it");
+        fs::remove_file(lab.m("moved")).expect("unlink");
+        assert_eq!(lab.status()["backend_state"], "attached");
+    }
+    hog(&ssd);
+    lab.flush();
+    lab.assert_drive_is_mount();
+    // Killed now, it must be able to start.
+    hog(&ssd);
+    lab.kill9();
+    hog(&ssd);
+    lab.remount();
+    for n in 12..20 {
+        let bytes = fs::read(lab.m(format!("f{n}"))).expect("read");
+        assert!(bytes == content(n, 1 << 20), "f{n}");
+    }
+    lab.flush();
+    fs::remove_file(ssd.path().join("hog")).expect("make room");
+    write(&lab.m("after"), &content(99, 4 << 20));
+    lab.flush();
+    lab.assert_drive_is_mount();
+    lab.unmount();
+    drop(ssd);
+    lab.finish();
+}
+
+#[test]
+fn writers_are_slowed_rather_than_refused_while_a_flush_makes_room() {
+    let Some((mut lab, ssd)) = on_small_ssd(Backend::Ext4Dir, 96) else {
+        return;
+    };
+    // Nothing but the lack of space makes it flush.
+    lab.mount(&[
+        "--flush-after",
+        "1h",
+        "--max-age",
+        "1h",
+        "--cache-size",
+        "1T",
+    ]);
+    let count = 240;
+    for n in 0..count {
+        write(&lab.m(format!("f{n}")), &content(n, 1 << 20));
+    }
+    assert_whole(&lab, "", 1 << 20, count, "f");
+    lab.flush();
+    lab.assert_drive_is_mount();
+    lab.unmount();
+    drop(ssd);
+    lab.finish();
+}
+
+#[test]
+fn full_ssd_without_the_drive_refuses_promptly() {
+    let Some((mut lab, ssd)) = on_small_ssd(Backend::Ext4Dir, 64) else {
+        return;
+    };
+    lab.mount(&["--flush-after", "1h", "--max-age", "1h"]);
+    write(&lab.m("before"), &content(1, 1 << 20));
+    lab.eject();
+    let begun = std::time::Instant::now();
+    let count = fill(&lab, "f", 1 << 20, 200);
+    assert!((10..200).contains(&count), "{count} MiB in 64");
+    assert!(
+        begun.elapsed().as_secs() < 25,
+        "it waited for what could not come"
+    );
+    assert_whole(&lab, "f/", 1 << 20, count, "");
+    lab.unmount_with(&["--no-flush"]);
+    drop(ssd);
+    lab.finish();
+}
+
+#[test]
+fn full_drive_says_how_much_is_missing_and_carries_nothing() {
     let Some(mut lab) = Lab::new(Backend::Exfat(48)) else {
         return;
     };
     lab.mount(&[]);
     write(&lab.m("old"), &content(1, 15 << 20));
+    write(&lab.m("rubbish"), &content(3, 12 << 20));
     lab.flush();
     write(&lab.m("old"), &content(2, 15 << 20));
-    for n in 0..5 {
-        write(&lab.m(format!("big/{n}")), &content(10 + n, 10 << 20));
-    }
+    write(&lab.m("big"), &content(4, 12 << 20));
+    fs::remove_file(lab.m("rubbish")).expect("unlink");
     let mount_before = Tree::read(&lab.mnt);
-    let done = lab.ferryfs(&["flush", "--json", &text(&lab.mnt)]);
-    assert!(
-        [exit::FAILED, exit::LEFT_BEHIND].contains(&done.code),
-        "exit {}: {}",
-        done.code,
-        done.stderr
-    );
-    let said = format!("{}{}", done.stdout, done.stderr).to_lowercase();
-    assert!(
-        said.contains("space") || said.contains("full") || said.contains("room"),
-        "says why: {said}"
-    );
-    assert!(said.contains("big/"), "names what does not fit: {said}");
-
-    // The drive has whole files only: each the old version, or the new one, or none at all.
-    let old = fs::read(lab.d("old")).expect("the old file is there");
-    assert!(
-        old == content(1, 15 << 20) || old == content(2, 15 << 20),
-        "old is torn"
-    );
-    for n in 0..5 {
-        if let Ok(bytes) = fs::read(lab.d(format!("big/{n}"))) {
-            assert!(bytes == content(10 + n, 10 << 20), "big/{n} is torn");
-        }
+    let drive_before = Tree::read(lab.drive.path()).without(".ferryfs");
+    let done = lab
+        .ferryfs(&["flush", &text(&lab.mnt)])
+        .refuses(exit::FAILED, "the drive is full");
+    for part in [
+        "27.0 MiB have to be written",
+        "are missing (",
+        "largest file is old (15.0 MiB)",
+        "would free 12.0 MiB",
+        "--removals-first",
+    ] {
+        assert!(done.stderr.contains(part), "no {part:?} in {}", done.stderr);
     }
-    mount_before.assert_same(
-        &Tree::read(&lab.mnt),
-        "the mount before",
-        "the mount after the failed flush",
-    );
+    Tree::read(&lab.mnt).assert_same(&mount_before, "the mount", "the mount before");
+    // P4: neither a part that fits nor the removals alone.
+    Tree::read(lab.drive.path())
+        .without(".ferryfs")
+        .assert_same(&drive_before, "the drive", "the drive before");
     let status = lab.status();
     assert_eq!(status["safe_to_unplug"], false, "{status}");
-    assert!(status["dirty_files"].as_u64() > Some(0), "{status}");
+    assert!(
+        status["last_error"]
+            .as_str()
+            .is_some_and(|e| e.contains("full")),
+        "{status}"
+    );
 
-    for n in 0..4 {
-        fs::remove_file(lab.m(format!("big/{n}"))).expect("unlink");
-    }
-    lab.flush();
+    lab.ferryfs(&["flush", "--removals-first", "--verify", &text(&lab.mnt)])
+        .code(exit::DONE);
     lab.assert_drive_is_mount();
     lab.finish();
 }

@@ -4,6 +4,8 @@
 //! Every call counts, reading or changing, also those on open files (`read_at`, `metadata`, `append`, `finish`); opening
 //! and creating count once. Dropping a file does not count. A lone counter behind one lock gives each call its number,
 //! so runs with one thread are repeatable. The lock is not held while the inner backend works.
+//!
+//! It can lie as well ([`FaultyBackend::lie`]): what is appended goes down changed, and every call succeeds.
 
 use std::io;
 use std::sync::Arc;
@@ -42,6 +44,7 @@ impl Fault {
 struct Counter {
     calls: u64,
     fault: Option<Fault>,
+    lie: bool,
 }
 
 /// What is to become of one call.
@@ -130,6 +133,11 @@ impl<B> FaultyBackend<B> {
         self.switch.0.lock().fault = None;
     }
 
+    /// From now on the first byte of everything that is appended to a file is changed on its way, without a word; or not.
+    pub fn lie(&self, lie: bool) {
+        self.switch.0.lock().lie = lie;
+    }
+
     /// How many calls there have been, failed ones included.
     pub fn calls(&self) -> u64 {
         self.switch.0.lock().calls
@@ -153,6 +161,13 @@ impl<B: Backend> Backend for FaultyBackend<B> {
 
     fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let inner = self.switch.call("open", path, || self.inner.open(path))?;
+        let switch = self.switch.clone();
+        Ok(Box::new(FaultyReader { inner, switch }))
+    }
+
+    fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
+        let work = || self.inner.open_uncached(path);
+        let inner = self.switch.call("open", path, work)?;
         let switch = self.switch.clone();
         Ok(Box::new(FaultyReader { inner, switch }))
     }
@@ -238,7 +253,14 @@ struct FaultyWriter {
 
 impl WriteFile for FaultyWriter {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
-        self.switch.io(|| self.inner.append(data))
+        let lie = self.switch.0.lock().lie;
+        self.switch.io(|| match data.split_first() {
+            Some((first, rest)) if lie => {
+                self.inner.append(&[!first])?;
+                self.inner.append(rest)
+            }
+            _ => self.inner.append(data),
+        })
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {

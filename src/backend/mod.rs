@@ -213,6 +213,15 @@ pub trait Backend: Send + Sync {
     /// If there is none, or it is something else.
     fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>>;
 
+    /// Opens the regular file at `path` for reading what the medium has, past every cache that can be got past. Everything
+    /// must have been synced. A backend around another passes this on.
+    ///
+    /// # Errors
+    /// As [`Backend::open`].
+    fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
+        self.open(path)
+    }
+
     /// Makes a new, empty regular file at `path`.
     ///
     /// # Errors

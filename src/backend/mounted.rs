@@ -27,6 +27,7 @@ use super::{Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Spac
 use crate::base::{FileKind, Name, RelPath, Timestamp};
 use crate::rules::layout;
 use crate::sys;
+use crate::sys::direct::DirectFile;
 
 /// Permission bits of new files, less the umask.
 const FILE_PERMISSIONS: u32 = 0o644;
@@ -221,6 +222,11 @@ impl Backend for MountedDir {
         Ok(Box::new(MountedReader { file }))
     }
 
+    fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
+        let file = named("open", path, self.open_regular(path))?;
+        Ok(Box::new(UncachedReader(DirectFile::new(file))))
+    }
+
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         let answer = || -> io::Result<File> {
             let (dir, name) = self.parent(path, Errno::EEXIST)?;
@@ -373,6 +379,19 @@ impl ReadFile for MountedReader {
 
     fn metadata(&self) -> io::Result<Metadata> {
         metadata_from(&fstat(&self.file)?)
+    }
+}
+
+/// A file that is read past the page cache; holds one descriptor.
+struct UncachedReader(DirectFile);
+
+impl ReadFile for UncachedReader {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        metadata_from(&fstat(self.0.file())?)
     }
 }
 

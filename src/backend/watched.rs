@@ -113,6 +113,18 @@ impl Watched {
     }
 }
 
+impl Watched {
+    fn on_a_leash(&self, file: Box<dyn ReadFile>) -> Box<dyn ReadFile> {
+        let reader = Arc::new(Reader {
+            file: RwLock::new(Some(file.into())),
+            leash: self.leash.clone(),
+        });
+        let held: Arc<dyn Held> = reader.clone();
+        self.hold(Arc::downgrade(&held));
+        Box::new(Shared(reader))
+    }
+}
+
 impl Backend for Watched {
     fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
         self.call("read_dir", dir, |inner| inner.read_dir(dir))
@@ -124,13 +136,12 @@ impl Backend for Watched {
 
     fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let file = self.call("open", path, |inner| inner.open(path))?;
-        let reader = Arc::new(Reader {
-            file: RwLock::new(Some(file.into())),
-            leash: self.leash.clone(),
-        });
-        let held: Arc<dyn Held> = reader.clone();
-        self.hold(Arc::downgrade(&held));
-        Ok(Box::new(Shared(reader)))
+        Ok(self.on_a_leash(file))
+    }
+
+    fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
+        let file = self.call("open", path, |inner| inner.open_uncached(path))?;
+        Ok(self.on_a_leash(file))
     }
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {

@@ -3,9 +3,11 @@
 mod name;
 pub mod steps;
 mod time;
+mod units;
 
 pub use name::{NAME_MAX, Name, NameError, RelPath};
 pub use time::{Clock, SystemClock, Timestamp};
+pub use units::human_bytes;
 
 use std::fmt;
 

@@ -4,7 +4,8 @@
 //!
 //! An object is made before the row that names it and removed after the row that buries it, so at every instant each row's
 //! object is there. What a crash leaves beyond that has no row: [`Store::quarantine`] moves it to `lost+found`, never to the void.
-//! New objects' names become durable with [`Store::sync_object`], which syncs the directory too while the object is new.
+//! New objects' names become durable with [`Store::sync_object`], which syncs the directory too while the object is new. What a
+//! failed sync means for an object is told in [`super::damage`].
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -14,6 +15,9 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
+use super::Reserve;
+use super::damage::{Damage, Damaged};
+use super::fault::{Fault, Faults};
 use crate::base::ObjectId;
 use crate::base::steps::{CacheStep, CacheSteps};
 use crate::sys;
@@ -47,6 +51,12 @@ pub struct Store {
     /// Objects whose directory entry is not known to be durable.
     fresh: Mutex<HashSet<ObjectId>>,
     steps: CacheSteps,
+    /// Held from the start: the kernel tells a descriptor of every error of the file system since it was opened, but one that is
+    /// opened later only of errors that nobody has been told.
+    whole: File,
+    damaged: Damaged,
+    reserve: Reserve,
+    faults: Faults,
 }
 
 impl Store {
@@ -67,10 +77,14 @@ impl Store {
         make(&lost_found)?;
         make(&root)?;
         Ok(Store {
+            whole: File::open(&root).map_err(failed("open", &root))?,
             root,
             lost_found,
             fresh: Mutex::new(HashSet::new()),
             steps: CacheSteps::default(),
+            damaged: Damaged::default(),
+            reserve: Reserve::open(cache),
+            faults: Faults::default(),
         })
     }
 
@@ -157,6 +171,7 @@ impl Store {
         let path = self.path(object);
         self.before(CacheStep::RemoveObject, &path)?;
         self.fresh.lock().remove(&object);
+        self.damaged.remove(object);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(e)),
             _ => Ok(()),
@@ -185,14 +200,34 @@ impl Store {
         }
     }
 
-    /// Makes the object's bytes durable, and its name if it is new.
+    /// Makes the object's bytes durable, and its name if it is new. If it fails, the object counts as damaged from then on.
     ///
     /// # Errors
-    /// If a write has failed since the last sync; its bytes are then not to be taken as written.
+    /// If a write has failed since the last sync; its bytes are then not to be taken as written. Also if that was so before.
     pub fn sync_object(&self, object: ObjectId, file: &File) -> Result<()> {
+        let before = self.damaged.get(object);
         let path = self.path(object);
         self.before(CacheStep::SyncObject, &path)?;
-        file.sync_data().map_err(failed("fsync", &path))?;
+        self.sync_bytes_and_name(object, file, &path)
+            .inspect_err(|error| {
+                let errno = error.source.raw_os_error().unwrap_or(libc::EIO);
+                self.damaged.add(object, Damage { errno }, false);
+            })?;
+        match before {
+            // This sync may have covered what was written since, but not what was lost before.
+            Some(damage) => {
+                let source = io::Error::from_raw_os_error(damage.errno);
+                Err(failed("fsync", &path)(source))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn sync_bytes_and_name(&self, object: ObjectId, file: &File, path: &Path) -> Result<()> {
+        self.faults
+            .check("fsync", object)
+            .and_then(|()| file.sync_data())
+            .map_err(failed("fsync", path))?;
         if self.fresh.lock().contains(&object) {
             let dir = path.parent().unwrap_or(&self.root);
             File::open(dir)
@@ -201,6 +236,43 @@ impl Store {
             self.fresh.lock().remove(&object);
         }
         Ok(())
+    }
+
+    /// Whether bytes of the object are known to be lost, see [`super::damage`].
+    pub fn damage(&self, object: ObjectId) -> Option<Damage> {
+        self.damaged.get(object)
+    }
+
+    /// Every damaged object, and whether that has been noted in the index.
+    pub fn damaged(&self) -> Vec<(ObjectId, Damage, bool)> {
+        self.damaged.all()
+    }
+
+    /// Has the object count as damaged; it is so noted in the index.
+    pub fn note_damage(&self, object: ObjectId, damage: Damage) {
+        self.damaged.add(object, damage, true);
+    }
+
+    /// The object's bytes are needed no more, or are new. True if it was damaged.
+    pub fn forget_damage(&self, object: ObjectId) -> bool {
+        self.damaged.remove(object)
+    }
+
+    /// What is held of the SSD for when it is full.
+    pub fn reserve(&self) -> &Reserve {
+        &self.reserve
+    }
+
+    /// For tests: has calls on objects fail.
+    #[doc(hidden)]
+    pub fn inject(&self, fault: Option<Fault>) {
+        self.faults.set(fault);
+    }
+
+    /// For tests: whether `operation` on `object` is to work.
+    #[doc(hidden)]
+    pub fn check_fault(&self, operation: &'static str, object: ObjectId) -> io::Result<()> {
+        self.faults.check(operation, object)
     }
 
     /// The same for one that nobody has open; fine if it is gone, as nothing then needs it.
@@ -218,15 +290,18 @@ impl Store {
     /// Makes the bytes and names of all of `objects` durable with one sync of the whole file system.
     ///
     /// # Errors
-    /// If a write has failed since the last sync.
-    pub fn sync_all(&self, objects: impl Iterator<Item = ObjectId>) -> Result<()> {
+    /// If a write anywhere on the file system has failed since the last call. That says nothing of any one object: the caller
+    /// has to sync each by itself.
+    pub fn sync_all(&self, objects: &[ObjectId]) -> Result<()> {
         self.before(CacheStep::SyncObject, &self.root)?;
-        File::open(&self.root)
-            .and_then(sys::file::sync_file_system)
+        objects
+            .iter()
+            .try_for_each(|object| self.faults.check("fsync", *object))
+            .and_then(|()| sys::file::sync_file_system(&self.whole))
             .map_err(failed("syncfs", &self.root))?;
         let mut fresh = self.fresh.lock();
         for object in objects {
-            fresh.remove(&object);
+            fresh.remove(object);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::exit::{Exit, Failure};
 use super::progress::Bar;
 use super::units::parse_duration;
 use super::{json, mounts, reach, render, say};
-use crate::control::protocol::{FlushReport, Request};
+use crate::control::protocol::{FlushReport, FlushWish, Request};
 
 /// The daemon keeps the time itself and says what it knows; only if it does not is it given up, this much later.
 const GRACE: Duration = Duration::from_secs(10);
@@ -25,6 +25,13 @@ pub struct FlushArgs {
     /// Give up waiting after this long ("90s", "10m", "2h"); exit code 1, and the daemon goes on by itself
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     timeout: Option<Duration>,
+    /// Read back what was written, past the kernel's memory, and compare it, before the cache lets go of it
+    #[arg(long)]
+    verify: bool,
+    /// If the drive is full, carry what was deleted in the mount first. Until the rest has followed the drive has a mixture
+    /// that the mount never was: the old files less the deleted ones
+    #[arg(long)]
+    removals_first: bool,
     /// Carry also, as they are, files that were being written when the daemon died
     #[arg(long)]
     include_interrupted: bool,
@@ -44,8 +51,16 @@ pub(super) fn run(args: &FlushArgs) -> Result<Exit, Failure> {
         let mut client = reach::daemon_of(&mount)?;
         client.call(&Request::IncludeInterrupted, Some(GRACE), &mut |_| {})?;
     }
-    let request = Request::Flush {
-        timeout_ms: args.timeout.map(millis),
+    let timeout_ms = args.timeout.map(millis);
+    let request = match args.verify || args.removals_first {
+        false => Request::Flush { timeout_ms },
+        true => Request::FlushAs {
+            wish: FlushWish {
+                timeout_ms,
+                verify: args.verify,
+                removals_first: args.removals_first,
+            },
+        },
     };
     let patience = args.timeout.map(|timeout| timeout.saturating_add(GRACE));
     let mut bar = Bar::new(args.json);

@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure};
 use super::units::{parse_cache_size, parse_duration};
 use crate::daemon::DaemonError;
 use crate::daemon::background::{self, CHILD_FLAG, Ready};
-use crate::daemon::options::{CacheSize, FuseOptions, IoMode, MountOptions};
+use crate::daemon::options::{CacheSize, FuseOptions, IoMode, MountOptions, Verify};
 
 /// This very program, also after the file it was started from has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -47,6 +47,9 @@ pub struct MountArgs {
     /// Who reads and writes the bytes of cached files
     #[arg(long, value_enum, default_value_t)]
     io: IoMode,
+    /// When to read back what was written to the drive, past the kernel's memory, and compare it
+    #[arg(long, value_enum, default_value_t)]
+    verify: Verify,
     /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
@@ -133,6 +136,7 @@ impl MountArgs {
             auto_flush: !self.no_auto_flush,
             io_timeout: self.io_timeout,
             io: self.io,
+            verify: self.verify,
             fuse,
             fsck: self.fsck,
             accept_copy: self.accept_copy,
@@ -191,6 +195,7 @@ mod tests {
             auto_flush: true,
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
+            verify: Verify::Off,
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,
@@ -203,7 +208,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
-             --fsck --accept-copy -o allow_other -o noexec,suid --foreground rel /m",
+             --verify after-flush --fsck --accept-copy -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -215,6 +220,7 @@ mod tests {
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
         assert!(options.fsck && options.accept_copy);
         assert_eq!(options.io, IoMode::Daemon);
+        assert_eq!(options.verify, Verify::AfterFlush);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }
 

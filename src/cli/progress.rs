@@ -103,6 +103,7 @@ fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::Cut => "looking ",
         Phase::Stage => "copying ",
+        Phase::Verify => "verifying",
         Phase::Commit => "sealing ",
         Phase::Apply => "placing ",
         Phase::Confirm => "confirming",

@@ -108,6 +108,7 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
         Request::Flush { timeout_ms } => {
             report(handler.flush(timeout_ms.map(Duration::from_millis), &progress))
         }
+        Request::FlushAs { wish } => report(handler.flush_as(wish, &progress)),
         Request::IncludeInterrupted => handler
             .include_interrupted()
             .map(|files| Answer::Included { files }),

@@ -27,6 +27,11 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_ms: Option<u64>,
     },
+    /// The same with wishes beyond that.
+    FlushAs {
+        /// What is wished for.
+        wish: FlushWish,
+    },
     /// Let what was being written when the daemon before died be carried as it is, from the next flush on.
     IncludeInterrupted,
     /// Flush, then let go of the backend; the mount goes on without it.
@@ -49,6 +54,19 @@ pub enum Request {
     },
 }
 
+/// How a flush is to be done. What is left out is not wished for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlushWish {
+    /// How long to wait at most, in milliseconds; for ever if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Read back what was written, and compare, before the cache lets go of it.
+    pub verify: bool,
+    /// If the backend is full, carry what was removed in the mount first, in a batch of its own.
+    pub removals_first: bool,
+}
+
 /// One line of the daemon's answer.
 // One at a time, never kept in numbers: its size does not matter.
 #[allow(clippy::large_enum_variant)]
@@ -69,6 +87,8 @@ pub enum Reply {
 }
 
 /// What came of a request.
+// One at a time, and gone with the line: a box would buy nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 // As above.
@@ -102,6 +122,8 @@ pub enum Phase {
     Cut,
     /// Contents are being written beside their final place.
     Stage,
+    /// What was written is being read back and compared.
+    Verify,
     /// The record of the batch is being written.
     Commit,
     /// Files are being moved into place.

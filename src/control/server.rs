@@ -25,7 +25,7 @@ use parking_lot::{Condvar, Mutex};
 use super::address::at_socket;
 use super::connection::{self, Limits};
 use super::protocol::{
-    AttachReport, ControlError, ErrorCode, FlushReport, Progress, SOCKET_NAME, Status,
+    AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, Progress, SOCKET_NAME, Status,
 };
 
 /// What the daemon does when it is asked. Called from many threads at once.
@@ -42,6 +42,18 @@ pub trait Handler: Send + Sync {
         timeout: Option<Duration>,
         progress: &dyn Fn(Progress),
     ) -> Result<FlushReport, ControlError>;
+
+    /// The same with wishes beyond the time it may take; who knows of none does without.
+    ///
+    /// # Errors
+    /// As [`Handler::flush`].
+    fn flush_as(
+        &self,
+        wish: &FlushWish,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError> {
+        self.flush(wish.timeout_ms.map(Duration::from_millis), progress)
+    }
 
     /// Lets what was being written when the daemon before died be carried as it is; tells how many files that are.
     ///

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unb
 
 use crate::backend::drive::Drive;
 use crate::control::protocol::{Phase, Progress};
-use crate::flush::{FlushError, Flusher, Report};
+use crate::flush::{FlushError, Flusher, Report, Wish};
 
 /// How often it is looked whether to go on waiting, and whether the backend answers.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -58,8 +58,8 @@ type Outcome = Result<Report, FlushError>;
 /// # Errors
 /// The flush's own, or [`FlushError::StillRunning`] if it is no longer waited for.
 pub(super) fn flush(
-    flusher: &Arc<Flusher>,
-    drive: &Drive,
+    (flusher, drive): (&Arc<Flusher>, &Drive),
+    wish: Wish,
     patience: &Patience<'_>,
     progress: &dyn Fn(Progress),
     then: impl FnOnce() + Send + 'static,
@@ -68,13 +68,13 @@ pub(super) fn flush(
     let verdict = Verdict::default();
     let (steps, stepped) = unbounded();
     let (end, ended) = bounded(1);
-    let (theirs, flusher, deadline) = (verdict.clone(), flusher.clone(), patience.deadline);
+    let (theirs, flusher) = (verdict.clone(), flusher.clone());
     let spawned = thread::Builder::new()
         .name("ferryfs-flush".into())
         .spawn(move || {
             let last = Cell::new(None);
             let teller = Teller { steps, last };
-            let outcome = flusher.flush_and(deadline, &|step| teller.tell(step), || {
+            let outcome = flusher.flush_as(&wish, &|step| teller.tell(step), || {
                 if theirs.decide(DONE) {
                     then();
                 }

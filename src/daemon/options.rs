@@ -24,6 +24,8 @@ pub struct MountOptions {
     pub io_timeout: Duration,
     /// How cached files are to be read and written.
     pub io: IoMode,
+    /// Whether what a flush has written is read back.
+    pub verify: Verify,
     /// What the kernel is told of the mount.
     pub fuse: FuseOptions,
     /// Check the drive's file system first, unless it says that it was let go of in order.
@@ -47,6 +49,16 @@ impl Default for CacheSize {
     fn default() -> CacheSize {
         CacheSize::PercentOfFree(80)
     }
+}
+
+/// When what was written to the drive is read back and compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Verify {
+    /// Only when a flush asks for it.
+    #[default]
+    Off,
+    /// In every flush, before the cache lets go of anything. Reads once more all that is written.
+    AfterFlush,
 }
 
 /// How cached files are to be read and written.

@@ -33,6 +33,7 @@ impl Place {
             auto_flush: true,
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
+            verify: Default::default(),
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,

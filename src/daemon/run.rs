@@ -10,13 +10,13 @@ use parking_lot::Mutex;
 
 use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
 use super::opening::{Opened, open_cache};
-use super::options::{CacheSize, IoMode, MountOptions};
+use super::options::{CacheSize, IoMode, MountOptions, Verify};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
 use super::{DaemonError, Ready, ending, starting, volume};
 use crate::backend::drive::Drive;
 use crate::base::{Clock, Ino};
-use crate::cache::Store;
+use crate::cache::{Reserve, Store};
 use crate::cli::render;
 use crate::control::server::{self, Handler};
 use crate::flush::{Flusher, Hooks, Parts as FlushParts};
@@ -58,6 +58,10 @@ impl Hooks for FlushHooks {
 
     fn hold_open(&self, inos: &[Ino]) {
         self.fs.hold_open_for_readers(inos);
+    }
+
+    fn give_up_reserve(&self) -> bool {
+        self.fs.give_up_reserve()
     }
 }
 
@@ -190,6 +194,7 @@ fn serve(
         monitor: Arc::new(monitor),
         volume: opened.facts.volume,
         mountpoint: options.mountpoint.clone(),
+        verify: options.verify == Verify::AfterFlush,
         last_error: Arc::new(Mutex::new(None)),
         patience: options.io_timeout * HOPELESS,
         store,
@@ -324,8 +329,23 @@ fn start_logging() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Unfailing)
         .try_init();
+}
+
+/// stderr, which is the log on the SSD. What cannot be written is dropped: told of an error, the logger would say so on stderr
+/// again, and fail so hard that it takes the thread along. A full or dead SSD must not end the daemon.
+struct Unfailing;
+
+impl std::io::Write for Unfailing {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Signals that ask for an end arrive on a channel. Before any other thread is started, so that all inherit the mask.
@@ -352,6 +372,7 @@ fn block_signals() -> Result<Receiver<()>, DaemonError> {
 
 fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     let rules = NameRules::new(&opened.facts.capabilities);
+    Reserve::make_room_to_start(&opened.dir);
     // What an earlier process committed becomes durable when the index is opened; so must the bytes that it vouches for.
     std::fs::File::open(&opened.dir)
         .and_then(crate::sys::file::sync_file_system)

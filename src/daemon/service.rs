@@ -16,11 +16,11 @@ use crate::backend::drive::Drive;
 use crate::base::Timestamp;
 use crate::cache::Store;
 use crate::control::protocol::{
-    AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, IoPath,
-    LastBatch, LeftBehind, Progress, Status,
+    AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish,
+    IoPath, LastBatch, LeftBehind, Progress, Status,
 };
 use crate::control::server::Handler;
-use crate::flush::{FlushError, Flusher, Report};
+use crate::flush::{FlushError, Flusher, Report, Wish};
 use crate::fs::Fs;
 use crate::index::{BatchSummary, Index, Waiting};
 
@@ -34,6 +34,8 @@ pub(super) struct Service {
     pub(super) volume: Uuid,
     pub(super) mountpoint: PathBuf,
     /// The last thing that went wrong and has not been put right since.
+    /// Every flush reads back what it has written.
+    pub(super) verify: bool,
     pub(super) last_error: Arc<Mutex<Option<String>>>,
     /// How long a backend may not answer before `eject` and `unmount` go on without it.
     pub(super) patience: Duration,
@@ -56,8 +58,17 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::WrongDrive(_) => {
             "mount the right drive there; nothing was written and nothing is lost"
         }
+        FlushError::Full { freed: 0, .. } => {
+            "nothing was carried and nothing is lost; delete something in the mount, then run `ferryfs flush --removals-first`"
+        }
         FlushError::Full { .. } => {
-            "delete something in the mount, or move it elsewhere, and flush again; nothing is lost"
+            "nothing was carried and nothing is lost; `ferryfs flush --removals-first` carries the deletions before the rest"
+        }
+        FlushError::Lies { .. } => {
+            "nothing is lost, all of it is in the cache; check the drive and its cable before you trust it with more"
+        }
+        FlushError::Sync(_) => {
+            "the SSD refuses to keep what it is given; see `ferryfs status`, and look at the health of the SSD"
         }
         FlushError::StillRunning { silent: Some(_) } => {
             "see whether the NAS or drive is well; `ferryfs status` tells when it answers again"
@@ -127,12 +138,13 @@ impl Service {
         patience: &Patience<'_>,
         progress: &dyn Fn(Progress),
     ) -> Result<Report, FlushError> {
-        self.run_flush_and(patience, progress, || {})
+        self.run_flush_and(patience, &Wish::default(), progress, || {})
     }
 
     fn run_flush_and(
         &self,
         patience: &Patience<'_>,
+        wish: &Wish,
         progress: &dyn Fn(Progress),
         then: impl FnOnce() + Send + 'static,
     ) -> Result<Report, FlushError> {
@@ -158,7 +170,19 @@ impl Service {
             deadline: patience.deadline,
             enough: &|silent| self.over.load(Ordering::Acquire) || (patience.enough)(silent),
         };
-        flight::flush(&self.flusher, &self.drive, &patience, progress, then, after)
+        let wish = Wish {
+            deadline: patience.deadline,
+            verify: wish.verify || self.verify,
+            ..*wish
+        };
+        flight::flush(
+            (&self.flusher, &self.drive),
+            wish,
+            &patience,
+            progress,
+            then,
+            after,
+        )
     }
 
     /// Whether a backend has not answered for so long that nobody should wait for it who wants to end something.
@@ -186,6 +210,14 @@ impl Service {
             Err(FlushError::StillRunning { silent: Some(_) }) => None,
             result => Some(result),
         }
+    }
+
+    /// What lasts until somebody does something about it, then what went wrong last; one line.
+    fn what_is_wrong(&self) -> Option<String> {
+        let mut wrong = self.fs.troubles();
+        let last = self.last_error.lock().clone();
+        wrong.extend(last.or_else(|| self.monitor.trouble()));
+        (!wrong.is_empty()).then(|| wrong.join("; "))
     }
 
     fn waiting(&self) -> Waiting {
@@ -320,11 +352,7 @@ impl Handler for Service {
             batch_in_progress: busy,
             kept_local: waiting.kept_local,
             warnings: self.monitor.warnings(),
-            last_error: self
-                .last_error
-                .lock()
-                .clone()
-                .or_else(|| self.monitor.trouble()),
+            last_error: self.what_is_wrong(),
             attention: self.attention(),
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -343,6 +371,26 @@ impl Handler for Service {
             enough: &|_| false,
         };
         self.run_flush(&patience, progress)
+            .map(|report| self.flush_report(report))
+            .map_err(|error| control_error(&error))
+    }
+
+    fn flush_as(
+        &self,
+        wish: &FlushWish,
+        progress: &dyn Fn(Progress),
+    ) -> Result<FlushReport, ControlError> {
+        let timeout = wish.timeout_ms.map(Duration::from_millis);
+        let patience = Patience {
+            deadline: timeout.map(|timeout| Instant::now() + timeout),
+            enough: &|_| false,
+        };
+        let wish = Wish {
+            deadline: None,
+            verify: wish.verify,
+            removals_first: wish.removals_first,
+        };
+        self.run_flush_and(&patience, &wish, progress, || {})
             .map(|report| self.flush_report(report))
             .map_err(|error| control_error(&error))
     }
@@ -367,7 +415,7 @@ impl Handler for Service {
             enough: &|silent| self.is_hopeless(silent),
         };
         let report = self
-            .run_flush_and(&patience, progress, let_go)
+            .run_flush_and(&patience, &Wish::default(), progress, let_go)
             .map_err(|error| not_ejected(&error))?;
         Ok(self.flush_report(report))
     }

@@ -25,6 +25,9 @@ const SYNC_EVERY: Duration = Duration::from_secs(5);
 /// How often the cache's size and the SSD's space are looked at.
 const TRIM_EVERY: Duration = Duration::from_secs(5);
 
+/// How often clean objects give way while the SSD is nearly full.
+const TRIM_CROWDED_EVERY: Duration = Duration::from_secs(1);
+
 /// How often the need for a flush is considered.
 const CONSIDER_EVERY: Duration = Duration::from_millis(500);
 
@@ -134,6 +137,7 @@ fn tick(service: &Service, syncer: &Syncer, stop: &AtomicBool) {
     let mut last_sync = Instant::now();
     let mut last_tick = Instant::now();
     let mut synced_commit = u64::MAX;
+    let mut said = String::new();
     while !stop.load(Ordering::Acquire) {
         let closed = service
             .fs
@@ -145,9 +149,15 @@ fn tick(service: &Service, syncer: &Syncer, stop: &AtomicBool) {
             continue;
         }
         last_tick = Instant::now();
-        if let Err(error) = service.fs.commit_pending() {
-            tracing::error!(%error, "commit failed");
-            *service.last_error.lock() = Some(error.to_string());
+        match service.fs.commit_pending() {
+            Ok(()) => said.clear(),
+            // Five times a second it would be, as long as it lasts.
+            Err(error) if said == error.to_string() => {}
+            Err(error) => {
+                tracing::error!(%error, "commit failed");
+                said = error.to_string();
+                *service.last_error.lock() = Some(said.clone());
+            }
         }
         let long = service.index.wants_checkpoint();
         if !long && last_sync.elapsed() < SYNC_EVERY {
@@ -178,11 +188,16 @@ fn sync_and_checkpoint(service: &Service, syncer: &Syncer) {
 
 fn trim(service: &Service, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
-        rest(stop, TRIM_EVERY);
+        rest(stop, TRIM_CROWDED_EVERY);
+        let end = Instant::now() + (TRIM_EVERY - TRIM_CROWDED_EVERY);
+        while !stop.load(Ordering::Acquire) && !service.fs.is_crowded() && Instant::now() < end {
+            rest(stop, Duration::from_millis(100));
+        }
         service.fs.look_at_space();
         if let Err(error) = service.fs.trim() {
             tracing::error!(%error, "cannot trim the cache");
         }
+        service.fs.look_at_space();
         service.fs.close_idle_readers(false);
         service.drive.refresh_space();
     }
@@ -214,16 +229,24 @@ fn walk(service: &Service, stop: &AtomicBool) {
 fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
     let mut backoff = Duration::ZERO;
     let mut not_before = Instant::now();
+    // What was left behind is not tried again at once, unless room is needed: a writer at work leaves a file behind each time.
+    let mut unhurried_before = not_before;
+    let mut carried = true;
     while !stop.load(Ordering::Acquire) {
-        rest(stop, CONSIDER_EVERY);
         let ending = service.ending.load(Ordering::Acquire);
-        if ending
-            || Instant::now() < not_before
-            || !service.drive.is_attached()
-            || service.drive.stalled().is_some()
-            || service.flusher.is_running()
-            || !is_due(service, &auto)
-        {
+        let now = Instant::now();
+        let able = !ending
+            && now >= not_before
+            && service.drive.is_attached()
+            && service.drive.stalled().is_none();
+        // After a failure, or if there was nothing to carry but what is being written, whoever waits for room waits in vain.
+        service
+            .fs
+            .expect_relief(able && (carried || now >= unhurried_before));
+        rest(stop, CONSIDER_EVERY);
+        let hurried = carried && service.fs.wants_flush();
+        let running = service.flusher.is_running();
+        if !able || running || !(hurried || now >= unhurried_before) || !is_due(service, &auto) {
             continue;
         }
         let patience = Patience {
@@ -235,10 +258,11 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
                 backoff = Duration::ZERO;
                 if report.batch.is_some() {
                     tracing::info!(files = report.files, bytes = report.bytes, "flushed");
+                    make_room_for_writers(service);
                 }
-                // What was left behind is not tried again at once.
+                carried = report.batch.is_some() || report.left_behind.is_empty();
                 if !report.left_behind.is_empty() {
-                    not_before = Instant::now() + auto.after;
+                    unhurried_before = Instant::now() + auto.after;
                 }
             }
             Err(_) => {
@@ -258,8 +282,18 @@ fn is_due(service: &Service, auto: &AutoFlush) -> bool {
         latest.elapsed() >= auto.after
             || oldest.elapsed() >= auto.max_age
             || dirty_bytes > auto.max_dirty
-            || service.fs.is_full()
+            || service.fs.wants_flush()
     })
+}
+
+/// What has just been carried may go; writers may be waiting for it.
+fn make_room_for_writers(service: &Service) {
+    if service.fs.is_crowded()
+        && let Err(error) = service.fs.trim()
+    {
+        tracing::error!(%error, "cannot trim the cache");
+    }
+    service.fs.look_at_space();
 }
 
 /// Unmounts, waiting a moment for users that are just leaving.

@@ -1,7 +1,6 @@
 //! One batch from its difference to its end: planned, staged, committed, applied, confirmed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::Instant;
 
 use super::apply::{Applier, create_with};
 use super::confirm::conclusions;
@@ -10,10 +9,10 @@ use super::journal::Journal;
 use super::keep;
 use super::known::Before;
 use super::preflight::{Foreign, find_foreign};
-use super::report::{FlushError, Report, Result};
+use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
 use super::stage::{Staged, Stager, discard};
-use super::{Flusher, Parts};
+use super::{Flusher, Parts, room, verify};
 use crate::backend::Backend;
 use crate::base::Ino;
 use crate::base::steps::CacheStep;
@@ -33,6 +32,8 @@ const FOREIGN: &str =
 const KEPT: &str =
     "removed in the mount, but somebody else has changed it on the drive; it stays there";
 
+const BAD: &str =
+    "write it anew from another copy, or delete it, and look at the health of the SSD";
 const INTERRUPTED: &str = "was being written when the daemon died and is as far as it got; write it anew, or carry it as it is: ferryfs flush --include-interrupted";
 
 /// What came of trying one plan.
@@ -48,7 +49,7 @@ pub(super) struct Carrier<'a> {
     pub(super) flusher: &'a Flusher,
     pub(super) backend: &'a dyn Backend,
     pub(super) active: &'a ActiveBatch,
-    pub(super) deadline: Option<Instant>,
+    pub(super) wish: &'a Wish,
     pub(super) progress: &'a dyn Fn(Progress),
 }
 
@@ -66,19 +67,26 @@ impl Carrier<'_> {
         }
         gathered.leave_out(&foreign.inos);
         foreign.keep(&mut gathered);
+        let mut bad = gathered.damaged(&self.parts.store);
+        gathered.leave_out(&bad.keys().copied().collect());
         for _ in 0..PLANS {
             let plan = plan(&gathered.delta)?;
             let report = Report {
-                left_behind: self.left_behind(&plan, &foreign)?,
+                left_behind: self.left_behind(&plan, &foreign, &bad)?,
                 ..Report::default()
             };
-            match self.attempt(&plan, &gathered, report)? {
-                Attempt::Done(report) => return Ok(report),
-                Attempt::Again(changed) => {
-                    discard(self.backend, &layout::staging_dir(self.active.batch))?;
-                    gathered.leave_out(&changed);
+            let leave_out = match self.attempt(&plan, &gathered, report) {
+                Ok(Attempt::Done(report)) => return Ok(report),
+                Ok(Attempt::Again(changed)) => changed,
+                Err(FlushError::BadObjects(files)) => {
+                    let inos = files.iter().map(|(ino, _)| *ino).collect();
+                    bad.extend(files);
+                    inos
                 }
-            }
+                Err(error) => return Err(error),
+            };
+            discard(self.backend, &layout::staging_dir(self.active.batch))?;
+            gathered.leave_out(&leave_out);
         }
         Err(FlushError::Unfinished {
             batch: self.active.batch,
@@ -98,10 +106,22 @@ impl Carrier<'_> {
             store: &self.parts.store,
             batch: self.active.batch,
             sizes: &gathered.sizes,
-            deadline: self.deadline,
+            deadline: self.wish.deadline,
             progress: self.progress,
         };
-        let staged = stager.stage(plan.steps.clone())?;
+        room::check(self.backend, plan, gathered)?;
+        let staged = stager
+            .stage(plan.steps.clone())
+            .map_err(|error| room::explain(error, gathered))?;
+        if self.wish.verify {
+            verify::staged(
+                self.backend,
+                self.active.batch,
+                &staged.steps,
+                self.wish.deadline,
+                self.progress,
+            )?;
+        }
         let journal = self.journal(plan, gathered, &staged);
         let moves = Before::new(gathered).moves(&staged);
         keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
@@ -186,6 +206,9 @@ impl Carrier<'_> {
                 (self.progress)(at);
             })?;
             report.left_behind.extend(applied.surprises());
+            if self.wish.verify {
+                verify::placed(self.backend, self.active.batch, &journal.record.steps)?;
+            }
             (self.progress)(phase(Phase::Confirm));
             let outcome = match report.left_behind.is_empty() {
                 true => "complete",
@@ -199,10 +222,20 @@ impl Carrier<'_> {
     }
 
     /// What the batch does not bring up to date, by path and with the reason.
-    fn left_behind(&self, plan: &Plan, foreign: &Foreign) -> Result<Vec<(String, String)>> {
+    fn left_behind(
+        &self,
+        plan: &Plan,
+        foreign: &Foreign,
+        bad: &BTreeMap<Ino, String>,
+    ) -> Result<Vec<(String, String)>> {
         let mut state = self.parts.index.lock();
         let mut named = Vec::new();
         for left in &plan.left_behind {
+            if let Some(problem) = bad.get(&left.ino) {
+                let reason = format!("{problem}; {BAD}");
+                named.push((spell(&mut state, &left.key)?, reason));
+                continue;
+            }
             let interrupted = state
                 .inode(left.ino)?
                 .is_some_and(|inode| inode.flags.has(Flags::INTERRUPTED));

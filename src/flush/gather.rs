@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::Result;
 use crate::base::{FileKind, Ino, ObjectId};
+use crate::cache::Store;
 use crate::index::{ActiveBatch, Flags, Inode, PlacedEntry, Snapshot};
 use crate::rules::names::NameRules;
 use crate::rules::plan::{
@@ -34,6 +35,30 @@ struct Gatherer<'a> {
 }
 
 impl Gathered {
+    /// Files whose bytes the SSD has failed to keep, with what is to be said of each. What is read of them now may be what was
+    /// written, and may not.
+    pub(super) fn damaged(&self, store: &Store) -> BTreeMap<Ino, String> {
+        let mut damaged = BTreeMap::new();
+        for new in self
+            .delta
+            .names
+            .iter()
+            .filter_map(|change| change.new.as_ref())
+        {
+            let source = match &new.content {
+                NewContent::Changed(source) => Some(source),
+                NewContent::Touched { copy, .. } | NewContent::Unchanged { copy } => copy.as_ref(),
+                NewContent::Directory | NewContent::Live => None,
+            };
+            if let Some(StageSource::Object { ino, object, .. }) = source
+                && let Some(damage) = store.damage(*object)
+            {
+                damaged.insert(*ino, damage.to_string());
+            }
+        }
+        damaged
+    }
+
     /// Treats the content of these files as changing: the batch leaves them as they are. All their names are listed, as they
     /// are those of files whose bytes differ.
     pub(super) fn leave_out(&mut self, inos: &HashSet<Ino>) {

@@ -214,6 +214,10 @@ impl Journal {
             fs::rename(&temporary, &target)?;
             File::open(dir)?.sync_all()
         })()
+        .inspect_err(|_| {
+            // On a full SSD what was written of it would be in the way of the next.
+            let _ = fs::remove_file(&temporary);
+        })
         .map_err(failed("write", &target))
     }
 

@@ -6,7 +6,7 @@
 //! | after | durable | a crash leaves | repaired by |
 //! |---|---|---|---|
 //! | cut | row of the batch, on the SSD | nothing on the backend | next start: given up, all stays dirty |
-//! | stage | staged files (one sync) | a staging directory | next attach: removed, all stays dirty |
+//! | stage | staged files (one sync), read back if asked for | a staging directory | next attach: removed, all stays dirty |
 //! | journal | what to conclude of the batch, on the SSD | the same, and a journal | next attach: no record, so given up |
 //! | commit | the record (one sync) | a committed batch, final names untouched | next attach: applied, from staging or the SSD |
 //! | clear, mark | removals and moves, then the mark (two syncs, only if needed) | old names gone, new ones not there | next attach: placed |
@@ -27,10 +27,12 @@ mod preflight;
 mod recover;
 mod redo;
 mod report;
+mod room;
 mod run;
 mod stage;
 mod sweep;
 mod untrusted;
+mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +48,7 @@ use crate::rules::names::NameRules;
 
 pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
-pub use report::{FlushError, Report, Result};
+pub use report::{FlushError, Report, Result, Wish};
 pub(crate) use run::phase;
 pub(crate) use untrusted::read_small;
 
@@ -60,6 +62,11 @@ pub trait Hooks: Send + Sync {
 
     /// Opens what the batch is about to take off the backend for those who are still reading it.
     fn hold_open(&self, inos: &[Ino]);
+
+    /// Frees a part of what is held of the SSD for when it is full, so that the batch can be noted; false if there is none.
+    fn give_up_reserve(&self) -> bool {
+        false
+    }
 }
 
 /// What a flusher is given to work with.

@@ -1,13 +1,25 @@
 //! What a flush tells: what it carried, what it left, why it failed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::backend::BackendError;
-use crate::base::{BatchNo, RelPath};
+use crate::base::{BatchNo, Ino, RelPath, human_bytes};
 use crate::cache::StoreError;
 use crate::index::IndexError;
 use crate::rules::plan::PlanError;
 use crate::rules::record::RecordError;
+
+/// How a flush is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// It gives up when this passes before the batch is committed.
+    pub deadline: Option<Instant>,
+    /// What was written is read back and compared before the batch is committed.
+    pub verify: bool,
+    /// If the backend has no room, what was removed in the mount goes first, in a batch of its own: a state that the mount never
+    /// had, until the rest follows.
+    pub removals_first: bool,
+}
 
 /// What a flush did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,19 +46,30 @@ pub enum FlushError {
     #[error("{0}")]
     WrongDrive(String),
     /// The backend has no room.
-    #[error(
-        "the drive is full: {path} ({size} bytes) does not fit, {available} bytes are free, {needed} bytes wait"
-    )]
+    #[error("the drive is full: {}", full(path, *size, *available, *needed, *freed))]
     Full {
-        /// The file that did not fit.
+        /// The file that did not fit, or the largest of those that do not fit together.
         path: RelPath,
         /// Its size in bytes.
         size: u64,
         /// What is free on the backend.
         available: u64,
-        /// What waits to be carried, in bytes.
+        /// What still has to be written, in bytes.
         needed: u64,
+        /// What the removals of the same cut would free, in bytes.
+        freed: u64,
     },
+    /// What was written reads back as something else.
+    #[error(
+        "the drive has other bytes for {path} than were written to it; nothing was put in place"
+    )]
+    Lies {
+        /// The file's place on the backend.
+        path: RelPath,
+    },
+    /// These files cannot be read from the cache, or are not what the index says.
+    #[error("in the cache: {} files cannot be read", .0.len())]
+    BadObjects(Vec<(Ino, String)>),
     /// Somebody else has put something where the batch has to put a directory or to move something.
     #[error(
         "somebody else has changed {path} on the drive, where the mount has something of its own; rename one of them"
@@ -111,7 +134,37 @@ pub enum FlushError {
 /// The outcome of a step of a flush.
 pub type Result<T> = std::result::Result<T, FlushError>;
 
+/// What is missing on a full backend, for people.
+fn full(path: &RelPath, size: u64, available: u64, needed: u64, freed: u64) -> String {
+    let missing = needed.saturating_sub(available).max(1);
+    let mut text = format!(
+        "{} have to be written beside what is there, {} are free, at least {} are missing ({missing} bytes); the largest file is {path} ({})",
+        human_bytes(needed),
+        human_bytes(available),
+        human_bytes(missing),
+        human_bytes(size)
+    );
+    if freed > 0 {
+        text.push_str(&format!(
+            "; what was deleted in the mount would free {}",
+            human_bytes(freed)
+        ));
+    }
+    text
+}
+
 impl FlushError {
+    /// Whether the SSD has no room for the batch's own notes.
+    pub fn is_cache_full(&self) -> bool {
+        let is_full = |error: &std::io::Error| error.raw_os_error() == Some(libc::ENOSPC);
+        match self {
+            FlushError::Index(error) => error.is_full(),
+            FlushError::Store(error) => is_full(&error.source),
+            FlushError::Cache { source, .. } => is_full(source),
+            _ => false,
+        }
+    }
+
     /// Whether the backend is away, or must be taken to be.
     pub fn is_gone(&self) -> bool {
         match self {

@@ -1,6 +1,5 @@
 //! One flush from beginning to end: what is under way is recovered first, then a cut is taken and carried.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::carry::Carrier;
 use super::gather::{Gathered, gather};
 use super::journal::Journal;
-use super::report::{FlushError, Report, Result};
+use super::report::{FlushError, Report, Result, Wish};
 use super::stage::discard;
-use super::{Flusher, recover};
+use super::{Flusher, recover, room};
 use crate::backend::Backend;
+use crate::base::BatchNo;
 use crate::base::steps::CacheStep;
-use crate::base::{BatchNo, Ino};
 use crate::control::protocol::{Phase, Progress};
 use crate::index::{ActiveBatch, BatchState, BatchSummary, Snapshot};
 use crate::rules::layout;
@@ -48,7 +47,24 @@ impl Flusher {
         progress: &dyn Fn(Progress),
         then: impl FnOnce(),
     ) -> Result<Report> {
-        let _one_at_a_time = match deadline {
+        let wish = Wish {
+            deadline,
+            ..Wish::default()
+        };
+        self.flush_as(&wish, progress, then)
+    }
+
+    /// The same, done as `wish` says.
+    ///
+    /// # Errors
+    /// As [`Flusher::flush_and`].
+    pub fn flush_as(
+        &self,
+        wish: &Wish,
+        progress: &dyn Fn(Progress),
+        then: impl FnOnce(),
+    ) -> Result<Report> {
+        let _one_at_a_time = match wish.deadline {
             Some(deadline) => self
                 .running
                 .try_lock_until(deadline)
@@ -57,26 +73,42 @@ impl Flusher {
         };
         let started = Instant::now();
         let backend = self.backend()?;
-        recover::check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
-        self.recover_open_batch(&*backend)?;
-        self.sweep_journals()?;
-        self.parts.drive.names_are_settled(true);
-        self.wait_for_closes();
-        let mut report = match self.run_batch(&*backend, Scope::All, deadline, progress) {
-            Err(full @ FlushError::Full { .. }) => {
-                // What was removed in the mount may be what is needed: it goes first, in a batch of its own.
-                let freed = self.run_batch(&*backend, Scope::RemovalsOnly, deadline, progress)?;
-                if freed.batch.is_none() {
-                    return Err(full);
+        let mut report = loop {
+            match self.attempt(&*backend, wish, progress) {
+                // What it takes to note a batch on the SSD is held for it. It begins anew, with what it has left open.
+                Err(error) if error.is_cache_full() && self.parts.hooks.give_up_reserve() => {
+                    tracing::warn!(%error, "once more, with a part of the reserve");
                 }
-                self.run_batch(&*backend, Scope::All, deadline, progress)?
+                result => break result?,
             }
-            other => other?,
         };
         self.parts.drive.refresh_space();
         then();
         report.took = started.elapsed();
         Ok(report)
+    }
+
+    fn attempt(
+        &self,
+        backend: &dyn Backend,
+        wish: &Wish,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Report> {
+        recover::check_marker(backend, self.parts.volume, self.parts.nonce)?;
+        self.recover_open_batch(backend)?;
+        self.sweep_journals()?;
+        self.parts.drive.names_are_settled(true);
+        self.wait_for_closes();
+        match self.run_batch(backend, Scope::All, wish, progress) {
+            Err(full @ FlushError::Full { .. }) if wish.removals_first => {
+                let freed = self.run_batch(backend, Scope::RemovalsOnly, wish, progress)?;
+                if freed.batch.is_none() {
+                    return Err(full);
+                }
+                self.run_batch(backend, Scope::All, wish, progress)
+            }
+            result => result,
+        }
     }
 
     fn wait_for_closes(&self) {
@@ -90,7 +122,7 @@ impl Flusher {
         &self,
         backend: &dyn Backend,
         scope: Scope,
-        deadline: Option<Instant>,
+        wish: &Wish,
         progress: &dyn Fn(Progress),
     ) -> Result<Report> {
         progress(phase(Phase::Cut));
@@ -104,7 +136,7 @@ impl Flusher {
             flusher: self,
             backend,
             active: &active,
-            deadline,
+            wish,
             progress,
         };
         let result = self
@@ -150,7 +182,7 @@ impl Flusher {
         // While it lives the index's WAL cannot begin anew.
         drop(snapshot);
         if scope == Scope::RemovalsOnly {
-            keep_removals(&mut gathered);
+            room::keep_removals(&mut gathered);
         }
         Ok(gathered)
     }
@@ -225,34 +257,5 @@ pub(crate) fn phase(phase: Phase) -> Progress {
         bytes_done: 0,
         bytes_total: 0,
         silent_seconds: 0,
-    }
-}
-
-/// Leaves of the difference only the files that are gone from the cut and from every other name.
-fn keep_removals(gathered: &mut Gathered) {
-    use crate::rules::steps::PlainKind;
-    let wanted: HashSet<Ino> = gathered
-        .delta
-        .names
-        .iter()
-        .filter_map(|change| change.new.as_ref().map(|new| new.ino))
-        .collect();
-    gathered.delta.names.retain(|change| {
-        change.new.is_none()
-            && change
-                .old
-                .is_some_and(|old| old.kind == PlainKind::File && !wanted.contains(&old.ino))
-    });
-    gathered.settled.clear();
-    // The directories stay where they are in this batch.
-    let parents: HashSet<Ino> = gathered
-        .delta
-        .names
-        .iter()
-        .map(|change| change.key.parent)
-        .collect();
-    gathered.delta.dirs.retain(|dir, _| parents.contains(dir));
-    for paths in gathered.delta.dirs.values_mut() {
-        paths.new.clone_from(&paths.old);
     }
 }

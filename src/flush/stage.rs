@@ -277,11 +277,19 @@ impl Stager<'_> {
         self.backend.make_dir(&layout::staging_dir(self.batch))?;
         let mut progress = self.totals(&plan.place);
         let mut buffer = vec![0; BUFFER];
+        let mut bad = Vec::new();
         for step in plan.place {
             let step = match step {
                 PlaceStep::Install { slot, to, content } => {
                     let measured =
-                        self.stage_one(&content, slot, &to, &mut buffer, &mut progress)?;
+                        match self.stage_one(&content, slot, &to, &mut buffer, &mut progress) {
+                            // All of them are found in one pass; the batch is then planned without them.
+                            Err(FlushError::BadObjects(files)) => {
+                                bad.extend(files);
+                                continue;
+                            }
+                            measured => measured?,
+                        };
                     staged.files += 1;
                     staged.bytes += measured.size;
                     staged.sources.insert(slot, content);
@@ -296,6 +304,9 @@ impl Stager<'_> {
                 PlaceStep::Touch { path, modified } => PlaceStep::Touch { path, modified },
             };
             staged.steps.place.push(step);
+        }
+        if !bad.is_empty() {
+            return Err(FlushError::BadObjects(bad));
         }
         self.backend.sync()?;
         Ok(staged)
@@ -334,6 +345,7 @@ impl Stager<'_> {
     ) -> Result<FileContent> {
         let path = layout::slot_path(self.batch, slot);
         let expected = self.expected_size(source);
+        let before = progress.bytes_done;
         let result = stage_file(
             self.backend,
             self.store,
@@ -357,11 +369,20 @@ impl Stager<'_> {
                 path: to.clone(),
                 size: self.size_of(source),
                 available: self.backend.space().map_or(0, |space| space.available),
-                needed: progress.bytes_total,
+                needed: progress.bytes_total.saturating_sub(before),
+                freed: 0,
             },
+            // Everything else of a batch can be read from the cache: one bad file must not keep the others from the drive.
+            FlushError::Store(error) => bad_object(source, error.to_string()),
+            error @ FlushError::Cache { .. } => bad_object(source, error.to_string()),
             other => other,
         })
     }
+}
+
+fn bad_object(source: &StageSource, problem: String) -> FlushError {
+    let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = source;
+    FlushError::BadObjects(vec![(*ino, problem)])
 }
 
 /// Removes a staging directory with what is staged in it; fine if it is not there. What was set aside from under somebody's name

@@ -123,6 +123,17 @@ impl Fs {
         if let Some(mtime) = set.mtime {
             self.set_object_time(ctx, ino, at(mtime))?;
         }
+        let inode = self.with_reserve(|| self.set_row(ino, set, now))?;
+        self.with_current_size(inode)
+    }
+
+    /// Changes the row. Attributes are committed by the next tick; while the SSD is nearly full at once, so that whoever sets
+    /// them is told if that fails, and nothing that was answered has to be undone.
+    fn set_row(&self, ino: Ino, set: &SetAttr, now: Timestamp) -> Result<Inode> {
+        let at = |time| match time {
+            SetTime::Now => now,
+            SetTime::At(time) => time,
+        };
         let mut state = self.index.lock();
         let mut inode = self.known(&mut state, ino)?;
         if let Some(mode) = set.mode {
@@ -144,8 +155,10 @@ impl Fs {
         }
         inode.ctime = now;
         state.put_inode(inode.clone());
-        drop(state);
-        self.with_current_size(inode)
+        if self.is_crowded() {
+            state.commit()?;
+        }
+        Ok(inode)
     }
 
     /// Takes the set-user-id bit, the set-group-id bit of a program, and file capabilities away, as writing does for whoever
@@ -211,9 +224,12 @@ impl Fs {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// `EEXIST` or `ENODATA` as `how` asks; `EOPNOTSUPP` for a name space that is not kept, such as POSIX ACLs.
+    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD; `EOPNOTSUPP` for a name space that is not kept, such as POSIX ACLs.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         check_xattr_name(ino, name)?;
+        if self.is_full() {
+            return Err(FsError::NO_SPACE);
+        }
         let mut state = self.index.lock();
         let mut inode = self.known(&mut state, ino)?;
         let exists = inode.flags.has(Flags::XATTRS) && state.xattr(ino, name)?.is_some();
@@ -226,6 +242,9 @@ impl Fs {
         inode.flags.set(Flags::XATTRS);
         inode.ctime = self.clock.now();
         state.put_inode(inode);
+        if self.is_crowded() {
+            state.commit()?;
+        }
         Ok(())
     }
 

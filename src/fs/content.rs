@@ -151,7 +151,14 @@ impl Fs {
             };
             // Before the row that names it: no sync of the index may pass its bytes by.
             self.note_unsynced(&file);
-            if self.begin_writing(open.ino, &file)? {
+            let begun = self.begin_writing(open.ino, &file);
+            if begun.is_err() && content.writers == 0 {
+                self.index.lock().end_writing(open.ino);
+            }
+            if begun.is_err() {
+                self.drop_unneeded(open.ino, file.object)?;
+            }
+            if begun? {
                 content.object = Some(file.clone());
                 content.prepared = true;
                 return Ok(file);
@@ -202,6 +209,15 @@ impl Fs {
         state.put_inode(inode);
         state.commit()?;
         Ok(true)
+    }
+
+    /// Removes an object that was made for `ino` and that no row has come to name.
+    fn drop_unneeded(&self, ino: Ino, object: ObjectId) -> Result<()> {
+        let inode = self.index.lock().inode(ino)?;
+        if inode.is_none_or(|inode| inode.object != Some(object)) {
+            self.store.remove(object)?;
+        }
+        Ok(())
     }
 
     /// The object's open file, the one at hand if it is that.
@@ -290,7 +306,7 @@ impl Fs {
         ctx: &Ctx,
         open: &OpenInode,
         old: OldBytes,
-        change: impl FnOnce(&File) -> Result<T>,
+        change: impl FnOnce(&ObjectFile) -> Result<T>,
     ) -> Result<T> {
         {
             let content = self.share_content(ctx, open)?;
@@ -298,14 +314,14 @@ impl Fs {
                 && old == OldBytes::Keep
                 && let Some(object) = &content.object
             {
-                let result = change(&object.file);
+                let result = change(object);
                 self.note_unsynced(object);
                 return result;
             }
         }
         let mut content = self.lock_content(ctx, open)?;
         let object = self.prepare(ctx, open, &mut content, old)?;
-        let result = change(&object.file);
+        let result = change(&object);
         self.note_unsynced(&object);
         if content.writers == 0 {
             self.settle(open.ino, &mut content)?;
@@ -319,10 +335,12 @@ impl Fs {
     /// If the SSD has no room; if the file is only on the backend and cannot be brought over.
     pub fn write(&self, ctx: &Ctx, handle: u64, offset: u64, data: &[u8]) -> Result<usize> {
         let handle = self.opens.handle(handle)?;
+        self.hold_back(ctx, data.len())?;
         self.with_room(ctx, || {
-            self.change(ctx, &handle.open, OldBytes::Keep, |file| {
+            self.change(ctx, &handle.open, OldBytes::Keep, |object| {
                 self.store.steps().before(CacheStep::WriteObject)?;
-                Ok(file.write_all_at(data, offset)?)
+                self.store.check_fault("write", object.object)?;
+                Ok(object.file.write_all_at(data, offset)?)
             })
         })?;
         self.count_written(data.len());
@@ -342,9 +360,13 @@ impl Fs {
             OldBytes::Keep
         };
         let now = self.clock.now();
-        self.change(ctx, open, old, |file| {
-            file.set_len(size)?;
-            Ok(sys::time::set_modified_fd(file, now)?)
+        self.change(ctx, open, old, |object| {
+            object.file.set_len(size)?;
+            if size == 0 {
+                // Whatever of it the SSD has lost is not wanted any more.
+                self.forget_damage(object.object)?;
+            }
+            Ok(sys::time::set_modified_fd(&object.file, now)?)
         })
     }
 
@@ -354,7 +376,7 @@ impl Fs {
     /// As [`Fs::write`].
     pub(super) fn truncate(&self, ctx: &Ctx, ino: Ino, size: u64) -> Result<()> {
         let open = self.opens.acquire(ino);
-        let result = self.truncate_open(ctx, &open, size);
+        let result = self.with_reserve(|| self.truncate_open(ctx, &open, size));
         self.put_open(&open)?;
         result
     }
@@ -382,12 +404,12 @@ impl Fs {
             self.drop_privileges(handle.open.ino)?;
         }
         let allocate = || {
-            self.change(ctx, &handle.open, OldBytes::Keep, |file| {
-                Ok(sys::file::allocate(file, mode, offset, length)?)
+            self.change(ctx, &handle.open, OldBytes::Keep, |object| {
+                Ok(sys::file::allocate(&object.file, mode, offset, length)?)
             })
         };
         if mode.contains(Flag::FALLOC_FL_PUNCH_HOLE) {
-            return allocate(); // Gives space back.
+            return self.with_reserve(allocate); // Gives space back.
         }
         self.with_room(ctx, allocate)?;
         self.count_written(usize::try_from(length).unwrap_or(usize::MAX));
@@ -417,11 +439,11 @@ impl Fs {
             self.drop_privileges(target.open.ino)?;
         }
         let copied = self.with_room(ctx, || {
-            self.change(ctx, &target.open, OldBytes::Keep, |file| {
+            self.change(ctx, &target.open, OldBytes::Keep, |object| {
                 Ok(sys::file::copy_range(
                     &source.file,
                     from.1,
-                    file,
+                    &object.file,
                     to.1,
                     length,
                 )?)

@@ -56,6 +56,10 @@ impl FsError {
             FsError::Errno(errno) => *errno,
             FsError::Detached => libc::ENOMEDIUM,
             FsError::Index(error) if error.is_full() => libc::ENOSPC,
+            FsError::Index(IndexError::Sealed) => libc::EROFS,
+            FsError::Index(IndexError::Io { source, .. }) => {
+                source.raw_os_error().unwrap_or(libc::EIO)
+            }
             FsError::Index(_) => libc::EIO,
             FsError::Store(error) => error.source.raw_os_error().unwrap_or(libc::EIO),
             FsError::Object(error) => error.raw_os_error().unwrap_or(libc::EIO),

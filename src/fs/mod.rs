@@ -18,6 +18,7 @@ mod evict;
 mod import;
 mod names;
 mod open;
+mod pressure;
 mod read;
 mod recover;
 mod sync;
@@ -44,6 +45,9 @@ pub use open::{Handle, OpenMode};
 pub use read::SeekFor;
 pub use recover::{Recovered, UncleanEnd};
 pub use sync::Syncer;
+
+/// Part of the reserve, as a divisor, that is allocated for the index's WAL besides: 8 MiB of 64.
+const WAL_SHARE: u64 = 8;
 
 /// On whose behalf an operation runs, and what it may do.
 #[derive(Clone, Copy, Debug)]
@@ -123,8 +127,9 @@ pub struct Fs {
     next_handle: AtomicU64,
     importing: import::Importing,
     unsynced: sync::Unsynced,
-    pressure: evict::Pressure,
-    reaping: Mutex<()>,
+    pressure: pressure::Pressure,
+    /// One eviction at a time; when it last looked at damaged objects.
+    reaping: Mutex<Option<std::time::Instant>>,
     syncing: Mutex<()>,
     closes: (Sender<()>, Receiver<()>),
 }
@@ -151,13 +156,27 @@ impl Fs {
             next_handle: AtomicU64::new(1),
             importing: import::Importing::default(),
             unsynced: sync::Unsynced::default(),
-            pressure: evict::Pressure::default(),
-            reaping: Mutex::new(()),
+            pressure: pressure::Pressure::default(),
+            reaping: Mutex::new(None),
             syncing: Mutex::new(()),
             closes: bounded(1),
         };
+        fs.recall_damage()?;
+        fs.hold_reserve();
         fs.make_root()?;
         Ok(fs)
+    }
+
+    /// Sees to the space that is held for when the SSD is full.
+    fn hold_reserve(&self) {
+        if self.limits.reserve > 0 {
+            self.store.reserve().want(self.limits.reserve);
+            let store = self.store.clone();
+            let margin = self.limits.reserve / WAL_SHARE;
+            self.index
+                .keep_margin(margin, Box::new(move || store.reserve().give_up()));
+            self.refill_reserve();
+        }
     }
 
     fn make_root(&self) -> Result<()> {

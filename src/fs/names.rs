@@ -54,10 +54,12 @@ impl Fs {
     /// `EEXIST`; `EINVAL` if the backend cannot hold the name.
     pub fn make_node(&self, ctx: &Ctx, parent: Ino, name: &Name, node: NewNode) -> Result<Inode> {
         self.ensure_listed(ctx, parent)?;
-        let mut state = self.index.lock();
-        let inode = self.insert_node(&mut state, ctx, parent, name, node)?;
-        state.commit()?;
-        Ok(inode)
+        self.with_room(ctx, || {
+            let mut state = self.index.lock();
+            let inode = self.insert_node(&mut state, ctx, parent, name, node.clone())?;
+            state.commit()?;
+            Ok(inode)
+        })
     }
 
     /// Makes a regular file, or takes the one that is there, and opens it.
@@ -74,6 +76,26 @@ impl Fs {
         exclusive: bool,
     ) -> Result<(Inode, u64)> {
         self.ensure_listed(ctx, parent)?;
+        let create = || self.create_once(ctx, parent, name, permissions, mode, exclusive);
+        if self.is_full() {
+            // What is there can be opened all the same.
+            let is_there = self.index.lock().lookup(parent, name)?.is_some();
+            if is_there {
+                return create();
+            }
+        }
+        self.with_room(ctx, create)
+    }
+
+    fn create_once(
+        &self,
+        ctx: &Ctx,
+        parent: Ino,
+        name: &Name,
+        permissions: u32,
+        mode: OpenMode,
+        exclusive: bool,
+    ) -> Result<(Inode, u64)> {
         let object = {
             let mut state = self.index.lock();
             if let Some(ino) = state.lookup(parent, name)? {
@@ -138,7 +160,9 @@ impl Fs {
             // Under the same lock: no cut may see the new file as empty and closed.
             state.start_writing(inode.ino);
         }
-        state.commit()?;
+        state
+            .commit()
+            .inspect_err(|_| state.end_writing(inode.ino))?;
         Ok(inode)
     }
 
@@ -192,6 +216,11 @@ impl Fs {
     /// `EEXIST`; `EPERM` for a directory.
     pub fn link(&self, ctx: &Ctx, ino: Ino, parent: Ino, name: &Name) -> Result<Inode> {
         self.ensure_listed(ctx, parent)?;
+        let inode = self.with_room(ctx, || self.link_once(ino, parent, name))?;
+        self.with_current_size(inode)
+    }
+
+    fn link_once(&self, ino: Ino, parent: Ino, name: &Name) -> Result<Inode> {
         let mut state = self.index.lock();
         let mut dir = self.known_dir(&mut state, parent)?;
         let mut inode = self.known(&mut state, ino)?;
@@ -213,8 +242,7 @@ impl Fs {
         state.put_inode(inode.clone());
         state.put_inode(dir);
         state.commit()?;
-        drop(state);
-        self.with_current_size(inode)
+        Ok(inode)
     }
 
     /// Removes a name of what is no directory.
@@ -223,6 +251,10 @@ impl Fs {
     /// `ENOENT`; `EISDIR`.
     pub fn unlink(&self, ctx: &Ctx, parent: Ino, name: &Name) -> Result<()> {
         self.ensure_listed(ctx, parent)?;
+        self.with_reserve(|| self.unlink_once(parent, name))
+    }
+
+    fn unlink_once(&self, parent: Ino, name: &Name) -> Result<()> {
         let mut state = self.index.lock();
         let ino = state.lookup(parent, name)?.ok_or(FsError::NOT_FOUND)?;
         let inode = state.expect_inode(ino)?;
@@ -248,6 +280,10 @@ impl Fs {
         let found = self.index.lock().lookup(parent, name)?;
         let ino = found.ok_or(FsError::NOT_FOUND)?;
         self.ensure_listed(ctx, ino)?;
+        self.with_reserve(|| self.rmdir_once(parent, name, ino))
+    }
+
+    fn rmdir_once(&self, parent: Ino, name: &Name, ino: Ino) -> Result<()> {
         let mut state = self.index.lock();
         if state.lookup(parent, name)? != Some(ino) {
             return Err(FsError::NOT_FOUND);
@@ -284,6 +320,15 @@ impl Fs {
         if let (Some(ino), RenameMode::Replace) = (replaced, mode) {
             self.ensure_listed(ctx, ino)?;
         }
+        let moved = self.with_reserve(|| self.rename_once(from, to, mode))?;
+        if mode == RenameMode::Replace {
+            self.start_writeback(moved);
+        }
+        Ok(())
+    }
+
+    /// Gives the inode that was moved.
+    fn rename_once(&self, from: (Ino, &Name), to: (Ino, &Name), mode: RenameMode) -> Result<Ino> {
         let mut state = self.index.lock();
         let moved = state.lookup(from.0, from.1)?.ok_or(FsError::NOT_FOUND)?;
         let moved = state.expect_inode(moved)?;
@@ -299,15 +344,11 @@ impl Fs {
             (RenameMode::Exchange, Some(other)) => {
                 self.exchange(&mut state, (from, moved), (to, other), now)?;
             }
-            (_, Some(other)) if other.ino == moved.ino => return Ok(()),
+            (_, Some(other)) if other.ino == moved.ino => return Ok(moved_ino),
             (_, replaced) => self.move_name(&mut state, from, to, moved, replaced, now)?,
         }
         state.commit()?;
-        drop(state);
-        if mode == RenameMode::Replace {
-            self.start_writeback(moved_ino);
-        }
-        Ok(())
+        Ok(moved_ino)
     }
 
     fn move_name(

@@ -160,7 +160,7 @@ impl Fs {
             self.index.lock().start_writing(open.ino);
         }
         let ready = if mode.truncate {
-            self.truncate_open(ctx, open, 0)
+            self.with_reserve(|| self.truncate_open(ctx, open, 0))
         } else {
             self.check_readable(inode)
         };
@@ -195,7 +195,7 @@ impl Fs {
     /// # Errors
     /// If the index cannot be committed.
     pub fn flush(&self, _handle: u64) -> Result<()> {
-        Ok(self.index.commit()?)
+        self.with_reserve(|| Ok(self.index.commit()?))
     }
 
     /// Ends a handle. The last one that could write settles the file: from then on a batch may take it.
@@ -235,10 +235,16 @@ impl Fs {
     pub(super) fn settle(&self, ino: Ino, content: &mut Content) -> Result<()> {
         let prepared = std::mem::take(&mut content.prepared);
         let measured = match &content.object {
-            Some(object) if prepared => Some(super::content::measure(&object.file)?),
-            _ => None,
+            Some(object) if prepared => super::content::measure(&object.file).map(Some),
+            _ => Ok(None),
         };
         let mut state = self.index.lock();
+        if measured.is_err() {
+            // Nobody writes it any more; its row is set right when its object can be asked.
+            state.end_writing(ino);
+            state.note_unsettled();
+        }
+        let measured = measured?;
         if let Some(mut inode) = state.inode(ino)?
             && (measured.is_some() || inode.flags.has(Flags::INTERRUPTED))
         {

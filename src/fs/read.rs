@@ -73,6 +73,7 @@ impl Fs {
         let handle = self.opens.handle(handle)?;
         if let Some(object) = self.object_at_hand(ctx, &handle.open)? {
             return read_full(buffer, |part, done| {
+                self.store.check_fault("read", object.object)?;
                 object.file.read_at(part, offset + done)
             })
             .map_err(FsError::Object);

@@ -3,7 +3,8 @@
 //! [`Fs::sync`] first syncs every object with bytes that no fsync has covered, then the index. So a row that survives a power
 //! cut vouches for bytes that did, too. What is written, closed and committed while a sync runs is looked for again, a few
 //! times; under a steady stream of small files a row of the last moment may still pass by its bytes, as if it had been written
-//! after the sync. [`Syncer`] is the one thread that calls it: requests that arrive while it works share the next run.
+//! after the sync. An object whose sync fails is damaged from then on ([`crate::cache::Damage`]): the failure is told to all who
+//! wait for this sync, and after it to whoever syncs that file. [`Syncer`] is the one thread that calls it: requests that arrive while it works share the next run.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,8 +16,10 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::open::ObjectFile;
-use super::{Fs, Result};
+use super::{Fs, FsError, Result};
 use crate::base::{Ino, ObjectId};
+use crate::cache::Damage;
+use crate::index::Flags;
 use crate::sys;
 
 /// With more unsynced objects than this, one syncfs is cheaper than an fsync for each.
@@ -24,6 +27,16 @@ const MANY: usize = 16;
 
 /// How often a sync looks for objects that were written while it ran.
 const ROUNDS: usize = 3;
+
+/// Prefix of the index's settings that name damaged objects.
+const DAMAGED: &str = "damaged/";
+
+/// Damaged files that are named one by one.
+const NAMED: usize = 5;
+
+fn damage_key(object: ObjectId) -> String {
+    format!("{DAMAGED}{object}")
+}
 
 /// The objects with bytes that no fsync has covered yet. Their files are not held open for it: there may be thousands.
 #[derive(Debug, Default)]
@@ -68,44 +81,146 @@ impl Fs {
     /// Makes everything that was done before this call durable.
     ///
     /// # Errors
-    /// If any object or the index cannot be synced. What was not synced stays noted as such, so that the next call does not
-    /// pass it by; but an error of the disk is told only once by the system, so it is told to everybody who waits.
+    /// If any object or the index cannot be synced. An error of the disk is told only once by the system, so it is told to
+    /// everybody who waits, and remembered: of an object, for whoever syncs its file, see [`Fs::sync_verdict`]; of the index,
+    /// for everybody.
     pub fn sync(&self) -> Result<()> {
         // One at a time: whoever finds nothing left to sync must not answer before it is synced by whoever took it.
         let _one_at_a_time = self.syncing.lock();
         let replaced = self.index.lock().last_replaced();
+        let mut damage = Ok(());
         for _ in 0..ROUNDS {
             let objects = self.unsynced.take();
             if objects.is_empty() {
                 break;
             }
-            if let Err(error) = self.sync_objects(&objects) {
-                self.unsynced.put_back(objects);
-                return Err(error);
+            match self.sync_objects(&objects) {
+                Ok(Ok(())) => {}
+                Ok(damaged) => damage = damaged,
+                Err(error) => {
+                    self.unsynced.put_back(objects);
+                    return Err(error);
+                }
             }
         }
+        self.note_damage();
         self.index.sync()?;
         // What was replaced before this began was replaced by bytes that are durable now. Noted before anybody is told, so
         // that a note which is still there speaks of bytes that nobody was promised.
-        if let Some(upto) = replaced {
+        if let (Some(upto), Ok(())) = (replaced, &damage) {
             let mut state = self.index.lock();
             state.forget_replaced(upto)?;
             state.commit()?;
         }
-        Ok(())
+        damage
     }
 
-    fn sync_objects(&self, objects: &HashMap<ObjectId, Weak<ObjectFile>>) -> Result<()> {
+    /// Syncs each of `objects`. An error is one that may pass, and after which the index may not be synced; an error within
+    /// says that bytes are lost, and has been taken note of.
+    fn sync_objects(
+        &self,
+        objects: &HashMap<ObjectId, Weak<ObjectFile>>,
+    ) -> Result<std::result::Result<(), FsError>> {
         if objects.len() > MANY {
-            return Ok(self.store.sync_all(objects.keys().copied())?);
+            let all: Vec<ObjectId> = objects.keys().copied().collect();
+            match self.store.sync_all(&all) {
+                Ok(()) => return Ok(Ok(())),
+                // Somebody's bytes are lost, perhaps not ours: each object is asked.
+                Err(error) => tracing::error!(%error, "the SSD has refused bytes"),
+            }
         }
+        let mut damage = Ok(());
         for (object, file) in objects {
-            match file.upgrade() {
-                Some(open) => self.store.sync_object(*object, &open.file)?,
-                None => self.store.sync_closed_object(*object)?,
+            let known = self.store.damage(*object).is_some();
+            let synced = match file.upgrade() {
+                Some(open) => self.store.sync_object(*object, &open.file),
+                None => self.store.sync_closed_object(*object),
+            };
+            match synced {
+                Err(_) if known => {}
+                Err(error) if self.store.damage(*object).is_some() => {
+                    tracing::error!(%error, "bytes of a file are lost unless it is written anew");
+                    damage = Err(error.into());
+                }
+                result => result?,
+            }
+        }
+        Ok(damage)
+    }
+
+    /// Notes in the index which objects are damaged, so that the next start knows.
+    fn note_damage(&self) {
+        for (object, damage, noted) in self.store.damaged() {
+            if noted {
+                continue;
+            }
+            let errno = damage.errno.to_string();
+            let written = self.index.lock().set_meta(&damage_key(object), &errno);
+            match written {
+                Ok(()) => self.store.note_damage(object, damage),
+                Err(error) => tracing::error!(%object, %error, "the damage cannot be noted"),
+            }
+        }
+    }
+
+    /// Takes up what an earlier daemon has noted.
+    pub(super) fn recall_damage(&self) -> Result<()> {
+        let noted = self.index.lock().metas(DAMAGED)?;
+        for (object, errno) in noted {
+            if let (Ok(object), Ok(errno)) = (u64::from_str_radix(&object, 16), errno.parse()) {
+                self.store.note_damage(ObjectId(object), Damage { errno });
             }
         }
         Ok(())
+    }
+
+    /// The object's bytes are new, or it is gone.
+    pub(super) fn forget_damage(&self, object: ObjectId) -> Result<()> {
+        if self.store.forget_damage(object) {
+            self.index.lock().set_meta(&damage_key(object), "")?;
+        }
+        Ok(())
+    }
+
+    /// Whether a sync has made the file `ino` durable: the answer of its fsync, after [`Fs::sync`] has succeeded.
+    ///
+    /// # Errors
+    /// `EIO` if bytes of it were lost and have not been written anew.
+    pub fn sync_verdict(&self, ino: Ino) -> Result<()> {
+        let inode = self.index.lock().inode(ino)?;
+        match inode.and_then(|inode| inode.object) {
+            Some(object) if self.store.damage(object).is_some() => Err(FsError::Errno(libc::EIO)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is wrong with the SSD and stays so until somebody does something about it, a line each.
+    pub fn troubles(&self) -> Vec<String> {
+        let mut troubles = Vec::new();
+        if self.index.is_sealed() {
+            troubles.push(
+                "the SSD has failed to keep the index; nothing more is changed: copy what you need, unmount, look at the SSD, mount again"
+                    .into(),
+            );
+        }
+        let damaged = self.store.damaged();
+        for (object, damage, _) in damaged.iter().take(NAMED) {
+            let path = self.path_of_object(*object);
+            let path = path.unwrap_or_else(|| format!("object {object}"));
+            troubles.push(format!(
+                "{path}: {damage}; write it anew from another copy, and look at the SSD"
+            ));
+        }
+        if damaged.len() > NAMED {
+            troubles.push(format!("and {} more files", damaged.len() - NAMED));
+        }
+        troubles
+    }
+
+    fn path_of_object(&self, object: ObjectId) -> Option<String> {
+        let mut state = self.index.lock();
+        let ino = state.owner_of(object).ok()??;
+        Some(state.mount_path(ino).ok()??.to_string())
     }
 
     /// Whether there are bytes that no fsync has covered.
@@ -138,6 +253,9 @@ impl Fs {
     /// # Errors
     /// If the index fails.
     pub fn commit_pending(&self) -> Result<()> {
+        if self.index.is_sealed() {
+            return Ok(()); // Told already, and by `status`.
+        }
         for open in self.opens.all() {
             let Some(content) = open.content.try_read() else {
                 continue;
@@ -145,7 +263,10 @@ impl Fs {
             if content.prepared
                 && let Some(object) = &content.object
             {
-                let measured = super::content::measure(&object.file)?;
+                // One that cannot be asked must not keep the others from being noted.
+                let Ok(measured) = super::content::measure(&object.file) else {
+                    continue;
+                };
                 let mut state = self.index.lock();
                 if let Some(mut inode) = state.inode(open.ino)? {
                     let before = inode.clone();
@@ -156,29 +277,39 @@ impl Fs {
                 }
             }
         }
-        self.settle_again()?;
-        Ok(self.index.commit()?)
+        self.index.commit()?;
+        self.settle_again()
     }
 
-    /// After something was undone, rows of files that had been closed may say again that they are being written, with a size
-    /// from before: a cut would take them for closed, and find another size. Their objects know.
+    /// What settled files has been undone: their rows say still that they are being written. Their objects know.
     fn settle_again(&self) -> Result<()> {
-        let left = self.index.lock().take_unsettled_again()?;
-        for inode in left {
-            let Some(object) = inode.object else { continue };
-            let measured = super::content::measure(&self.store.open_object(object)?)?;
-            let mut state = self.index.lock();
-            let now = state.inode(inode.ino)?;
-            // Somebody may have opened it meanwhile, and then it is his.
-            if let Some(mut now) = now.filter(|now| now.object == Some(object))
-                && !state.is_writing(inode.ino)
-            {
-                measured.apply(&mut now);
-                now.flags.clear(crate::index::Flags::WRITING);
-                state.put_inode(now);
-            }
+        if !self.index.lock().take_unsettled() {
+            return Ok(());
         }
-        Ok(())
+        let written = self.index.lock().written_by_nobody();
+        let settled = written.and_then(|inos| {
+            for ino in inos {
+                let mut state = self.index.lock();
+                let Some(mut inode) = state.inode(ino)? else {
+                    continue;
+                };
+                let object = inode.object.filter(|_| !state.is_writing(ino));
+                if let Some(object) = object
+                    && let Ok(file) = self.store.open_object(object)
+                    && let Ok(measured) = super::content::measure(&file)
+                {
+                    measured.apply(&mut inode);
+                    inode.flags.clear(Flags::WRITING);
+                    state.put_inode(inode);
+                }
+            }
+            self.index.commit()
+        });
+        if settled.is_err() {
+            // Again at the next tick.
+            self.index.lock().note_unsettled();
+        }
+        Ok(settled?)
     }
 
     /// Settles what is still open, so that the next start finds nothing to repair. To be called when no request can come any more.
@@ -186,9 +317,13 @@ impl Fs {
     /// # Errors
     /// If the index or an object fails.
     pub fn close_all(&self) -> Result<()> {
+        let mut settled = Ok(());
         for open in self.opens.all() {
             let mut content = open.content.write();
-            self.settle(open.ino, &mut content)?;
+            if let Err(error) = self.settle(open.ino, &mut content) {
+                // The others all the same; the next start looks after this one.
+                settled = Err(error);
+            }
         }
         {
             let mut state = self.index.lock();
@@ -199,7 +334,7 @@ impl Fs {
             }
             state.commit()?;
         }
-        self.sync()
+        settled.and(self.sync())
     }
 }
 

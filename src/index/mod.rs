@@ -10,6 +10,7 @@
 mod batch;
 mod check;
 mod counters;
+mod guard;
 mod inode;
 mod replaced;
 mod salvage;
@@ -17,13 +18,15 @@ mod schema;
 mod snapshot;
 mod state;
 mod tree;
+mod undo;
+mod wal;
 
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use crate::base::steps::{CacheStep, CacheSteps};
@@ -32,12 +35,14 @@ use crate::rules::names::NameRules;
 pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
 pub use check::{Checked, check};
 pub use counters::Totals;
+pub use guard::StateGuard;
 pub use inode::{Flags, Inode, Location};
 pub use replaced::Replaced;
 pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Snapshot, Waiting};
 pub use state::State;
 pub use tree::{Dirent, PlacedEntry};
+pub use wal::Relief;
 
 /// What went wrong in the index.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +81,16 @@ pub enum IndexError {
         /// What does not hold together.
         problem: String,
     },
+    /// An fsync has failed before: nothing can be promised any more.
+    #[error(
+        "the index could not be made durable before; unmount, look at the SSD, and mount again"
+    )]
+    NotDurable,
+    /// For the same reason nothing is changed any more.
+    #[error(
+        "the index could not be made durable, so nothing is changed any more; unmount, look at the SSD, and mount again"
+    )]
+    Sealed,
 }
 
 impl IndexError {
@@ -101,7 +116,10 @@ trait Context<T> {
 
 impl<T> Context<T> for rusqlite::Result<T> {
     fn context(self, operation: &'static str) -> Result<T> {
-        self.map_err(|source| IndexError::Sql { operation, source })
+        self.map_err(|source| {
+            guard::note_failure();
+            IndexError::Sql { operation, source }
+        })
     }
 }
 
@@ -115,7 +133,7 @@ const MANY_COMMITS: u64 = 2000;
 pub struct Index {
     path: PathBuf,
     state: Mutex<State>,
-    wal: File,
+    wal: Arc<wal::Wal>,
     /// How many of the commits since opening are known to be durable.
     durable: AtomicU64,
     /// The connection that copies the WAL, and the commits that there were when it last began to.
@@ -130,6 +148,7 @@ impl Index {
     /// # Errors
     /// If the file cannot be opened, is no index, or has a newer format.
     pub fn open(path: &Path, rules: NameRules) -> Result<Index> {
+        wal::forget_cached_pages(path, &wal_path(path));
         let conn = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
         let version: i64 = conn
             .query_row("PRAGMA user_version", [], |row| row.get(0))
@@ -146,12 +165,8 @@ impl Index {
             [],
         )
         .context("write the first row")?;
-        let wal = File::open(wal_path(path)).map_err(|source| IndexError::Io {
-            operation: "open",
-            path: wal_path(path),
-            source,
-        })?;
-        let state = State::new(conn, rules)?;
+        let wal = Arc::new(wal::Wal::open(wal_path(path))?);
+        let state = State::new(conn, rules, wal.clone())?;
         let index = Index {
             path: path.to_path_buf(),
             steps: state.steps.clone(),
@@ -162,6 +177,7 @@ impl Index {
             copied: AtomicU64::new(0),
         };
         index.sync()?;
+        wal::remove_marker(path);
         Ok(index)
     }
 
@@ -170,13 +186,46 @@ impl Index {
         &self.steps
     }
 
-    /// The state, for reading and changing it. Whoever panics while he holds it takes nothing half done along: what was not
-    /// committed is undone, as after an error of SQLite.
-    pub fn lock(&self) -> Locked<'_> {
-        Locked {
-            state: self.state.lock(),
-            unwinding: std::thread::panicking(),
-        }
+    /// The state, for reading and changing it.
+    pub fn lock(&self) -> StateGuard<'_> {
+        StateGuard::new(self.state.lock())
+    }
+
+    /// Holds `bytes` on the SSD for commits that are to come, also while it is full otherwise; `relief` is asked to free some when
+    /// there are none to be had.
+    pub fn keep_margin(&self, bytes: u64, relief: Relief) {
+        self.wal.keep_margin(bytes, relief);
+    }
+
+    /// Sees to it that the margin is there, if there is room.
+    pub fn top_up(&self) {
+        self.wal.top_up();
+    }
+
+    /// Whether an fsync has failed: every further sync then fails, and nothing is changed any more.
+    pub fn is_sealed(&self) -> bool {
+        self.wal.has_failed()
+    }
+
+    /// For tests: the next fsync of the WAL fails with `errno`.
+    #[doc(hidden)]
+    pub fn fail_next_sync(&self, errno: i32) {
+        self.wal.fail_next_sync(errno);
+    }
+
+    /// For tests: the next commit fails with `errno`.
+    #[doc(hidden)]
+    pub fn fail_next_commit(&self, errno: i32) {
+        self.wal.fail_next_commit(errno);
+    }
+
+    /// For tests: the database may grow by no more than `pages` pages; `None` for as far as the disk goes.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    #[doc(hidden)]
+    pub fn limit_growth(&self, pages: Option<u32>) -> Result<()> {
+        self.lock().limit_growth(pages)
     }
 
     /// Commits what is pending, so that it survives the daemon's death.
@@ -191,24 +240,26 @@ impl Index {
     /// callers share one fsync.
     ///
     /// # Errors
-    /// If the commit or the fsync fails: nothing new may then be taken as durable.
+    /// If the commit or the fsync fails: nothing new may then be taken as durable. After a failed fsync each call fails.
     pub fn sync(&self) -> Result<()> {
         let goal = {
             let mut state = self.lock();
             state.commit()?;
             state.commits()
         };
+        if self.wal.has_failed() {
+            return Err(IndexError::NotDurable);
+        }
         if self.durable.load(Ordering::Acquire) >= goal {
             return Ok(());
         }
         let stopped = self.steps.before(CacheStep::SyncIndex);
-        stopped
-            .and_then(|()| self.wal.sync_data())
-            .map_err(|source| IndexError::Io {
-                operation: "fsync",
-                path: self.path.clone(),
-                source,
-            })?;
+        stopped.map_err(|source| IndexError::Io {
+            operation: "fsync",
+            path: self.path.clone(),
+            source,
+        })?;
+        self.wal.sync()?;
         self.durable.fetch_max(goal, Ordering::AcqRel);
         Ok(())
     }
@@ -243,35 +294,6 @@ impl Index {
     /// If SQLite cannot open one.
     pub fn snapshot(&self) -> Result<Snapshot> {
         Snapshot::open(connect(&self.path, OpenFlags::empty())?)
-    }
-}
-
-/// The state of the index, held by one thread.
-pub struct Locked<'a> {
-    state: MutexGuard<'a, State>,
-    /// Somebody else's panic brought us here: that our own work ends in the middle of it says nothing.
-    unwinding: bool,
-}
-
-impl std::ops::Deref for Locked<'_> {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        &self.state
-    }
-}
-
-impl std::ops::DerefMut for Locked<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
-    }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() && !self.unwinding {
-            self.state.undo();
-        }
     }
 }
 

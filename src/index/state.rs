@@ -1,18 +1,21 @@
 //! The writer's side of the index: the open transaction, the numbers that are handed out, the inodes at hand.
 //!
 //! Changes gather in one open transaction. Inodes that change are kept in `pending` and written once, right before the commit.
-//! If SQLite fails in between, the whole transaction is undone and every cached row dropped: what was acknowledged as having
+//! If SQLite fails in between, the whole transaction is undone, and the cached rows are those of the last commit: what was acknowledged as having
 //! survived was committed before, so nothing that was promised is lost.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Instant;
 
 use lru::LruCache;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::counters::{Counter, Totals};
+use super::guard::note_failure;
 use super::inode::{COLUMNS, Flags, Inode};
+use super::wal::Wal;
 use super::{ActiveBatch, Context, IndexError, Result, int};
 use crate::base::steps::{CacheStep, CacheSteps};
 use crate::base::{Ino, ObjectId, Seq};
@@ -28,25 +31,30 @@ const CACHED_INODES: NonZeroUsize = match NonZeroUsize::new(50_000) {
 pub struct State {
     pub(super) conn: Connection,
     pub(super) rules: NameRules,
-    totals: Totals,
-    in_transaction: bool,
+    wal: Arc<Wal>,
+    pub(super) totals: Totals,
+    /// As of the last commit.
+    pub(super) committed_totals: Totals,
+    pub(super) in_transaction: bool,
     commits: u64,
-    pending: HashMap<Ino, Inode>,
-    cache: LruCache<Ino, Inode>,
-    inos: Counter,
-    objects: Counter,
-    seqs: Counter,
+    pub(super) pending: HashMap<Ino, Inode>,
+    pub(super) cache: LruCache<Ino, Inode>,
+    pub(super) inos: Counter,
+    pub(super) objects: Counter,
+    pub(super) seqs: Counter,
     /// The inodes that are open for writing right now.
     pub(super) writing: HashSet<Ino>,
     /// Inodes without a name that somebody still uses.
-    orphans: HashSet<Ino>,
+    pub(super) orphans: HashSet<Ino>,
+    /// What has become (true) or ceased to be (false) an orphan since the last commit.
+    pub(super) orphans_since: Vec<(Ino, bool)>,
     pub(super) active: Option<ActiveBatch>,
     /// The inodes that rows of `replaced` are about; may hold more than that, never less.
     pub(super) replacing: HashSet<Ino>,
     /// Something has been undone: what was noted of files being written may be out of date.
-    undone: bool,
-    /// The same, and nobody has looked since.
-    unsettled_again: bool,
+    pub(super) undone: bool,
+    /// The same since [`State::take_unsettled`] last asked.
+    pub(super) unsettled: bool,
     /// When something last began to wait for the backend, and when the oldest of it did.
     dirty_since: Option<(Instant, Instant)>,
     /// Where a test may stop it.
@@ -54,11 +62,14 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(conn: Connection, rules: NameRules) -> Result<State> {
+    pub(super) fn new(conn: Connection, rules: NameRules, wal: Arc<Wal>) -> Result<State> {
+        let totals = Totals::load(&conn)?;
         Ok(State {
-            totals: Totals::load(&conn)?,
+            totals,
+            committed_totals: totals,
             replacing: super::replaced::load(&conn)?,
             rules,
+            wal,
             inos: Counter::load(&conn, "next_ino", Ino::ROOT.0 + 1)?,
             objects: Counter::load(&conn, "next_object", 1)?,
             seqs: Counter::load(&conn, "next_seq", 1)?,
@@ -69,9 +80,10 @@ impl State {
             cache: LruCache::new(CACHED_INODES),
             writing: HashSet::new(),
             orphans: HashSet::new(),
+            orphans_since: Vec::new(),
             active: None,
             undone: false,
-            unsettled_again: false,
+            unsettled: false,
             dirty_since: None,
             steps: CacheSteps::default(),
         })
@@ -89,6 +101,7 @@ impl State {
 
     pub(super) fn begin(&mut self) -> Result<()> {
         if !self.in_transaction {
+            self.wal.check().inspect_err(|_| note_failure())?;
             self.run("begin", "BEGIN IMMEDIATE", [])?;
             self.in_transaction = true;
         }
@@ -106,11 +119,19 @@ impl State {
         let result = self
             .write_pending()
             .and_then(|()| self.may(CacheStep::Commit))
+            .and_then(|()| self.wal.may_commit())
             .and_then(|()| self.run("commit", "COMMIT", []));
         match result {
             Ok(_) => {
                 self.in_transaction = false;
+                // Only now: what is cached is what is committed, and can be told even when the disk answers no more.
+                for (ino, inode) in self.pending.drain() {
+                    self.cache.put(ino, inode);
+                }
                 self.commits += 1;
+                self.committed_totals = self.totals;
+                self.orphans_since.clear();
+                self.wal.after_commit(self.commits);
                 Ok(true)
             }
             Err(error) => {
@@ -133,48 +154,15 @@ impl State {
         self.undone
     }
 
-    /// The inodes whose rows say that they are being written though nobody does: that they had been closed was undone. Empty
-    /// unless something was undone since this was last asked.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn take_unsettled_again(&mut self) -> Result<Vec<Inode>> {
-        if !self.unsettled_again {
-            return Ok(Vec::new());
-        }
-        let mut left = self.unsettled()?;
-        self.unsettled_again = false;
-        left.retain(|inode| {
-            inode.flags.has(Flags::WRITING) && inode.nlink > 0 && !self.writing.contains(&inode.ino)
-        });
-        Ok(left)
-    }
-
-    /// Undoes everything since the last commit.
-    pub fn undo(&mut self) {
-        if !self.conn.is_autocommit() {
-            // If even this fails, SQLite has undone it already or will when the file is next opened.
-            let _ = self.conn.execute_batch("ROLLBACK");
-        }
-        self.in_transaction = false;
-        self.undone = true;
-        self.unsettled_again = true;
-        self.pending.clear();
-        self.cache.clear();
-        if let Ok(totals) = Totals::load(&self.conn) {
-            self.totals = totals;
-        }
-        // Who lost his last name in what was undone has it again, and must not go when he is forgotten.
-        if let Ok(orphans) = nameless(&self.conn) {
-            self.orphans = orphans;
-        }
-        if let Ok(replacing) = super::replaced::load(&self.conn) {
-            self.replacing = replacing;
-        }
-        for counter in [&mut self.inos, &mut self.objects, &mut self.seqs] {
-            // The reservation may have been undone; the numbers may not be handed out again.
-            counter.reserved = counter.next;
-        }
+    pub(super) fn limit_growth(&mut self, pages: Option<u32>) -> Result<()> {
+        let used: i64 = self
+            .conn
+            .query_row("PRAGMA page_count", [], |row| row.get(0))
+            .context("count pages")?;
+        let most = pages.map_or(4_294_967_294, |pages| used + i64::from(pages));
+        self.conn
+            .query_row(&format!("PRAGMA max_page_count={most}"), [], |_| Ok(()))
+            .context("limit growth")
     }
 
     fn write_pending(&mut self) -> Result<()> {
@@ -182,14 +170,9 @@ impl State {
             return Ok(());
         }
         self.begin()?;
-        let pending = std::mem::take(&mut self.pending);
-        for inode in pending.values() {
-            self.write_inode(inode)?;
-        }
-        for (ino, inode) in pending {
-            self.cache.put(ino, inode);
-        }
-        Ok(())
+        self.pending
+            .values()
+            .try_for_each(|inode| self.write_inode(inode))
     }
 
     fn write_inode(&self, n: &Inode) -> Result<()> {
@@ -355,7 +338,9 @@ impl State {
         self.totals.replace(Some(&inode), None);
         self.pending.remove(&ino);
         self.cache.pop(&ino);
-        self.orphans.remove(&ino);
+        if self.orphans.remove(&ino) {
+            self.orphans_since.push((ino, false));
+        }
         Ok(())
     }
 
@@ -408,7 +393,9 @@ impl State {
 
     /// Notes that `ino` has no name but is still in use.
     pub fn add_orphan(&mut self, ino: Ino) {
-        self.orphans.insert(ino);
+        if self.orphans.insert(ino) {
+            self.orphans_since.push((ino, true));
+        }
     }
 
     /// Whether `ino` has no name but is still in use.
@@ -481,6 +468,41 @@ impl State {
             )?;
         }
         Ok(())
+    }
+
+    /// The settings whose keys begin with `prefix`, without it.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn metas(&self, prefix: &str) -> Result<Vec<(String, String)>> {
+        self.conn
+            .prepare_cached(
+                "SELECT substr(key, length(?1) + 1), CAST(value AS TEXT) FROM meta WHERE substr(key, 1, length(?1)) = ?1",
+            )
+            .and_then(|mut s| {
+                s.query_map([prefix], |row| Ok((row.get(0)?, row.get(1)?)))?
+                    .collect()
+            })
+            .context("read settings")
+    }
+
+    /// The inode whose bytes are in `object`. Looks through all of them.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn owner_of(&mut self, object: ObjectId) -> Result<Option<Ino>> {
+        let holds = |inode: &Inode| inode.object == Some(object);
+        if let Some(inode) = self.pending.values().find(|inode| holds(inode)) {
+            return Ok(Some(inode.ino));
+        }
+        self.conn
+            .prepare("SELECT ino FROM inodes WHERE object=?")
+            .and_then(|mut s| {
+                s.query_row([int(object.0)], |row| row.get::<_, i64>(0))
+                    .optional()
+            })
+            .context("find whose object it is")
+            .map(|found| found.map(|ino| Ino(ino as u64)))
     }
 
     /// Up to `limit` clean files with an object, least recently used first.
@@ -578,14 +600,4 @@ impl State {
             })
             .context("list objects")
     }
-}
-
-/// The inodes without a name.
-fn nameless(conn: &Connection) -> Result<HashSet<Ino>> {
-    conn.prepare("SELECT ino FROM inodes WHERE nlink=0")
-        .and_then(|mut s| {
-            s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
-                .collect()
-        })
-        .context("list what has no name")
 }

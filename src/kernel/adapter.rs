@@ -535,12 +535,21 @@ impl Filesystem for Adapter {
     fn fsync(
         &self,
         _request: &Request,
-        _number: INodeNo,
+        number: INodeNo,
         _handle: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.sync(reply);
+        let fs = self.fs.clone();
+        self.syncer.request(move |result| {
+            // Bytes that an earlier sync has lost are not on the disk because this one went well.
+            let verdict =
+                result.and_then(|()| fs.sync_verdict(ino(number)).map_err(|error| error.errno()));
+            match verdict {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(Errno::from_i32(errno)),
+            }
+        });
     }
 
     fn fsyncdir(

@@ -2,6 +2,7 @@
 //! does not have, each answering with a plain [`std::io::Error`]; callers add the operation and the path.
 
 pub mod dir;
+pub mod direct;
 pub mod fds;
 pub mod file;
 #[cfg(test)]

@@ -58,6 +58,12 @@ impl Backend for Patient {
         Ok(Box::new(PatientReader { inner, shared }))
     }
 
+    fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
+        let inner = self.shared.wait(|| self.inner.open_uncached(path))?;
+        let shared = self.shared.clone();
+        Ok(Box::new(PatientReader { inner, shared }))
+    }
+
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         let inner = self.shared.wait(|| self.inner.create(path))?;
         let shared = self.shared.clone();

@@ -97,6 +97,10 @@ impl Hooks for FsHooks {
     fn hold_open(&self, inos: &[Ino]) {
         self.0.hold_open_for_readers(inos);
     }
+
+    fn give_up_reserve(&self) -> bool {
+        self.0.give_up_reserve()
+    }
 }
 
 /// What outlives a daemon.

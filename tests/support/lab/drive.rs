@@ -241,6 +241,26 @@ impl SmallSsd {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Mounts it once more, as after a power cut. Nobody may hold it.
+    pub fn mount_anew(&self) -> Result<(), String> {
+        // Whoever has just been killed may take a moment to let go.
+        let mut tries = 0;
+        while let Err(error) = umount2(&self.path, MntFlags::empty()) {
+            tries += 1;
+            if tries == 50 {
+                return Err(error.to_string());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let image = self.path.with_extension("img");
+        let mut mount = Command::new("mount");
+        let done = run(mount.args(["-o", "loop"]).arg(&image).arg(&self.path));
+        match done.code {
+            0 => Ok(()),
+            _ => Err(done.stderr),
+        }
+    }
 }
 
 impl Drop for SmallSsd {

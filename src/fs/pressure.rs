@@ -1,0 +1,251 @@
+//! How full the SSD is, and what follows from it for those who write.
+//!
+//! Three marks, from the roomy end:
+//! - less than [`CacheLimits::roomy`] free: the cache is *crowded*. Clean objects give way at once rather than at the next tick.
+//! - less than that even if all clean objects went: what is dirty fills the SSD. A flush is due ([`Fs::wants_flush`]), and as long
+//!   as one may help, writers are held back: from nothing at this mark to [`MAX_BRAKE`] a MiB at the next, as the square.
+//! - less than the reserve free: the SSD is *full*. Bytes, and new names, are refused with ENOSPC; with a flush that may help, a
+//!   writer waits for it first, [`PATIENCE`] at most. Whatever gives space back, or needs next to none, goes on: rename, unlink,
+//!   truncate, fsync. Should others have taken the rest of the SSD too, it runs on what is held for it: room in the WAL, then
+//!   the reserve file ([`crate::cache::Reserve`]), see [`Fs::with_reserve`].
+//!
+//! Nobody is held back on an event thread: there the operation answers `WouldBlock` before it has done anything, and runs again on
+//! a worker. Waiting writers hold workers, which readers of the backend need too: at most [`WAITERS`] wait at once, further
+//! ones are refused. Whether a flush may help is told by whoever starts flushes ([`Fs::expect_relief`]); told by nobody, or with no
+//! backend attached, nobody is held back, as that would gain nothing: ENOSPC comes at once.
+//!
+//! All of this lives in memory and is looked up again after a start.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{CacheLimits, Ctx, Fs, FsError, Result};
+
+/// Most bytes written between two looks at how full the SSD is.
+const MAX_ALLOWANCE: u64 = 256 << 20;
+
+/// Microseconds that a writer is held back for a MiB when the SSD is all but full: 10 MiB/s, about what a slow drive takes.
+const MAX_BRAKE: u64 = 100_000;
+
+/// Less than this, in microseconds, is not worth a sleep: it is saved up.
+const WORTHWHILE: i64 = 2_000;
+
+/// Longest single sleep.
+const MAX_SLEEP: Duration = Duration::from_millis(100);
+
+/// Longest wait of one request for a flush to make room.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Writers that may wait at once.
+const WAITERS: u32 = 4;
+
+/// How often a waiting writer looks.
+const POLL: Duration = Duration::from_millis(200);
+
+/// How full the SSD was at the last look.
+#[derive(Debug, Default)]
+pub(super) struct Pressure {
+    /// Bytes that may be written before the next look.
+    allowance: AtomicI64,
+    full: AtomicBool,
+    crowded: AtomicBool,
+    wants_flush: AtomicBool,
+    /// Microseconds for a MiB.
+    brake: AtomicU64,
+    /// Microseconds that writers owe.
+    debt: AtomicI64,
+    relief_expected: AtomicBool,
+    waiting: AtomicU32,
+}
+
+impl CacheLimits {
+    /// Bytes of the SSD that trimming keeps free.
+    pub(super) fn roomy(&self) -> u64 {
+        self.keep_free.max(2 * self.reserve)
+    }
+}
+
+/// How long to hold a writer back for a MiB, in microseconds, with so many bytes left before the SSD is full, of `roomy`.
+fn brake(left: u64, roomy: u64) -> u64 {
+    if left >= roomy {
+        return 0;
+    }
+    let missing = u128::from(roomy - left);
+    let whole = u128::from(roomy);
+    u64::try_from(u128::from(MAX_BRAKE) * missing * missing / (whole * whole)).unwrap_or(MAX_BRAKE)
+}
+
+impl Fs {
+    /// Counts bytes that have gone to the SSD; looks at its space before they can have filled it.
+    pub(super) fn count_written(&self, bytes: usize) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        if self.pressure.allowance.fetch_sub(bytes, Ordering::Relaxed) <= bytes {
+            self.look_at_space();
+        }
+    }
+
+    /// Notes how full the SSD is, and what follows.
+    pub fn look_at_space(&self) {
+        let Ok((_, free)) = self.store.space() else {
+            return;
+        };
+        let totals = self.index.lock().totals();
+        let clean = totals.cached_bytes.saturating_sub(totals.dirty_bytes);
+        let roomy = self.limits.roomy();
+        let above = free.saturating_sub(self.limits.reserve);
+        let left = free.saturating_add(clean);
+        let allowance = if left < roomy {
+            (above / 2).min((roomy / 16).max(1 << 20))
+        } else {
+            (above / 2).min(MAX_ALLOWANCE)
+        };
+        let p = &self.pressure;
+        p.allowance.store(allowance as i64, Ordering::Relaxed);
+        p.full.store(above == 0, Ordering::Relaxed);
+        p.crowded.store(free < roomy, Ordering::Relaxed);
+        p.wants_flush
+            .store(above == 0 || left < roomy, Ordering::Relaxed);
+        let held_back = match self.may_be_relieved() {
+            true => brake(
+                left.saturating_sub(self.limits.reserve),
+                roomy.saturating_sub(self.limits.reserve),
+            ),
+            false => 0,
+        };
+        p.brake.store(held_back, Ordering::Relaxed);
+    }
+
+    /// Tells whether flushes begin by themselves now, so that waiting for one makes sense.
+    pub fn expect_relief(&self, expected: bool) {
+        self.pressure
+            .relief_expected
+            .store(expected, Ordering::Relaxed);
+    }
+
+    fn may_be_relieved(&self) -> bool {
+        self.pressure.relief_expected.load(Ordering::Relaxed) && self.drive.is_attached()
+    }
+
+    /// Holds a writer of `bytes` back while dirty data nears the limit. To be called before anything has been done.
+    pub(super) fn hold_back(&self, ctx: &Ctx, bytes: usize) -> Result<()> {
+        let brake = self.pressure.brake.load(Ordering::Relaxed);
+        if brake == 0 {
+            return Ok(());
+        }
+        let cost = (brake.saturating_mul(bytes as u64) >> 20) as i64;
+        if self.pressure.debt.load(Ordering::Relaxed) + cost < WORTHWHILE {
+            self.pressure.debt.fetch_add(cost, Ordering::Relaxed);
+            return Ok(());
+        }
+        ctx.block()?;
+        let owed = self.pressure.debt.swap(0, Ordering::Relaxed).max(0) + cost;
+        std::thread::sleep(Duration::from_micros(owed.unsigned_abs()).min(MAX_SLEEP));
+        Ok(())
+    }
+
+    /// Refuses bytes while the SSD is full, after clean objects have given way and a flush that may help has been waited for.
+    pub(super) fn make_room(&self, ctx: &Ctx) -> Result<()> {
+        if !self.is_full() {
+            return Ok(());
+        }
+        ctx.block()?;
+        self.trim()?;
+        self.look_at_space();
+        if self.is_full() && !self.wait_for_relief() {
+            return Err(FsError::NO_SPACE);
+        }
+        Ok(())
+    }
+
+    /// Waits until the SSD is not full any more; false if that cannot be expected, or takes too long.
+    fn wait_for_relief(&self) -> bool {
+        let p = &self.pressure;
+        let place = |n: u32| (n < WAITERS).then_some(n + 1);
+        if !self.may_be_relieved()
+            || p.waiting
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, place)
+                .is_err()
+        {
+            return false;
+        }
+        let end = Instant::now() + PATIENCE;
+        while self.is_full() && self.may_be_relieved() && Instant::now() < end {
+            std::thread::sleep(POLL);
+            self.look_at_space();
+        }
+        p.waiting.fetch_sub(1, Ordering::Relaxed);
+        !self.is_full()
+    }
+
+    /// Runs `write`, which takes space. If the SSD has none, clean objects give way and it runs once more.
+    pub(super) fn with_room<T>(&self, ctx: &Ctx, write: impl Fn() -> Result<T>) -> Result<T> {
+        self.make_room(ctx)?;
+        match write() {
+            Err(error) if error.errno() == libc::ENOSPC => {
+                self.pressure.full.store(true, Ordering::Relaxed);
+                self.make_room(ctx)?;
+                write()
+            }
+            result => result,
+        }
+    }
+
+    /// Runs `work`, which gives space back or needs next to none. If the SSD has none at all, parts of the reserve are given up for
+    /// it, and it runs again from its start.
+    pub(super) fn with_reserve<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        loop {
+            match work() {
+                Err(error) if error.errno() == libc::ENOSPC => {
+                    self.pressure.full.store(true, Ordering::Relaxed);
+                    if !self.store.reserve().give_up() {
+                        return Err(error);
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Holds anew what has been given up, when there is room for it.
+    pub(super) fn refill_reserve(&self) {
+        if let Ok((_, free)) = self.store.space() {
+            self.store.reserve().refill(free, 2 * self.limits.reserve);
+        }
+        self.index.top_up();
+    }
+
+    /// Frees a part of the reserve for a flush; false if there is none.
+    pub fn give_up_reserve(&self) -> bool {
+        self.store.reserve().give_up()
+    }
+
+    /// Whether the SSD is so full that writers are refused.
+    pub fn is_full(&self) -> bool {
+        self.pressure.full.load(Ordering::Relaxed)
+    }
+
+    /// Whether clean objects should go now.
+    pub fn is_crowded(&self) -> bool {
+        self.pressure.crowded.load(Ordering::Relaxed)
+    }
+
+    /// Whether what waits for the backend fills the SSD.
+    pub fn wants_flush(&self) -> bool {
+        self.pressure.wants_flush.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_brake_grows_smoothly_from_nothing_to_its_most() {
+        assert_eq!(brake(100, 100), 0);
+        assert_eq!(brake(u64::MAX, 0), 0);
+        assert_eq!(brake(0, 100), MAX_BRAKE);
+        assert_eq!(brake(50, 100), MAX_BRAKE / 4);
+        let steps: Vec<u64> = (0..=100).rev().map(|left| brake(left, 100)).collect();
+        assert!(steps.is_sorted(), "{steps:?}");
+    }
+}
