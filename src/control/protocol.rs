@@ -72,8 +72,6 @@ pub struct FlushWish {
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
-// There is one of them at a time, so nothing is won by a smaller one.
-#[allow(clippy::large_enum_variant)]
 pub enum Reply {
     /// How far it is; more follows.
     Progress(Progress),
@@ -91,8 +89,6 @@ pub enum Reply {
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-// As above.
-#[allow(clippy::large_enum_variant)]
 pub enum Answer {
     /// To [`Request::Ping`].
     Pong {
