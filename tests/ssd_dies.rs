@@ -86,7 +86,7 @@ fn ssd_that_answers_no_more_is_told_to_everybody_and_loses_nothing_durable() {
         kept.len()
     );
     assert!(fs::read(lab.m("carried")).expect("read") == content(1, 100_000));
-    lab.flush();
+    lab.flush_interrupted();
     lab.assert_drive_is_mount();
     lab.unmount();
     drop(ssd);
