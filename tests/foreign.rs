@@ -6,6 +6,8 @@ mod engine;
 
 use engine::{Kind, World};
 use ferryfs::backend::Backend;
+use ferryfs::backend::faulty::Fault;
+use ferryfs::backend::memory::MemNode;
 use ferryfs::base::{RelPath, Timestamp};
 use ferryfs::flush::{FlushError, Report};
 
@@ -256,4 +258,57 @@ fn a_moved_file_that_is_nowhere_does_not_keep_the_rest_from_the_drive() {
         engine.flush().expect("the next flush goes on");
         assert_eq!(world.on_drive("newer").as_deref(), Some(&b"newer"[..]));
     }
+}
+
+/// A batch is interrupted, somebody else works on the drive, then it comes back: what they have put under its final names, or
+/// changed there, is on the drive still, under its name or in `.ferryfs/lost+found`.
+#[test]
+fn what_somebody_does_while_a_batch_is_interrupted_is_kept() {
+    let mut set_aside = 0;
+    for kind in KINDS {
+        for n in 1.. {
+            let world = World::new(kind);
+            let engine = world.start(false);
+            for (path, bytes) in [("f", "first"), ("gone", "to go"), ("m", "to move")] {
+                engine.put(path, bytes.as_bytes());
+            }
+            engine.flush_all();
+            engine.put("f", b"second");
+            engine.unlink("gone");
+            engine.rename("m", "n");
+            let at = world.faulty.calls() + n;
+            world.faulty.arm(Fault {
+                stays_dead: true,
+                ..Fault::at(at, libc::EIO)
+            });
+            let _ = engine.flush();
+            let failed = world.faulty.calls() >= at;
+            world.faulty.heal();
+            let theirs = [
+                ("f", "theirs at f"),
+                ("gone", "theirs at gone"),
+                ("n", "theirs at n"),
+            ];
+            for (path, bytes) in theirs {
+                put(&world, path, bytes.as_bytes());
+            }
+            engine.flusher.recover().expect("recover");
+            let _ = engine.flush();
+            let tree = world.memory.tree();
+            for (path, bytes) in theirs {
+                let place = tree.iter().find(|(_, node)| match node {
+                    MemNode::File { bytes: b, .. } => b.as_slice() == bytes.as_bytes(),
+                    _ => false,
+                });
+                let (place, _) = place.unwrap_or_else(|| panic!("call {n}: {path} is gone"));
+                set_aside += usize::from(place.to_string().contains("-theirs"));
+            }
+            assert_eq!(engine.read("f"), b"second", "call {n}");
+            assert_eq!(engine.read("n"), b"to move", "call {n}");
+            if !failed {
+                break;
+            }
+        }
+    }
+    assert!(set_aside > 0, "nothing had to be set aside");
 }

@@ -1,48 +1,15 @@
 //! The second phase, again: every name gets what the batch gives it.
 
-use std::collections::HashMap;
-
 use super::super::apply::{Applied, create_with, set_time};
+use super::judge::{Counts, Task, Wanted};
 use super::standing::{Slots, Standing};
 use super::trees::Restored;
-use super::{Redo, State, is_dir, is_file, look};
-use crate::backend::{BackendError, Metadata};
+use super::{Redo, is_dir, look};
 use crate::base::{Name, RelPath};
 use crate::flush::report::Result;
 use crate::rules::known::Believed;
 use crate::rules::layout;
 use crate::rules::steps::{PlaceStep, PlainKind, SlotNo};
-
-/// What a file that the batch places must be, as far as it is known.
-struct Wanted<'a> {
-    slot: SlotNo,
-    to: &'a RelPath,
-    /// `None` for a file that is moved and of which nothing is known.
-    content: Option<Believed>,
-}
-
-/// What is to be done for one file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Task {
-    /// It stands where it belongs, whole.
-    Done,
-    /// What is in its slot goes to its name; what stands there is an older version, or nothing.
-    Move,
-    /// The same, and what stands there is somebody else's.
-    MoveAside,
-    /// Both names go, and it is written anew from the SSD. What stands under its name is ours or nobody's.
-    Rebuild,
-    /// The same, and what stands there is somebody else's.
-    RebuildAside,
-    /// It stands under both names, and the SSD does not have it.
-    CopyApart,
-    /// It is nowhere.
-    Vanished,
-}
-
-/// The names in directories, each with the number of its entries there: after a crash there may be two of one name.
-#[derive(Default)]
-struct Counts(HashMap<RelPath, HashMap<Vec<u8>, usize>>);
 
 impl Redo<'_> {
     pub(super) fn place(&self, slots: &mut Slots, applied: &mut Applied) -> Result<()> {
@@ -224,120 +191,6 @@ impl Redo<'_> {
         })
     }
 
-    /// An older version may hide the newer one: two entries of one name, of which only the first is found. Where nothing else has
-    /// the newer one, the older is removed. Nothing shares its clusters.
-    fn uncover(
-        &self,
-        file: &Wanted<'_>,
-        here: &RelPath,
-        slots: &Slots,
-        counts: &mut Counts,
-    ) -> Result<()> {
-        if slots.newest(file.slot).is_some() || self.is_kept(file.slot) {
-            return Ok(());
-        }
-        while let Some(found) = look(self.backend, here)?
-            && is_file(Some(&found))
-            && counts.of(self, here)? > 1
-            && self.state(here, Some(&found), file)? == State::Bad
-        {
-            self.backend.remove_file(here)?;
-            self.backend.sync()?;
-            *counts = Counts::default();
-        }
-        Ok(())
-    }
-
-    /// Decides for one file, touching nothing.
-    fn judge(
-        &self,
-        file: &Wanted<'_>,
-        here: &RelPath,
-        slots: &Slots,
-        counts: &mut Counts,
-    ) -> Result<Task> {
-        let found = look(self.backend, here)?;
-        if is_dir(found.as_ref()) {
-            return Err(self.unfinished(format!(
-                "a directory stands where the file {} belongs; move it away",
-                file.to
-            )));
-        }
-        let staged = slots.newest(file.slot);
-        let in_slot = match &staged {
-            Some(path) => self.state(path, look(self.backend, path)?.as_ref(), file)?,
-            None => State::Nothing,
-        };
-        let there = self.state(here, found.as_ref(), file)?;
-        let twice = found.is_some() && counts.of(self, here)? > 1;
-        let tangled = match (in_slot, there) {
-            (State::Good, State::Good) => true,
-            (_, State::Good) => twice || slots.all(file.slot).len() > 1,
-            // One of the two may be what is in the slot.
-            (State::Good, _) => twice,
-            _ => false,
-        };
-        let kept = self.is_kept(file.slot);
-        let aside = found
-            .as_ref()
-            .is_some_and(|meta| self.is_foreign(file, meta));
-        Ok(match (in_slot, there) {
-            _ if tangled && kept => Task::Rebuild,
-            (State::Nothing, State::Good) if tangled => Task::CopyApart,
-            (State::Good, State::Good)
-                if self.is_older(file, found.as_ref(), staged.as_ref())? =>
-            {
-                Task::Move
-            }
-            _ if tangled => Task::CopyApart,
-            (_, State::Good) => Task::Done,
-            (State::Good, _) if aside => Task::MoveAside,
-            (State::Good, _) => Task::Move,
-            (_, _) if kept && aside => Task::RebuildAside,
-            (_, _) if kept => Task::Rebuild,
-            (_, _) if self.is_moved(file) => Task::Vanished,
-            (_, _) => {
-                return Err(self.unfinished(format!(
-                    "the staged copy of {} is damaged or missing; only the machine that wrote it can finish the batch",
-                    file.to
-                )));
-            }
-        })
-    }
-
-    /// Whether it is a file that is moved, not one that was staged.
-    fn is_moved(&self, file: &Wanted<'_>) -> bool {
-        file.content.is_none() || self.moved(file.slot).is_some()
-    }
-
-    fn state(&self, path: &RelPath, found: Option<&Metadata>, file: &Wanted<'_>) -> Result<State> {
-        self.whole(path, found, file.content.as_ref())
-    }
-
-    /// Whether what stands under the name is neither what belongs there nor what the batch replaces: somebody else's.
-    fn is_foreign(&self, file: &Wanted<'_>, found: &Metadata) -> bool {
-        let replaced = self.known.replaced.get(&file.slot);
-        let known = [file.content.as_ref(), replaced];
-        !known.into_iter().flatten().any(|known| known.may_be(found))
-    }
-
-    /// Whether of a moved file of which nothing is known what stands at its new name is another, older one.
-    fn is_older(
-        &self,
-        file: &Wanted<'_>,
-        found: Option<&Metadata>,
-        staged: Option<&RelPath>,
-    ) -> Result<bool> {
-        if file.content.is_some() {
-            return Ok(false);
-        }
-        let (Some(found), Some(staged)) = (found, staged) else {
-            return Ok(false);
-        };
-        let staged = look(self.backend, staged)?;
-        Ok(staged.is_some_and(|s| (s.size, s.modified) != (found.size, found.modified)))
-    }
-
     fn take_away(
         &self,
         file: &Wanted<'_>,
@@ -457,30 +310,5 @@ impl Redo<'_> {
             set_time(self.backend, file.to, content.modified)?;
         }
         Ok(())
-    }
-}
-
-impl Counts {
-    fn of(&mut self, redo: &Redo<'_>, path: &RelPath) -> Result<usize> {
-        let Some((dir, name)) = path.split_last() else {
-            return Ok(0);
-        };
-        if !self.0.contains_key(&dir) {
-            let mut names: HashMap<Vec<u8>, usize> = HashMap::new();
-            let entries = match redo.backend.read_dir(&dir) {
-                Err(error) if error.is_not_found() => Vec::new(),
-                entries => entries.map_err(|error: BackendError| error)?,
-            };
-            for entry in entries {
-                *names.entry(entry.name.as_bytes().to_vec()).or_default() += 1;
-            }
-            self.0.insert(dir.clone(), names);
-        }
-        Ok(self
-            .0
-            .get(&dir)
-            .and_then(|names| names.get(name.as_bytes()))
-            .copied()
-            .unwrap_or(0))
     }
 }

@@ -18,6 +18,7 @@
 
 mod clear;
 mod files;
+mod judge;
 mod standing;
 mod trees;
 mod twins;
