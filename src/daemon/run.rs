@@ -56,6 +56,10 @@ impl Hooks for FlushHooks {
         self.fs.sync().map_err(|error| error.to_string())
     }
 
+    fn settle(&self) -> Result<(), String> {
+        self.fs.commit_pending().map_err(|error| error.to_string())
+    }
+
     fn hold_open(&self, inos: &[Ino]) {
         self.fs.hold_open_for_readers(inos);
     }

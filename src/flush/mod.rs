@@ -60,6 +60,14 @@ pub trait Hooks: Send + Sync {
     /// A line that says what failed.
     fn sync_cache(&self) -> std::result::Result<(), String>;
 
+    /// Brings what the index says of files that were written up to what they are.
+    ///
+    /// # Errors
+    /// A line that says what failed; what could not be brought up stays behind.
+    fn settle(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
     /// Opens what the batch is about to take off the backend for those who are still reading it.
     fn hold_open(&self, inos: &[Ino]);
 

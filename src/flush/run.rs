@@ -99,6 +99,9 @@ impl Flusher {
         self.sweep_journals()?;
         self.parts.drive.names_are_settled(true);
         self.wait_for_closes();
+        if let Err(error) = self.parts.hooks.settle() {
+            tracing::warn!(error, "before the cut");
+        }
         match self.run_batch(backend, Scope::All, wish, progress) {
             Err(full @ FlushError::Full { .. }) if wish.removals_first => {
                 let freed = self.run_batch(backend, Scope::RemovalsOnly, wish, progress)?;

@@ -46,7 +46,7 @@ impl Redo<'_> {
         Ok(())
     }
 
-    fn wanted(&self) -> Vec<Wanted<'_>> {
+    pub(super) fn wanted(&self) -> Vec<Wanted<'_>> {
         let files = self.steps.place.iter().filter_map(|step| match step {
             PlaceStep::Install { slot, to, content } => Some(Wanted {
                 slot: *slot,
@@ -67,7 +67,7 @@ impl Redo<'_> {
         files.collect()
     }
 
-    fn moving_directories(&self) -> impl Iterator<Item = (&RelPath, SlotNo)> {
+    pub(super) fn moving_directories(&self) -> impl Iterator<Item = (&RelPath, SlotNo)> {
         self.steps.place.iter().filter_map(|step| match step {
             PlaceStep::Attach {
                 slot,

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::standing::Slots;
+use super::standing::{Slots, Standing};
 use super::{Redo, State, is_dir, is_file, look};
 use crate::backend::Metadata;
 use crate::base::RelPath;
-use crate::flush::report::Result;
+use crate::flush::report::{FlushError, Result};
 use crate::rules::known::Believed;
 use crate::rules::steps::SlotNo;
 
@@ -42,6 +42,38 @@ pub(super) enum Task {
 pub(super) struct Counts(HashMap<RelPath, HashMap<Vec<u8>, usize>>);
 
 impl Redo<'_> {
+    /// Makes sure, before anything is touched, that every staged file can be had without the SSD: whole in its slot, or whole under
+    /// its name. Else the drive is better left as it is until the machine that has the bytes comes.
+    pub(super) fn check_at_hand(&self, slots: &Slots) -> Result<()> {
+        let mut standing = Standing::default();
+        for (to, slot) in self.moving_directories() {
+            if let Some(name) = slots.newest(slot) {
+                standing.note(to, name);
+            }
+        }
+        for file in self.wanted().iter().filter(|file| !self.is_moved(file)) {
+            let here = standing.locate_name(file.to);
+            let mut places = slots.all(file.slot);
+            places.push(here);
+            let mut is_there = false;
+            for place in places.iter().rev() {
+                let found = look(self.backend, place)?;
+                is_there = is_there || self.state(place, found.as_ref(), file)? == State::Good;
+            }
+            if !is_there {
+                return Err(self.not_at_hand(file));
+            }
+        }
+        Ok(())
+    }
+
+    fn not_at_hand(&self, file: &Wanted<'_>) -> FlushError {
+        self.unfinished(format!(
+            "the staged copy of {} is damaged or missing; only the machine that wrote it can finish the batch",
+            file.to
+        ))
+    }
+
     /// An older version may hide the newer one: two entries of one name, of which only the first is found. Where nothing else has
     /// the newer one, the older is removed. Nothing shares its clusters.
     pub(super) fn uncover(
@@ -114,12 +146,7 @@ impl Redo<'_> {
             (_, _) if kept && aside => Task::RebuildAside,
             (_, _) if kept => Task::Rebuild,
             (_, _) if self.is_moved(file) => Task::Vanished,
-            (_, _) => {
-                return Err(self.unfinished(format!(
-                    "the staged copy of {} is damaged or missing; only the machine that wrote it can finish the batch",
-                    file.to
-                )));
-            }
+            (_, _) => return Err(self.not_at_hand(file)),
         })
     }
 

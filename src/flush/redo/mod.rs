@@ -73,6 +73,9 @@ impl Redo<'_> {
         self.backend.sync()?;
         let mut applied = Applied::default();
         let mut slots = Slots::read(self.backend, self.batch)?;
+        if self.ssd.is_none() {
+            self.check_at_hand(&slots)?;
+        }
         let barrier = self.steps.needs_barrier();
         if !(barrier && exists(self.backend, &layout::barrier_path(self.batch))?) {
             self.clear(&mut slots, &mut applied)?;

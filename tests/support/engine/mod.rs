@@ -94,6 +94,10 @@ impl Hooks for FsHooks {
         self.0.sync().map_err(|error| error.to_string())
     }
 
+    fn settle(&self) -> Result<(), String> {
+        self.0.commit_pending().map_err(|error| error.to_string())
+    }
+
     fn hold_open(&self, inos: &[Ino]) {
         self.0.hold_open_for_readers(inos);
     }
