@@ -154,6 +154,8 @@ impl Service {
         let after = move |result: &Result<Report, FlushError>| {
             match result {
                 Ok(_) => *last_error.lock() = None,
+                // The state says so itself, and says no more so when the drive is back.
+                Err(FlushError::Detached) => {}
                 Err(error) => {
                     tracing::error!(%error, "flush failed");
                     *last_error.lock() = Some(error.to_string());
