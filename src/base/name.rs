@@ -96,12 +96,24 @@ impl RelPath {
 
     /// This path with one more component.
     pub fn join(&self, name: &Name) -> RelPath {
-        let mut bytes = Vec::with_capacity(self.0.len() + 1 + name.as_bytes().len());
+        self.join_bytes(name.as_bytes())
+    }
+
+    /// What has the path `below` in the directory that has this one.
+    pub fn join_path(&self, below: &RelPath) -> RelPath {
+        if below.is_root() {
+            return self.clone();
+        }
+        self.join_bytes(&below.0)
+    }
+
+    fn join_bytes(&self, below: &[u8]) -> RelPath {
+        let mut bytes = Vec::with_capacity(self.0.len() + 1 + below.len());
         bytes.extend_from_slice(&self.0);
         if !bytes.is_empty() {
             bytes.push(b'/');
         }
-        bytes.extend_from_slice(name.as_bytes());
+        bytes.extend_from_slice(below);
         RelPath(bytes)
     }
 

@@ -21,7 +21,7 @@ use super::Parts;
 use super::known::{MovedDir, MovedFile};
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError};
-use crate::base::{BatchNo, FileKind, Ino, Name, ObjectId, RelPath};
+use crate::base::{BatchNo, FileKind, Ino, ObjectId, RelPath};
 use crate::index::Flags;
 use crate::rules::steps::SlotNo;
 
@@ -190,14 +190,14 @@ impl<'a> Keeper<'a> {
         let mut entries = Vec::new();
         let mut open = vec![(RelPath::root(), Some(moved.ino))];
         while let Some((below, ino)) = open.pop() {
-            let listed = match self.backend.read_dir(&under(moved.from, &below)) {
+            let listed = match self.backend.read_dir(&moved.from.join_path(&below)) {
                 Ok(listed) => listed,
                 Err(error) if error.is_not_found() => continue,
                 Err(error) => return Err(error.into()),
             };
             for entry in listed {
                 let path = below.join(&entry.name);
-                let (old, new) = (under(moved.from, &path), under(moved.to, &path));
+                let (old, new) = (moved.from.join_path(&path), moved.to.join_path(&path));
                 if moves.cleared.contains(&old) || moves.installed.contains(&new) {
                     continue;
                 }
@@ -232,12 +232,6 @@ impl<'a> Keeper<'a> {
             entries,
         })
     }
-}
-
-fn under(dir: &RelPath, below: &RelPath) -> RelPath {
-    below.components().fold(dir.clone(), |path, name| {
-        Name::new(name).map_or(path.clone(), |name| path.join(&name))
-    })
 }
 
 /// The object with the bytes that the backend has; not one that is being changed.

@@ -41,9 +41,7 @@ impl Redo<'_> {
         };
         let mut restored = Vec::new();
         for (number, entry) in tree.entries.iter().enumerate() {
-            let path = entry.path.components().fold(to.clone(), |path, name| {
-                Name::new(name).map_or(path.clone(), |name| path.join(&name))
-            });
+            let path = to.join_path(&entry.path);
             if entry.is_dir {
                 self.make_dir(&path)?;
             } else if let Some(file) = self.restore_file(slot, number, entry, &path)? {

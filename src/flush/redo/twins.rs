@@ -6,11 +6,12 @@
 //! counts from then on. A directory is not copied: its entries are moved into a new one, and the two old names, empty by
 //! then, are removed.
 
+use super::super::keep;
 use super::standing::Slots;
-use super::{Redo, is_dir, look};
+use super::{Redo, is_dir, is_file, look};
 use crate::backend::{BackendError, Entry};
-use crate::base::RelPath;
-use crate::flush::report::{FlushError, Result};
+use crate::base::{Name, RelPath};
+use crate::flush::report::Result;
 use crate::flush::stage::{SlotSource, restage};
 use crate::rules::steps::SlotNo;
 
@@ -115,7 +116,8 @@ impl Redo<'_> {
         let old: Vec<&RelPath> = names.iter().filter(|name| **name != one).collect();
         for name in &old {
             for entry in self.backend.read_dir(name)? {
-                self.move_over(&name.join(&entry.name), &one.join(&entry.name))?;
+                let (from, to) = (name.join(&entry.name), one.join(&entry.name));
+                self.move_over(slot, &entry.name, &from, &to)?;
             }
         }
         self.backend.sync()?;
@@ -130,16 +132,31 @@ impl Redo<'_> {
         Ok(one)
     }
 
-    fn move_over(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+    /// Moves one entry of a directory that stands under two names into the new one. After a crash in the middle of this it may be
+    /// under both: then both go if the SSD has it, to be written anew when the directory is in its place.
+    fn move_over(&self, slot: SlotNo, name: &Name, from: &RelPath, to: &RelPath) -> Result<()> {
         match look(self.backend, to)? {
             None => Ok(self.backend.rename(from, to)?),
-            // It is under both names itself, by a crash in the middle of this.
-            Some(_) => Err(FlushError::Unfinished {
-                batch: self.batch,
-                problem: format!(
-                    "{from} and {to} are one file under two names; run fsck on the drive (`ferryfs attach --fsck`)"
-                ),
-            }),
+            Some(found) if is_file(Some(&found)) && self.is_kept_in_tree(slot, name)? => {
+                self.remove_all(from)?;
+                self.remove_all(to)
+            }
+            Some(_) => Err(self.unfinished(format!(
+                "{from} and {to} are one file under two names; run fsck on the drive (`ferryfs attach --fsck`)"
+            ))),
         }
+    }
+
+    fn is_kept_in_tree(&self, slot: SlotNo, name: &Name) -> Result<bool> {
+        let Some(ssd) = &self.ssd else {
+            return Ok(false);
+        };
+        let tree = keep::tree_of(ssd.journals, self.batch, slot)?;
+        let path = RelPath::root().join(name);
+        Ok(tree.is_some_and(|tree| {
+            tree.entries
+                .iter()
+                .any(|entry| entry.kept && entry.path == path)
+        }))
     }
 }
