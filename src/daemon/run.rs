@@ -434,11 +434,6 @@ fn settle_after_unclean_end(fs: &Fs, index: &Index) -> Result<Vec<String>, Daemo
             true => UncleanEnd::Killed,
             false => UncleanEnd::PowerCut,
         };
-        // First what a batch may still need, so that nothing of it is taken for dead.
-        index
-            .lock()
-            .resume_batch()
-            .map_err(|error| DaemonError::failed(error.to_string()))?;
         let recovered = fs.recover_after(end).map_err(failed)?;
         tracing::info!(
             ?end,

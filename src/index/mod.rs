@@ -166,7 +166,9 @@ impl Index {
         )
         .context("write the first row")?;
         let wal = Arc::new(wal::Wal::open(wal_path(path))?);
-        let state = State::new(conn, rules, wal.clone())?;
+        let mut state = State::new(conn, rules, wal.clone())?;
+        // From the first change on: what an open batch has placed, or reads, is to be known even before the backend is back.
+        state.resume_batch()?;
         let index = Index {
             path: path.to_path_buf(),
             steps: state.steps.clone(),

@@ -184,7 +184,6 @@ impl World {
         });
         let fs = Arc::new(fs.expect("make the file system"));
         if unclean {
-            index.lock().resume_batch().expect("look for an open batch");
             let recovered = fs.recover().expect("recover the cache");
             let again = fs.recover().expect("recover the cache twice");
             assert_eq!((again.orphans, again.quarantined.len()), (0, 0));
