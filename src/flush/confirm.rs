@@ -126,15 +126,7 @@ impl Flusher {
         let Some(parent) = find(&mut state, &dir)? else {
             return Ok(()); // Renamed since; the index finds out when it is read.
         };
-        let key = NameKey { parent, name };
-        let gone = Confirmed {
-            key: key.clone(),
-            placed: None,
-            settled: false,
-            inode_settled: false,
-        };
-        state.confirm_names(cut, &[gone])?;
-        state.mark_name(key.parent, &key.name)?;
+        mark_gone(&mut state, NameKey { parent, name }, cut)?;
         Ok(state.commit().map(drop)?)
     }
 
@@ -151,15 +143,7 @@ impl Flusher {
                 if entry.kind == PlainKind::Directory {
                     open.push(entry.ino);
                 }
-                let key = NameKey { parent, name };
-                let gone = Confirmed {
-                    key: key.clone(),
-                    placed: None,
-                    settled: false,
-                    inode_settled: false,
-                };
-                state.confirm_names(cut, &[gone])?;
-                state.mark_name(key.parent, &key.name)?;
+                mark_gone(&mut state, NameKey { parent, name }, cut)?;
             }
         }
         Ok(state.commit().map(drop)?)
@@ -196,6 +180,18 @@ impl Flusher {
         self.before(CacheStep::RemoveJournal)?;
         Journal::remove(&self.parts.journals, journal.record.batch)
     }
+}
+
+/// Notes that the backend has nothing under a name, and marks it for the next batch.
+fn mark_gone(state: &mut State, key: NameKey, cut: Seq) -> Result<()> {
+    let gone = Confirmed {
+        key: key.clone(),
+        placed: None,
+        settled: false,
+        inode_settled: false,
+    };
+    state.confirm_names(cut, &[gone])?;
+    Ok(state.mark_name(key.parent, &key.name)?)
 }
 
 /// The inode that the mount has at `path`.

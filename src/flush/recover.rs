@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::Flusher;
 use super::apply::Applied;
 use super::journal::Journal;
+use super::keep;
 use super::redo::{Redo, Ssd};
 use super::report::{FlushError, Result};
 use super::stage::discard;
@@ -243,6 +244,7 @@ impl Flusher {
                     store: &self.parts.store,
                     journal,
                     journals: &self.parts.journals,
+                    trees: keep::trees(&self.parts.journals, active.batch)?,
                 }),
             };
             let applied = redo.run()?;

@@ -49,13 +49,12 @@ pub(super) fn open(journals: &Path, batch: BatchNo, slot: SlotNo) -> Option<File
     File::open(dir(journals, batch).join(slot.file_name())).ok()
 }
 
-/// What is kept of the directory in `slot`, if anything is.
+/// What is kept of the directories that a batch moves.
 ///
 /// # Errors
 /// If the SSD fails, or has damaged what says what the kept files are.
-pub(super) fn tree_of(journals: &Path, batch: BatchNo, slot: SlotNo) -> Result<Option<Tree>> {
-    let trees = tree::read(&dir(journals, batch))?;
-    Ok(trees.into_iter().find(|tree| tree.slot == slot))
+pub(super) fn trees(journals: &Path, batch: BatchNo) -> Result<Vec<Tree>> {
+    tree::read(&dir(journals, batch))
 }
 
 /// A kept file in the directory of `slot`, by its number in the tree.

@@ -218,14 +218,9 @@ impl Redo<'_> {
         }
         match task {
             Task::Move | Task::Rebuild => self.remove_all(here),
-            Task::MoveAside | Task::RebuildAside => self.set_aside(file, here),
+            Task::MoveAside | Task::RebuildAside => self.to_lost_found(here, file, "theirs"),
             _ => Ok(()),
         }
-    }
-
-    /// Keeps what somebody else has put under a name that the batch fills.
-    fn set_aside(&self, file: &Wanted<'_>, here: &RelPath) -> Result<()> {
-        self.to_lost_found(here, file, "theirs")
     }
 
     /// Keeps what is in a slot and is not what was moved there: it gets no final name.

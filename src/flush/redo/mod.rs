@@ -25,7 +25,7 @@ mod twins;
 
 use super::apply::{Applied, create_with, exists, is_absent, matches};
 use super::journal::Journal;
-use super::keep;
+use super::keep::{self, Tree};
 use super::report::{FlushError, Result};
 use super::stage::{SlotSource, restage};
 use crate::backend::{Backend, Metadata};
@@ -42,6 +42,14 @@ pub(super) struct Ssd<'a> {
     pub(super) store: &'a Store,
     pub(super) journal: &'a Journal,
     pub(super) journals: &'a std::path::Path,
+    /// What is kept of the directories that the batch moves.
+    pub(super) trees: Vec<Tree>,
+}
+
+impl Ssd<'_> {
+    fn tree(&self, slot: SlotNo) -> Option<&Tree> {
+        self.trees.iter().find(|tree| tree.slot == slot)
+    }
 }
 
 /// Takes the steps of one batch again.

@@ -29,10 +29,7 @@ impl Redo<'_> {
         is_lost: bool,
         applied: &mut Applied,
     ) -> Result<Vec<Restored>> {
-        let tree = match &self.ssd {
-            Some(ssd) => keep::tree_of(ssd.journals, self.batch, slot)?,
-            None => None,
-        };
+        let tree = self.ssd.as_ref().and_then(|ssd| ssd.tree(slot));
         let Some(tree) = tree else {
             if is_lost {
                 applied.lost_dirs.push(to.clone());

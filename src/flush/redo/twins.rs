@@ -6,7 +6,6 @@
 //! counts from then on. A directory is not copied: its entries are moved into a new one, and the two old names, empty by
 //! then, are removed.
 
-use super::super::keep;
 use super::standing::Slots;
 use super::{Redo, is_dir, is_file, look};
 use crate::backend::{BackendError, Entry};
@@ -137,7 +136,7 @@ impl Redo<'_> {
     fn move_over(&self, slot: SlotNo, name: &Name, from: &RelPath, to: &RelPath) -> Result<()> {
         match look(self.backend, to)? {
             None => Ok(self.backend.rename(from, to)?),
-            Some(found) if is_file(Some(&found)) && self.is_kept_in_tree(slot, name)? => {
+            Some(found) if is_file(Some(&found)) && self.is_kept_in_tree(slot, name) => {
                 self.remove_all(from)?;
                 self.remove_all(to)
             }
@@ -147,16 +146,12 @@ impl Redo<'_> {
         }
     }
 
-    fn is_kept_in_tree(&self, slot: SlotNo, name: &Name) -> Result<bool> {
-        let Some(ssd) = &self.ssd else {
-            return Ok(false);
-        };
-        let tree = keep::tree_of(ssd.journals, self.batch, slot)?;
+    fn is_kept_in_tree(&self, slot: SlotNo, name: &Name) -> bool {
         let path = RelPath::root().join(name);
-        Ok(tree.is_some_and(|tree| {
-            tree.entries
-                .iter()
-                .any(|entry| entry.kept && entry.path == path)
-        }))
+        let tree = self.ssd.as_ref().and_then(|ssd| ssd.tree(slot));
+        tree.is_some_and(|tree| {
+            let mut entries = tree.entries.iter();
+            entries.any(|entry| entry.kept && entry.path == path)
+        })
     }
 }
