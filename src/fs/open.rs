@@ -105,13 +105,13 @@ impl OpenTable {
         Some(change())
     }
 
-    /// Everything that is open.
+    /// Everything that is open, by inode number: what is done for each of them is done in the same order in every run.
     pub(super) fn all(&self) -> Vec<Arc<OpenInode>> {
-        self.inodes
-            .lock()
-            .values()
+        let mut all: Vec<_> = (self.inodes.lock().values())
             .map(|(open, _)| open.clone())
-            .collect()
+            .collect();
+        all.sort_unstable_by_key(|open| open.ino);
+        all
     }
 
     pub(super) fn handle(&self, number: u64) -> Result<Arc<Handle>> {

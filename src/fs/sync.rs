@@ -6,7 +6,7 @@
 //! after the sync. An object whose sync fails is damaged from then on ([`crate::cache::Damage`]): the failure is told to all who
 //! wait for this sync, and after it to whoever syncs that file. [`Syncer`] is the one thread that calls it: requests that arrive while it works share the next run.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -39,15 +39,16 @@ fn damage_key(object: ObjectId) -> String {
 }
 
 /// The objects with bytes that no fsync has covered yet. Their files are not held open for it: there may be thousands.
+/// By number, so that a seeded test meets them in the same order each time.
 #[derive(Debug, Default)]
-pub(super) struct Unsynced(Mutex<HashMap<ObjectId, Weak<ObjectFile>>>);
+pub(super) struct Unsynced(Mutex<BTreeMap<ObjectId, Weak<ObjectFile>>>);
 
 impl Unsynced {
     pub(super) fn add(&self, object: &Arc<ObjectFile>) {
         self.0.lock().insert(object.object, Arc::downgrade(object));
     }
 
-    fn take(&self) -> HashMap<ObjectId, Weak<ObjectFile>> {
+    fn take(&self) -> BTreeMap<ObjectId, Weak<ObjectFile>> {
         let taken = std::mem::take(&mut *self.0.lock());
         for object in taken.values().filter_map(Weak::upgrade) {
             // Before the sync: what is written from here on adds it again.
@@ -57,7 +58,7 @@ impl Unsynced {
     }
 
     /// Puts back what could not be synced.
-    fn put_back(&self, objects: HashMap<ObjectId, Weak<ObjectFile>>) {
+    fn put_back(&self, objects: BTreeMap<ObjectId, Weak<ObjectFile>>) {
         for object in objects.values().filter_map(Weak::upgrade) {
             object.unsynced.store(true, Ordering::Release);
         }
@@ -119,7 +120,7 @@ impl Fs {
     /// says that bytes are lost, and has been taken note of.
     fn sync_objects(
         &self,
-        objects: &HashMap<ObjectId, Weak<ObjectFile>>,
+        objects: &BTreeMap<ObjectId, Weak<ObjectFile>>,
     ) -> Result<std::result::Result<(), FsError>> {
         if objects.len() > MANY {
             let all: Vec<ObjectId> = objects.keys().copied().collect();
