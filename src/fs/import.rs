@@ -26,7 +26,7 @@ pub(super) struct Importing {
 }
 
 /// Takes the directory off the list again, however the import ends.
-struct Claim<'a>(&'a Importing, Ino);
+pub(super) struct Claim<'a>(&'a Importing, Ino);
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
@@ -37,7 +37,7 @@ impl Drop for Claim<'_> {
 
 impl Importing {
     /// Claims the directory, waiting for whoever has it; he in turn waits for the backend in bounded time.
-    fn claim(&self, dir: Ino) -> Claim<'_> {
+    pub(super) fn claim(&self, dir: Ino) -> Claim<'_> {
         let mut dirs = self.dirs.lock();
         while !dirs.insert(dir) {
             self.done.wait(&mut dirs);
@@ -79,6 +79,8 @@ impl Fs {
         };
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
+            // Meanwhile it may have been found to be gone.
+            self.known_dir(&mut state, dir)?;
             for entry in chunk {
                 self.import_entry(&mut state, dir, entry)?;
             }
@@ -109,13 +111,30 @@ impl Fs {
             .map_err(|error| self.note_backend_error(error))
     }
 
-    fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
-        if is_own(dir, entry)
+    pub(super) fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+        if self.is_left_out(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
+        let key = NameKey {
+            parent: dir,
+            name: entry.name.clone(),
+        };
+        let (inode, placed) = self.found_inode(state, entry)?;
+        let ino = inode.ino;
+        state.put_inode(inode);
+        state.put_placed(&key, Some(&placed))?;
+        Ok(state.add_clean_name(dir, &entry.name, ino)?)
+    }
+
+    /// A new inode for what was found on the backend, and what the backend has of it.
+    pub(super) fn found_inode(
+        &self,
+        state: &mut State,
+        entry: &Entry,
+    ) -> Result<(Inode, PlacedEntry)> {
         let meta = &entry.meta;
         let permissions = match (self.capabilities.permissions, meta.kind) {
             (true, _) => meta.permissions & 0o7777,
@@ -134,24 +153,22 @@ impl Fs {
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
-        let kind = match meta.kind {
-            FileKind::Directory => PlainKind::Directory,
-            _ => PlainKind::File,
-        };
-        let key = NameKey {
-            parent: dir,
-            name: entry.name.clone(),
-        };
         let placed = PlacedEntry {
             ino: inode.ino,
-            kind,
+            kind: match meta.kind {
+                FileKind::Directory => PlainKind::Directory,
+                _ => PlainKind::File,
+            },
             size: meta.size,
             mtime: meta.modified,
             hash: None,
         };
-        state.put_inode(inode.clone());
-        state.put_placed(&key, Some(&placed))?;
-        Ok(state.add_clean_name(dir, &entry.name, inode.ino)?)
+        Ok((inode, placed))
+    }
+
+    /// Whether something on the backend is none of the mount's business.
+    pub(super) fn is_left_out(&self, dir: Ino, entry: &Entry) -> bool {
+        is_own(dir, entry)
     }
 
     /// Imports the next directory after `after` that is not listed. Gives its number; `None` when there are no more.

@@ -21,6 +21,7 @@ mod open;
 mod pressure;
 mod read;
 mod recover;
+mod refresh;
 mod sync;
 
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
 pub use read::SeekFor;
+pub use refresh::{Look, Notice, Notices};
 pub use recover::{Recovered, UncleanEnd};
 pub use sync::Syncer;
 
@@ -126,6 +128,7 @@ pub struct Fs {
     dirs: RwLock<std::collections::HashMap<u64, Arc<dir::DirHandle>>>,
     next_handle: AtomicU64,
     importing: import::Importing,
+    notices: Notices,
     unsynced: sync::Unsynced,
     pressure: pressure::Pressure,
     /// One eviction at a time; when it last looked at damaged objects.
@@ -155,6 +158,7 @@ impl Fs {
             dirs: RwLock::default(),
             next_handle: AtomicU64::new(1),
             importing: import::Importing::default(),
+            notices: Notices::default(),
             unsynced: sync::Unsynced::default(),
             pressure: pressure::Pressure::default(),
             reaping: Mutex::new(None),

@@ -44,7 +44,7 @@ impl BackendReader {
         *self.file.lock() = Some((file, Instant::now()));
     }
 
-    fn close_if(&self, idle: Duration) {
+    pub(super) fn close_if(&self, idle: Duration) {
         let mut file = self.file.lock();
         if file
             .as_ref()

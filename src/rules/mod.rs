@@ -5,6 +5,7 @@ pub mod delta;
 pub mod known;
 pub mod layout;
 pub mod marker;
+pub mod merge;
 pub mod names;
 pub mod plan;
 pub mod record;
