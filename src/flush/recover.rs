@@ -281,6 +281,8 @@ impl Flusher {
         for step in &record.steps.place {
             match step {
                 PlaceStep::Install { to, .. }
+                | PlaceStep::InstallNode { to, .. }
+                | PlaceStep::Link { to, .. }
                 | PlaceStep::Attach {
                     to,
                     kind: PlainKind::File,
