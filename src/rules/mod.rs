@@ -3,6 +3,7 @@
 mod bytes;
 pub mod catalog;
 pub mod delta;
+pub mod given;
 pub mod known;
 pub mod layout;
 pub mod marker;
