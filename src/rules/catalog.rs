@@ -27,6 +27,9 @@ pub struct Principal {
     pub name: Option<Box<[u8]>>,
 }
 
+/// Extended attributes: values by name.
+pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
 /// A run of bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Extent {
@@ -60,7 +63,7 @@ pub struct Description {
     /// one name only.
     pub link: Option<u64>,
     /// Extended attributes.
-    pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    pub xattrs: Xattrs,
     /// Its name in the mount, where the backend's spelling does not give it.
     pub name: Option<Name>,
     /// Where a regular file has holes, ascending, not touching each other.

@@ -1,12 +1,10 @@
 //! Descriptions and changes as bytes: in section 3 of a batch's record and in the segments of the catalog. `docs/on-drive-format.md`
 //! has the layout. What is equal has equal bytes: every part that may be missing is there only if it says something.
 
-use std::collections::BTreeMap;
-
-use super::{CatalogChange, Description, Extent, Principal};
+use super::{CatalogChange, Description, Extent, Principal, Xattrs};
 use crate::base::FileKind;
 use crate::rules::bytes::{ReadError, Reader, Result, put_long, put_path, put_short};
-use crate::rules::steps::SlotNo;
+use crate::rules::steps::{SlotNo, Xattr};
 
 const DETACH: u8 = 1;
 const ATTACH: u8 = 2;
@@ -217,7 +215,7 @@ pub(crate) fn put_xattr(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 }
 
 /// Name and value of an extended attribute.
-pub(crate) fn read_xattr(reader: &mut Reader<'_>) -> Result<(Box<[u8]>, Box<[u8]>)> {
+pub(crate) fn read_xattr(reader: &mut Reader<'_>) -> Result<Xattr> {
     let name = reader.short()?;
     let value = reader.long(
         MAX_XATTR_BYTES,
@@ -226,9 +224,9 @@ pub(crate) fn read_xattr(reader: &mut Reader<'_>) -> Result<(Box<[u8]>, Box<[u8]
     Ok((name, value))
 }
 
-fn read_xattrs(reader: &mut Reader<'_>) -> Result<BTreeMap<Box<[u8]>, Box<[u8]>>> {
+fn read_xattrs(reader: &mut Reader<'_>) -> Result<Xattrs> {
     let count = reader.u32()?;
-    let mut xattrs = BTreeMap::new();
+    let mut xattrs = Xattrs::new();
     for (name, value) in reader.items(count.into(), 2 + 4, read_xattr)? {
         let after = xattrs.last_key_value().is_none_or(|(last, _)| *last < name);
         xattrs.insert(name, value);
