@@ -120,6 +120,7 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
         } => handler
             .attach(Path::new(path), *accept_copy, *fsck)
             .map(Answer::Attached),
+        Request::Refresh { path } => handler.refresh(path).map(Answer::Refreshed),
         Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
     };
     let reply = match outcome {

@@ -36,6 +36,7 @@ impl Place {
             verify: Default::default(),
             fuse: FuseOptions::default(),
             fsck: false,
+            refresh: Default::default(),
             accept_copy: false,
             foreground: true,
         })

@@ -44,8 +44,8 @@ pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
 pub use read::SeekFor;
-pub use refresh::{Look, Notice, Notices};
 pub use recover::{Recovered, UncleanEnd};
+pub use refresh::{Look, Notice, Notices};
 pub use sync::Syncer;
 
 /// Part of the reserve, as a divisor, that is allocated for the index's WAL besides: 8 MiB of 64.

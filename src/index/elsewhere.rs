@@ -76,7 +76,7 @@ impl State {
             && inode.object.is_none()
             && !inode.flags.has(Flags::DATA_DIRTY)
             && inode.size > 0;
-        if !is_nowhere {
+        if !is_nowhere && inode.kind().is_plain() {
             inode.flags.clear(Flags::ON_BACKEND);
             if !inode.is_dir() {
                 inode.flags.set(Flags::DATA_DIRTY);
@@ -96,10 +96,8 @@ impl State {
     /// # Errors
     /// If SQLite cannot.
     pub fn settle_dirty_inode(&mut self, ino: Ino) -> Result<()> {
-        let differs = |inode: &Inode| {
-            inode.flags.has(Flags::ON_BACKEND)
-                && (inode.flags.has(Flags::DATA_DIRTY) || inode.flags.has(Flags::TIME_DIRTY))
-        };
+        let differs =
+            |inode: &Inode| inode.flags.has(Flags::ON_BACKEND) && inode.flags.any(Flags::DIRTY);
         if !self.inode(ino)?.is_some_and(|inode| differs(&inode)) {
             self.change(
                 "settle an inode",

@@ -33,6 +33,37 @@ pub struct Mount {
     pub super_options: String,
 }
 
+/// Types of file systems whose bytes are on another machine, where others may change them at any time.
+const NETWORK: [&str; 22] = [
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "ncpfs",
+    "afs",
+    "coda",
+    "ceph",
+    "9p",
+    "virtiofs",
+    "vboxsf",
+    "lustre",
+    "glusterfs",
+    "fuse.sshfs",
+    "fuse.rclone",
+    "fuse.glusterfs",
+    "fuse.ceph",
+    "fuse.ceph-fuse",
+    "fuse.juicefs",
+    "fuse.s3fs",
+    "fuse.davfs",
+];
+
+/// Whether a file system of this type is one of a network.
+pub fn is_network(fs_type: &str) -> bool {
+    NETWORK.contains(&fs_type)
+}
+
 impl Mount {
     /// Whether writing is refused, by this mount or by the file system.
     pub fn is_read_only(&self) -> bool {

@@ -1,7 +1,7 @@
 //! What nobody here has seen yet.
 
-use super::super::import::Claim;
 use super::super::Result;
+use super::super::import::Claim;
 use super::compare::own_dir;
 use super::gather::{Differences, Parent};
 use super::{Taking, spelling};
@@ -193,9 +193,9 @@ impl<'a> Taking<'a> {
         let mut state = fs.index.lock();
         let at = spelling::at(&mut state, key)?.map(|(_, ino)| ino);
         let now = state.inode(ours.ino)?;
-        let unchanged = now.as_ref().is_some_and(|now| {
-            (now.object, now.data_seq) == (ours.object, ours.data_seq)
-        });
+        let unchanged = now
+            .as_ref()
+            .is_some_and(|now| (now.object, now.data_seq) == (ours.object, ours.data_seq));
         if at != Some(ours.ino) || !unchanged || !Self::is_still(&mut state, key, None)? {
             return Ok(false);
         }

@@ -332,7 +332,9 @@ impl<'a> Gatherer<'a> {
             {
                 // Keys stand in the order of their directories.
                 let all = self.found.vanished.range(first_in(was.ino)..);
-                let below = all.map(|(key, _)| key).take_while(|key| key.parent == was.ino);
+                let below = all
+                    .map(|(key, _)| key)
+                    .take_while(|key| key.parent == was.ino);
                 open.extend(below.cloned());
             }
         }
@@ -401,11 +403,7 @@ fn trace(key: &NameKey, was: &PlacedEntry) -> Trace {
     }
 }
 
-fn hash_there(
-    backend: &dyn Backend,
-    found: &Appeared,
-    budget: &mut u64,
-) -> Option<ContentHash> {
+fn hash_there(backend: &dyn Backend, found: &Appeared, budget: &mut u64) -> Option<ContentHash> {
     let size = found.entry.meta.size;
     if size > HASH_LIMIT || size > *budget {
         return None;

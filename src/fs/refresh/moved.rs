@@ -73,7 +73,12 @@ impl Taking<'_> {
         let target = self.free_target(&mut state, &to, was.ino, here.as_ref(), from.parent)?;
         match (here, target) {
             (Some((name, _)), Some(target)) => {
-                self.rename(&mut state, (from.parent, &name), (to.parent, &target), was.ino)?;
+                self.rename(
+                    &mut state,
+                    (from.parent, &name),
+                    (to.parent, &target),
+                    was.ino,
+                )?;
             }
             // Moved here as well, or something of ours is there: the mount stays as it is, and the backend follows.
             _ => {

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use super::super::open::OpenInode;
 use super::super::{Fs, Result};
+use super::compare::believed;
 use super::gather::{Changed, Differences, hash_of};
 use super::vanish::here;
 use super::{HASH_LIMIT, Taking};
 use crate::backend::{Entry, Metadata};
 use crate::base::{ContentHash, FileKind, Ino, ObjectId, RelPath};
 use crate::index::{Flags, Inode, PlacedEntry, State};
-use crate::rules::merge::{Here, There, Verdict, decide};
+use crate::rules::merge::{Here, Standing, There, Verdict, compare, decide};
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
 
@@ -237,7 +238,8 @@ impl Taking<'_> {
             state.put_placed(key, None)?;
             // It has other names, so nothing goes with this one.
             self.remove(&mut state, (key.parent, &name), |_| true)?;
-            self.fs.import_entry(&mut state, key.parent, &entry(changed))?;
+            self.fs
+                .import_entry(&mut state, key.parent, &entry(changed))?;
             self.tell_entry(key.parent, &name);
         }
         self.changes.changed += 1;
@@ -258,7 +260,9 @@ impl Fs {
             return Ok(());
         };
         let is_file = inode.kind() == FileKind::Regular && meta.kind == FileKind::Regular;
-        if !is_file || inode.object.is_some() || inode.flags.has(Flags::DATA_DIRTY) {
+        let granularity = self.capabilities.time_granularity_ns;
+        let is_same = compare(was.kind, &believed(was), meta, granularity) == Standing::Same;
+        if is_same || !is_file || inode.object.is_some() || inode.flags.has(Flags::DATA_DIRTY) {
             return Ok(());
         }
         state.put_placed(key, Some(&seen(was, meta, None)))?;

@@ -94,6 +94,10 @@ impl Taking<'_> {
             state.add_orphan(ino);
         } else if is_last {
             state.remove_inode(ino)?;
+        } else if let Some(mut inode) = state.inode(ino)? {
+            // The other names tell how many there are.
+            state.note_attributes(&mut inode)?;
+            state.put_inode(inode);
         }
         self.touch_parent(state, parent, if is_dir { -1 } else { 0 })?;
         self.tell_entry(parent, name);

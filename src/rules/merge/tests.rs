@@ -13,10 +13,7 @@ const TIME: Timestamp = Timestamp(1_795_219_198_000_000_000);
 #[test]
 fn the_other_version_keeps_its_extension_behind_the_mark() {
     for (from, to) in [
-        (
-            "report.txt",
-            "report.sync-conflict-20261120-235958-nas.txt",
-        ),
+        ("report.txt", "report.sync-conflict-20261120-235958-nas.txt"),
         ("Makefile", "Makefile.sync-conflict-20261120-235958-nas"),
         (".bashrc", ".bashrc.sync-conflict-20261120-235958-nas"),
         ("a.tar.gz", "a.tar.sync-conflict-20261120-235958-nas.gz"),
@@ -139,7 +136,10 @@ fn a_file_that_cannot_be_told_from_another_is_not_guessed() {
     let unknown = |_, _| None;
     let two = [trace("a"), trace("b")];
     assert_eq!(pair(&two, &[trace("x")], 1, unknown), []);
-    assert_eq!(pair(&[trace("a")], &[trace("x"), trace("y")], 1, unknown), []);
+    assert_eq!(
+        pair(&[trace("a")], &[trace("x"), trace("y")], 1, unknown),
+        []
+    );
     // A name that was kept tells.
     let kept = pair(&two, &[trace("b"), trace("x")], 1, unknown);
     assert_eq!(kept.len(), 1);
