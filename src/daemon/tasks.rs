@@ -83,9 +83,7 @@ impl Tasks {
             }
         })?;
         let s = service.clone();
-        tasks.spawn("ferryfs-look-over", move |stop| {
-            super::refresh::run(&s, stop)
-        })?;
+        tasks.spawn("ferryfs-others", move |stop| super::refresh::run(&s, stop))?;
         if let Some(auto) = auto {
             let s = service.clone();
             tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, auto, stop))?;

@@ -80,7 +80,9 @@ fn what_cannot_be_read_is_not_taken_for_deleted() {
             world.faulty.heal();
             if let Ok(changes) = &refreshed {
                 named += changes.skipped.len();
-                assert_eq!(changes.deleted, 0, "call {n}: {changes:?}");
+                // That `b` is gone shows, if not where it is now.
+                let unseen = changes.skipped.iter().any(|(path, _)| path == "moved");
+                assert!(changes.deleted == 0 || unseen, "call {n}: {changes:?}");
             }
             for path in ["a/0", "a/c/1"] {
                 assert!(engine.find(path).is_some(), "call {n}: {path} is gone");

@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 
 use ferryfs::backend::Backend;
-use ferryfs::base::{FileKind, RelPath};
+use ferryfs::base::{FileKind, Ino, Name, RelPath};
 use ferryfs::fs::RenameMode;
 
 use super::engine::rng::{Rng, Seed};
 use super::engine::script::rel;
 use super::engine::tree::Tree;
-use super::engine::{Engine, Kind, World};
+use super::engine::{Engine, Kind, World, call};
 use super::{at_rest, put, remove};
 use ferryfs::backend::memory::MemNode;
 
@@ -58,16 +58,35 @@ impl Game {
 
     /// Paths of the mount, directories with a slash at their end; files with their bytes.
     fn here(&self) -> Vec<(String, Option<Vec<u8>>)> {
-        let tree = self.engine().readable_tree().into_iter();
-        tree.map(|(path, seen)| match seen.bytes {
-            Some(bytes) => (path.to_string(), Some(bytes.to_vec())),
-            // What was changed or deleted there and is not in the cache cannot be read before a look; whose it was is unknown.
-            None if FileKind::from_mode(seen.mode) == Some(FileKind::Regular) => {
-                (path.to_string(), Some(Vec::new()))
+        let mut found = Vec::new();
+        self.walk(Ino::ROOT, &RelPath::root(), &mut found);
+        found
+    }
+
+    fn walk(&self, dir: Ino, path: &RelPath, found: &mut Vec<(String, Option<Vec<u8>>)>) {
+        let engine = self.engine();
+        // What was changed or deleted there, and is not in the cache or was never visited, cannot be read before a look.
+        let Ok(handle) = call(|ctx| engine.fs.opendir(ctx, dir)) else {
+            return;
+        };
+        let mut entries = Vec::new();
+        let listed = engine.fs.readdir(handle, 0, |entry| {
+            if let Ok(name) = Name::new(&entry.name) {
+                entries.push((name, entry.inode.clone()));
             }
-            None => (path.to_string(), None),
-        })
-        .collect()
+            true
+        });
+        listed.expect("list");
+        engine.fs.releasedir(handle);
+        for (name, inode) in entries {
+            let path = path.join(&name);
+            let bytes = (inode.kind() == FileKind::Regular)
+                .then(|| engine.read_ino(inode.ino).unwrap_or_default());
+            found.push((path.to_string(), bytes));
+            if inode.is_dir() {
+                self.walk(inode.ino, &path, found);
+            }
+        }
     }
 
     fn there(&self) -> Vec<(String, Option<Vec<u8>>)> {
@@ -137,15 +156,26 @@ impl Game {
                 let below = format!("{path}/");
                 for (at, bytes) in tree.iter().rev() {
                     if *at == path || at.starts_with(&below) {
-                        match bytes {
-                            Some(_) => self.engine().unlink(at),
-                            None => self.engine().rmdir(at),
-                        }
+                        self.remove_here(at, bytes.is_some());
                     }
                 }
                 self.forget_below(&tree, &path);
             }
             _ => {}
+        }
+    }
+
+    /// A directory that cannot be listed, because it is not there any more, cannot be removed either.
+    fn remove_here(&self, path: &str, is_file: bool) {
+        let engine = self.engine();
+        let (parent, name) = engine.place(path);
+        let ino = engine.ino(path);
+        let removed = match is_file {
+            true => call(|ctx| engine.fs.unlink(ctx, parent, &name)),
+            false => call(|ctx| engine.fs.rmdir(ctx, parent, &name)),
+        };
+        if removed.is_ok() {
+            engine.fs.forget(ino).expect("forget");
         }
     }
 

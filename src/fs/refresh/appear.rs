@@ -116,7 +116,11 @@ impl<'a> Taking<'a> {
 
     fn appear_at(&mut self, key: &NameKey, entry: &Entry) -> Result<Taken> {
         let mut state = self.fs.index.lock();
-        if !Self::is_still(&mut state, key, None)? || !self.revive(&mut state, key.parent)? {
+        if !Self::is_still(&mut state, key, None)? {
+            // What stood there is yet to be taken out; or it is known by now.
+            return Ok(Taken::InTheWay);
+        }
+        if !self.revive(&mut state, key.parent)? {
             return Ok(Taken::Not);
         }
         let is_dir = entry.meta.kind == FileKind::Directory;
