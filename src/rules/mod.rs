@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod delta;
 pub mod known;
 pub mod layout;
+pub mod lease;
 pub mod marker;
 pub mod names;
 pub mod plan;
