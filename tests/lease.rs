@@ -132,7 +132,7 @@ fn the_second_is_refused_and_told_who_holds_it() {
         host.trim(),
         &format!("process {}", lab.pid()),
         "since 20",
-        "answered",
+        "last heard of just now",
         "--take-over",
     ] {
         assert!(

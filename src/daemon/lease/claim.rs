@@ -130,14 +130,14 @@ impl Claim {
             self.state = State::New;
             return match standing {
                 // Somebody has just come by it.
-                Standing::Whole(..) => Err(held(&standing, asked)),
+                Standing::Whole(..) => Err(held(&standing)),
                 // It was let go of; or is just being written.
                 _ => self.begin(backend, standing, now),
             };
         }
         if !files::is_knocked(backend)? {
             self.state = State::New;
-            return Err(held(&standing, asked));
+            return Err(held(&standing));
         }
         if asked < silence {
             return Ok(Step::Wait {
@@ -155,7 +155,7 @@ impl Claim {
     fn settled(&mut self, backend: &dyn Backend, standing: Standing, now: Instant) -> Result<Step> {
         self.state = State::New;
         match standing {
-            Standing::Whole(..) => Err(held(&standing, Duration::ZERO)),
+            Standing::Whole(..) => Err(held(&standing)),
             _ => {
                 // What was settled once with force is not to be forced for ever.
                 self.take_over = false;
@@ -178,9 +178,6 @@ impl Claim {
     }
 }
 
-fn held(standing: &Standing, answered: Duration) -> LeaseFailure {
-    LeaseFailure::Held {
-        holder: Holder::of(standing),
-        answered,
-    }
+fn held(standing: &Standing) -> LeaseFailure {
+    LeaseFailure::Held(Holder::of(standing))
 }

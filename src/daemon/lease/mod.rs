@@ -36,7 +36,6 @@ use crate::backend::{Backend, BackendError};
 use crate::base::{RelPath, Timestamp};
 use crate::cli::exit::Exit;
 use crate::cli::render::printable;
-use crate::cli::units::human_seconds;
 use crate::rules::layout;
 use crate::rules::lease::{self, Lease, LeaseError};
 
@@ -101,13 +100,8 @@ pub(super) enum Step {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LeaseFailure {
     /// Somebody else has it.
-    #[error("the directory is in use by {holder}, {}", heard(*answered))]
-    Held {
-        /// Who.
-        holder: Holder,
-        /// How long after we asked there was an answer.
-        answered: Duration,
-    },
+    #[error("the directory is in use by {0}, last heard of just now")]
+    Held(Holder),
     /// It was ours and is somebody else's now.
     #[error("the directory was taken over by {0}: nothing is written to it from here any more")]
     Lost(Holder),
@@ -130,18 +124,11 @@ pub(super) enum LeaseFailure {
 
 type Result<T> = std::result::Result<T, LeaseFailure>;
 
-fn heard(answered: Duration) -> String {
-    match answered.as_secs() {
-        0 => "which was heard of just now".into(),
-        seconds => format!("which has answered after {}", human_seconds(seconds as f64)),
-    }
-}
-
 impl LeaseFailure {
     /// What to do about it.
     fn hint(&self) -> &'static str {
         match self {
-            LeaseFailure::Held { .. } => {
+            LeaseFailure::Held(_) => {
                 "unmount it there first; or, if you know that nothing is at work there any more, add --take-over"
             }
             LeaseFailure::Lost(_) => {

@@ -86,7 +86,7 @@ fn one_who_answers_keeps_it_and_is_named() {
     let first = holder(&share, 1);
     let (outcome, took) = Rival::new(2, false).run(&share, || first.look_after());
     let error = outcome.unwrap_err();
-    assert!(matches!(error, LeaseFailure::Held { .. }), "{error}");
+    assert!(matches!(error, LeaseFailure::Held(_)), "{error}");
     let message = error.to_string();
     assert!(
         message.contains("host1") && message.contains("1970-01-01T00:00:00Z"),
@@ -128,7 +128,7 @@ fn the_same_cache_on_another_machine_is_a_copy_and_asks() {
     copy.keeper.me.host = "elsewhere".into();
     copy.claim = Claim::new(&copy.keeper.me, false);
     let (outcome, _) = copy.run(&share, || first.look_after());
-    assert!(matches!(outcome, Err(LeaseFailure::Held { .. })));
+    assert!(matches!(outcome, Err(LeaseFailure::Held(_))));
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn damage_at_any_byte_hands_a_live_lease_to_nobody() {
             }
         });
         let error = outcome.unwrap_err();
-        assert!(matches!(error, LeaseFailure::Held { .. }), "{at}: {error}");
+        assert!(matches!(error, LeaseFailure::Held(_)), "{at}: {error}");
         first.check(&*share).unwrap();
     }
 }
@@ -314,7 +314,7 @@ proptest! {
                     open[i] = false;
                 }
                 Ok(Step::Wait { .. }) => {}
-                Err(LeaseFailure::Held { .. }) => open[i] = false,
+                Err(LeaseFailure::Held(_)) => open[i] = false,
                 Err(error) => prop_assert!(false, "{error}"),
             }
         }
