@@ -62,8 +62,14 @@ pub struct Capabilities {
     pub no_trailing_dot: bool,
     /// A trailing space is dropped or refused.
     pub no_trailing_space: bool,
-    /// Longest name in UTF-16 code units, where the backend counts those.
+    /// Names that differ only in their Unicode form (composed or decomposed) are one name.
+    #[serde(default)]
+    pub form_insensitive: bool,
+    /// Longest name in UTF-16 code units, where the backend counts those rather than bytes.
     pub max_utf16: Option<usize>,
+    /// Longest name in bytes, where the backend counts those.
+    #[serde(default = "linux_name_max")]
+    pub max_bytes: usize,
     /// Symbolic links can be made.
     pub symlinks: bool,
     /// Hard links can be made.
@@ -72,6 +78,10 @@ pub struct Capabilities {
     pub permissions: bool,
     /// Times are kept in steps of this many nanoseconds.
     pub time_granularity_ns: u64,
+}
+
+fn linux_name_max() -> usize {
+    crate::base::NAME_MAX
 }
 
 /// A failed call to the backend: what was tried, on which path, and what the system said.
