@@ -35,10 +35,7 @@ fn backends() -> impl Strategy<Value = Capabilities> {
             no_trailing_space: space,
             max_utf16,
             max_bytes,
-            symlinks: false,
-            hard_links: false,
-            permissions: false,
-            time_granularity_ns: 1,
+            ..Capabilities::plain()
         }
     })
 }

@@ -6,20 +6,7 @@ use super::*;
 
 /// ext4: anything goes.
 pub(super) fn posix() -> Capabilities {
-    Capabilities {
-        forbidden: Vec::new(),
-        case_insensitive: false,
-        utf8_only: false,
-        no_trailing_dot: false,
-        no_trailing_space: false,
-        form_insensitive: false,
-        max_utf16: None,
-        max_bytes: 255,
-        symlinks: true,
-        hard_links: true,
-        permissions: true,
-        time_granularity_ns: 1,
-    }
+    Capabilities::everything()
 }
 
 pub(super) fn exfat() -> Capabilities {
@@ -29,13 +16,9 @@ pub(super) fn exfat() -> Capabilities {
         utf8_only: true,
         no_trailing_dot: true,
         no_trailing_space: true,
-        form_insensitive: false,
         max_utf16: Some(255),
-        max_bytes: 255,
-        symlinks: false,
-        hard_links: false,
-        permissions: false,
         time_granularity_ns: 10_000_000,
+        ..Capabilities::plain()
     }
 }
 

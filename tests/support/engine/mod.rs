@@ -66,9 +66,12 @@ impl Kind {
             max_utf16: options.max_utf16,
             max_bytes: 255,
             symlinks: options.symlinks,
-            hard_links: false,
             permissions: options.permissions,
             time_granularity_ns: options.time_granularity_ns,
+            ..match options.rich {
+                true => Capabilities::everything(),
+                false => Capabilities::plain(),
+            }
         }
     }
 }
