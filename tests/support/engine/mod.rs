@@ -213,6 +213,7 @@ impl World {
             nonce: NONCE,
             origin: self.origin,
             rules: rules(),
+            capabilities: self.kind.capabilities(),
             time_granularity_ns: self.kind.capabilities().time_granularity_ns,
             journals: journals.clone(),
             hooks: Arc::new(FsHooks(fs.clone())),
