@@ -172,11 +172,11 @@ impl NameRules {
 
     /// `name` as it is stored, however long that is.
     pub(super) fn spell<'a>(&self, name: &'a [u8], in_root: bool) -> Cow<'a, [u8]> {
-        let is_ordinary = name.is_ascii()
-            && !name.iter().any(|&byte| self.forbids(byte))
-            && !matches!(name.last(), Some(b'.' | b' '))
-            && !(in_root && resembles_ours(name));
-        if is_ordinary || !self.quotes(name, in_root) {
+        let special = !name.is_ascii()
+            || name.iter().any(|&byte| self.forbids(byte))
+            || matches!(name.last(), Some(b'.' | b' '))
+            || (in_root && resembles_ours(name));
+        if !special || !self.quotes(name, in_root) {
             return Cow::Borrowed(name);
         }
         Cow::Owned(self.spell_in_full(name, in_root))
@@ -258,11 +258,11 @@ impl NameRules {
 /// Reads what stands after a quote; gives how many pieces that was.
 fn read_quoted(rest: &[Piece], out: &mut Vec<u8>) -> usize {
     match rest {
-        &[Piece::Char(c), ..] if c == QUOTE || stands_for(c).is_some() => {
-            push(out, c);
+        [Piece::Char(c), ..] if *c == QUOTE || stands_for(*c).is_some() => {
+            push(out, *c);
             1
         }
-        &[Piece::Char(high), Piece::Char(low), ..] => match upper_hex(high, low) {
+        [Piece::Char(high), Piece::Char(low), ..] => match upper_hex(*high, *low) {
             Some(byte) => {
                 out.push(byte);
                 2
