@@ -432,6 +432,7 @@ fn a_handler_that_panics_costs_one_answer_and_no_place() {
             _: &std::path::Path,
             _: bool,
             _: bool,
+            _: bool,
         ) -> Result<AttachReport, ControlError> {
             Err(ControlError::new(ErrorCode::Failed, "no"))
         }
