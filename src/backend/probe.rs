@@ -5,13 +5,20 @@
 //! afterwards; otherwise something else is wrong, the first error is passed on, and nothing is concluded.
 
 use super::{Backend, BackendError, Capabilities, Result};
-use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::base::{FileKind, NAME_MAX, Name, RelPath, Timestamp};
+mod attributes;
+
+/// Version of this probe; see [`Capabilities::probed`].
+pub const VERSION: u32 = 1;
 
 /// Value of [`Capabilities::time_granularity_ns`] where no chosen time is kept at all: about 292 years.
 pub const TIME_NOT_KEPT: u64 = i64::MAX as u64;
 
 /// Printable bytes that some file system refuses (exFAT's list; NTFS and SMB have the same).
 const PRINTABLE: &[u8] = b"\"*:<>?\\|";
+
+/// A name of so many bytes is taken by all: below, what ferryfs itself writes would not fit.
+const SHORT: usize = 64;
 
 /// Steps in which file systems count time, in nanoseconds, coarsest first: old FAT, HFS+ and exfat-fuse, the kernel's
 /// exFAT, milliseconds and microseconds of network servers, NTFS and SMB, everything else.
@@ -76,21 +83,29 @@ impl Probe<'_> {
         self.make_plain()?;
         clear(self.backend, self.scratch_dir)?;
         let forbidden = self.forbidden()?;
-        // Where `:` is refused the medium is of the FAT family. One driver of exFAT keeps a trailing dot and another drops it:
-        // a name that only this machine could find again is none.
+        // Where `:` is refused the medium is of the FAT family. One driver of exFAT keeps a trailing dot and another drops it, and
+        // Windows drops a trailing space: a name that only this machine could find again is none.
         let fat_like = forbidden.contains(&b':');
         Ok(Capabilities {
             forbidden,
             case_insensitive: self.case_insensitive()?,
             utf8_only: !self.keeps(b"p\xffq")?,
             no_trailing_dot: fat_like || !self.keeps(b"pq.")?,
-            no_trailing_space: !self.keeps(b"pq ")?,
-            // Linux takes no name of more than 255 bytes, and those have at most 255 units: no limit to be met.
-            max_utf16: None,
+            no_trailing_space: fat_like || !self.keeps(b"pq ")?,
+            form_insensitive: self.form_insensitive()?,
+            max_utf16: self.max_utf16()?,
+            max_bytes: self.max_bytes()?,
             symlinks: self.symlinks()?,
             hard_links: self.hard_links()?,
             permissions: self.permissions()?,
             time_granularity_ns: self.time_granularity()?,
+            probed: VERSION,
+            owners: self.owners()?,
+            own: Some(self.own()?),
+            special_files: self.makes(FileKind::Fifo)? && self.makes(FileKind::Socket)?,
+            devices: self.makes(FileKind::CharDevice)?,
+            xattrs: self.xattr_spaces()?,
+            xattr_bytes: self.xattr_bytes()?,
         })
     }
 
@@ -128,6 +143,24 @@ impl Probe<'_> {
         }
     }
 
+    /// Turns the outcome of making something odd at `path` into an answer. There are drivers that say EIO to it: the kernel's SMB client where
+    /// the server has no links, those that make an ordinary file of a special one. A medium that fails does not take the next
+    /// ordinary file, and need not fail again.
+    fn unless_io_error(&self, path: &RelPath, make: impl Fn() -> Result<()>) -> Result<Option<()>> {
+        let is_io = |error: &BackendError| error.source.raw_os_error() == Some(libc::EIO);
+        match make() {
+            Err(error) if is_io(&error) => {}
+            outcome => return self.refusable(outcome),
+        }
+        clear(self.backend, self.scratch_dir)?;
+        drop(self.backend.create(path)?);
+        self.backend.remove_file(path)?;
+        match make() {
+            Err(error) if is_io(&error) => Ok(None),
+            again => self.refusable(again),
+        }
+    }
+
     /// Whether a file of this name can be made and is then listed under it. Leaves the scratch directory empty.
     fn keeps(&self, name: &[u8]) -> Result<bool> {
         let made = self.backend.create(&self.path(name)?).map(drop);
@@ -160,21 +193,42 @@ impl Probe<'_> {
         Ok(found)
     }
 
+    fn form_insensitive(&self) -> Result<bool> {
+        // Where not even the first form can be made, there is nothing to confuse.
+        let made = self.backend.create(&self.path("p\u{e9}q".as_bytes())?);
+        let made = self.refusable(made.map(drop))?.is_some();
+        let other = self.path("pe\u{301}q".as_bytes())?;
+        let found = made && self.refusable(self.backend.metadata(&other))?.is_some();
+        clear(self.backend, self.scratch_dir)?;
+        Ok(found)
+    }
+
+    /// A name of 255 units that are three bytes each tells who counts units from who counts bytes.
+    fn max_utf16(&self) -> Result<Option<usize>> {
+        let long = "\u{20ac}".repeat(NAME_MAX);
+        Ok(self.keeps(long.as_bytes())?.then_some(NAME_MAX))
+    }
+
+    /// Some that encrypt names have room for fewer than Linux.
+    fn max_bytes(&self) -> Result<usize> {
+        if self.keeps(&[b'n'; NAME_MAX])? {
+            return Ok(NAME_MAX);
+        }
+        let (mut kept, mut refused) = (SHORT, NAME_MAX);
+        while refused - kept > 1 {
+            let middle = kept + (refused - kept) / 2;
+            match self.keeps(&vec![b'n'; middle])? {
+                true => kept = middle,
+                false => refused = middle,
+            }
+        }
+        Ok(kept)
+    }
+
     fn symlinks(&self) -> Result<bool> {
         let path = self.path(b"symlink")?;
         let target = b"where it points";
-        let made = match self.backend.make_symlink(target, &path) {
-            // The kernel's SMB client says so where the server has no links. A medium that fails does not take the next file.
-            Err(error) if error.source.raw_os_error() == Some(libc::EIO) => {
-                drop(self.backend.create(&path)?);
-                self.backend.remove_file(&path)?;
-                match self.backend.make_symlink(target, &path) {
-                    Err(error) if error.source.raw_os_error() == Some(libc::EIO) => None,
-                    again => self.refusable(again)?,
-                }
-            }
-            outcome => self.refusable(outcome)?,
-        };
+        let made = self.unless_io_error(&path, || self.backend.make_symlink(target, &path))?;
         let kept = match made {
             Some(()) => self.backend.metadata(&path)?.target.as_deref() == Some(target),
             None => false,
@@ -268,7 +322,7 @@ mod tests {
                 assert_eq!(outcome.unwrap(), truth);
                 break;
             }
-            // Only a link is tried again.
+            // Only what is odd is tried again.
             match outcome {
                 Ok(capabilities) => assert_eq!(capabilities, truth),
                 Err(error) => assert_eq!(error.source.raw_os_error(), Some(libc::EIO)),

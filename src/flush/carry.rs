@@ -158,8 +158,10 @@ impl Carrier<'_> {
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
                 known: Before::new(gathered).known(&staged.steps),
+                catalog: None,
             },
             confirmed: conclusions(plan, gathered, staged),
+            attributes: settled_attributes(plan, gathered),
             sources: staged.sources.clone(),
             files: staged.files,
             bytes: staged.bytes,
@@ -263,6 +265,13 @@ impl Staged {
             bytes: 0,
         }
     }
+}
+
+/// The inodes whose attributes the batch brings up to date: of what stays behind, nothing is told.
+fn settled_attributes(plan: &Plan, gathered: &Gathered) -> Vec<Ino> {
+    let left: HashSet<Ino> = plan.left_behind.iter().map(|left| left.ino).collect();
+    let told = gathered.attributes.iter().copied();
+    told.filter(|ino| !left.contains(ino)).collect()
 }
 
 /// The path of a name in the mount; the name alone if its directory is gone.

@@ -114,6 +114,11 @@ impl Flusher {
             state.confirm_names(cut, chunk)?;
             state.commit()?;
         }
+        for chunk in journal.attributes.chunks(CHUNK) {
+            let mut state = self.parts.index.lock();
+            state.confirm_attributes(cut, chunk)?;
+            state.commit()?;
+        }
         Ok(())
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Gathered {
     pub(super) sizes: BTreeMap<Ino, u64>,
     /// Marked names at which there is no difference.
     pub(super) settled: Vec<NameKey>,
+    /// Inodes with other attributes than the backend, or the catalog on it, was last told of.
+    pub(super) attributes: BTreeSet<Ino>,
 }
 
 struct Gatherer<'a> {
@@ -32,6 +34,7 @@ struct Gatherer<'a> {
     live: &'a HashSet<Ino>,
     keys: BTreeSet<NameKey>,
     inodes: BTreeMap<Ino, Option<Inode>>,
+    attributes: BTreeSet<Ino>,
 }
 
 impl Gathered {
@@ -84,6 +87,7 @@ pub(super) fn gather(
         live: &active.writing,
         keys: BTreeSet::new(),
         inodes: BTreeMap::new(),
+        attributes: BTreeSet::new(),
     };
     gatherer.find_keys()?;
     gatherer.compare()
@@ -134,6 +138,12 @@ impl Gatherer<'_> {
                     .map(|(key, _)| key),
             );
         }
+        let is_told_of = |inode: &Inode| {
+            inode.nlink > 0 && (inode.flags.has(Flags::ATTR_DIRTY) || !inode.kind().is_plain())
+        };
+        if inode.as_ref().is_some_and(is_told_of) {
+            self.attributes.insert(ino);
+        }
         self.inodes.insert(ino, inode);
         Ok(())
     }
@@ -144,6 +154,7 @@ impl Gatherer<'_> {
             before: BTreeMap::new(),
             sizes: BTreeMap::new(),
             settled: Vec::new(),
+            attributes: std::mem::take(&mut self.attributes),
         };
         for key in std::mem::take(&mut self.keys) {
             let placed = self.snapshot.placed(&key)?;

@@ -24,6 +24,8 @@ use crate::rules::steps::{PlaceStep, PlainKind, SlotNo};
 pub(crate) struct Journal {
     pub(super) record: BatchRecord,
     pub(super) confirmed: Vec<Confirmed>,
+    /// Inodes whose attributes are what they were at the cut once the batch is on the backend.
+    pub(super) attributes: Vec<Ino>,
     pub(super) sources: BTreeMap<SlotNo, StageSource>,
     pub(super) files: u64,
     pub(super) bytes: u64,
@@ -34,6 +36,8 @@ struct Facts {
     files: u64,
     bytes: u64,
     confirmed: Vec<ConfirmedFact>,
+    #[serde(default)]
+    attributes: Vec<u64>,
     sources: Vec<SourceFact>,
 }
 
@@ -193,6 +197,7 @@ impl Journal {
             files: self.files,
             bytes: self.bytes,
             confirmed: self.confirmed.iter().map(ConfirmedFact::from).collect(),
+            attributes: self.attributes.iter().map(|ino| ino.0).collect(),
             sources: self
                 .sources
                 .iter()
@@ -262,6 +267,7 @@ impl Journal {
                 .into_iter()
                 .map(ConfirmedFact::restore)
                 .collect::<Option<_>>()?,
+            attributes: facts.attributes.into_iter().map(Ino).collect(),
             sources: facts
                 .sources
                 .into_iter()

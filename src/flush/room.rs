@@ -104,6 +104,7 @@ pub(super) fn keep_removals(gathered: &mut Gathered) {
     let names = &mut gathered.delta.names;
     names.retain(|change| is_removal(change, &wanted));
     gathered.settled.clear();
+    gathered.attributes.clear();
     // The directories stay where they are in this batch.
     let parents: HashSet<Ino> = names.iter().map(|change| change.key.parent).collect();
     gathered.delta.dirs.retain(|dir, _| parents.contains(dir));

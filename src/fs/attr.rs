@@ -145,6 +145,7 @@ impl Fs {
         if (idle || set.uid.is_some() || set.gid.is_some()) && !inode.is_dir() {
             strip_privileges(&mut state, &mut inode)?;
         }
+        let told_of = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         inode.uid = set.uid.unwrap_or(inode.uid);
         inode.gid = set.gid.unwrap_or(inode.gid);
         inode.atime = set.atime.map_or(inode.atime, at);
@@ -155,6 +156,9 @@ impl Fs {
                 inode.time_seq = state.next_seq()?;
                 state.mark_inode(&inode)?;
             }
+        }
+        if told_of || (set.mtime.is_some() && inode.kind() != FileKind::Regular) {
+            state.note_attributes(&mut inode)?;
         }
         inode.ctime = now;
         state.put_inode(inode.clone());
@@ -174,6 +178,7 @@ impl Fs {
         let mut state = self.index.lock();
         let mut inode = self.known(&mut state, ino)?;
         if strip_privileges(&mut state, &mut inode)? {
+            state.note_attributes(&mut inode)?;
             state.put_inode(inode);
         }
         Ok(())
@@ -249,6 +254,7 @@ impl Fs {
         }
         state.put_xattr(ino, name, Some(value))?;
         inode.flags.set(Flags::XATTRS);
+        state.note_attributes(&mut inode)?;
         inode.ctime = self.clock.now();
         state.put_inode(inode);
         if self.is_crowded() {
@@ -272,6 +278,7 @@ impl Fs {
         if state.xattr_names(ino)?.is_empty() {
             inode.flags.clear(Flags::XATTRS);
         }
+        state.note_attributes(&mut inode)?;
         inode.ctime = self.clock.now();
         state.put_inode(inode);
         Ok(())

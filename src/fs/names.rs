@@ -205,7 +205,7 @@ impl Fs {
         inode.target = node.target;
         state.put_inode(inode.clone());
         state.add_name(parent, name, &inode)?;
-        touch(&mut dir, now);
+        touch(state, &mut dir, now)?;
         state.put_inode(dir);
         Ok(inode)
     }
@@ -236,8 +236,9 @@ impl Fs {
         self.check_name(&mut state, parent, name, None)?;
         let now = self.clock.now();
         inode.nlink += 1;
+        state.note_attributes(&mut inode)?;
         inode.ctime = now;
-        touch(&mut dir, now);
+        touch(&mut state, &mut dir, now)?;
         state.add_name(parent, name, &inode)?;
         state.put_inode(inode.clone());
         state.put_inode(dir);
@@ -264,8 +265,8 @@ impl Fs {
         let mut dir = self.known_dir(&mut state, parent)?;
         let now = self.clock.now();
         state.remove_name(parent, name)?;
-        drop_link(&mut state, inode, now);
-        touch(&mut dir, now);
+        drop_link(&mut state, inode, now)?;
+        touch(&mut state, &mut dir, now)?;
         state.put_inode(dir);
         state.commit()?;
         Ok(())
@@ -295,9 +296,9 @@ impl Fs {
         let mut dir = self.known_dir(&mut state, parent)?;
         let now = self.clock.now();
         state.remove_name(parent, name)?;
-        drop_link(&mut state, inode, now);
+        drop_link(&mut state, inode, now)?;
         dir.nlink -= 1;
-        touch(&mut dir, now);
+        touch(&mut state, &mut dir, now)?;
         state.put_inode(dir);
         state.commit()?;
         Ok(())
@@ -381,7 +382,7 @@ impl Fs {
             if other.is_dir() {
                 self.add_links(state, to.0, -1)?;
             }
-            drop_link(state, other, now);
+            drop_link(state, other, now)?;
         }
         moved.ctime = now;
         state.add_name(to.0, to.1, &moved)?;
@@ -459,7 +460,7 @@ impl Fs {
 
     fn touch_dir(&self, state: &mut State, dir: Ino, now: Timestamp) -> Result<()> {
         let mut dir = self.known_dir(state, dir)?;
-        touch(&mut dir, now);
+        touch(state, &mut dir, now)?;
         state.put_inode(dir);
         Ok(())
     }
@@ -475,13 +476,15 @@ impl Fs {
     }
 }
 
-fn touch(dir: &mut Inode, now: Timestamp) {
+/// A name has come or gone in `dir`.
+fn touch(state: &mut State, dir: &mut Inode, now: Timestamp) -> Result<()> {
     dir.mtime = now;
     dir.ctime = now;
+    Ok(state.note_attributes(dir)?)
 }
 
 /// Takes one name off an inode. The last one leaves it an orphan, which goes when nobody uses it any more.
-fn drop_link(state: &mut State, mut inode: Inode, now: Timestamp) {
+fn drop_link(state: &mut State, mut inode: Inode, now: Timestamp) -> Result<()> {
     state.note_unlinked(inode.ino);
     inode.nlink = if inode.is_dir() {
         0
@@ -491,6 +494,9 @@ fn drop_link(state: &mut State, mut inode: Inode, now: Timestamp) {
     inode.ctime = now;
     if inode.nlink == 0 {
         state.add_orphan(inode.ino);
+    } else {
+        state.note_attributes(&mut inode)?; // The other names tell how many there are.
     }
     state.put_inode(inode);
+    Ok(())
 }

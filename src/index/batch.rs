@@ -214,21 +214,50 @@ impl State {
         }
         if settled && inode.time_seq <= cut {
             inode.flags.clear(Flags::TIME_DIRTY);
+            inode.flags.clear(Flags::ATTR_DIRTY);
         }
-        if inode.flags.has(Flags::DATA_DIRTY) || inode.flags.has(Flags::TIME_DIRTY) {
+        self.list_if_dirty(inode)
+    }
+
+    /// Keeps an inode that has a place on the backend listed as dirty as long as anything of it is.
+    fn list_if_dirty(&mut self, inode: Inode) -> Result<()> {
+        if inode.flags.any(Flags::DIRTY) {
             self.change(
                 "keep an inode dirty",
                 "INSERT OR IGNORE INTO dirty_inodes VALUES(?)",
-                [int(ino.0)],
+                [int(inode.ino.0)],
             )?;
         } else {
             self.change(
                 "settle an inode",
                 "DELETE FROM dirty_inodes WHERE ino=?",
-                [int(ino.0)],
+                [int(inode.ino.0)],
             )?;
         }
         self.put_inode(inode);
+        Ok(())
+    }
+
+    /// Notes that a batch has brought the attributes of these inodes up to what they were at its cut; their bytes and names are
+    /// not its business. May be repeated.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn confirm_attributes(&mut self, cut: Seq, settled: &[Ino]) -> Result<()> {
+        for ino in settled {
+            let Some(mut inode) = self.inode(*ino)? else {
+                continue;
+            };
+            if !inode.kind().is_plain() {
+                // From here on its end has to be told, see `remove_name`. Too often, where nothing can be told, does no harm.
+                inode.flags.set(Flags::ON_BACKEND);
+            }
+            // What was changed since the cut is the next batch's.
+            if inode.time_seq <= cut {
+                inode.flags.clear(Flags::ATTR_DIRTY);
+            }
+            self.list_if_dirty(inode)?;
+        }
         Ok(())
     }
 

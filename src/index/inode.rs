@@ -23,6 +23,12 @@ impl Flags {
     pub const XATTRS: Flags = Flags(32);
     /// It was being written when the daemon died, and nobody has closed it since: no whole version to be carried.
     pub const INTERRUPTED: Flags = Flags(64);
+    /// Attributes that the backend was told of, or the catalog on it, have changed since: mode, owner, xattrs, number of names,
+    /// a directory's time of last change.
+    pub const ATTR_DIRTY: Flags = Flags(128);
+
+    /// Everything that a batch can settle.
+    pub const DIRTY: Flags = Flags(1 | 2 | 128);
 
     /// Whether all of `other` is set.
     pub fn has(self, other: Flags) -> bool {
@@ -32,6 +38,11 @@ impl Flags {
     /// Sets all of `other`.
     pub fn set(&mut self, other: Flags) {
         self.0 |= other.0;
+    }
+
+    /// Whether any of `other` is set.
+    pub fn any(self, other: Flags) -> bool {
+        self.0 & other.0 != 0
     }
 
     /// Clears all of `other`.
@@ -84,7 +95,7 @@ pub struct Inode {
     pub flags: Flags,
     /// When its bytes last changed.
     pub data_seq: Seq,
-    /// When its mtime was last set by hand.
+    /// When its mtime was last set by hand, or another attribute changed.
     pub time_seq: Seq,
     /// When it was last used, in seconds since 1970.
     pub used: i64,

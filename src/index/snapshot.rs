@@ -13,7 +13,7 @@ use crate::rules::plan::NameKey;
 pub struct Waiting {
     /// Names that were made, moved or removed.
     pub names: u64,
-    /// Files that the backend has in an older version.
+    /// Files and directories that the backend has in an older version.
     pub inodes: u64,
     /// Special files and links that live in the index only.
     pub kept_local: u64,
@@ -45,7 +45,11 @@ impl Snapshot {
         };
         Ok(Waiting {
             names: count("SELECT count(*) FROM dirty_names")?,
-            inodes: count("SELECT count(*) FROM dirty_inodes")?,
+            // Of a directory in which names wait, nobody wants to be told besides that its time has changed.
+            inodes: count(
+                "SELECT count(*) FROM dirty_inodes d LEFT JOIN inodes i ON i.ino=d.ino
+                 WHERE i.mode IS NULL OR i.mode & 61440 <> 16384 OR NOT EXISTS(SELECT 1 FROM dirty_names n WHERE n.parent=d.ino)",
+            )?,
             kept_local: count(
                 "SELECT count(*) FROM inodes WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0",
             )?,

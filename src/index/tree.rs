@@ -142,10 +142,7 @@ impl State {
     /// If SQLite cannot, also because the name exists.
     pub fn add_name(&mut self, parent: Ino, name: &Name, inode: &Inode) -> Result<()> {
         self.add_clean_name(parent, name, inode.ino)?;
-        if inode.kind().is_plain() || self.may_be_placed(parent, name)? {
-            self.mark_name(parent, name)?;
-        }
-        Ok(())
+        self.mark_name(parent, name)
     }
 
     /// Adds a name under which the backend has the very same.
@@ -167,13 +164,14 @@ impl State {
     /// # Errors
     /// If SQLite cannot.
     pub fn remove_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
+        let is_told_of = self.is_special_and_told_of(parent, name)?;
         let fold = self.rules.fold(name);
         self.change(
             "remove a name",
             "DELETE FROM dirents WHERE parent=? AND fold=? AND name=?",
             params![int(parent.0), fold, name.as_bytes()],
         )?;
-        if self.may_be_placed(parent, name)? {
+        if is_told_of || self.may_be_placed(parent, name)? {
             self.mark_name(parent, name)
         } else {
             self.change(
@@ -217,9 +215,36 @@ impl State {
         Ok(())
     }
 
+    /// Notes in `inode`, which the caller puts, that an attribute of it has changed which the backend or the catalog is to be
+    /// told of. Once it is marked this is a number in memory, so that whoever makes a thousand files in one directory pays once.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn note_attributes(&mut self, inode: &mut Inode) -> Result<()> {
+        // A batch under way settles only what was changed before its cut.
+        inode.time_seq = self.next_seq()?;
+        if inode.flags.has(Flags::ATTR_DIRTY) {
+            self.touch_dirty();
+            return Ok(());
+        }
+        inode.flags.set(Flags::ATTR_DIRTY);
+        self.mark_inode(inode)
+    }
+
     /// Whether the backend has something under this name, or may come to have it from a batch under way.
     fn may_be_placed(&mut self, parent: Ino, name: &Name) -> Result<bool> {
         Ok(self.active.is_some() || self.placed(parent, name)?.is_some())
+    }
+
+    /// Whether a name is that of a link or a special file of which the drive's catalog knows: there is no entry for it there, so
+    /// nothing else tells that somebody has to hear of its end.
+    fn is_special_and_told_of(&mut self, parent: Ino, name: &Name) -> Result<bool> {
+        let Some(ino) = self.lookup(parent, name)? else {
+            return Ok(false);
+        };
+        let inode = self.inode(ino)?;
+        Ok(inode
+            .is_some_and(|inode| !inode.kind().is_plain() && inode.flags.has(Flags::ON_BACKEND)))
     }
 
     /// Whether `dir` holds no name.

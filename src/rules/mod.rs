@@ -1,7 +1,9 @@
 //! Decisions without I/O: what a batch does, how names and records are formed and read. Pure functions only.
 
+mod bytes;
 pub mod catalog;
 pub mod delta;
+pub mod given;
 pub mod known;
 pub mod layout;
 pub mod marker;

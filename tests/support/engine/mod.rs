@@ -61,12 +61,17 @@ impl Kind {
             case_insensitive: options.case_insensitive,
             utf8_only: options.utf8_only,
             no_trailing_dot: options.drops_trailing_dots,
-            no_trailing_space: false,
-            max_utf16: (self == Kind::Exfat).then_some(255),
+            no_trailing_space: self == Kind::Exfat,
+            form_insensitive: false,
+            max_utf16: options.max_utf16,
+            max_bytes: 255,
             symlinks: options.symlinks,
-            hard_links: false,
             permissions: options.permissions,
             time_granularity_ns: options.time_granularity_ns,
+            ..match options.rich {
+                true => Capabilities::everything(),
+                false => Capabilities::plain(),
+            }
         }
     }
 }
@@ -208,6 +213,7 @@ impl World {
             nonce: NONCE,
             origin: self.origin,
             rules: rules(),
+            capabilities: self.kind.capabilities(),
             time_granularity_ns: self.kind.capabilities().time_granularity_ns,
             journals: journals.clone(),
             hooks: Arc::new(FsHooks(fs.clone())),

@@ -218,7 +218,7 @@ fn marks(tables: &Tables, findings: &mut Vec<Finding>) {
         }
     }
     for (ino, row) in &tables.inodes {
-        let dirty = row.flags.has(Flags::DATA_DIRTY) || row.flags.has(Flags::TIME_DIRTY);
+        let dirty = row.flags.any(Flags::DIRTY);
         let has = row.flags.has(Flags::ON_BACKEND);
         if *ino == 1 || FileKind::from_mode(row.mode) != Some(FileKind::Regular) || row.nlink == 0 {
             continue;
