@@ -142,10 +142,10 @@ impl Fs {
         // A chown that leaves both as they are arrives as a change of nothing, and strips like any other. So does what the kernel
         // tells of before a write; but who writes strips by writing, so here only the owner does: nobody else may by a chown.
         let idle = *set == SetAttr::default() && [0, inode.uid].contains(&ctx.uid);
+        let mut told_of = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         if (idle || set.uid.is_some() || set.gid.is_some()) && !inode.is_dir() {
-            strip_privileges(&mut state, &mut inode)?;
+            told_of |= strip_privileges(&mut state, &mut inode)?;
         }
-        let told_of = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         inode.uid = set.uid.unwrap_or(inode.uid);
         inode.gid = set.gid.unwrap_or(inode.gid);
         inode.atime = set.atime.map_or(inode.atime, at);

@@ -43,12 +43,6 @@ impl Survey {
         self.0.len()
     }
 
-    /// Without the entries for which `gone` holds.
-    pub(crate) fn without(mut self, gone: impl Fn(&str) -> bool) -> Survey {
-        self.0.retain(|path, _| !gone(path));
-        self
-    }
-
     /// What differs in `other`, which should be the same tree.
     pub(crate) fn differences(&self, other: &Survey) -> Differences {
         let mut found = Differences::default();
