@@ -46,6 +46,9 @@ pub enum Request {
         /// Check its file system before, if it was not let go of in order.
         #[serde(default)]
         fsck: bool,
+        /// Take it though another machine has it in use.
+        #[serde(default)]
+        take_over: bool,
     },
     /// Look for what others have changed on the backend, and take it in.
     Refresh {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::lease::Keeper;
 use crate::backend::Backend;
 use crate::base::Ino;
 use crate::flush::{FlushError, Hooks};
@@ -10,6 +11,7 @@ use crate::rules::merge::Changes;
 
 pub(super) struct FlushHooks {
     pub(super) fs: Arc<Fs>,
+    pub(super) lease: Arc<Keeper>,
 }
 
 impl Hooks for FlushHooks {
@@ -38,6 +40,11 @@ impl Hooks for FlushHooks {
 
     fn hold_open(&self, inos: &[Ino]) {
         self.fs.hold_open_for_readers(inos);
+    }
+
+    fn may_write(&self, backend: &dyn Backend) -> Result<(), String> {
+        let checked = self.lease.check(backend);
+        checked.map_err(|error| error.to_string())
     }
 
     fn give_up_reserve(&self) -> bool {

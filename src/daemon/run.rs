@@ -26,7 +26,7 @@ use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
 use crate::index::{self, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Workers};
 use crate::rules::names::NameRules;
-use crate::sys::mounts;
+use crate::sys::mounts::Mount;
 use crate::sys::time::CoarseClock;
 
 /// How many times the time that a read may go unanswered a backend may not answer before an end is made without it.
@@ -91,6 +91,8 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     if let Err(error) = starting::recover(&flusher, &drive, options.io_timeout * HOPELESS) {
         if flusher.is_running() {
             keep_locks(opened);
+        } else {
+            opened.lease.release_within(PATIENCE);
         }
         return Err(error);
     }
@@ -157,7 +159,7 @@ fn serve(
         exec: options.fuse.exec,
     };
     let (ended, end) = unbounded();
-    let on_network = (site.mount.as_ref()).is_some_and(|mount| mounts::is_network(&mount.fs_type));
+    let on_network = (site.mount.as_ref()).is_some_and(Mount::is_shared);
     let refreshing = Arc::new(Refreshing::new(options.refresh.every(on_network)));
     let (readers, again) = (fs.clone(), refreshing.clone());
     let monitor = Monitor::new(
@@ -168,6 +170,7 @@ fn serve(
             cache: opened.dir.clone(),
             mountpoint: options.mountpoint.clone(),
             facts: opened.facts.clone(),
+            lease: opened.lease.clone(),
             on_detach: Box::new(move || readers.close_idle_readers(true)),
             on_attach: Box::new(move || again.note_attached()),
         },
@@ -241,6 +244,7 @@ fn serve(
         close(&fs, &index, at_rest)
     };
     if at_rest {
+        opened.lease.release_within(patience.min(PATIENCE));
         // The locks go before the connection of whoever asked for the end: when that is told, all is free.
         drop(opened);
     } else {
@@ -465,7 +469,10 @@ fn flusher(
         capabilities: opened.facts.capabilities.clone(),
         time_granularity_ns: opened.facts.capabilities.time_granularity_ns,
         journals,
-        hooks: Arc::new(FlushHooks { fs: fs.clone() }),
+        hooks: Arc::new(FlushHooks {
+            fs: fs.clone(),
+            lease: opened.lease.clone(),
+        }),
     }))
 }
 

@@ -61,6 +61,9 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::WrongDrive(_) => {
             "mount the right drive there; nothing was written and nothing is lost"
         }
+        FlushError::InUse(_) => {
+            "nothing is lost: what waits is in the cache. When the other one has let go, this mount goes on by itself; to take the directory over: ferryfs attach --take-over DIR"
+        }
         FlushError::Full { freed: 0, .. } => {
             "nothing was carried and nothing is lost; delete something in the mount, then run `ferryfs flush --removals-first`"
         }
@@ -416,7 +419,7 @@ impl Handler for Service {
             return Err(not_ejected(&FlushError::StillRunning { silent }));
         }
         let monitor = self.monitor.clone();
-        let let_go = move || monitor.let_go(Presence::Ejected);
+        let let_go = move || monitor.eject();
         let patience = Patience {
             deadline: None,
             enough: &|silent| self.is_hopeless(silent),
@@ -432,12 +435,13 @@ impl Handler for Service {
         path: &Path,
         accept_copy: bool,
         fsck: bool,
+        take_over: bool,
     ) -> Result<AttachReport, ControlError> {
         if !path.is_absolute() {
             let message = "the path to attach is not absolute";
             return Err(ControlError::new(ErrorCode::BadRequest, message));
         }
-        self.monitor.attach(path, accept_copy, fsck)
+        self.monitor.attach(path, accept_copy, fsck, take_over)
     }
 
     fn refresh(&self, path: &str) -> Result<RefreshReport, ControlError> {
