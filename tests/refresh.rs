@@ -27,6 +27,13 @@ fn refresh(lab: &Lab, below: &str) -> Value {
         .json()
 }
 
+/// The look that follows every attach is over: it is not to meet what a test does.
+fn looked(lab: &Lab) {
+    wait_until("the first look to end", Duration::from_secs(60), || {
+        lab.status()["last_refresh"].is_object()
+    });
+}
+
 fn names(lab: &Lab, dir: &str) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(lab.m(dir))
         .expect("list")
@@ -43,6 +50,7 @@ fn names(lab: &Lab, dir: &str) -> Vec<String> {
 }
 
 fn what_others_do_is_seen_after_refresh_whatever_the_kernel_remembers(lab: Lab) {
+    looked(&lab);
     write(&lab.m("d/changed"), b"before");
     write(&lab.m("d/deleted"), b"to go");
     write(&lab.m("d/moved"), b"to be moved somewhere else");
@@ -95,6 +103,7 @@ fn what_others_do_is_seen_after_refresh_whatever_the_kernel_remembers(lab: Lab) 
 }
 
 fn both_versions_are_kept_where_both_sides_have_changed_a_file(lab: Lab) {
+    looked(&lab);
     write(&lab.m("d/report.txt"), b"first");
     lab.flush();
     write(&lab.m("d/report.txt"), b"ours, changed");
@@ -147,6 +156,7 @@ fn what_was_done_to_the_drive_elsewhere_is_seen_when_it_is_plugged_in(mut lab: L
 }
 
 fn a_flush_takes_in_what_it_meets(lab: Lab) {
+    looked(&lab);
     write(&lab.m("d/f"), b"first");
     lab.flush();
     write(&lab.m("d/f"), b"second, ours");
@@ -188,9 +198,7 @@ fn a_directory_that_is_not_asked_for_is_not_looked_at() {
     write(&lab.m("one/f"), b"first");
     write(&lab.m("two/f"), b"first");
     lab.flush();
-    wait_until("the first look to end", Duration::from_secs(60), || {
-        lab.status()["last_refresh"].is_object()
-    });
+    looked(&lab);
     for dir in ["one", "two"] {
         fs::write(lab.d(dir).join("new"), b"new").expect("write");
     }

@@ -36,7 +36,7 @@ pub(super) fn find_foreign(
 ) -> Result<Foreign> {
     let slack = slack(granularity_ns);
     let mut foreign = Foreign::default();
-    let standing = Standing::new(gathered);
+    let standing = Standing::new(gathered, rules);
     let mut listings = Listings {
         backend,
         rules,
@@ -115,7 +115,7 @@ pub(super) fn changed_elsewhere(
         backend,
         slack: slack(parts.time_granularity_ns),
         gathered,
-        standing: Standing::new(gathered),
+        standing: Standing::new(gathered, &parts.rules),
         listings: Listings {
             backend,
             rules: &parts.rules,
@@ -228,12 +228,15 @@ impl Foreign {
 /// Where the directories of the difference stand on the backend before the batch.
 struct Standing<'a> {
     gathered: &'a Gathered,
+    rules: &'a NameRules,
     /// The name under which each directory is, or will be.
     names: HashMap<Ino, &'a NameKey>,
+    /// What is known to stand there, as the backend compares names.
+    known: HashSet<(Ino, Vec<u8>)>,
 }
 
 impl Standing<'_> {
-    fn new(gathered: &Gathered) -> Standing<'_> {
+    fn new<'a>(gathered: &'a Gathered, rules: &'a NameRules) -> Standing<'a> {
         let changes = gathered.delta.names.iter();
         let names = changes
             .filter_map(|change| match &change.new {
@@ -241,7 +244,16 @@ impl Standing<'_> {
                 _ => None,
             })
             .collect();
-        Standing { gathered, names }
+        let known = gathered.before.keys();
+        Standing {
+            known: known
+                .map(|key| (key.parent, rules.fold(&key.name)))
+                .filter(|(_, fold)| !fold.is_empty())
+                .collect(),
+            gathered,
+            rules,
+            names,
+        }
     }
 
     /// The path of `dir`: its own, or for one that the batch will make, where somebody else may have made it already.
@@ -252,7 +264,8 @@ impl Standing<'_> {
             return Some(old.clone());
         }
         let key = self.names.get(&dir)?;
-        if self.gathered.before.contains_key(*key) {
+        let folded = (key.parent, self.rules.fold(&key.name));
+        if self.gathered.before.contains_key(*key) || self.known.contains(&folded) {
             return None;
         }
         Some(self.path_of(key.parent)?.join(&key.name))

@@ -24,7 +24,7 @@ pub(super) struct Compared {
     /// What is spelled in another way, which the backend takes for the same.
     pub(super) respelled: Vec<(Name, PlacedEntry, Entry)>,
     /// Directories that are there as they were.
-    pub(super) dirs: Vec<Ino>,
+    pub(super) dirs: Vec<(Name, Ino)>,
 }
 
 impl Fs {
@@ -41,7 +41,9 @@ impl Fs {
                 continue;
             };
             match self.standing(&was, &entry.meta)? {
-                Standing::Same if was.kind == PlainKind::Directory => compared.dirs.push(was.ino),
+                Standing::Same if was.kind == PlainKind::Directory => {
+                    compared.dirs.push((entry.name, was.ino));
+                }
                 Standing::Same => {}
                 Standing::OtherKind => {
                     compared.vanished.push((entry.name.clone(), was));

@@ -91,7 +91,8 @@ pub(super) struct Gatherer<'a> {
     found: Differences,
     order: usize,
     seen: HashSet<Ino>,
-    queue: VecDeque<(Ino, RelPath)>,
+    /// Whether all that is below is to be compared, too: nobody has looked into what was moved.
+    queue: VecDeque<(Ino, RelPath, bool)>,
     /// Directories that have vanished, by the names in them.
     by_content: HashMap<Name, Vec<NameKey>>,
 }
@@ -113,7 +114,7 @@ impl<'a> Gatherer<'a> {
         for dir in dirs {
             let path = self.fs.index.lock().backend_path(*dir)?;
             if let Some(path) = path {
-                self.queue.push_back((*dir, path));
+                self.queue.push_back((*dir, path, false));
             }
         }
         self.compare_queued()?;
@@ -131,12 +132,12 @@ impl<'a> Gatherer<'a> {
     }
 
     fn compare_queued(&mut self) -> Result<()> {
-        while let Some((dir, path)) = self.queue.pop_front() {
+        while let Some((dir, path, below)) = self.queue.pop_front() {
             if !self.seen.contains(&dir)
                 && let Some(entries) = self.list(&path)?
             {
                 self.seen.insert(dir);
-                self.compare(dir, &path, entries)?;
+                self.compare(dir, &path, entries, below)?;
             }
         }
         Ok(())
@@ -164,8 +165,19 @@ impl<'a> Gatherer<'a> {
         Ok(None)
     }
 
-    fn compare(&mut self, dir: Ino, path: &RelPath, entries: Vec<Entry>) -> Result<()> {
+    fn compare(
+        &mut self,
+        dir: Ino,
+        path: &RelPath,
+        entries: Vec<Entry>,
+        below: bool,
+    ) -> Result<()> {
         let compared = self.fs.compare_listing(dir, entries)?;
+        for (name, ino) in compared.dirs {
+            if below && self.fs.is_listed(ino)? {
+                self.queue.push_back((ino, path.join(&name), true));
+            }
+        }
         let key = |name: Name| NameKey { parent: dir, name };
         for (name, was) in compared.vanished {
             self.vanish(key(name), was)?;
@@ -204,7 +216,7 @@ impl<'a> Gatherer<'a> {
         // What has changed in it is found as in any other directory, under its new path.
         if self.fs.is_listed(moved.was.ino)? {
             let path = dir.join(&moved.entry.name);
-            self.queue.push_back((moved.was.ino, path));
+            self.queue.push_back((moved.was.ino, path, true));
         }
         self.found.dirs_moved.push(moved);
         Ok(())
@@ -252,7 +264,7 @@ impl<'a> Gatherer<'a> {
         let (parent, entry, path) = (*parent, entry.clone(), path.clone());
         if let Some(own) = self.made_here(parent, &entry.name)? {
             // Both sides have made it. What is in it there is compared with what the mount has in its own.
-            self.queue.push_back((own, path));
+            self.queue.push_back((own, path, true));
             return Ok(true);
         }
         if self.found.vanished.is_empty() {

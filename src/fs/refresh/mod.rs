@@ -65,7 +65,7 @@ impl Fs {
         let entries = backend.read_dir(&path)?;
         let compared = self.compare_listing(dir, entries)?;
         let mut dirs = Vec::new();
-        for ino in compared.dirs {
+        for (_, ino) in compared.dirs {
             if self.is_listed(ino)? {
                 dirs.push(ino);
             }
@@ -143,6 +143,7 @@ impl Taking<'_> {
     fn run(&mut self, mut found: Differences) -> Result<()> {
         let mut claims = Vec::new();
         self.appear_dirs(&mut found, &mut claims)?;
+        self.make_way(&mut found)?;
         self.move_dirs(&mut found)?;
         self.appear_dirs(&mut found, &mut claims)?;
         self.move_files(&mut found)?;

@@ -12,6 +12,35 @@ use crate::rules::steps::PlainKind;
 const DEEPEST: usize = 10_000;
 
 impl Taking<'_> {
+    /// A directory may have come to where a file was: that is taken out first.
+    pub(super) fn make_way(&mut self, found: &mut Differences) -> Result<()> {
+        let targets: Vec<NameKey> = (found.dirs_moved.iter())
+            .filter_map(|moved| match moved.parent {
+                Parent::Known(parent) => Some(NameKey {
+                    parent,
+                    name: moved.entry.name.clone(),
+                }),
+                Parent::Appeared(_) => None,
+            })
+            .filter(|key| found.vanished.contains_key(key))
+            .collect();
+        for key in targets {
+            let moves = found.files_moved.iter().position(|moved| moved.from == key);
+            let moved = moves.map(|at| found.files_moved.remove(at));
+            if let Some(moved) = moved
+                && self.move_one(&moved)?
+            {
+                if let Some(at) = moved.appeared {
+                    found.appeared[at].done = true;
+                }
+            } else if let Some((_, was)) = found.vanished.get(&key) {
+                self.vanish(&key, was)?;
+            }
+            found.vanished.remove(&key);
+        }
+        Ok(())
+    }
+
     pub(super) fn move_dirs(&mut self, found: &mut Differences) -> Result<()> {
         for moved in std::mem::take(&mut found.dirs_moved) {
             self.move_one(&moved)?;
