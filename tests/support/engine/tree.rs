@@ -140,7 +140,7 @@ impl World {
     }
 
     /// The same tree with each name as a mount would show it, where the name alone tells.
-    fn as_mounted(&self, tree: Tree) -> Tree {
+    pub fn as_mounted(&self, tree: Tree) -> Tree {
         let rules = NameRules::new(&self.kind.capabilities());
         let read = |path: &RelPath| {
             path.components().fold(RelPath::root(), |dir, name| {
