@@ -309,7 +309,7 @@ impl Lab {
     pub fn assert_drive_is_mount(&self) {
         let mut on_drive = Tree::read(self.drive.path()).without(".ferryfs");
         if self.drive.is_exfat() {
-            on_drive = on_drive.as_mounted();
+            on_drive = on_drive.in_mount_names();
         }
         Tree::read(&self.mnt)
             .plain()

@@ -70,7 +70,7 @@ impl Tree {
     }
 
     /// With each name as a mount of exFAT would show it, where the name alone tells.
-    pub fn as_mounted(self) -> Tree {
+    pub fn in_mount_names(self) -> Tree {
         let rules = exfat_rules();
         let read = |path: &String| {
             let mut shown = Vec::new();
