@@ -73,10 +73,16 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let entries = match path {
+        let mut entries = match path {
             Some(_) => self.read_backend_dir(dir)?,
             None => Vec::new(), // The backend does not have it, so all there is is here.
         };
+        let in_root = dir == Ino::ROOT;
+        // Who gets which name is to depend neither on the backend's order nor on where an earlier import was cut off.
+        entries.sort_by_cached_key(|entry| {
+            let foreign = self.rules.decode(&entry.name, in_root).is_none();
+            (foreign, entry.name.clone())
+        });
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
             // Meanwhile it may have been found to be gone.
@@ -114,7 +120,7 @@ impl Fs {
     pub(super) fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
         if self.is_left_out(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
-            || state.lookup(dir, &entry.name)?.is_some()
+            || state.lookup_stored(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
@@ -126,7 +132,8 @@ impl Fs {
         let ino = inode.ino;
         state.put_inode(inode);
         state.put_placed(&key, Some(&placed))?;
-        Ok(state.add_clean_name(dir, &entry.name, ino)?)
+        let name = state.mount_name_for(dir, &entry.name, None)?;
+        Ok(state.add_clean_name(dir, &name, &entry.name, ino)?)
     }
 
     /// A new inode for what was found on the backend, and what the backend has of it.

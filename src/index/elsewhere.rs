@@ -1,7 +1,7 @@
 //! What taking in the changes of others needs of the index: names and places of one inode, and what it means for a file that
 //! the backend has it no more.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
 use super::inode::{Flags, Inode};
 use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, placed_from_row};
@@ -85,10 +85,60 @@ impl State {
             // Its names say that it is to be carried.
             self.settle_dirty_inode(ino)?;
         }
-        for (parent, name) in self.names_of(ino)? {
-            self.mark_name(parent, &name)?;
+        self.mark_names_of(ino)
+    }
+
+    /// Notes that the backend may have something else under every name of `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn mark_names_of(&mut self, ino: Ino) -> Result<()> {
+        let keys: Vec<NameKey> = self
+            .conn
+            .prepare_cached("SELECT parent, coalesce(stored, name) FROM dirents WHERE ino=?")
+            .and_then(|mut s| {
+                s.query_map([int(ino.0)], |row| {
+                    Ok(NameKey {
+                        parent: Ino(row.get::<_, i64>(0)? as u64),
+                        name: name_from_row(row, 1)?,
+                    })
+                })?
+                .collect()
+            })
+            .context("list the names of an inode")?;
+        for key in keys {
+            self.mark_name(key.parent, &key.name)?;
         }
         Ok(())
+    }
+
+    /// The name of `parent` that is stored under `stored`, or under one that the backend cannot tell from it, and its inode.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn at_spelling(&mut self, parent: Ino, stored: &Name) -> Result<Option<(Name, Ino)>> {
+        let fold = self.rules.fold(stored);
+        let (sql, key) = match fold.is_empty() {
+            true => (
+                "SELECT name, ino FROM dirents WHERE parent=?1 AND fold=x'' AND name=?2 AND stored IS NULL
+                 UNION ALL SELECT name, ino FROM dirents WHERE parent=?1 AND stored=?2 LIMIT 1",
+                stored.as_bytes(),
+            ),
+            false => (
+                "SELECT name, ino FROM dirents WHERE parent=?1 AND fold=?2 AND stored IS NULL
+                 UNION ALL SELECT name, ino FROM dirents WHERE parent=?1 AND stored_fold=?2 LIMIT 1",
+                &fold[..],
+            ),
+        };
+        self.conn
+            .prepare_cached(sql)
+            .and_then(|mut s| {
+                s.query_row(params![int(parent.0), key], |row| {
+                    Ok((name_from_row(row, 0)?, Ino(row.get::<_, i64>(1)? as u64)))
+                })
+                .optional()
+            })
+            .context("look for what is stored under a name")
     }
 
     /// Takes `ino` off the list of what the backend has in another version, if nothing of it differs.

@@ -124,15 +124,14 @@ impl<'a> Taking<'a> {
             return Ok(Taken::Not);
         }
         let is_dir = entry.meta.kind == FileKind::Directory;
-        let name = spelling::mount_name(&mut state, key.parent, &key.name)?;
-        if spelling::taken(&mut state, key.parent, &name)?.is_some() {
+        if spelling::in_the_way(&mut state, key)?.is_some() {
             if !is_dir {
                 return Ok(Taken::InTheWay);
             }
-            let Some(own) = own_dir(&mut state, key.parent, &name)? else {
+            let Some(own) = own_dir(&mut state, key)? else {
                 return Ok(Taken::InTheWay);
             };
-            // Both sides have made it: it serves both.
+            // Both sides have made it: it serves both; spelled as here, which the next batch sees to.
             let placed = PlacedEntry {
                 ino: own,
                 kind: PlainKind::Directory,
@@ -141,6 +140,7 @@ impl<'a> Taking<'a> {
                 hash: None,
             };
             state.put_placed(key, Some(&placed))?;
+            state.mark_name(key.parent, &key.name)?;
             if let Some(mut inode) = state.inode(own)? {
                 inode.flags.set(Flags::ON_BACKEND);
                 state.put_inode(inode);
@@ -197,10 +197,12 @@ impl<'a> Taking<'a> {
         let mut state = fs.index.lock();
         let at = spelling::at(&mut state, key)?.map(|(_, ino)| ino);
         let now = state.inode(ours.ino)?;
-        let unchanged = now
-            .as_ref()
-            .is_some_and(|now| (now.object, now.data_seq) == (ours.object, ours.data_seq));
-        if at != Some(ours.ino) || !unchanged || !Self::is_still(&mut state, key, None)? {
+        let unchanged =
+            now.filter(|now| (now.object, now.data_seq) == (ours.object, ours.data_seq));
+        let Some(mut inode) = unchanged else {
+            return Ok(false);
+        };
+        if at != Some(ours.ino) || !Self::is_still(&mut state, key, None)? {
             return Ok(false);
         }
         let placed = PlacedEntry {
@@ -211,7 +213,6 @@ impl<'a> Taking<'a> {
             hash: Some(hash),
         };
         state.put_placed(key, Some(&placed))?;
-        let mut inode = ours;
         inode.flags.set(Flags::ON_BACKEND);
         // The next batch carries it all the same, over the same bytes.
         state.mark_inode(&inode)?;

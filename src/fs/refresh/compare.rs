@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::{Fs, Result};
+use super::spelling;
 use crate::backend::{Entry, Metadata};
 use crate::base::{FileKind, Ino, Name};
 use crate::index::{PlacedEntry, State};
 use crate::rules::known::Believed;
 use crate::rules::merge::{Standing, compare};
+use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
 
 /// How a directory of the backend differs from what the index believes.
@@ -57,6 +59,12 @@ impl Fs {
                 }
             }
         }
+        // Who gets which name in the mount is not to depend on the backend's order.
+        let in_root = dir == Ino::ROOT;
+        (compared.appeared).sort_by_cached_key(|entry| {
+            let foreign = self.rules.decode(&entry.name, in_root).is_none();
+            (foreign, entry.name.clone())
+        });
         compared.vanished.extend(believed);
         self.find_respelled(&mut compared)?;
         compared.differs = !(compared.appeared.is_empty()
@@ -134,9 +142,9 @@ pub(super) fn believed(was: &PlacedEntry) -> Believed {
     }
 }
 
-/// Whether the mount has a directory under this very name that the backend did not have so far.
-pub(super) fn own_dir(state: &mut State, parent: Ino, name: &Name) -> Result<Option<Ino>> {
-    let Some(ino) = state.lookup(parent, name)? else {
+/// The mount's directory under this name, or one that the backend cannot tell from it, which the backend did not have so far.
+pub(super) fn own_dir(state: &mut State, key: &NameKey) -> Result<Option<Ino>> {
+    let Some((_, ino)) = spelling::in_the_way(state, key)? else {
         return Ok(None);
     };
     let is_dir = state.inode(ino)?.is_some_and(|inode| inode.is_dir());

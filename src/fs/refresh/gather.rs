@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::super::{Fs, FsError, Result};
 use super::compare::own_dir;
-use super::{HASH_BUDGET, HASH_LIMIT, spelling};
+use super::{HASH_BUDGET, HASH_LIMIT};
 use crate::backend::{Backend, Entry, Metadata};
 use crate::base::{ContentHash, FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
@@ -300,8 +300,11 @@ impl<'a> Gatherer<'a> {
             return Ok(None);
         };
         let mut state = self.fs.index.lock();
-        let shown = spelling::mount_name(&mut state, dir, name)?;
-        own_dir(&mut state, dir, &shown)
+        let key = NameKey {
+            parent: dir,
+            name: name.clone(),
+        };
+        own_dir(&mut state, &key)
     }
 
     /// The vanished directory that has most names in common with `entries`, if these are half of what it had.

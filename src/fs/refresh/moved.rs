@@ -99,22 +99,18 @@ impl Taking<'_> {
         if !is_dir {
             self.note_file_moved(&mut state, moved)?;
         }
-        let target = self.free_target(&mut state, &to, was.ino, here.as_ref(), from.parent)?;
+        let target = match &here {
+            Some((name, _)) => self.free_target(&mut state, (from, name), &to, was.ino)?,
+            None => None,
+        };
         match (here, target) {
             (Some((name, _)), Some(target)) => {
-                self.rename(
-                    &mut state,
-                    (from.parent, &name),
-                    (to.parent, &target),
-                    was.ino,
-                )?;
+                self.rename(&mut state, (from.parent, &name), (&to, &target), was.ino)?;
             }
             // Moved here as well, or something of ours is there: the mount stays as it is, and the backend follows.
             _ => {
                 state.mark_name(to.parent, &to.name)?;
-                for (parent, name) in names {
-                    state.mark_name(parent, &name)?;
-                }
+                state.mark_names_of(was.ino)?;
             }
         }
         self.changes.moved += 1;
@@ -159,10 +155,9 @@ impl Taking<'_> {
     fn free_target(
         &self,
         state: &mut State,
+        (from, old): (&NameKey, &Name),
         to: &NameKey,
         ino: Ino,
-        here: Option<&(Name, Ino)>,
-        from: Ino,
     ) -> Result<Option<Name>> {
         let mut at = to.parent;
         for _ in 0..DEEPEST {
@@ -174,29 +169,32 @@ impl Taking<'_> {
                 _ => return Ok(None),
             }
         }
-        let name = spelling::mount_name(state, to.parent, &to.name)?;
-        let in_the_way = spelling::taken(state, to.parent, &name)?.filter(|(other, _)| {
-            // Its own old spelling is not in the way.
-            !(from == to.parent && here.is_some_and(|(old, _)| old == other))
-        });
-        Ok(in_the_way.is_none().then_some(name))
+        // Its own old spelling is not in the way.
+        let in_the_way = spelling::in_the_way(state, to)?
+            .filter(|(other, _)| from.parent != to.parent || old != other);
+        if in_the_way.is_some() {
+            return Ok(None);
+        }
+        // What the backend spells as before the mount shows as before.
+        let exact = (from.name == to.name).then_some(old);
+        Ok(Some(state.mount_name_for(to.parent, &to.name, exact)?))
     }
 
     fn rename(
         &mut self,
         state: &mut State,
         from: (Ino, &Name),
-        to: (Ino, &Name),
+        (to, shown): (&NameKey, &Name),
         ino: Ino,
     ) -> Result<()> {
         let is_dir = state.inode(ino)?.is_some_and(|inode| inode.is_dir());
         state.remove_name(from.0, from.1)?;
-        state.add_clean_name(to.0, to.1, ino)?;
-        let moves_away = i32::from(is_dir && from.0 != to.0);
+        state.add_clean_name(to.parent, shown, &to.name, ino)?;
+        let moves_away = i32::from(is_dir && from.0 != to.parent);
         self.touch_parent(state, from.0, -moves_away)?;
-        self.touch_parent(state, to.0, moves_away)?;
+        self.touch_parent(state, to.parent, moves_away)?;
         self.tell_entry(from.0, from.1);
-        self.tell_entry(to.0, to.1);
+        self.tell_entry(to.parent, shown);
         self.tell_inode(ino);
         Ok(())
     }

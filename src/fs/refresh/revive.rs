@@ -50,15 +50,20 @@ impl Taking<'_> {
         inode.flags.set(Flags::ON_BACKEND);
         state.no_orphan(ino);
         state.put_inode(inode.clone());
-        let shown = spelling::mount_name(state, key.parent, &key.name)?;
-        let name = match spelling::taken(state, key.parent, &shown)? {
-            None => shown,
+        let shown = state.mount_name_for(key.parent, &key.name, None)?;
+        let name = match spelling::in_the_way(state, key)? {
+            None => {
+                state.add_name_as(key.parent, &shown, &key.name, &inode)?;
+                shown
+            }
             Some(_) => match self.free_name(state, key.parent, &shown, true)? {
-                Some(name) => name,
+                Some(name) => {
+                    state.add_name(key.parent, &name, &inode)?;
+                    name
+                }
                 None => return Ok(()),
             },
         };
-        state.add_name(key.parent, &name, &inode)?;
         self.touch_parent(state, key.parent, 1)?;
         self.tell_entry(key.parent, &name);
         self.tell_inode(ino);
@@ -78,7 +83,7 @@ impl Taking<'_> {
             return Ok(None);
         }
         let is_dir = entry.meta.kind == crate::base::FileKind::Directory;
-        let shown = spelling::mount_name(state, key.parent, &key.name)?;
+        let shown = state.mount_name(key)?;
         let Some(name) = self.free_name(state, key.parent, &shown, is_dir)? else {
             let why = "no name is free for the other version; rename some of them".to_string();
             self.changes.skipped.push((key.name.to_string(), why));
@@ -88,8 +93,6 @@ impl Taking<'_> {
         state.put_inode(inode.clone());
         state.replace_placed(key, was, Some(&placed))?;
         state.add_name(key.parent, &name, &inode)?;
-        // Also of what no backend could be given: this one has it, and it is to be moved.
-        state.mark_name(key.parent, &name)?;
         state.mark_name(key.parent, &key.name)?;
         state.note_conflict(inode.ino)?;
         self.touch_parent(state, key.parent, i32::from(is_dir))?;
@@ -112,10 +115,7 @@ impl Taking<'_> {
             let Some(candidate) = candidate else {
                 return Ok(None);
             };
-            let key = spelling::stored(state, parent, &candidate)?;
-            if spelling::taken(state, parent, &candidate)?.is_none()
-                && state.placed(parent, &key.name)?.is_none()
-            {
+            if state.lookup(parent, &candidate)?.is_none() {
                 return Ok(Some(candidate));
             }
         }

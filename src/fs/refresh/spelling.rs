@@ -5,34 +5,24 @@ use crate::base::{Ino, Name};
 use crate::index::State;
 use crate::rules::plan::NameKey;
 
-/// The name that the mount is to show for what the backend calls `stored`.
-pub(super) fn mount_name(_state: &mut State, _parent: Ino, stored: &Name) -> Result<Name> {
-    Ok(stored.clone())
-}
-
 /// What the mount has under the name that the backend spells as in `key`.
 pub(super) fn at(state: &mut State, key: &NameKey) -> Result<Option<(Name, Ino)>> {
-    let found = state.lookup(key.parent, &key.name)?;
-    Ok(found.map(|ino| (key.name.clone(), ino)))
+    match state.lookup_stored(key.parent, &key.name)? {
+        Some(ino) => Ok(Some((state.mount_name(key)?, ino))),
+        None => Ok(None),
+    }
 }
 
 /// How the backend spells the name `name` of the mount.
-pub(super) fn stored(_state: &mut State, parent: Ino, name: &Name) -> Result<NameKey> {
+pub(super) fn stored(state: &mut State, parent: Ino, name: &Name) -> Result<NameKey> {
+    let stored = state.stored_name(parent, name)?;
     Ok(NameKey {
         parent,
-        name: name.clone(),
+        name: stored.unwrap_or_else(|| name.clone()),
     })
 }
 
-/// Whatever in the mount keeps the backend from having `name` in `parent` as another file: that very name, or one that the
-/// backend cannot tell from it.
-pub(super) fn taken(state: &mut State, parent: Ino, name: &Name) -> Result<Option<(Name, Ino)>> {
-    if let Some(ino) = state.lookup(parent, name)? {
-        return Ok(Some((name.clone(), ino)));
-    }
-    let Some(other) = state.colliding_name(parent, name)? else {
-        return Ok(None);
-    };
-    let ino = state.lookup(parent, &other)?;
-    Ok(ino.map(|ino| (other, ino)))
+/// What of the mount is, or is to be, on the backend under the name `key`, or under one that the backend cannot tell from it.
+pub(super) fn in_the_way(state: &mut State, key: &NameKey) -> Result<Option<(Name, Ino)>> {
+    Ok(state.at_spelling(key.parent, &key.name)?)
 }

@@ -39,8 +39,8 @@ impl Taking<'_> {
             }
             _ => {
                 state.replace_placed(key, Some(was), None)?;
-                if let Some((name, _)) = spelling::at(&mut state, key)? {
-                    state.mark_name(key.parent, &name)?;
+                if spelling::at(&mut state, key)?.is_some() {
+                    state.mark_name(key.parent, &key.name)?;
                 }
             }
         }
