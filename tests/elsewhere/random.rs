@@ -12,7 +12,7 @@ use ferryfs::fs::RenameMode;
 
 use super::engine::rng::{Rng, Seed};
 use super::engine::script::rel;
-use super::engine::tree::Tree;
+use super::engine::tree::{Tree, user_part};
 use super::engine::{Engine, Kind, World, call};
 use super::{at_rest, put, remove};
 use ferryfs::backend::memory::MemNode;
@@ -104,7 +104,8 @@ impl Game {
     }
 
     fn there(&self) -> Vec<(String, Option<Vec<u8>>)> {
-        let tree = self.world.drive_tree().into_iter();
+        // As they are spelled there.
+        let tree = user_part(self.world.memory.tree()).into_iter();
         tree.map(|(path, node)| match node {
             MemNode::File { bytes, .. } => (path.to_string(), Some(bytes.to_vec())),
             _ => (path.to_string(), None),
@@ -138,13 +139,7 @@ impl Game {
         let tree = self.here();
         let place = self.place(&tree);
         let at_place = tree.iter().find(|(path, _)| *path == place).cloned();
-        // Names that collide are refused until they can be mapped.
-        let collides = self.world.kind == Kind::Exfat
-            && tree
-                .iter()
-                .any(|(path, _)| *path != place && path.eq_ignore_ascii_case(&place));
         match self.rng.below(6) {
-            _ if collides => {}
             0 | 1 if at_place.as_ref().is_none_or(|(_, bytes)| bytes.is_some()) => {
                 self.forget_below(&tree, &place);
                 let bytes = self.bytes();
@@ -231,7 +226,7 @@ impl Game {
             3 if !tree.is_empty() => {
                 let (from, _) = self.rng.pick(&tree);
                 let (from_path, to_path) = (rel(&from), rel(&place));
-                if place.starts_with(&format!("{from}/")) || from == place {
+                if fold(&place).starts_with(&format!("{}/", fold(&from))) || from == place {
                     return;
                 }
                 let moved = self.world.memory.rename(&from_path, &to_path).is_ok();
@@ -339,6 +334,14 @@ fn two_hands_at_random_lose_nothing_that_the_other_has_not_seen() {
         for kind in super::KINDS {
             let _seed = Seed(seed);
             Game::new(kind, seed).play(40);
+        }
+    }
+}
+
+impl Drop for Game {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("what was done:\n{}", self.story());
         }
     }
 }
