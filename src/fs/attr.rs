@@ -297,7 +297,8 @@ impl Fs {
 
 /// Strips the inode of what [`Fs::drop_privileges`] names; true if there was anything.
 fn strip_privileges(state: &mut State, inode: &mut Inode) -> Result<bool> {
-    let before = inode.clone();
+    let before = inode.mode;
+    let mut stripped = false;
     inode.mode &= !libc::S_ISUID;
     if inode.mode & libc::S_IXGRP != 0 {
         inode.mode &= !libc::S_ISGID;
@@ -307,8 +308,9 @@ fn strip_privileges(state: &mut State, inode: &mut Inode) -> Result<bool> {
         if state.xattr_names(inode.ino)?.is_empty() {
             inode.flags.clear(Flags::XATTRS);
         }
+        stripped = true;
     }
-    Ok(*inode != before)
+    Ok(stripped || inode.mode != before)
 }
 
 fn check_xattr_name(ino: Ino, name: &[u8]) -> Result<()> {

@@ -18,6 +18,7 @@ use fuser::{
 use super::convert::{
     TTL, attr, ctx, errno, file_type, ino, name, nothing, open_mode, rename_mode, set_time,
 };
+use super::fatal::Caught;
 use super::workers::Workers;
 use crate::base::Name;
 use crate::fs::{Ctx, Fs, FsError, NewNode, Result, SeekFor, SetAttr, SetXattr, Syncer};
@@ -60,6 +61,7 @@ fails!(
 
 /// Runs `operation`; a panic in it is an error like another.
 fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _caught = Caught::begin();
     catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
         tracing::error!("a request panicked; it is answered with EIO");
         Err(FsError::Errno(libc::EIO))
