@@ -142,10 +142,11 @@ fn rsync_finds_no_difference(backend: Backend) {
     lab::sh(lab.root(), script);
     lab.mount(AS_GIVEN);
     build(&lab.mnt, &[]);
-    // Before 1901 ext4 has no times; beyond PATH_MAX rsync has no paths.
+    // Before 1901 ext4 has no times, nor room for hundreds of attributes; beyond PATH_MAX rsync has no paths.
     let skipped = [
         "--exclude=/times/1[789]00*",
         "--exclude=beyond-*",
+        "--exclude=/xattrs/many",
         "--exclude=/deep/0*",
     ];
     let rsync = |lab: &Lab, options: &[&str]| {

@@ -39,9 +39,7 @@ fn compare(backend: Backend, first: u64, names: &str, open: Open) {
         command.args(["-c", include_str!("native.py")]);
         command.args([&ours, &native]);
         command.args([&seed.to_string(), &STEPS.to_string(), names]);
-        command
-            .arg(ferryfs_binary())
-            .args(["flush", &text(&lab.mnt)]);
+        command.arg(ferryfs_binary()).arg(&lab.mnt);
         let done = run_for(&mut command, Duration::from_secs(300));
         assert!(done.code == 0, "{}{}", done.stdout, done.stderr);
     }
