@@ -51,7 +51,7 @@ impl Gathered {
             let source = match &new.content {
                 NewContent::Changed(source) => Some(source),
                 NewContent::Touched { copy, .. } | NewContent::Unchanged { copy } => copy.as_ref(),
-                NewContent::Directory | NewContent::Live => None,
+                NewContent::Directory | NewContent::Node(_) | NewContent::Live => None,
             };
             if let Some(StageSource::Object { ino, object, .. }) = source
                 && let Some(damage) = store.damage(*object)
