@@ -102,6 +102,9 @@ pub struct Capabilities {
     /// Devices can be made.
     #[serde(default)]
     pub devices: bool,
+    /// Longest target of a symbolic link, in bytes.
+    #[serde(default)]
+    pub target_bytes: u32,
     /// Name spaces of extended attributes that are kept ("user.").
     #[serde(default)]
     pub xattrs: Vec<String>,
@@ -129,6 +132,7 @@ impl Capabilities {
             own: Some((0, 0)),
             special_files: true,
             devices: true,
+            target_bytes: crate::rules::steps::MAX_TARGET_BYTES as u32,
             xattrs: ["user.", "trusted.", "security."].map(String::from).into(),
             xattr_bytes: crate::rules::given::XATTR_UNBOUNDED,
         }
@@ -157,6 +161,7 @@ impl Capabilities {
             owners: false,
             special_files: false,
             devices: false,
+            target_bytes: 0,
             xattrs: Vec::new(),
             xattr_bytes: 0,
             ..Capabilities::everything()

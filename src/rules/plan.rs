@@ -201,7 +201,11 @@ fn decide<'a>(links: &Links<'a>, rows: &mut [Row<'a>]) {
 /// Where one file can have many names: the first that has it, or else the first that gets it, is the one of which all others that
 /// would get a copy are further names. Bytes that have changed replace the file under all its names, so that it stays one.
 fn unite(links: &Links<'_>, rows: &mut [Row<'_>]) {
-    let stands = |row: &Row<'_>| matches!(row.arrival, Arrival::There { .. } | Arrival::Moved { .. });
+    if links.content == Some(&NewContent::Live) {
+        return;
+    }
+    let stands =
+        |row: &Row<'_>| matches!(row.arrival, Arrival::There { .. } | Arrival::Moved { .. });
     let staged = |row: &Row<'_>| matches!(row.arrival, Arrival::Staged(_) | Arrival::Node(_));
     let mut all = links.new.iter().copied();
     let Some(first) = (all.clone().find(|&row| stands(&rows[row])))

@@ -64,6 +64,7 @@ impl Kind {
             no_trailing_space: false,
             max_utf16: (self == Kind::Exfat).then_some(255),
             symlinks: options.symlinks,
+            target_bytes: if options.symlinks { 4095 } else { 0 },
             permissions: options.permissions,
             time_granularity_ns: options.time_granularity_ns,
             ..match options.rich {
