@@ -6,6 +6,7 @@ pub mod delta;
 pub mod given;
 pub mod known;
 pub mod layout;
+pub mod lease;
 pub mod marker;
 pub mod names;
 pub mod plan;
