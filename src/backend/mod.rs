@@ -460,6 +460,24 @@ pub trait Backend: Send + Sync {
         Err(not_supported("read attributes of", path))
     }
 
+    /// The same for many entries of one directory, those that have any. What is gone or has none is left out.
+    ///
+    /// # Errors
+    /// If the medium is gone, or does not answer.
+    fn xattrs_in(&self, dir: &RelPath, names: &[Name]) -> Result<Vec<(Name, Xattrs)>> {
+        let mut found = Vec::new();
+        for name in names {
+            guard::sign_of_life();
+            match self.xattrs(&dir.join(name)) {
+                Ok(xattrs) if xattrs.is_empty() => {}
+                Ok(xattrs) => found.push((name.clone(), xattrs)),
+                Err(error) if error.is_gone() || error.is_stalled() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(found)
+    }
+
     /// Makes the carried extended attributes of what stands at `path` exactly these. Cut short, it leaves some of them.
     ///
     /// # Errors

@@ -7,6 +7,8 @@ use std::collections::HashSet;
 
 use parking_lot::{Condvar, Mutex};
 
+mod attributes;
+
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
 use crate::base::{FileKind, Ino};
@@ -14,6 +16,7 @@ use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::layout;
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
+use attributes::{Linked, Listed};
 
 /// Entries taken in under one hold of the index lock.
 const CHUNK: usize = 256;
@@ -23,6 +26,7 @@ const CHUNK: usize = 256;
 pub(super) struct Importing {
     dirs: Mutex<HashSet<Ino>>,
     done: Condvar,
+    linked: Linked,
 }
 
 /// Takes the directory off the list again, however the import ends.
@@ -73,18 +77,22 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let entries = match path {
+        let listed = match path {
             Some(_) => self.read_backend_dir(dir)?,
-            None => Vec::new(), // The backend does not have it, so all there is is here.
+            None => Listed::default(), // The backend does not have it, so all there is is here.
         };
+        let entries = &listed.entries;
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
             for entry in chunk {
-                self.import_entry(&mut state, dir, entry)?;
+                self.import_entry(&mut state, dir, entry, &listed)?;
             }
             state.commit()?;
         }
         let mut state = self.index.lock();
+        if let Some((meta, xattrs)) = &listed.root {
+            state.take_root(meta, xattrs)?;
+        }
         let mut inode = self.known(&mut state, dir)?;
         let subdirs = entries
             .iter()
@@ -97,19 +105,24 @@ impl Fs {
         Ok(())
     }
 
-    fn read_backend_dir(&self, dir: Ino) -> Result<Vec<Entry>> {
+    fn read_backend_dir(&self, dir: Ino) -> Result<Listed> {
         let backend = self.drive.get().ok_or(FsError::Detached)?;
         let _names = self
             .drive
             .hold_names(self.io_timeout)
             .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
         let path = self.index.lock().backend_path(dir)?.ok_or(FsError::STALE)?;
-        backend
-            .read_dir(&path)
+        Listed::read(&*backend, &path, &self.capabilities)
             .map_err(|error| self.note_backend_error(error))
     }
 
-    fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+    fn import_entry(
+        &self,
+        state: &mut State,
+        dir: Ino,
+        entry: &Entry,
+        listed: &Listed,
+    ) -> Result<()> {
         if is_own(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup(dir, &entry.name)?.is_some()
@@ -117,20 +130,19 @@ impl Fs {
             return Ok(());
         }
         let meta = &entry.meta;
+        if self.import_further_name(state, dir, entry)? {
+            return Ok(());
+        }
         let permissions = match (self.capabilities.permissions, meta.kind) {
             (true, _) => meta.permissions & 0o7777,
             (false, FileKind::Directory) => 0o755,
             (false, _) => 0o644,
         };
         let mode = meta.kind.mode_bits() | permissions;
-        let mut inode = Inode::new(
-            state.new_ino()?,
-            mode,
-            self.owner.0,
-            self.owner.1,
-            meta.modified,
-        );
+        let (uid, gid) = self.owner_of(meta);
+        let mut inode = Inode::new(state.new_ino()?, mode, uid, gid, meta.modified);
         inode.flags.set(Flags::ON_BACKEND);
+        inode.rdev = meta.rdev;
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
@@ -149,6 +161,8 @@ impl Fs {
             mtime: meta.modified,
             hash: None,
         };
+        listed.put_xattrs(state, &entry.name, &mut inode)?;
+        self.importing.linked.note(meta, inode.ino);
         state.put_inode(inode.clone());
         state.put_placed(&key, Some(&placed))?;
         Ok(state.add_clean_name(dir, &entry.name, inode.ino)?)
