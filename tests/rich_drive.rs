@@ -12,7 +12,7 @@ use ferryfs::backend::memory::{Crash, MemoryBackend};
 use ferryfs::backend::{Backend, Metadata, Xattrs};
 use ferryfs::base::{FileKind, Ino, RelPath, Timestamp};
 use ferryfs::flush::recover_without_cache;
-use ferryfs::fs::{NewNode, SetAttr, SetTime, SetXattr};
+use ferryfs::fs::{Ctx, NewNode, SetAttr, SetTime, SetXattr};
 use ferryfs::rules::layout;
 
 /// All that is to be known of one name.
@@ -30,6 +30,13 @@ struct Look {
     /// The first name of the same file.
     first: String,
 }
+
+/// A caller who is shown everything.
+const ROOT: Ctx = Ctx {
+    uid: 0,
+    gid: 0,
+    ..CTX
+};
 
 type Looks = BTreeMap<String, Look>;
 
@@ -101,7 +108,7 @@ fn in_mount(engine: &Engine) -> Looks {
         let name = path.to_string();
         let inode = engine.find(&name).unwrap();
         let mut xattrs = Xattrs::new();
-        let list = engine.fs.listxattr(&CTX, inode.ino).unwrap();
+        let list = engine.fs.listxattr(&ROOT, inode.ino).unwrap();
         for attribute in list
             .split(|&byte| byte == 0)
             .filter(|name| !name.is_empty())
