@@ -19,6 +19,7 @@
 mod apply;
 mod attributes;
 mod carry;
+mod catalog;
 mod confirm;
 mod gather;
 mod journal;
@@ -49,6 +50,7 @@ use crate::cache::Store;
 use crate::index::Index;
 use crate::rules::names::NameRules;
 
+pub use catalog::{CatalogLog, read_catalog};
 pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result, Wish};

@@ -77,10 +77,16 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let listed = match path {
+        let mut listed = match path {
             Some(_) => self.read_backend_dir(dir)?,
             None => Listed::default(), // The backend does not have it, so all there is is here.
         };
+        let in_root = dir == Ino::ROOT;
+        // Who gets which name is to depend neither on the backend's order nor on where an earlier import was cut off.
+        listed.entries.sort_by_cached_key(|entry| {
+            let foreign = self.rules.decode(&entry.name, in_root).is_none();
+            (foreign, entry.name.clone())
+        });
         let entries = &listed.entries;
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
@@ -125,7 +131,7 @@ impl Fs {
     ) -> Result<()> {
         if is_own(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
-            || state.lookup(dir, &entry.name)?.is_some()
+            || state.lookup_stored(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
@@ -165,7 +171,8 @@ impl Fs {
         self.importing.linked.note(meta, inode.ino);
         state.put_inode(inode.clone());
         state.put_placed(&key, Some(&placed))?;
-        Ok(state.add_clean_name(dir, &entry.name, inode.ino)?)
+        let name = state.mount_name_for(dir, &entry.name, None)?;
+        Ok(state.add_clean_name(dir, &name, &entry.name, inode.ino)?)
     }
 
     /// Imports the next directory after `after` that is not listed. Gives its number; `None` when there are no more.

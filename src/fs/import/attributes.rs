@@ -160,7 +160,8 @@ impl Fs {
         };
         state.put_inode(inode);
         state.put_placed(&key, Some(&placed))?;
-        state.add_clean_name(dir, &entry.name, ino)?;
+        let name = state.mount_name_for(dir, &entry.name, None)?;
+        state.add_clean_name(dir, &name, &entry.name, ino)?;
         Ok(true)
     }
 }
