@@ -56,7 +56,8 @@ pub struct MountArgs {
     /// When to read back what was written to the drive, past the kernel's memory, and compare it
     #[arg(long, value_enum, default_value_t)]
     verify: Verify,
-    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
+    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default; uid=N, gid=N,
+    /// umask=OCTAL: shown for every file in the place of what it has
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
     /// Have the drive's file system checked first, unless it says that it was unmounted in order; needs root
