@@ -76,6 +76,10 @@ pub struct MountArgs {
     /// Take the directory over, though another machine has it in use; that one goes on without it
     #[arg(long)]
     take_over: bool,
+    /// Show what other systems keep for themselves at the root of the drive as well: "System Volume Information", ".Trashes" and
+    /// the like. What was shown once stays shown with this cache
+    #[arg(long)]
+    show_system: bool,
     /// Do not go to the background
     #[arg(long)]
     foreground: bool,
@@ -160,6 +164,7 @@ impl MountArgs {
             lease: self.lease,
             lease_timeout: self.lease_timeout,
             take_over: self.take_over,
+            show_system: self.show_system,
             foreground: self.foreground,
         })
     }
@@ -231,6 +236,7 @@ mod tests {
             lease: LeaseMode::Auto,
             lease_timeout: Duration::from_secs(60),
             take_over: false,
+            show_system: false,
             foreground: false,
         };
         assert_eq!(options, expected);
@@ -240,7 +246,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
-             --verify after-flush --fsck --accept-copy --lease always --lease-timeout 90s --take-over -o allow_other -o noexec,suid --foreground rel /m",
+             --verify after-flush --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -250,7 +256,7 @@ mod tests {
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert!(!options.auto_flush && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
-        assert!(options.fsck && options.accept_copy && options.take_over);
+        assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
         assert_eq!(options.lease, LeaseMode::Always);
         assert_eq!(options.lease_timeout, Duration::from_secs(90));
         assert_eq!(options.io, IoMode::Daemon);

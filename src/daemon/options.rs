@@ -38,6 +38,8 @@ pub struct MountOptions {
     pub lease_timeout: Duration,
     /// Take the directory though another machine has it at work.
     pub take_over: bool,
+    /// Show what other systems keep for themselves on the drive.
+    pub show_system: bool,
     /// Stay in the foreground.
     pub foreground: bool,
 }

@@ -110,6 +110,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     })
     .map(Arc::new)
     .map_err(failed)?;
+    if options.show_system {
+        fs.show_system();
+    }
     let attention = settle_after_unclean_end(&fs, &index)?;
     let bell = Bell::new();
     let site = Site::new(&opened.path, &opened.found, &bell);

@@ -17,7 +17,7 @@ use crate::base::Timestamp;
 use crate::cache::Store;
 use crate::control::protocol::{
     AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish,
-    IoPath, LastBatch, LeftBehind, Progress, Status,
+    ImportStatus, IoPath, LastBatch, LeftBehind, Progress, Status,
 };
 use crate::control::server::Handler;
 use crate::flush::{FlushError, Flusher, Report, Wish};
@@ -242,6 +242,26 @@ impl Service {
         })
     }
 
+    fn import(&self) -> ImportStatus {
+        let progress = self.fs.import_progress().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot count what is to be imported");
+            // Unknown is not complete.
+            crate::fs::ImportProgress {
+                dirs_left: 1,
+                ..Default::default()
+            }
+        });
+        let item = |(path, reason)| LeftBehind { path, reason };
+        ImportStatus {
+            complete: progress.dirs_left == 0,
+            directories_done: progress.dirs_done,
+            directories_known: progress.dirs_done + progress.dirs_left,
+            files: progress.entries,
+            unreadable: progress.unreadable.into_iter().map(item).collect(),
+            unreadable_count: progress.unreadable_count,
+        }
+    }
+
     fn attention(&self) -> Vec<String> {
         let mut lines = self.attention.clone();
         match self.store.lost_and_found() {
@@ -359,6 +379,7 @@ impl Handler for Service {
             warnings: self.monitor.warnings(),
             last_error: self.what_is_wrong(),
             attention: self.attention(),
+            import: self.import(),
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),

@@ -56,6 +56,19 @@ impl Snapshot {
         })
     }
 
+    /// How many directories are known whose entries are only on the backend yet.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn unlisted_dirs(&self) -> Result<u64> {
+        // The condition is that of the index `inodes_unlisted`, word for word.
+        let sql = "SELECT count(*) FROM inodes WHERE mode & 61440 = 16384 AND flags & 8 = 0";
+        self.conn
+            .query_row(sql, [], |row| row.get::<_, i64>(0))
+            .context("count the directories to list")
+            .map(|count| count as u64)
+    }
+
     /// Every marked name, in order, with the change that marked it.
     ///
     /// # Errors

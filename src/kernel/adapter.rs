@@ -136,6 +136,7 @@ impl Adapter {
         O: Fn(&Fs, &Ctx) -> Result<T> + Send + 'static,
         D: FnOnce(R, T) + Send + 'static,
     {
+        self.fs.note_request();
         match guarded(|| {
             panic_if_asked_to(request);
             operation(&self.fs, &ctx)
