@@ -282,7 +282,7 @@ fn the_systems_own_folders_are_hidden_and_stay_on_the_drive(mut lab: Lab) {
     with_a_past(&lab);
     lab.mount(&[]);
     complete(&lab);
-    assert_eq!(names(&lab.mnt), ["._a", ".Trash-1000", "a", "dir"]);
+    assert_eq!(names(&lab.mnt), [".Trash-1000", "._a", "a", "dir"]);
     assert_eq!(
         names(&lab.m("dir")),
         ["._b", "System Volume Information", "b"]

@@ -235,6 +235,7 @@ impl Service {
             tracing::error!(%error, "cannot count what waits");
             // Unknown is not nothing: it must not read as safe.
             Waiting {
+                unlisted_dirs: 1,
                 names: 1,
                 inodes: 0,
                 kept_local: 0,
@@ -242,15 +243,8 @@ impl Service {
         })
     }
 
-    fn import(&self) -> ImportStatus {
-        let progress = self.fs.import_progress().unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot count what is to be imported");
-            // Unknown is not complete.
-            crate::fs::ImportProgress {
-                dirs_left: 1,
-                ..Default::default()
-            }
-        });
+    fn import(&self, waiting: &Waiting) -> ImportStatus {
+        let progress = self.fs.import_progress_with(waiting.unlisted_dirs);
         let item = |(path, reason)| LeftBehind { path, reason };
         ImportStatus {
             complete: progress.dirs_left == 0,
@@ -379,7 +373,7 @@ impl Handler for Service {
             warnings: self.monitor.warnings(),
             last_error: self.what_is_wrong(),
             attention: self.attention(),
-            import: self.import(),
+            import: self.import(&waiting),
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),

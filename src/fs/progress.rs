@@ -101,16 +101,20 @@ impl Fs {
     /// # Errors
     /// If the index cannot be read.
     pub fn import_progress(&self) -> super::Result<ImportProgress> {
-        let dirs_left = self.index.snapshot()?.unlisted_dirs()?;
+        Ok(self.import_progress_with(self.index.snapshot()?.unlisted_dirs()?))
+    }
+
+    /// The same, where `dirs_left` has been counted.
+    pub fn import_progress_with(&self, dirs_left: u64) -> ImportProgress {
         let counted = self.progress.counted();
         let failed = self.progress.failed.lock();
-        Ok(ImportProgress {
+        ImportProgress {
             dirs_done: counted.dirs,
             entries: counted.entries,
             dirs_left,
             unreadable: failed.named.values().cloned().collect(),
             unreadable_count: (failed.named.len() + failed.others.len()) as u64,
-        })
+        }
     }
 
     /// Notes that `dir` could not be taken in by the background.

@@ -11,6 +11,8 @@ use crate::rules::plan::NameKey;
 /// How much waits for the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Waiting {
+    /// Directories whose entries are only on the backend yet.
+    pub unlisted_dirs: u64,
     /// Names that were made, moved or removed.
     pub names: u64,
     /// Files and directories that the backend has in an older version.
@@ -44,6 +46,7 @@ impl Snapshot {
                 .map(|n| n as u64)
         };
         Ok(Waiting {
+            unlisted_dirs: self.unlisted_dirs()?,
             names: count("SELECT count(*) FROM dirty_names")?,
             // Of a directory in which names wait, nobody wants to be told besides that its time has changed.
             inodes: count(
