@@ -301,9 +301,6 @@ fn the_systems_own_folders_are_hidden_and_stay_on_the_drive(mut lab: Lab) {
 }
 
 fn a_program_may_use_such_a_name_without_meeting_what_is_there(mut lab: Lab) {
-    if fs::create_dir(lab.m(".Trashes")).is_err() {
-        return; // Refused as long as names have one spelling only.
-    }
     lab.unmount();
     lab.take_new_cache();
     with_a_past(&lab);

@@ -78,7 +78,7 @@ fn read_record(
 ) -> Result<Found> {
     let decoded = match read_sealed(backend, path)? {
         Sealed::Nothing => return Ok(Found::Nothing),
-        Sealed::Torn => return Ok(Found::Torn),
+        Sealed::Torn | Sealed::Part { .. } => return Ok(Found::Torn),
         Sealed::TooLong(bytes) => Err(RecordError::TooLong { bytes }),
         Sealed::Whole(bytes) => record::decode(&bytes),
     };
@@ -241,8 +241,10 @@ impl Flusher {
             let redo = Redo {
                 backend,
                 batch: active.batch,
+                volume: journal.record.volume,
                 steps: &journal.record.steps,
                 known: &journal.record.known,
+                catalog: journal.record.catalog.as_ref(),
                 ssd: Some(Ssd {
                     store: &self.parts.store,
                     journal,
@@ -383,12 +385,26 @@ impl Flusher {
 }
 
 /// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
+///
+/// Where a crash has left it under both names, it was finished, and stays so until its cache comes: the names share clusters, and
+/// removing one, or renaming over it, would free them under the other.
 fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
+    let done = read_record(
+        backend,
+        &done_path(record.batch)?,
+        record.batch,
+        record.volume,
+    )?;
+    if matches!(done, Found::Record(done) if *done == *record) {
+        return discard(backend, &layout::staging_dir(record.batch));
+    }
     let redo = Redo {
         backend,
         batch: record.batch,
+        volume: record.volume,
         steps: &record.steps,
         known: &record.known,
+        catalog: record.catalog.as_ref(),
         ssd: None,
     };
     let applied = redo.run().map_err(|error| match error {

@@ -81,10 +81,16 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let entries = match path {
+        let mut entries = match path {
             Some(path) => self.read_sound_dir(dir, &path)?,
             None => Vec::new(), // The backend does not have it, so all there is is here.
         };
+        let in_root = dir == Ino::ROOT;
+        // Who gets which name is to depend neither on the backend's order nor on where an earlier import was cut off.
+        entries.sort_by_cached_key(|entry| {
+            let foreign = self.rules.decode(&entry.name, in_root).is_none();
+            (foreign, entry.name.clone())
+        });
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
             for entry in chunk {
@@ -179,7 +185,7 @@ impl Fs {
     fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
         if is_own(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
-            || state.lookup(dir, &entry.name)?.is_some()
+            || state.lookup_stored(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
@@ -218,7 +224,8 @@ impl Fs {
         };
         state.put_inode(inode.clone());
         state.put_placed(&key, Some(&placed))?;
-        Ok(state.add_clean_name(dir, &entry.name, inode.ino)?)
+        let name = state.mount_name_for(dir, &entry.name, None)?;
+        Ok(state.add_clean_name(dir, &name, &entry.name, inode.ino)?)
     }
 
     /// Imports the next directory after `after` that is not listed. Gives its number; `None` when there are no more.

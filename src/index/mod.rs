@@ -12,6 +12,7 @@ mod check;
 mod counters;
 mod guard;
 mod inode;
+mod names;
 mod replaced;
 mod salvage;
 mod schema;
@@ -155,10 +156,11 @@ impl Index {
             .context("read the format version")?;
         match version {
             0 => create(&conn)?,
-            1 => extend(&conn)?,
             schema::VERSION => {}
+            older @ 1.. if older < schema::VERSION => extend(&conn, older)?,
             newer => return Err(IndexError::Newer(newer)),
         }
+        names::refold(&conn, &rules)?;
         // The first write makes the WAL file, whose descriptor is then held: an fsync of it is what durability rests on.
         conn.execute(
             "INSERT OR REPLACE INTO meta VALUES('opened', unixepoch())",
@@ -346,19 +348,21 @@ fn create(conn: &Connection) -> Result<()> {
         ));
     }
     conn.execute_batch(&format!(
-        "BEGIN; {}{} PRAGMA user_version={}; COMMIT;",
+        "BEGIN; {}{}{} PRAGMA user_version={}; COMMIT;",
         schema::V1,
         schema::V2,
+        schema::V3,
         schema::VERSION
     ))
     .context("create the tables")
 }
 
-/// Makes an index of version 1 one of version 2.
-fn extend(conn: &Connection) -> Result<()> {
+/// Makes an index of an older `version` one of the present one. A crash leaves the old one.
+fn extend(conn: &Connection, version: i64) -> Result<()> {
+    let second = if version < 2 { schema::V2 } else { "" };
     conn.execute_batch(&format!(
-        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
-        schema::V2,
+        "BEGIN; {second}{} PRAGMA user_version={}; COMMIT;",
+        schema::V3,
         schema::VERSION
     ))
     .context("add tables")

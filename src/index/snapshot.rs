@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::inode::{COLUMNS, Inode};
+use super::names::look_up_stored;
 use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row};
 use super::{Context, Result, int};
 use crate::base::{Ino, RelPath, Seq};
@@ -117,13 +118,15 @@ impl Snapshot {
             .context("read an inode")
     }
 
-    /// Every name of `ino` in the mount.
+    /// Every name of `ino` in the mount, as it is stored.
     ///
     /// # Errors
     /// If SQLite cannot read.
     pub fn names_of(&self, ino: Ino) -> Result<Vec<NameKey>> {
         self.conn
-            .prepare_cached("SELECT parent, name FROM dirents WHERE ino=? ORDER BY parent, name")
+            .prepare_cached(
+                "SELECT parent, coalesce(stored, name) FROM dirents WHERE ino=? ORDER BY 1, 2",
+            )
             .and_then(|mut s| {
                 s.query_map([int(ino.0)], |row| {
                     Ok(NameKey {
@@ -149,22 +152,12 @@ impl Snapshot {
             .context("list the places of an inode")
     }
 
-    /// The inode that a name of the mount stands for, whatever its canonical key.
+    /// The inode whose name in the mount is stored under `key`, of which `fold` is the canonical key.
     ///
     /// # Errors
     /// If SQLite cannot read.
     pub fn lookup(&self, key: &NameKey, fold: &[u8]) -> Result<Option<Ino>> {
-        self.conn
-            .prepare_cached("SELECT ino FROM dirents WHERE parent=? AND fold=? AND name=?")
-            .and_then(|mut s| {
-                s.query_row(
-                    params![int(key.parent.0), fold, key.name.as_bytes()],
-                    |row| row.get::<_, i64>(0),
-                )
-                .optional()
-            })
-            .context("look up a name")
-            .map(|found| found.map(|ino| Ino(ino as u64)))
+        look_up_stored(&self.conn, key.parent, &key.name, fold)
     }
 
     /// What the backend has under a name.
@@ -201,7 +194,7 @@ impl Snapshot {
         })
     }
 
-    /// Where the mount has directory `dir`.
+    /// Where the mount has directory `dir`, in stored names: where it will stand on the backend.
     ///
     /// # Errors
     /// If SQLite cannot read.

@@ -117,7 +117,7 @@ impl Scene {
         self.engine.flush_all();
         assert_same(&self.world.drive_tree(), &self.cut, "the next flush");
         assert_same(
-            &user_part(self.world.memory.durable_tree()),
+            &(self.world).as_mounted(user_part(self.world.memory.durable_tree())),
             &self.cut,
             "what is durable after it",
         );
