@@ -16,8 +16,10 @@ use fuser::{
 };
 
 use super::convert::{
-    TTL, attr, ctx, errno, file_type, ino, name, nothing, open_mode, rename_mode, set_time,
+    TTL_OF_NOTHING, attr, ctx, errno, file_type, ino, name, nothing, open_mode, rename_mode,
+    set_time, ttl,
 };
+use super::fatal::Caught;
 use super::shown::Shown;
 use super::workers::Workers;
 use crate::base::Name;
@@ -62,6 +64,7 @@ fails!(
 
 /// Runs `operation`; a panic in it is an error like another.
 fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _caught = Caught::begin();
     catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
         tracing::error!("a request panicked; it is answered with EIO");
         Err(FsError::Errno(libc::EIO))
@@ -174,7 +177,7 @@ impl Adapter {
 
 /// What answers with an entry, shown as `shown` says.
 fn reply_entry(shown: Shown) -> impl FnOnce(ReplyEntry, Inode) + Send + 'static {
-    move |reply, inode| reply.entry(&TTL, &attr(&shown.of(&inode)), GENERATION)
+    move |reply, inode| reply.entry(&ttl(&inode), &attr(&shown.of(&inode)), GENERATION)
 }
 
 /// Gives the kernel a value of the size that it asked for.
@@ -237,7 +240,7 @@ impl Filesystem for Adapter {
             move |reply, found| match found {
                 Some(inode) => reply_entry(shown)(reply, inode),
                 // Inode 0 says that there is nothing, and lets the kernel remember it: only the kernel can change that.
-                None => reply.entry(&TTL, &nothing(), GENERATION),
+                None => reply.entry(&TTL_OF_NOTHING, &nothing(), GENERATION),
             },
         );
     }
@@ -257,7 +260,8 @@ impl Filesystem for Adapter {
     ) {
         let operation = move |fs: &Fs, _: &Ctx| fs.getattr(ino(number));
         let shown = self.shown;
-        let done = move |reply: ReplyAttr, inode| reply.attr(&TTL, &attr(&shown.of(&inode)));
+        let done =
+            move |reply: ReplyAttr, inode| reply.attr(&ttl(&inode), &attr(&shown.of(&inode)));
         self.run("getattr", ctx(request), reply, operation, done);
     }
 
@@ -294,7 +298,8 @@ impl Filesystem for Adapter {
             false => fs.setattr(ctx, ino(number), &set),
         };
         let shown = self.shown;
-        let done = move |reply: ReplyAttr, inode| reply.attr(&TTL, &attr(&shown.of(&inode)));
+        let done =
+            move |reply: ReplyAttr, inode| reply.attr(&ttl(&inode), &attr(&shown.of(&inode)));
         self.run("setattr", ctx(request), reply, operation, done);
     }
 
@@ -473,7 +478,7 @@ impl Filesystem for Adapter {
             operation,
             move |reply, (inode, handle)| {
                 reply.created(
-                    &TTL,
+                    &ttl(&inode),
                     &attr(&shown.of(&inode)),
                     GENERATION,
                     FileHandle(handle),
@@ -649,7 +654,7 @@ impl Filesystem for Adapter {
                     number,
                     entry.offset,
                     name,
-                    &TTL,
+                    &ttl(&entry.inode),
                     &attr(&self.shown.of(&entry.inode)),
                     GENERATION,
                 )
