@@ -65,7 +65,8 @@ pub struct MountArgs {
     /// done in any case [default: 1m on network file systems, else off]
     #[arg(long, value_name = "DUR", value_parser = parse_refresh)]
     refresh: Option<Refresh>,
-    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
+    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default; uid=N, gid=N,
+    /// umask=OCTAL: shown for every file in the place of what it has
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
     /// Have the drive's file system checked first, unless it says that it was unmounted in order; needs root
@@ -84,6 +85,10 @@ pub struct MountArgs {
     /// Take the directory over, though another machine has it in use; that one goes on without it
     #[arg(long)]
     take_over: bool,
+    /// Show what other systems keep for themselves at the root of the drive as well: "System Volume Information", ".Trashes" and
+    /// the like. What was shown once stays shown with this cache
+    #[arg(long)]
+    show_system: bool,
     /// Do not go to the background
     #[arg(long)]
     foreground: bool,
@@ -169,6 +174,7 @@ impl MountArgs {
             lease: self.lease,
             lease_timeout: self.lease_timeout,
             take_over: self.take_over,
+            show_system: self.show_system,
             foreground: self.foreground,
         })
     }
@@ -252,6 +258,7 @@ mod tests {
             lease: LeaseMode::Auto,
             lease_timeout: Duration::from_secs(60),
             take_over: false,
+            show_system: false,
             foreground: false,
         };
         assert_eq!(options, expected);
@@ -261,7 +268,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
-             --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over -o allow_other -o noexec,suid --foreground rel /m",
+             --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -272,7 +279,7 @@ mod tests {
         assert_eq!(options.refresh, Refresh::Every(Duration::from_secs(300)));
         assert!(!options.auto_flush && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
-        assert!(options.fsck && options.accept_copy && options.take_over);
+        assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
         assert_eq!(options.lease, LeaseMode::Always);
         assert_eq!(options.lease_timeout, Duration::from_secs(90));
         assert_eq!(options.io, IoMode::Daemon);

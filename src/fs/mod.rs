@@ -19,13 +19,14 @@ mod import;
 mod names;
 mod open;
 mod pressure;
+mod progress;
 mod read;
 mod recover;
 mod refresh;
 mod sync;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -43,6 +44,7 @@ pub use error::{FsError, Result};
 pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
+pub use progress::ImportProgress;
 pub use read::SeekFor;
 pub use recover::{Recovered, UncleanEnd};
 pub use refresh::{Look, Notice, Notices};
@@ -129,6 +131,9 @@ pub struct Fs {
     next_handle: AtomicU64,
     importing: import::Importing,
     notices: Notices,
+    progress: progress::Progress,
+    /// What other systems keep for themselves on the drive is shown.
+    shows_system: AtomicBool,
     unsynced: sync::Unsynced,
     pressure: pressure::Pressure,
     /// One eviction at a time; when it last looked at damaged objects.
@@ -159,6 +164,8 @@ impl Fs {
             next_handle: AtomicU64::new(1),
             importing: import::Importing::default(),
             notices: Notices::default(),
+            progress: progress::Progress::default(),
+            shows_system: AtomicBool::new(false),
             unsynced: sync::Unsynced::default(),
             pressure: pressure::Pressure::default(),
             reaping: Mutex::new(None),
@@ -168,6 +175,8 @@ impl Fs {
         fs.recall_damage()?;
         fs.hold_reserve();
         fs.make_root()?;
+        let imported = fs.index.lock().meta(progress::IMPORTED)?;
+        fs.progress.begin(imported.as_deref());
         Ok(fs)
     }
 
@@ -199,6 +208,11 @@ impl Fs {
             state.commit()?;
         }
         Ok(())
+    }
+
+    /// From now on what other systems keep for themselves on the drive is taken in as well.
+    pub fn show_system(&self) {
+        self.shows_system.store(true, Ordering::Release);
     }
 
     fn new_handle(&self) -> u64 {

@@ -254,6 +254,8 @@ impl Game {
                 let report = self.engine().flush().expect("flush");
                 assert_eq!(report.left_behind, [], "{}", self.story());
                 self.must_be_on_the_drive();
+                // What came in by that is seen, so that it may be overwritten.
+                self.here();
             }
             1 => {
                 self.log.push("refresh".into());
