@@ -18,9 +18,7 @@ use crate::rules::hidden;
 use crate::rules::layout;
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
-pub(super) use attributes::Listed;
-
-use attributes::Linked;
+use attributes::{Linked, Listed};
 
 /// Entries taken in under one hold of the index lock.
 const CHUNK: usize = 256;
@@ -193,7 +191,12 @@ impl Fs {
             .map_err(|error| self.note_backend_error(error))
     }
 
-    pub(super) fn import_entry(
+    /// Takes in one entry of `dir` that has appeared there.
+    pub(super) fn import_found(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+        self.import_entry(state, dir, entry, &Listed::default())
+    }
+
+    fn import_entry(
         &self,
         state: &mut State,
         dir: Ino,

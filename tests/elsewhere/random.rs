@@ -34,7 +34,7 @@ struct Game {
 impl Game {
     fn new(kind: Kind, seed: u64) -> Game {
         let mut world = World::new(kind);
-        world.limits.max_bytes = if seed % 2 == 0 { u64::MAX } else { 0 };
+        world.limits.max_bytes = if seed.is_multiple_of(2) { u64::MAX } else { 0 };
         Game {
             engine: Some(world.start(false)),
             world,

@@ -1,7 +1,7 @@
 //! What nobody here has seen yet.
 
 use super::super::Result;
-use super::super::import::{Claim, Listed};
+use super::super::import::Claim;
 use super::compare::own_dir;
 use super::gather::{Differences, Parent};
 use super::{Taking, spelling};
@@ -147,8 +147,7 @@ impl<'a> Taking<'a> {
             }
             return Ok(Taken::As(own));
         }
-        self.fs
-            .import_entry(&mut state, key.parent, entry, &Listed::default())?;
+        self.fs.import_found(&mut state, key.parent, entry)?;
         let Some((name, ino)) = spelling::at(&mut state, key)? else {
             return Ok(Taken::Not);
         };

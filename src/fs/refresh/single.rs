@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::import::Listed;
 use super::super::open::OpenInode;
 use super::super::{Fs, Result};
 use super::compare::believed;
@@ -240,7 +239,7 @@ impl Taking<'_> {
             // It has other names, so nothing goes with this one.
             self.remove(&mut state, (key.parent, &name), |_| true)?;
             self.fs
-                .import_entry(&mut state, key.parent, &entry(changed), &Listed::default())?;
+                .import_found(&mut state, key.parent, &entry(changed))?;
             self.tell_entry(key.parent, &name);
         }
         self.changes.changed += 1;

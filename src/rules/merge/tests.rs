@@ -94,8 +94,8 @@ proptest! {
     ) {
         let tell = |from: usize, to: usize| match told {
             0 => None,
-            1 => Some((from + to) % 2 == 0),
-            _ => ((from + to) % 3 != 0).then_some(true),
+            1 => Some((from + to).is_multiple_of(2)),
+            _ => (!(from + to).is_multiple_of(3)).then_some(true),
         };
         let pairs = pair(&vanished, &appeared, granularity, tell);
         let mut used = (std::collections::HashSet::new(), std::collections::HashSet::new());
