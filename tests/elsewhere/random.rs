@@ -204,7 +204,7 @@ impl Game {
         let place = self.place(&tree);
         let fold = |path: &str| match self.world.kind {
             Kind::Exfat => path.to_lowercase(),
-            Kind::Plain => path.to_string(),
+            _ => path.to_string(),
         };
         let at_place = (tree.iter())
             .find(|(path, _)| fold(path) == fold(&place))
