@@ -143,7 +143,7 @@ fn what_another_machine_changes_comes_back_from_a_plain_directory() {
 }
 
 /// `rsync -aHAXnc` between the two shows no difference: by way of a copy on a file system that holds everything.
-fn rsync_finds_no_difference(backend: Backend) {
+fn rsync_finds_no_difference(backend: Backend, not_held: &[&str]) {
     if !nix::unistd::geteuid().is_root() {
         return skip("owners and devices need root");
     }
@@ -169,6 +169,7 @@ fn rsync_finds_no_difference(backend: Backend) {
         command
             .args(["-aHAX", "--numeric-ids"])
             .args(skipped)
+            .args(not_held)
             .args(options);
         let (from, to) = (
             format!("{}/", lab::text(&lab.mnt)),
@@ -193,13 +194,14 @@ fn rsync_finds_no_difference(backend: Backend) {
 #[test]
 #[ignore = "the catalog is not written yet"]
 fn rsync_finds_no_difference_between_two_machines_over_exfat() {
-    rsync_finds_no_difference(Backend::EXFAT);
+    rsync_finds_no_difference(Backend::EXFAT, &[]);
 }
 
 #[test]
-#[ignore = "the catalog is not written yet"]
 fn rsync_finds_no_difference_between_two_machines_over_a_plain_directory() {
-    rsync_finds_no_difference(Backend::Ext4Dir);
+    // More than a block of attributes is more than ext4 holds.
+    let not_held = ["--exclude=/xattrs/size-*", "--exclude=/xattrs/two-big"];
+    rsync_finds_no_difference(Backend::Ext4Dir, &not_held);
 }
 
 #[test]
