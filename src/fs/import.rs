@@ -4,25 +4,37 @@
 //! rows that the next import finds by name and keeps; nobody is shown the directory before the flag is set.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex};
 
+mod attributes;
+
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
-use crate::base::{FileKind, Ino};
+use crate::base::{FileKind, Ino, RelPath};
 use crate::index::{Flags, Inode, PlacedEntry, State};
+use crate::rules::hidden;
 use crate::rules::layout;
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
+use attributes::{Linked, Listed};
 
 /// Entries taken in under one hold of the index lock.
 const CHUNK: usize = 256;
+
+/// How deep directories are followed: deeper than any path that can be spelled in one call.
+const MAX_DEPTH: usize = 2100;
+
+/// Over how many levels a tree may repeat itself that is still seen to.
+const LONGEST_PERIOD: usize = 8;
 
 /// The directories that are being imported right now.
 #[derive(Default)]
 pub(super) struct Importing {
     dirs: Mutex<HashSet<Ino>>,
     done: Condvar,
+    linked: Linked,
 }
 
 /// Takes the directory off the list again, however the import ends.
@@ -73,24 +85,33 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let mut entries = match path {
-            Some(_) => self.read_backend_dir(dir)?,
-            None => Vec::new(), // The backend does not have it, so all there is is here.
+        let mut listed = match path {
+            Some(path) => self.read_sound_dir(dir, &path)?,
+            None => Listed::default(), // The backend does not have it, so all there is is here.
         };
         let in_root = dir == Ino::ROOT;
         // Who gets which name is to depend neither on the backend's order nor on where an earlier import was cut off.
-        entries.sort_by_cached_key(|entry| {
+        listed.entries.sort_by_cached_key(|entry| {
             let foreign = self.rules.decode(&entry.name, in_root).is_none();
             (foreign, entry.name.clone())
         });
+        let entries = &listed.entries;
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
             for entry in chunk {
-                self.import_entry(&mut state, dir, entry)?;
+                self.import_entry(&mut state, dir, entry, &listed)?;
             }
             state.commit()?;
+            drop(state);
+            // Whoever waits for the index comes first.
+            std::thread::yield_now();
         }
         let mut state = self.index.lock();
+        if let Some((meta, xattrs)) = &listed.root {
+            state.take_root(meta, xattrs)?;
+        }
+        let counted = self.progress.counted().and(entries.len());
+        state.set_meta(super::progress::IMPORTED, &counted.text())?;
         let mut inode = self.known(&mut state, dir)?;
         let subdirs = entries
             .iter()
@@ -100,22 +121,81 @@ impl Fs {
         inode.flags.set(Flags::LISTED);
         state.put_inode(inode);
         state.commit()?;
+        self.progress.done(dir, counted);
         Ok(())
     }
 
-    fn read_backend_dir(&self, dir: Ino) -> Result<Vec<Entry>> {
+    /// The entries of `dir`, which the backend has at `path`, that are to be shown.
+    ///
+    /// A damaged drive may have a directory that contains itself, and to follow it would fill the SSD: ELOOP.
+    fn read_sound_dir(&self, dir: Ino, path: &RelPath) -> Result<Listed> {
+        if path.depth() > MAX_DEPTH {
+            return Err(FsError::Errno(libc::ELOOP));
+        }
+        let mut listed = self.read_backend_dir(dir)?;
+        if self.repeats(dir, &listed.entries)? {
+            return Err(FsError::Errno(libc::ELOOP));
+        }
+        listed.entries.retain(|entry| !self.is_hidden(dir, entry));
+        Ok(listed)
+    }
+
+    /// Whether `entries`, those of `dir`, are those of one of its ancestors, and of another one the same distance further up: the
+    /// same names, kinds, sizes and times. Nobody makes that by hand, as the innermost copy of a tree lacks the copy; but a chain of
+    /// directories with nothing else in them may look like it, and is let be: it grows no faster than it is followed.
+    fn repeats(&self, dir: Ino, entries: &[Entry]) -> Result<bool> {
+        if entries.len() < 2 || !entries.iter().any(|e| e.meta.kind == FileKind::Directory) {
+            return Ok(false);
+        }
+        let mut state = self.index.lock();
+        let mut above = Vec::new();
+        let mut at = dir;
+        while above.len() < 2 * LONGEST_PERIOD
+            && let Some((key, _)) = state.a_place_of(at)?
+        {
+            at = key.parent;
+            above.push(at);
+        }
+        for period in 1..=above.len() / 2 {
+            if same_as_placed(&mut state, above[period - 1], entries)?
+                && same_as_placed(&mut state, above[2 * period - 1], entries)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether this is for another system, and not to be shown.
+    pub(super) fn is_hidden(&self, dir: Ino, entry: &Entry) -> bool {
+        if dir != Ino::ROOT || self.shows_system.load(Ordering::Acquire) {
+            return false;
+        }
+        let name = entry.name.as_bytes();
+        if hidden::is_lost_found(name) {
+            return self.capabilities.permissions && entry.meta.permissions == 0o700;
+        }
+        hidden::is_system_name(name)
+    }
+
+    fn read_backend_dir(&self, dir: Ino) -> Result<Listed> {
         let backend = self.drive.get().ok_or(FsError::Detached)?;
         let _names = self
             .drive
             .hold_names(self.io_timeout)
             .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
         let path = self.index.lock().backend_path(dir)?.ok_or(FsError::STALE)?;
-        backend
-            .read_dir(&path)
+        Listed::read(&*backend, &path, &self.capabilities)
             .map_err(|error| self.note_backend_error(error))
     }
 
-    fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+    fn import_entry(
+        &self,
+        state: &mut State,
+        dir: Ino,
+        entry: &Entry,
+        listed: &Listed,
+    ) -> Result<()> {
         if is_own(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup_stored(dir, &entry.name)?.is_some()
@@ -123,20 +203,19 @@ impl Fs {
             return Ok(());
         }
         let meta = &entry.meta;
+        if self.import_further_name(state, dir, entry)? {
+            return Ok(());
+        }
         let permissions = match (self.capabilities.permissions, meta.kind) {
             (true, _) => meta.permissions & 0o7777,
             (false, FileKind::Directory) => 0o755,
             (false, _) => 0o644,
         };
         let mode = meta.kind.mode_bits() | permissions;
-        let mut inode = Inode::new(
-            state.new_ino()?,
-            mode,
-            self.owner.0,
-            self.owner.1,
-            meta.modified,
-        );
+        let (uid, gid) = self.owner_of(meta);
+        let mut inode = Inode::new(state.new_ino()?, mode, uid, gid, meta.modified);
         inode.flags.set(Flags::ON_BACKEND);
+        inode.rdev = meta.rdev;
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
@@ -155,6 +234,8 @@ impl Fs {
             mtime: meta.modified,
             hash: None,
         };
+        listed.put_xattrs(state, &entry.name, &mut inode)?;
+        self.importing.linked.note(meta, inode.ino);
         state.put_inode(inode.clone());
         state.put_placed(&key, Some(&placed))?;
         let name = state.mount_name_for(dir, &entry.name, None)?;
@@ -172,16 +253,33 @@ impl Fs {
             .an_unlisted_dir(after)
             .map_err(|error| (after, error.into()))?;
         match next {
-            Some(dir) => self
-                .import_dir(dir)
-                .map(|()| Some(dir))
-                .map_err(|error| (dir, error)),
+            Some(dir) => self.import_dir(dir).map(|()| Some(dir)).map_err(|error| {
+                if self.drive.is_attached() {
+                    self.note_unreadable(dir, &error);
+                }
+                (dir, error)
+            }),
             None => Ok(None),
         }
     }
 }
 
+/// Whether `entries` are what was found in the directory `dir` before. Ends at the first that is not.
+fn same_as_placed(state: &mut State, dir: Ino, entries: &[Entry]) -> Result<bool> {
+    for entry in entries.iter().filter(|entry| !is_own(dir, entry)) {
+        let same = state.placed(dir, &entry.name)?.is_some_and(|placed| {
+            let is_dir = entry.meta.kind == FileKind::Directory;
+            (placed.kind == PlainKind::Directory) == is_dir
+                && (placed.size, placed.mtime) == (entry.meta.size, entry.meta.modified)
+        });
+        if !same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Whether this is ferryfs' own directory at the root of the backend.
 fn is_own(dir: Ino, entry: &Entry) -> bool {
-    dir == Ino::ROOT && layout::is_reserved(&crate::base::RelPath::root().join(&entry.name))
+    dir == Ino::ROOT && layout::is_reserved(&RelPath::root().join(&entry.name))
 }

@@ -6,12 +6,15 @@ use super::inode::{COLUMNS, Inode};
 use super::names::look_up_stored;
 use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row};
 use super::{Context, Result, int};
+use crate::backend::Xattrs;
 use crate::base::{Ino, RelPath, Seq};
 use crate::rules::plan::NameKey;
 
 /// How much waits for the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Waiting {
+    /// Directories whose entries are only on the backend yet.
+    pub unlisted_dirs: u64,
     /// Names that were made, moved or removed.
     pub names: u64,
     /// Files and directories that the backend has in an older version.
@@ -45,6 +48,7 @@ impl Snapshot {
                 .map(|n| n as u64)
         };
         Ok(Waiting {
+            unlisted_dirs: self.unlisted_dirs()?,
             names: count("SELECT count(*) FROM dirty_names")?,
             // Of a directory in which names wait, nobody wants to be told besides that its time has changed.
             inodes: count(
@@ -55,6 +59,19 @@ impl Snapshot {
                 "SELECT count(*) FROM inodes WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0",
             )?,
         })
+    }
+
+    /// How many directories are known whose entries are only on the backend yet.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn unlisted_dirs(&self) -> Result<u64> {
+        // The condition is that of the index `inodes_unlisted`, word for word.
+        let sql = "SELECT count(*) FROM inodes WHERE mode & 61440 = 16384 AND flags & 8 = 0";
+        self.conn
+            .query_row(sql, [], |row| row.get::<_, i64>(0))
+            .context("count the directories to list")
+            .map(|count| count as u64)
     }
 
     /// Every marked name, in order, with the change that marked it.
@@ -100,6 +117,23 @@ impl Snapshot {
             .prepare_cached(&format!("SELECT {COLUMNS} FROM inodes WHERE ino=?"))
             .and_then(|mut s| s.query_row([int(ino.0)], Inode::from_row).optional())
             .context("read an inode")
+    }
+
+    /// The extended attributes of `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn xattrs(&self, ino: Ino) -> Result<Xattrs> {
+        let bytes = |row: &rusqlite::Row<'_>, column| -> rusqlite::Result<Box<[u8]>> {
+            Ok(row.get::<_, Vec<u8>>(column)?.into())
+        };
+        self.conn
+            .prepare_cached("SELECT name, value FROM xattrs WHERE ino=?")
+            .and_then(|mut s| {
+                s.query_map([int(ino.0)], |row| Ok((bytes(row, 0)?, bytes(row, 1)?)))?
+                    .collect()
+            })
+            .context("read xattrs")
     }
 
     /// Every name of `ino` in the mount, as it is stored.

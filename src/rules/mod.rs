@@ -4,6 +4,7 @@ mod bytes;
 pub mod catalog;
 pub mod delta;
 pub mod given;
+pub mod hidden;
 pub mod known;
 pub mod layout;
 pub mod lease;
