@@ -182,7 +182,12 @@ impl Flusher {
         active: &ActiveBatch,
         snapshot: Snapshot,
     ) -> Result<Gathered> {
-        let mut gathered = gather(&snapshot, &self.parts.rules, active)?;
+        let mut gathered = gather(
+            &snapshot,
+            &self.parts.rules,
+            &self.parts.capabilities,
+            active,
+        )?;
         // While it lives the index's WAL cannot begin anew.
         drop(snapshot);
         if scope == Scope::RemovalsOnly {

@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex};
 
+mod attributes;
+
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
 use crate::base::{FileKind, Ino, RelPath};
@@ -16,6 +18,7 @@ use crate::rules::hidden;
 use crate::rules::layout;
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
+use attributes::{Linked, Listed};
 
 /// Entries taken in under one hold of the index lock.
 const CHUNK: usize = 256;
@@ -31,6 +34,7 @@ const LONGEST_PERIOD: usize = 8;
 pub(super) struct Importing {
     dirs: Mutex<HashSet<Ino>>,
     done: Condvar,
+    linked: Linked,
 }
 
 /// Takes the directory off the list again, however the import ends.
@@ -81,20 +85,21 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let mut entries = match path {
+        let mut listed = match path {
             Some(path) => self.read_sound_dir(dir, &path)?,
-            None => Vec::new(), // The backend does not have it, so all there is is here.
+            None => Listed::default(), // The backend does not have it, so all there is is here.
         };
         let in_root = dir == Ino::ROOT;
         // Who gets which name is to depend neither on the backend's order nor on where an earlier import was cut off.
-        entries.sort_by_cached_key(|entry| {
+        listed.entries.sort_by_cached_key(|entry| {
             let foreign = self.rules.decode(&entry.name, in_root).is_none();
             (foreign, entry.name.clone())
         });
+        let entries = &listed.entries;
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
             for entry in chunk {
-                self.import_entry(&mut state, dir, entry)?;
+                self.import_entry(&mut state, dir, entry, &listed)?;
             }
             state.commit()?;
             drop(state);
@@ -102,6 +107,9 @@ impl Fs {
             std::thread::yield_now();
         }
         let mut state = self.index.lock();
+        if let Some((meta, xattrs)) = &listed.root {
+            state.take_root(meta, xattrs)?;
+        }
         let counted = self.progress.counted().and(entries.len());
         state.set_meta(super::progress::IMPORTED, &counted.text())?;
         let mut inode = self.known(&mut state, dir)?;
@@ -120,16 +128,16 @@ impl Fs {
     /// The entries of `dir`, which the backend has at `path`, that are to be shown.
     ///
     /// A damaged drive may have a directory that contains itself, and to follow it would fill the SSD: ELOOP.
-    fn read_sound_dir(&self, dir: Ino, path: &RelPath) -> Result<Vec<Entry>> {
+    fn read_sound_dir(&self, dir: Ino, path: &RelPath) -> Result<Listed> {
         if path.depth() > MAX_DEPTH {
             return Err(FsError::Errno(libc::ELOOP));
         }
-        let mut entries = self.read_backend_dir(dir)?;
-        if self.repeats(dir, &entries)? {
+        let mut listed = self.read_backend_dir(dir)?;
+        if self.repeats(dir, &listed.entries)? {
             return Err(FsError::Errno(libc::ELOOP));
         }
-        entries.retain(|entry| !self.is_hidden(dir, entry));
-        Ok(entries)
+        listed.entries.retain(|entry| !self.is_hidden(dir, entry));
+        Ok(listed)
     }
 
     /// Whether `entries`, those of `dir`, are those of one of its ancestors, and of another one the same distance further up: the
@@ -170,19 +178,24 @@ impl Fs {
         hidden::is_system_name(name)
     }
 
-    fn read_backend_dir(&self, dir: Ino) -> Result<Vec<Entry>> {
+    fn read_backend_dir(&self, dir: Ino) -> Result<Listed> {
         let backend = self.drive.get().ok_or(FsError::Detached)?;
         let _names = self
             .drive
             .hold_names(self.io_timeout)
             .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
         let path = self.index.lock().backend_path(dir)?.ok_or(FsError::STALE)?;
-        backend
-            .read_dir(&path)
+        Listed::read(&*backend, &path, &self.capabilities)
             .map_err(|error| self.note_backend_error(error))
     }
 
-    fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+    fn import_entry(
+        &self,
+        state: &mut State,
+        dir: Ino,
+        entry: &Entry,
+        listed: &Listed,
+    ) -> Result<()> {
         if is_own(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup_stored(dir, &entry.name)?.is_some()
@@ -190,20 +203,19 @@ impl Fs {
             return Ok(());
         }
         let meta = &entry.meta;
+        if self.import_further_name(state, dir, entry)? {
+            return Ok(());
+        }
         let permissions = match (self.capabilities.permissions, meta.kind) {
             (true, _) => meta.permissions & 0o7777,
             (false, FileKind::Directory) => 0o755,
             (false, _) => 0o644,
         };
         let mode = meta.kind.mode_bits() | permissions;
-        let mut inode = Inode::new(
-            state.new_ino()?,
-            mode,
-            self.owner.0,
-            self.owner.1,
-            meta.modified,
-        );
+        let (uid, gid) = self.owner_of(meta);
+        let mut inode = Inode::new(state.new_ino()?, mode, uid, gid, meta.modified);
         inode.flags.set(Flags::ON_BACKEND);
+        inode.rdev = meta.rdev;
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
@@ -222,6 +234,8 @@ impl Fs {
             mtime: meta.modified,
             hash: None,
         };
+        listed.put_xattrs(state, &entry.name, &mut inode)?;
+        self.importing.linked.note(meta, inode.ino);
         state.put_inode(inode.clone());
         state.put_placed(&key, Some(&placed))?;
         let name = state.mount_name_for(dir, &entry.name, None)?;

@@ -6,6 +6,7 @@ use super::inode::{COLUMNS, Inode};
 use super::names::look_up_stored;
 use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row};
 use super::{Context, Result, int};
+use crate::backend::Xattrs;
 use crate::base::{Ino, RelPath, Seq};
 use crate::rules::plan::NameKey;
 
@@ -116,6 +117,23 @@ impl Snapshot {
             .prepare_cached(&format!("SELECT {COLUMNS} FROM inodes WHERE ino=?"))
             .and_then(|mut s| s.query_row([int(ino.0)], Inode::from_row).optional())
             .context("read an inode")
+    }
+
+    /// The extended attributes of `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn xattrs(&self, ino: Ino) -> Result<Xattrs> {
+        let bytes = |row: &rusqlite::Row<'_>, column| -> rusqlite::Result<Box<[u8]>> {
+            Ok(row.get::<_, Vec<u8>>(column)?.into())
+        };
+        self.conn
+            .prepare_cached("SELECT name, value FROM xattrs WHERE ino=?")
+            .and_then(|mut s| {
+                s.query_map([int(ino.0)], |row| Ok((bytes(row, 0)?, bytes(row, 1)?)))?
+                    .collect()
+            })
+            .context("read xattrs")
     }
 
     /// Every name of `ino` in the mount, as it is stored.
