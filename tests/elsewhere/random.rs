@@ -127,10 +127,10 @@ impl Game {
     fn forget_below(&mut self, tree: &[(String, Option<Vec<u8>>)], path: &str) {
         let below = format!("{path}/");
         for (at, bytes) in tree {
-            if at == path || at.starts_with(&below) {
-                if let Some(bytes) = bytes {
-                    self.untouched.remove(bytes);
-                }
+            if let Some(bytes) = bytes
+                && (at == path || at.starts_with(&below))
+            {
+                self.untouched.remove(bytes);
             }
         }
     }
