@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod delta;
+pub mod describe;
 pub mod known;
 pub mod layout;
 pub mod marker;

@@ -1,0 +1,1 @@
+//! A description as a row of the mirror has it.
