@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile};
-use crate::base::{RelPath, Timestamp};
+use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile, Xattrs};
+use crate::base::{FileKind, RelPath, Timestamp};
 
 /// What goes wrong, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,6 +228,31 @@ impl<B: Backend> Backend for FaultyBackend<B> {
     fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
         let work = || self.inner.set_permissions(path, mode);
         self.switch.call("set permissions of", path, work)
+    }
+
+    /// A property of the file system, not a call.
+    fn renames_atomically(&self) -> bool {
+        self.inner.renames_atomically()
+    }
+
+    fn make_node(&self, kind: FileKind, rdev: u32, path: &RelPath) -> Result<()> {
+        let work = || self.inner.make_node(kind, rdev, path);
+        self.switch.call("mknod", path, work)
+    }
+
+    fn set_owner(&self, path: &RelPath, owner: Option<u32>, group: Option<u32>) -> Result<()> {
+        let work = || self.inner.set_owner(path, owner, group);
+        self.switch.call("set owner of", path, work)
+    }
+
+    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
+        let work = || self.inner.xattrs(path);
+        self.switch.call("read attributes of", path, work)
+    }
+
+    fn set_xattrs(&self, path: &RelPath, xattrs: &Xattrs) -> Result<()> {
+        let work = || self.inner.set_xattrs(path, xattrs);
+        self.switch.call("set attributes of", path, work)
     }
 }
 

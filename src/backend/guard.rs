@@ -28,9 +28,9 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, gone,
+    Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs, gone,
 };
-use crate::base::{RelPath, Timestamp};
+use crate::base::{FileKind, RelPath, Timestamp};
 use health::Health;
 use threads::{GivenUp, Threads, Ticket};
 
@@ -314,6 +314,25 @@ impl Backend for Guard {
 
     fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
         self.patient.set_permissions(path, mode)
+    }
+
+    fn make_node(&self, kind: FileKind, rdev: u32, path: &RelPath) -> Result<()> {
+        self.patient.make_node(kind, rdev, path)
+    }
+
+    fn set_owner(&self, path: &RelPath, owner: Option<u32>, group: Option<u32>) -> Result<()> {
+        self.patient.set_owner(path, owner, group)
+    }
+
+    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
+        let theirs = path.clone();
+        self.read("read attributes of", path, move |inner| {
+            inner.xattrs(&theirs)
+        })
+    }
+
+    fn set_xattrs(&self, path: &RelPath, xattrs: &Xattrs) -> Result<()> {
+        self.patient.set_xattrs(path, xattrs)
     }
 }
 

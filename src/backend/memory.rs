@@ -14,18 +14,20 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile};
-use crate::base::{RelPath, Timestamp};
+use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile, Xattrs};
+use crate::base::{FileKind, RelPath, Timestamp};
 
 mod compare;
 mod crash;
 mod medium;
+mod open;
 mod place;
 mod tree;
 
 pub use compare::differences;
 pub use crash::Crash;
 use medium::Medium;
+use open::OpenFile;
 use place::Place;
 use tree::{New, Tree};
 
@@ -48,6 +50,10 @@ pub struct MemoryOptions {
     pub symlinks: bool,
     /// Permission bits are kept; else setting them succeeds without effect, as on exFAT.
     pub permissions: bool,
+    /// Hard links, special files, owners and extended attributes are there, as on a file system made for Linux.
+    pub rich: bool,
+    /// A journal keeps names in order: a random crash leaves them as they were at one moment since the last sync.
+    pub journaled: bool,
 }
 
 impl Default for MemoryOptions {
@@ -62,11 +68,22 @@ impl Default for MemoryOptions {
             time_granularity_ns: 1,
             symlinks: true,
             permissions: true,
+            rich: false,
+            journaled: false,
         }
     }
 }
 
 impl MemoryOptions {
+    /// Like ext4 with root's rights, and without end.
+    pub fn linux_like() -> MemoryOptions {
+        MemoryOptions {
+            rich: true,
+            journaled: true,
+            ..MemoryOptions::default()
+        }
+    }
+
     /// Like exFAT under the kernel's driver.
     pub fn exfat_like() -> MemoryOptions {
         let controls = 0x01..=0x1f;
@@ -79,6 +96,8 @@ impl MemoryOptions {
             time_granularity_ns: 10_000_000,
             symlinks: false,
             permissions: false,
+            rich: false,
+            journaled: false,
         }
     }
 }
@@ -100,12 +119,21 @@ pub enum MemNode {
         /// Where it points.
         target: Vec<u8>,
     },
+    /// A special file.
+    Special {
+        /// What it is.
+        kind: FileKind,
+        /// Device number of a device.
+        rdev: u32,
+    },
 }
 
 #[derive(Debug, Default)]
 struct State {
     tree: Tree,
     durable: Medium,
+    /// With a journal: the medium after each change since the last sync.
+    history: Vec<Medium>,
     /// Grows with each crash: files opened before it are dead.
     epoch: u64,
 }
@@ -147,7 +175,14 @@ impl MemoryBackend {
     pub fn crash(&self, crash: Crash) -> Vec<String> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        let story = state.tree.crash(&state.durable, crash);
+        let story = match crash {
+            Crash::Random(seed) if self.options.journaled => {
+                let moments = std::mem::take(&mut state.history);
+                state.tree.crash_journaled(&state.durable, &moments, seed)
+            }
+            crash => state.tree.crash(&state.durable, crash),
+        };
+        state.history.clear();
         state.durable = state.tree.medium.clone();
         state.epoch += 1;
         story
@@ -170,6 +205,7 @@ impl MemoryBackend {
         let copy = State {
             tree: state.tree.clone(),
             durable: state.durable.clone(),
+            history: state.history.clone(),
             epoch: 0,
         };
         MemoryBackend {
@@ -193,7 +229,45 @@ impl MemoryBackend {
 
     fn add(&self, path: &RelPath, new: New, permissions: u32) -> io::Result<u64> {
         let place = self.resolve(path)?;
-        self.state.lock().tree.make(&place, new, permissions)
+        self.mutate(|tree| tree.make(&place, new, permissions))
+    }
+
+    /// Makes one change to the tree; with a journal it is done as a whole or not at all.
+    fn mutate<T>(&self, work: impl FnOnce(&mut Tree) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.state.lock();
+        let done = work(&mut state.tree);
+        state.note_moment(&self.options);
+        done
+    }
+
+    /// Changes the attributes of what stands at `path`, under all its names.
+    fn change(
+        &self,
+        operation: &'static str,
+        path: &RelPath,
+        with: impl FnOnce(&mut medium::Entry),
+    ) -> Result<()> {
+        let answer = || {
+            let place = self.resolve(path)?;
+            self.mutate(|tree| tree.change(&place, with))
+        };
+        named(operation, path, answer())
+    }
+
+    fn must_be_rich(&self, operation: &'static str, path: &RelPath) -> Result<()> {
+        let refused = match self.options.rich {
+            true => Ok(()),
+            false => Err(errno(libc::EPERM)),
+        };
+        named(operation, path, refused)
+    }
+}
+
+impl State {
+    fn note_moment(&mut self, options: &MemoryOptions) {
+        if options.journaled {
+            self.history.push(self.tree.medium.clone());
+        }
     }
 }
 
@@ -232,35 +306,41 @@ impl Backend for MemoryBackend {
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()> {
         let answer = || {
             let (from, to) = (self.resolve(from)?, self.resolve(to)?);
-            self.state.lock().tree.rename(&from, &to)
+            self.mutate(|tree| tree.rename(&from, &to))
         };
         named("rename", from, answer())
     }
 
     fn remove_file(&self, path: &RelPath) -> Result<()> {
-        let answer = || self.state.lock().tree.remove_file(&self.resolve(path)?);
+        let answer = || {
+            let place = self.resolve(path)?;
+            self.mutate(|tree| tree.remove_file(&place))
+        };
         named("remove", path, answer())
     }
 
     fn remove_dir(&self, path: &RelPath) -> Result<()> {
-        let answer = || self.state.lock().tree.remove_dir(&self.resolve(path)?);
+        let answer = || {
+            let place = self.resolve(path)?;
+            self.mutate(|tree| tree.remove_dir(&place))
+        };
         named("rmdir", path, answer())
     }
 
     fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
-        let answer = || -> io::Result<()> {
-            let place = self.resolve(path)?;
-            let modified = self.cut(modified);
-            let change = |entry: &mut medium::Entry| entry.modified = modified;
-            self.state.lock().tree.change(&place, change)
-        };
-        named("set time of", path, answer())
+        let modified = self.cut(modified);
+        self.change("set time of", path, |entry| entry.modified = modified)
+    }
+
+    fn renames_atomically(&self) -> bool {
+        self.options.journaled
     }
 
     fn sync(&self) -> Result<()> {
         let mut state = self.state.lock();
         state.durable = state.tree.medium.clone();
         state.tree.log.clear();
+        state.history.clear();
         Ok(())
     }
 
@@ -281,83 +361,50 @@ impl Backend for MemoryBackend {
     }
 
     fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
-        let answer = || -> io::Result<()> {
-            let place = self.resolve(path)?;
-            let kept = self.options.permissions;
-            self.state.lock().tree.change(&place, |entry| {
-                if kept {
-                    entry.permissions = mode & 0o7777;
-                }
-            })
-        };
-        named("set permissions of", path, answer())
-    }
-}
-
-/// A file that is open. It is found by its number, so it may be renamed meanwhile; once removed, or lost in a crash, it
-/// is gone (EIO), which is stricter than Linux and what a yanked drive does.
-struct OpenFile {
-    backend: MemoryBackend,
-    id: u64,
-    epoch: u64,
-}
-
-impl MemoryBackend {
-    fn handle(&self, id: u64, epoch: u64) -> OpenFile {
-        OpenFile {
-            backend: self.clone(),
-            id,
-            epoch,
-        }
-    }
-}
-
-impl OpenFile {
-    fn with<T>(&self, work: impl FnOnce(&mut Tree) -> io::Result<T>) -> io::Result<T> {
-        let mut state = self.backend.state.lock();
-        if state.epoch != self.epoch {
-            return Err(errno(libc::EIO));
-        }
-        work(&mut state.tree)
-    }
-}
-
-impl ReadFile for OpenFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.with(|tree| {
-            let bytes = tree.bytes(self.id)?;
-            let start = usize::try_from(offset)
-                .unwrap_or(usize::MAX)
-                .min(bytes.len());
-            let length = buf.len().min(bytes.len() - start);
-            buf[..length].copy_from_slice(&bytes[start..start + length]);
-            Ok(length)
-        })
-    }
-
-    fn metadata(&self) -> io::Result<Metadata> {
-        self.with(|tree| tree.open_metadata(self.id))
-    }
-}
-
-impl WriteFile for OpenFile {
-    /// As the trait says; on a full backend what still fits is written.
-    fn append(&mut self, data: &[u8]) -> io::Result<()> {
-        let capacity = self.backend.options.capacity;
-        self.with(|tree| {
-            let room = capacity.map_or(u64::MAX, |all| all.saturating_sub(tree.medium.used()));
-            let fits = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
-            tree.append(self.id, &data[..fits])?;
-            if fits < data.len() {
-                return Err(errno(libc::ENOSPC));
+        let kept = self.options.permissions;
+        self.change("set permissions of", path, |entry| {
+            if kept {
+                entry.permissions = mode & 0o7777;
             }
-            Ok(())
         })
     }
 
-    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
-        let modified = self.backend.cut(modified);
-        self.with(|tree| tree.set_open_time(self.id, modified))
+    fn make_hard_link(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        self.must_be_rich("link", to)?;
+        let answer = || {
+            let (from, to) = (self.resolve(from)?, self.resolve(to)?);
+            self.mutate(|tree| tree.link(&from, &to))
+        };
+        named("link", to, answer())
+    }
+
+    fn make_node(&self, kind: FileKind, rdev: u32, path: &RelPath) -> Result<()> {
+        self.must_be_rich("mknod", path)?;
+        let special = New::Special(kind, rdev);
+        named("mknod", path, self.add(path, special, 0o600))?;
+        Ok(())
+    }
+
+    fn set_owner(&self, path: &RelPath, owner: Option<u32>, group: Option<u32>) -> Result<()> {
+        self.must_be_rich("set owner of", path)?;
+        self.change("set owner of", path, |entry| {
+            entry.owner.0 = owner.unwrap_or(entry.owner.0);
+            entry.owner.1 = group.unwrap_or(entry.owner.1);
+            entry.permissions &= !0o6000;
+        })
+    }
+
+    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
+        self.must_be_rich("read attributes of", path)?;
+        let answer = || self.state.lock().tree.xattrs(&self.resolve(path)?);
+        named("read attributes of", path, answer())
+    }
+
+    fn set_xattrs(&self, path: &RelPath, xattrs: &Xattrs) -> Result<()> {
+        self.must_be_rich("set attributes of", path)?;
+        self.change("set attributes of", path, |entry| {
+            entry.xattrs = xattrs.clone();
+        })
     }
 }
 

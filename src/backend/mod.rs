@@ -11,10 +11,14 @@ pub mod mounted;
 pub mod probe;
 pub mod watched;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
 use crate::base::{FileKind, Name, RelPath, Timestamp};
+
+/// Extended attributes: names with their values.
+pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// What stands under one name in a directory of the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,16 @@ pub struct Metadata {
     pub permissions: u32,
     /// Where a symbolic link points, byte for byte; `None` for anything else.
     pub target: Option<Vec<u8>>,
+    /// Number of the owner, as the backend tells it; often the same for all.
+    pub uid: u32,
+    /// Number of the group.
+    pub gid: u32,
+    /// Device number of a device, as the kernel packs it into 32 bits; else 0.
+    pub rdev: u32,
+    /// How many names it has; 1 where the backend does not count them, and for directories.
+    pub nlink: u32,
+    /// What all names of one file have in common, while it is in use by none but these; `None` for what has one name.
+    pub file: Option<u64>,
 }
 
 /// Space on the backend, in bytes.
@@ -72,6 +86,82 @@ pub struct Capabilities {
     pub permissions: bool,
     /// Times are kept in steps of this many nanoseconds.
     pub time_granularity_ns: u64,
+    /// Version of the probe that found all this: [`probe::VERSION`], or 0 for one that did not look for what comes below. What an
+    /// older one has found is probed anew when the volume is attached next.
+    #[serde(default)]
+    pub probed: u32,
+    /// Files can be given to other owners and groups.
+    #[serde(default)]
+    pub owners: bool,
+    /// Owner and group of what ferryfs makes, as the backend tells them.
+    #[serde(default)]
+    pub own: Option<(u32, u32)>,
+    /// Named pipes and sockets can be made.
+    #[serde(default)]
+    pub special_files: bool,
+    /// Devices can be made.
+    #[serde(default)]
+    pub devices: bool,
+    /// Name spaces of extended attributes that are kept ("user.").
+    #[serde(default)]
+    pub xattrs: Vec<String>,
+    /// Bytes that the extended attributes of one file may have, see [`crate::rules::given`].
+    #[serde(default)]
+    pub xattr_bytes: u32,
+}
+
+impl Capabilities {
+    /// Those of a file system made for Linux, used with root's rights.
+    pub fn everything() -> Capabilities {
+        Capabilities {
+            forbidden: Vec::new(),
+            case_insensitive: false,
+            utf8_only: false,
+            no_trailing_dot: false,
+            no_trailing_space: false,
+            max_utf16: None,
+            symlinks: true,
+            hard_links: true,
+            permissions: true,
+            time_granularity_ns: 1,
+            probed: probe::VERSION,
+            owners: true,
+            own: Some((0, 0)),
+            special_files: true,
+            devices: true,
+            xattrs: ["user.", "trusted.", "security."].map(String::from).into(),
+            xattr_bytes: crate::rules::given::XATTR_UNBOUNDED,
+        }
+    }
+
+    /// These, with all that is not about names and times as it was `found` by a newer probe.
+    pub fn with_attributes_of(self, found: Capabilities) -> Capabilities {
+        Capabilities {
+            forbidden: self.forbidden,
+            case_insensitive: self.case_insensitive,
+            utf8_only: self.utf8_only,
+            no_trailing_dot: self.no_trailing_dot,
+            no_trailing_space: self.no_trailing_space,
+            max_utf16: self.max_utf16,
+            time_granularity_ns: self.time_granularity_ns,
+            ..found
+        }
+    }
+
+    /// Those of a file system that has names, bytes and times and nothing else, like FAT and its kind.
+    pub fn plain() -> Capabilities {
+        Capabilities {
+            symlinks: false,
+            hard_links: false,
+            permissions: false,
+            owners: false,
+            special_files: false,
+            devices: false,
+            xattrs: Vec::new(),
+            xattr_bytes: 0,
+            ..Capabilities::everything()
+        }
+    }
 }
 
 /// A failed call to the backend: what was tried, on which path, and what the system said.
@@ -258,7 +348,7 @@ pub trait Backend: Send + Sync {
     /// [`BackendError::is_not_found`] if it is not there; `DirectoryNotEmpty` if it is not empty.
     fn remove_dir(&self, path: &RelPath) -> Result<()>;
 
-    /// Sets the time of last change of a file.
+    /// Sets the time of last change of a file, a directory, or a symbolic link itself.
     ///
     /// # Errors
     /// If it is not there.
@@ -321,6 +411,43 @@ pub trait Backend: Send + Sync {
     fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
         let _ = mode;
         Err(not_supported("set permissions of", path))
+    }
+
+    /// Makes a special file at `path`: a named pipe, a socket, or the device `rdev`. Only its owner may use it yet.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP, or another word of refusal, where the backend has none; `AlreadyExists` if anything stands there.
+    fn make_node(&self, kind: FileKind, rdev: u32, path: &RelPath) -> Result<()> {
+        let _ = (kind, rdev);
+        Err(not_supported("mknod", path))
+    }
+
+    /// Gives what stands at `path`, a symbolic link itself, another owner, another group, or both. Some backends accept that and
+    /// keep the old ones: see [`Capabilities::owners`]. Bits that give privileges (set-user-id) may be lost by it.
+    ///
+    /// # Errors
+    /// EPERM or another word of refusal where this is not to be had.
+    fn set_owner(&self, path: &RelPath, owner: Option<u32>, group: Option<u32>) -> Result<()> {
+        let _ = (owner, group);
+        Err(not_supported("set owner of", path))
+    }
+
+    /// The extended attributes of what stands at `path`, a symbolic link itself, as far as they are carried
+    /// ([`crate::rules::given::is_carried`]).
+    ///
+    /// # Errors
+    /// EOPNOTSUPP, or another word of refusal, where the backend has none.
+    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
+        Err(not_supported("read attributes of", path))
+    }
+
+    /// Makes the carried extended attributes of what stands at `path` exactly these. Cut short, it leaves some of them.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP, or another word of refusal, where the backend has none; ENOSPC where they are too large for it.
+    fn set_xattrs(&self, path: &RelPath, xattrs: &Xattrs) -> Result<()> {
+        let _ = xattrs;
+        Err(not_supported("set attributes of", path))
     }
 }
 

@@ -20,12 +20,16 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat, mkdirat};
-use nix::unistd::{self, UnlinkatFlags, linkat, symlinkat, unlinkat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat, mknodat,
+};
+use nix::unistd::{self, Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
-use super::{Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile};
+use super::{
+    Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
+};
 use crate::base::{FileKind, Name, RelPath, Timestamp};
-use crate::rules::layout;
+use crate::rules::{given, layout};
 use crate::sys;
 use crate::sys::direct::DirectFile;
 
@@ -89,6 +93,15 @@ impl MountedDir {
     /// The directory that holds `path`, and its name there; `if_root` is the error for the root, which has no name.
     fn parent(&self, path: &RelPath, if_root: Errno) -> io::Result<(OwnedFd, Name)> {
         sys::path::open_parent(self.root()?.as_fd(), path)?.ok_or(if_root.into())
+    }
+
+    /// The directory that holds `path`, and its name there; the root itself and no name for the root.
+    fn place(&self, path: &RelPath) -> io::Result<(OwnedFd, Option<Name>)> {
+        let root = self.root()?;
+        Ok(match sys::path::open_parent(root.as_fd(), path)? {
+            Some((dir, name)) => (dir, Some(name)),
+            None => (root, None),
+        })
     }
 
     fn open_directory(&self, dir: &RelPath) -> io::Result<OwnedFd> {
@@ -351,7 +364,73 @@ impl Backend for MountedDir {
             let flag = FchmodatFlags::NoFollowSymlink;
             Ok(fchmodat(&dir, name.as_os_str(), mode, flag)?)
         };
-        named("set permissions of", path, answer())
+        // The root has no name; what it is opened as serves as well.
+        let root = || -> io::Result<()> {
+            let root = self.open_directory(&RelPath::root())?;
+            Ok(fchmod(&root, Mode::from_bits_truncate(mode & 0o7777))?)
+        };
+        let answer = if path.is_root() { root() } else { answer() };
+        named("set permissions of", path, answer)
+    }
+
+    fn make_node(&self, kind: FileKind, rdev: u32, path: &RelPath) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let (dir, name) = self.parent(path, Errno::EEXIST)?;
+            let kind = match kind {
+                FileKind::Fifo => SFlag::S_IFIFO,
+                FileKind::Socket => SFlag::S_IFSOCK,
+                FileKind::CharDevice => SFlag::S_IFCHR,
+                FileKind::BlockDevice => SFlag::S_IFBLK,
+                _ => return Err(Errno::EINVAL.into()),
+            };
+            let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+            Ok(mknodat(&dir, name.as_os_str(), kind, mode, rdev.into())?)
+        };
+        named("mknod", path, answer())
+    }
+
+    fn set_owner(&self, path: &RelPath, owner: Option<u32>, group: Option<u32>) -> Result<()> {
+        let answer = || -> io::Result<()> {
+            let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
+            let (dir, name) = self.place(path)?;
+            let name = name.as_ref().map_or(".".as_ref(), Name::as_os_str);
+            let flag = AtFlags::AT_SYMLINK_NOFOLLOW;
+            Ok(fchownat(&dir, name, owner, group, flag)?)
+        };
+        named("set owner of", path, answer())
+    }
+
+    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
+        let answer = || {
+            let (dir, name) = self.place(path)?;
+            let mut xattrs = Xattrs::new();
+            for name_of in sys::xattr::list_at(&dir, name.as_ref())? {
+                if given::is_carried(&name_of)
+                    && let Some(value) = sys::xattr::get_at(&dir, name.as_ref(), &name_of)?
+                {
+                    xattrs.insert(name_of.into(), value.into());
+                }
+            }
+            Ok(xattrs)
+        };
+        named("read attributes of", path, answer())
+    }
+
+    fn set_xattrs(&self, path: &RelPath, xattrs: &Xattrs) -> Result<()> {
+        let answer = || {
+            let (dir, name) = self.place(path)?;
+            let there = sys::xattr::list_at(&dir, name.as_ref())?;
+            for old in there.iter().filter(|old| given::is_carried(old)) {
+                if !xattrs.contains_key(old.as_slice()) {
+                    sys::xattr::remove_at(&dir, name.as_ref(), old)?;
+                }
+            }
+            for (key, value) in xattrs {
+                sys::xattr::set_at(&dir, name.as_ref(), key, value)?;
+            }
+            Ok(())
+        };
+        named("set attributes of", path, answer())
     }
 }
 
@@ -470,12 +549,19 @@ fn metadata_from(stat: &FileStat) -> io::Result<Metadata> {
     let mode = stat.st_mode as u32;
     let kind = FileKind::from_mode(mode).ok_or(Errno::EUCLEAN)?;
     let has_bytes = matches!(kind, FileKind::Regular | FileKind::Symlink);
+    let is_device = matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
+    let is_linked = kind != FileKind::Directory && stat.st_nlink > 1;
     Ok(Metadata {
         kind,
         size: if has_bytes { stat.st_size as u64 } else { 0 },
         modified: Timestamp::from_parts(stat.st_mtime as i64, stat.st_mtime_nsec as u32),
         permissions: mode & 0o7777,
         target: None,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        rdev: if is_device { stat.st_rdev as u32 } else { 0 },
+        nlink: if is_linked { stat.st_nlink as u32 } else { 1 },
+        file: is_linked.then_some(stat.st_ino as u64),
     })
 }
 

@@ -109,7 +109,21 @@ fn calls_on(backend: &MountedDir, path: &RelPath) -> Vec<(&'static str, bool)> {
             "set_permissions",
             backend.set_permissions(path, 0o777).is_ok(),
         ),
+        (
+            "make_node",
+            backend.make_node(FileKind::Fifo, 0, path).is_ok(),
+        ),
+        (
+            "set_owner",
+            backend.set_owner(path, Some(1), Some(1)).is_ok(),
+        ),
+        ("xattrs", backend.xattrs(path).is_ok()),
+        ("set_xattrs", backend.set_xattrs(path, &an_xattr()).is_ok()),
     ]
+}
+
+fn an_xattr() -> Xattrs {
+    Xattrs::from([(b"user.x"[..].into(), b"x"[..].into())])
 }
 
 #[test]
@@ -148,6 +162,11 @@ fn a_call_on_a_link_is_a_call_on_the_link_itself() {
             backend.set_modified(&link, Timestamp(1)).unwrap();
             // Refused by most kernels; where it is not, it is the link's own.
             let _ = backend.set_permissions(&link, 0o700);
+            // The same, where the caller has the right.
+            let _ = backend.set_owner(&link, Some(1), Some(1));
+            assert!(backend.set_xattrs(&link, &an_xattr()).is_err());
+            assert_eq!(backend.xattrs(&link).unwrap(), Xattrs::new());
+            assert!(backend.make_node(FileKind::Fifo, 0, &link).is_err());
             backend
                 .make_hard_link(&link, &RelPath::fixed("further"))
                 .unwrap();

@@ -6,6 +6,10 @@
 
 use super::{Backend, BackendError, Capabilities, Result};
 use crate::base::{FileKind, Name, RelPath, Timestamp};
+mod attributes;
+
+/// Version of this probe; see [`Capabilities::probed`].
+pub const VERSION: u32 = 1;
 
 /// Value of [`Capabilities::time_granularity_ns`] where no chosen time is kept at all: about 292 years.
 pub const TIME_NOT_KEPT: u64 = i64::MAX as u64;
@@ -91,6 +95,13 @@ impl Probe<'_> {
             hard_links: self.hard_links()?,
             permissions: self.permissions()?,
             time_granularity_ns: self.time_granularity()?,
+            probed: VERSION,
+            owners: self.owners()?,
+            own: Some(self.own()?),
+            special_files: self.makes(FileKind::Fifo)? && self.makes(FileKind::Socket)?,
+            devices: self.makes(FileKind::CharDevice)?,
+            xattrs: self.xattr_spaces()?,
+            xattr_bytes: self.xattr_bytes()?,
         })
     }
 
@@ -125,6 +136,24 @@ impl Probe<'_> {
             // Where the medium went in between, that is the better explanation.
             Err(later) if later.is_gone() || later.is_full() => Err(later),
             Err(_) => Err(error),
+        }
+    }
+
+    /// Turns the outcome of making something odd at `path` into an answer. There are drivers that say EIO to it: the kernel's SMB client where
+    /// the server has no links, those that make an ordinary file of a special one. A medium that fails does not take the next
+    /// ordinary file, and need not fail again.
+    fn unless_io_error(&self, path: &RelPath, make: impl Fn() -> Result<()>) -> Result<Option<()>> {
+        let is_io = |error: &BackendError| error.source.raw_os_error() == Some(libc::EIO);
+        match make() {
+            Err(error) if is_io(&error) => {}
+            outcome => return self.refusable(outcome),
+        }
+        clear(self.backend, self.scratch_dir)?;
+        drop(self.backend.create(path)?);
+        self.backend.remove_file(path)?;
+        match make() {
+            Err(error) if is_io(&error) => Ok(None),
+            again => self.refusable(again),
         }
     }
 
@@ -163,18 +192,7 @@ impl Probe<'_> {
     fn symlinks(&self) -> Result<bool> {
         let path = self.path(b"symlink")?;
         let target = b"where it points";
-        let made = match self.backend.make_symlink(target, &path) {
-            // The kernel's SMB client says so where the server has no links. A medium that fails does not take the next file.
-            Err(error) if error.source.raw_os_error() == Some(libc::EIO) => {
-                drop(self.backend.create(&path)?);
-                self.backend.remove_file(&path)?;
-                match self.backend.make_symlink(target, &path) {
-                    Err(error) if error.source.raw_os_error() == Some(libc::EIO) => None,
-                    again => self.refusable(again)?,
-                }
-            }
-            outcome => self.refusable(outcome)?,
-        };
+        let made = self.unless_io_error(&path, || self.backend.make_symlink(target, &path))?;
         let kept = match made {
             Some(()) => self.backend.metadata(&path)?.target.as_deref() == Some(target),
             None => false,
@@ -268,7 +286,7 @@ mod tests {
                 assert_eq!(outcome.unwrap(), truth);
                 break;
             }
-            // Only a link is tried again.
+            // Only what is odd is tried again.
             match outcome {
                 Ok(capabilities) => assert_eq!(capabilities, truth),
                 Err(error) => assert_eq!(error.source.raw_os_error(), Some(libc::EIO)),

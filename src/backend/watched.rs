@@ -14,8 +14,10 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile};
-use crate::base::{RelPath, Timestamp};
+use super::{
+    Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
+};
+use crate::base::{FileKind, RelPath, Timestamp};
 
 /// Told of errors that may mean that the drive is gone. Called from whatever thread met one: it must not wait for anything.
 pub type OnTrouble = dyn Fn() + Send + Sync;
@@ -215,6 +217,26 @@ impl Backend for Watched {
     fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
         self.call("set permissions of", path, |inner| {
             inner.set_permissions(path, mode)
+        })
+    }
+
+    fn make_node(&self, kind: FileKind, rdev: u32, path: &RelPath) -> Result<()> {
+        self.call("mknod", path, |inner| inner.make_node(kind, rdev, path))
+    }
+
+    fn set_owner(&self, path: &RelPath, owner: Option<u32>, group: Option<u32>) -> Result<()> {
+        self.call("set owner of", path, |inner| {
+            inner.set_owner(path, owner, group)
+        })
+    }
+
+    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
+        self.call("read attributes of", path, |inner| inner.xattrs(path))
+    }
+
+    fn set_xattrs(&self, path: &RelPath, xattrs: &Xattrs) -> Result<()> {
+        self.call("set attributes of", path, |inner| {
+            inner.set_xattrs(path, xattrs)
         })
     }
 }

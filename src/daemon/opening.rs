@@ -74,7 +74,8 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
     };
     let found = verify::verify(&path, &facts, options.accept_copy)?;
     let file_system = found.file_system.clone().or(&facts.file_system);
-    if facts.remember(&path, file_system) || is_new {
+    let probed = facts.probe_anew(&backend);
+    if facts.remember(&path, file_system) || is_new || probed {
         facts.write(&dir)?;
     }
     Ok(Opened {

@@ -477,6 +477,7 @@ fn flusher(
         nonce: opened.facts.nonce,
         origin: *opened.facts.origin.as_bytes(),
         rules: NameRules::new(&opened.facts.capabilities),
+        capabilities: opened.facts.capabilities.clone(),
         time_granularity_ns: opened.facts.capabilities.time_granularity_ns,
         journals,
         hooks: Arc::new(FlushHooks { fs: fs.clone() }),

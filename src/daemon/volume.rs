@@ -31,6 +31,9 @@ const CACHE_FILE: &str = "cache.json";
 /// Version of that file.
 const CACHE_FORMAT: u32 = 1;
 
+/// Where a probe works, on the drive.
+const SCRATCH: &str = ".ferryfs/probe";
+
 /// How many places are remembered at which the volume was.
 const FORMER: usize = 8;
 
@@ -173,10 +176,7 @@ impl CacheFacts {
         path: &Path,
         marker: &Marker,
     ) -> Result<CacheFacts, DaemonError> {
-        let scratch = layout::dir().join(
-            &crate::base::Name::new(b"probe").map_err(|e| DaemonError::failed(e.to_string()))?,
-        );
-        let capabilities = probe::probe(backend, &scratch)
+        let capabilities = probe::probe(backend, &RelPath::fixed(SCRATCH))
             .map_err(|error| DaemonError::from(FlushError::from(error)))?;
         Ok(CacheFacts {
             format: CACHE_FORMAT,
@@ -269,6 +269,25 @@ impl CacheFacts {
         }
     }
 
+    /// Finds out what an older version has not looked for. Says whether there is news, which is then to be written.
+    ///
+    /// What is known of names stays: the index has been made by it. A failure leaves all as it was, until the next time.
+    pub(super) fn probe_anew(&mut self, backend: &dyn Backend) -> bool {
+        if self.capabilities.probed >= probe::VERSION {
+            return false;
+        }
+        match probe::probe(backend, &RelPath::fixed(SCRATCH)) {
+            Ok(found) => {
+                self.capabilities = self.capabilities.clone().with_attributes_of(found);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what the drive can hold could not be found out; it is tried again at the next mount");
+                false
+            }
+        }
+    }
+
     /// Whether the volume has been attached at `path`.
     pub(super) fn was_at(&self, path: &Path) -> bool {
         self.backend == path || self.former.iter().any(|former| former == path)
@@ -340,5 +359,38 @@ impl VolumeLock {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::{MemoryBackend, MemoryOptions};
+
+    /// As the first version wrote it.
+    const OLD: &str = r#"{"format":1,"volume":"6f1f8f5e-3c1e-4b5e-9a53-0c7b1a2d3e4f","nonce":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],
+        "origin":"6f1f8f5e-3c1e-4b5e-9a53-0c7b1a2d3e50","backend":"/media/x","capabilities":{"forbidden":[],"case_insensitive":true,
+        "utf8_only":false,"no_trailing_dot":false,"no_trailing_space":false,"max_utf16":null,"symlinks":false,"hard_links":false,
+        "permissions":false,"time_granularity_ns":1}}"#;
+
+    #[test]
+    fn a_cache_of_an_older_version_is_read_and_its_drive_probed_once_for_what_that_did_not_know() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(CACHE_FILE), OLD).unwrap();
+        let mut facts = CacheFacts::read(dir.path()).unwrap().unwrap();
+        assert!(!facts.capabilities.owners && facts.capabilities.probed == 0);
+        let drive = MemoryBackend::new(MemoryOptions::linux_like());
+        assert!(!facts.probe_anew(&drive), "there is no place to probe in");
+        drive.make_dir(&layout::dir()).unwrap();
+        assert!(facts.probe_anew(&drive));
+        assert!(facts.capabilities.owners && facts.capabilities.hard_links);
+        assert!(
+            facts.capabilities.case_insensitive,
+            "names stay as they are"
+        );
+        facts.write(dir.path()).unwrap();
+        let mut again = CacheFacts::read(dir.path()).unwrap().unwrap();
+        assert_eq!(again.capabilities, facts.capabilities);
+        assert!(!again.probe_anew(&drive));
     }
 }

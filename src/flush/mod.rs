@@ -40,6 +40,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use crate::backend::Capabilities;
 use crate::backend::drive::Drive;
 use crate::base::{Clock, Ino};
 use crate::cache::Store;
@@ -95,6 +96,8 @@ pub struct Parts {
     pub origin: [u8; 16],
     /// What the backend can hold.
     pub rules: NameRules,
+    /// The same for everything that is not about names.
+    pub capabilities: Capabilities,
     /// Step of the backend's times, in nanoseconds.
     pub time_granularity_ns: u64,
     /// Where journals are kept, on the SSD.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use crate::backend::Capabilities;
 use crate::base::{FileKind, Name, Timestamp};
 use crate::rules::catalog::{Description, Extent, Principal};
+use crate::rules::given::{Attributes, Given, has_kind, is_carried};
 use crate::rules::known::SLACK_NS;
 
 /// Names of users and groups, as a machine knows them.
@@ -58,17 +59,32 @@ pub struct Facts {
 /// Holes that are told of one file, the largest if it has more; the others read as zeros all the same.
 pub const TOLD_HOLES: usize = 4096;
 
-/// Whether everything that can be known of any name can be said by a backend that can do this, but for names it cannot spell.
-pub fn says_all(backend: &Capabilities) -> bool {
-    backend.permissions
-        && backend.symlinks
-        && backend.hard_links
-        && backend.time_granularity_ns <= 1
+/// Whether the backend says all of this by itself, as it is given all that it can hold. Holes are no reason for a description: they
+/// read as zeros without one.
+fn says_all(facts: &Facts, backend: &Capabilities) -> bool {
+    let attributes = Attributes {
+        kind: facts.kind,
+        permissions: facts.permissions,
+        uid: facts.uid,
+        gid: facts.gid,
+        xattrs: facts.xattrs.clone(),
+    };
+    let step = i64::try_from(backend.time_granularity_ns).unwrap_or(i64::MAX);
+    has_kind(backend, facts.kind)
+        && Given::new(backend, &attributes).is_all()
+        && (facts.link.is_none() || backend.hard_links)
+        && facts.modified.0 % step.max(1) == 0
+        && facts.name.is_none()
 }
 
 /// The description of a name, if the backend cannot say all of it by itself.
-pub fn describe(facts: Facts, backend: &Capabilities, owners: &dyn Owners) -> Option<Description> {
-    let needed = !says_all(backend) || facts.name.is_some();
+pub fn describe(
+    mut facts: Facts,
+    backend: &Capabilities,
+    owners: &dyn Owners,
+) -> Option<Description> {
+    facts.xattrs.retain(|name, _| is_carried(name));
+    let needed = !says_all(&facts, backend);
     needed.then(|| Description {
         kind: facts.kind,
         permissions: facts.permissions & 0o7777,

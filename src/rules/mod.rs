@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod delta;
 pub mod describe;
+pub mod given;
 pub mod known;
 pub mod layout;
 pub mod marker;

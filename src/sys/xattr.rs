@@ -1,9 +1,15 @@
-//! Extended attributes, read by path.
+//! Extended attributes: one read by path, and all of an entry of a directory that is held open.
+//!
+//! Before Linux 6.13 no call takes a directory and a name for this. `/proc/self/fd/N/name` says the same: the kernel goes to the
+//! directory behind the descriptor, wherever that is by now, and the calls that begin with `l` do not follow a link at its end.
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+use crate::base::Name;
 
 /// How often a value that grows between the two calls is asked for again.
 const ATTEMPTS: usize = 8;
@@ -43,6 +49,119 @@ fn getxattr(path: &CStr, name: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
         )
     };
     usize::try_from(size).map_err(|_| io::Error::last_os_error())
+}
+
+/// What stands under `name` in `dir`, or `dir` itself, as a path that leads nowhere else.
+fn spelled(dir: &impl AsFd, name: Option<&Name>) -> io::Result<CString> {
+    let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.map_or(b".", Name::as_bytes));
+    Ok(CString::new(path)?)
+}
+
+/// Calls `read` with a buffer that is large enough, as far as that can be had: first with none, to be told the size.
+fn read_all(mut read: impl FnMut(&mut [u8]) -> libc::ssize_t) -> io::Result<Vec<u8>> {
+    let told = |size: libc::ssize_t| usize::try_from(size).map_err(|_| io::Error::last_os_error());
+    let mut bytes = Vec::new();
+    for _ in 0..ATTEMPTS {
+        bytes.resize(told(read(&mut []))?, 0);
+        match told(read(&mut bytes)) {
+            Ok(size) => {
+                bytes.truncate(size);
+                return Ok(bytes);
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::ERANGE))
+}
+
+/// The names of the extended attributes of `name` in `dir` (of `dir` itself for `None`), not following a link.
+///
+/// # Errors
+/// ENOTSUP if the file system has none; else what the system said.
+pub fn list_at(dir: &impl AsFd, name: Option<&Name>) -> io::Result<Vec<Vec<u8>>> {
+    let path = spelled(dir, name)?;
+    let names = read_all(|buffer| {
+        // SAFETY: `path` ends in NUL and outlives the call; the kernel writes at most `buffer.len()` bytes into `buffer`.
+        unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
+    })?;
+    let names = names.split(|&byte| byte == 0);
+    Ok(names
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect())
+}
+
+/// The value of one of them; `None` if it is gone.
+///
+/// # Errors
+/// What the system said.
+pub fn get_at(
+    dir: &impl AsFd,
+    name: Option<&Name>,
+    attribute: &[u8],
+) -> io::Result<Option<Vec<u8>>> {
+    let (path, attribute) = (spelled(dir, name)?, CString::new(attribute)?);
+    let value = read_all(|buffer| {
+        // SAFETY: both strings end in NUL and outlive the call; at most `buffer.len()` bytes are written into `buffer`.
+        unsafe {
+            libc::lgetxattr(
+                path.as_ptr(),
+                attribute.as_ptr(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+            )
+        }
+    });
+    match value {
+        Err(error) if error.raw_os_error() == Some(libc::ENODATA) => Ok(None),
+        value => value.map(Some),
+    }
+}
+
+/// Gives `name` in `dir` an extended attribute, not following a link.
+///
+/// # Errors
+/// What the system said.
+pub fn set_at(
+    dir: &impl AsFd,
+    name: Option<&Name>,
+    attribute: &[u8],
+    value: &[u8],
+) -> io::Result<()> {
+    let (path, attribute) = (spelled(dir, name)?, CString::new(attribute)?);
+    // SAFETY: both strings end in NUL and outlive the call; the kernel reads `value.len()` bytes of `value`.
+    let set = unsafe {
+        libc::lsetxattr(
+            path.as_ptr(),
+            attribute.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    match set {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Takes an extended attribute of `name` in `dir` away, not following a link; fine if there is none.
+///
+/// # Errors
+/// What the system said.
+pub fn remove_at(dir: &impl AsFd, name: Option<&Name>, attribute: &[u8]) -> io::Result<()> {
+    let (path, attribute) = (spelled(dir, name)?, CString::new(attribute)?);
+    // SAFETY: both strings end in NUL and outlive the call.
+    let removed = unsafe { libc::lremovexattr(path.as_ptr(), attribute.as_ptr()) };
+    if removed == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+        error => Err(error),
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use ferryfs::backend::probe::probe;
-use ferryfs::backend::{Backend, BackendError, Capabilities};
+use ferryfs::backend::{Backend, BackendError, Capabilities, Xattrs};
 use ferryfs::base::{FileKind, Name, RelPath, Timestamp};
 
 /// 2023-11-14T22:13:21.123456789Z: an odd second, and every digit of the fraction matters.
@@ -58,6 +58,9 @@ pub fn conformance<B: Backend>(make: impl Fn() -> B) {
     the_root_stays(&make());
     names_are_what_the_probe_says(&make(), &capabilities);
     space_is_told(&make());
+    attributes_are_what_the_probe_says(&make(), &capabilities);
+    further_names_are_of_one_file(&make(), &capabilities);
+    special_files_are_what_they_were_made(&make(), &capabilities);
 }
 
 fn what_was_written_is_read_back(backend: &dyn Backend) {
@@ -263,4 +266,103 @@ fn space_is_told(backend: &dyn Backend) {
         space.total > 0 && space.available <= space.total,
         "{space:?}"
     );
+}
+
+/// Every kind of thing that has attributes here.
+fn things(backend: &dyn Backend, capabilities: &Capabilities) -> Vec<RelPath> {
+    put(backend, "f", b"f");
+    backend.make_dir(&path("d")).unwrap();
+    if capabilities.symlinks {
+        backend.make_symlink(b"nowhere", &path("l")).unwrap();
+    }
+    let names = if capabilities.symlinks {
+        &["f", "d", "l"][..]
+    } else {
+        &["f", "d"]
+    };
+    names.iter().map(|name| path(name)).collect()
+}
+
+fn attributes_are_what_the_probe_says(backend: &dyn Backend, capabilities: &Capabilities) {
+    for thing in things(backend, capabilities) {
+        let meta = || backend.metadata(&thing).unwrap();
+        let kind = meta().kind;
+        if capabilities.owners {
+            backend.set_owner(&thing, Some(4321), None).unwrap();
+            backend.set_owner(&thing, None, Some(5432)).unwrap();
+            assert_eq!((meta().uid, meta().gid), (4321, 5432), "{thing}");
+        }
+        if capabilities.permissions && kind != FileKind::Symlink {
+            backend.set_permissions(&thing, 0o4751).unwrap();
+            assert_eq!(meta().permissions, 0o4751, "{thing}");
+        }
+        if !capabilities.xattrs.is_empty() && kind != FileKind::Symlink {
+            let one = Xattrs::from([(b"user.one"[..].into(), b"1"[..].into())]);
+            let two = Xattrs::from([(b"user.two"[..].into(), b"\0\xff"[..].into())]);
+            assert_eq!(backend.xattrs(&thing).unwrap(), Xattrs::new(), "{thing}");
+            for set in [one, two, Xattrs::new()] {
+                backend.set_xattrs(&thing, &set).unwrap();
+                assert_eq!(backend.xattrs(&thing).unwrap(), set, "{thing}");
+            }
+        }
+        if capabilities.symlinks {
+            backend.set_modified(&thing, WHEN).unwrap();
+            assert_eq!(meta().modified, WHEN, "{thing}");
+        }
+    }
+    for outcome in [
+        backend.set_owner(&path("none"), Some(1), None),
+        backend.set_xattrs(&path("none"), &Xattrs::new()),
+        backend.xattrs(&path("none")).map(drop),
+    ] {
+        assert!(outcome.is_err(), "of nothing");
+    }
+}
+
+fn further_names_are_of_one_file(backend: &dyn Backend, capabilities: &Capabilities) {
+    put(backend, "f", b"f");
+    let alone = backend.metadata(&path("f")).unwrap();
+    assert_eq!((alone.nlink, alone.file), (1, None));
+    let linked = backend.make_hard_link(&path("f"), &path("g"));
+    assert_eq!(linked.is_ok(), capabilities.hard_links);
+    if !capabilities.hard_links {
+        return;
+    }
+    put(backend, "other", b"other");
+    let exists = backend.make_hard_link(&path("f"), &path("other"));
+    assert_eq!(errno(exists), Some(libc::EEXIST));
+    backend.set_modified(&path("f"), WHEN).unwrap();
+    let (f, g) = (
+        backend.metadata(&path("f")).unwrap(),
+        backend.metadata(&path("g")).unwrap(),
+    );
+    assert_eq!(f, g, "they are one");
+    assert!(f.nlink == 2 && f.file.is_some());
+    backend.rename(&path("g"), &path("f")).unwrap();
+    assert_eq!(names(backend, "").len(), 3, "both names stay");
+    backend.remove_file(&path("f")).unwrap();
+    assert_eq!(get(backend, "g"), b"f");
+    assert_eq!(backend.metadata(&path("g")).unwrap().nlink, 1);
+}
+
+fn special_files_are_what_they_were_made(backend: &dyn Backend, capabilities: &Capabilities) {
+    let mut kinds = vec![(FileKind::Fifo, 0), (FileKind::Socket, 0)];
+    if capabilities.devices {
+        kinds.extend([
+            (FileKind::CharDevice, 0x103),
+            (FileKind::BlockDevice, 0x12345),
+        ]);
+    }
+    for (kind, rdev) in kinds {
+        let made = backend.make_node(kind, rdev, &path("n"));
+        assert_eq!(made.is_ok(), capabilities.special_files, "{kind:?}");
+        if capabilities.special_files {
+            let meta = backend.metadata(&path("n")).unwrap();
+            assert_eq!((meta.kind, meta.rdev, meta.size), (kind, rdev, 0));
+            assert!(backend.open(&path("n")).is_err(), "{kind:?}");
+            let again = backend.make_node(kind, rdev, &path("n"));
+            assert_eq!(errno(again), Some(libc::EEXIST));
+            backend.remove_file(&path("n")).unwrap();
+        }
+    }
 }

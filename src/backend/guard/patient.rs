@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::Shared;
 use super::health::Health;
 use super::threads::{self, Ticket};
-use crate::backend::{Backend, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile};
-use crate::base::{RelPath, Timestamp};
+use crate::backend::{Backend, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs};
+use crate::base::{FileKind, RelPath, Timestamp};
 
 /// A call that is never given up, while it is under way.
 pub(super) struct UnderWay<'a> {
@@ -120,6 +120,23 @@ impl Backend for Patient {
 
     fn set_permissions(&self, path: &RelPath, mode: u32) -> Result<()> {
         self.shared.wait(|| self.inner.set_permissions(path, mode))
+    }
+
+    fn make_node(&self, kind: FileKind, rdev: u32, path: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.make_node(kind, rdev, path))
+    }
+
+    fn set_owner(&self, path: &RelPath, owner: Option<u32>, group: Option<u32>) -> Result<()> {
+        self.shared
+            .wait(|| self.inner.set_owner(path, owner, group))
+    }
+
+    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
+        self.shared.wait(|| self.inner.xattrs(path))
+    }
+
+    fn set_xattrs(&self, path: &RelPath, xattrs: &Xattrs) -> Result<()> {
+        self.shared.wait(|| self.inner.set_xattrs(path, xattrs))
     }
 }
 

@@ -32,6 +32,7 @@ fn brief(node: &MemNode) -> String {
     match node {
         MemNode::Directory => "directory".to_string(),
         MemNode::Symlink { target } => format!("link to {}", target.escape_ascii()),
+        MemNode::Special { kind, rdev } => format!("{kind:?} {rdev}"),
         MemNode::File { bytes, modified } => {
             let head = &bytes[..bytes.len().min(24)];
             let (length, head) = (bytes.len(), head.escape_ascii());

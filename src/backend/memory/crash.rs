@@ -96,6 +96,39 @@ impl Tree {
         story
     }
 
+    /// Leaves the names of one of the `moments` since the last sync, as a journal does; bytes that were written since may be lost.
+    pub(super) fn crash_journaled(
+        &mut self,
+        durable: &Medium,
+        moments: &[Medium],
+        seed: u64,
+    ) -> Vec<String> {
+        let mut dice = Dice::new(seed);
+        let (mut story, at) = (Vec::new(), dice.below(moments.len() + 1));
+        let mut drawn = match at.checked_sub(1) {
+            Some(at) => moments[at].clone(),
+            None => durable.clone(),
+        };
+        story.push(format!("{at} of {} changes", moments.len()));
+        let rates = Rates {
+            entries: 100,
+            bytes: [0, 50, 100][dice.below(3)],
+            freed: 0,
+        };
+        draw_bytes(
+            &mut drawn,
+            &self.medium,
+            &self.log,
+            rates,
+            &mut dice,
+            &mut story,
+        );
+        forget_unreachable(&mut drawn);
+        self.medium = drawn;
+        self.log.clear();
+        story
+    }
+
     fn draw(&mut self, durable: &Medium, rates: Rates, dice: &mut Dice, story: &mut Vec<String>) {
         let mut drawn = durable.clone();
         draw_entries(&mut drawn, &self.log, rates, dice, story);

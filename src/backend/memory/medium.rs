@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::MemNode;
-use crate::backend::Metadata;
+use crate::backend::{Metadata, Xattrs};
 use crate::base::{FileKind, Name, RelPath, Timestamp};
 
 /// Number of a chain of clusters. Those of the root are [`ROOT`].
@@ -23,9 +23,13 @@ pub(super) const ROOT: Chain = 0;
 /// What an entry says that it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    File { size: u64 },
+    File {
+        size: u64,
+    },
     Directory,
     Symlink(Vec<u8>),
+    /// With the number of a device, else 0.
+    Special(FileKind, u32),
 }
 
 /// One name in a directory.
@@ -35,21 +39,30 @@ pub(super) struct Entry {
     pub(super) name: Name,
     /// As it is looked up.
     pub(super) key: Vec<u8>,
-    /// What open files know it by. Not on the medium: new after each crash.
+    /// What open files know it by, and what all names of one file have in common. Not on the medium: new after each crash.
     pub(super) id: u64,
     pub(super) kind: Kind,
     /// `None` for a symbolic link, and for a file that has never had a byte.
     pub(super) chain: Option<Chain>,
     pub(super) modified: Timestamp,
     pub(super) permissions: u32,
+    /// Owner and group.
+    pub(super) owner: (u32, u32),
+    pub(super) xattrs: Xattrs,
 }
 
 impl Entry {
-    pub(super) fn metadata(&self) -> Metadata {
+    /// What it is; `nlink` is the number of its names.
+    pub(super) fn metadata(&self, nlink: u32) -> Metadata {
         let (kind, size, target) = match &self.kind {
             Kind::File { size } => (FileKind::Regular, *size, None),
             Kind::Directory => (FileKind::Directory, 0, None),
             Kind::Symlink(target) => (FileKind::Symlink, target.len() as u64, Some(target.clone())),
+            Kind::Special(kind, _) => (*kind, 0, None),
+        };
+        let rdev = match self.kind {
+            Kind::Special(_, rdev) => rdev,
+            _ => 0,
         };
         Metadata {
             kind,
@@ -57,6 +70,11 @@ impl Entry {
             modified: self.modified,
             permissions: self.permissions,
             target,
+            uid: self.owner.0,
+            gid: self.owner.1,
+            rdev,
+            nlink,
+            file: (nlink > 1).then_some(self.id),
         }
     }
 }
@@ -127,8 +145,14 @@ impl Medium {
         all.into_iter().find(|(_, _, entry)| entry.id == id)
     }
 
+    /// How many names a file has.
+    pub(super) fn names_of(&self, id: u64) -> u32 {
+        let all = self.entries();
+        all.iter().filter(|(_, _, entry)| entry.id == id).count() as u32
+    }
+
     /// All entries, those of directories that nothing leads to any more as well.
-    fn entries(&self) -> Vec<(Chain, Slot, &Entry)> {
+    pub(super) fn entries(&self) -> Vec<(Chain, Slot, &Entry)> {
         let mut all = Vec::new();
         for (chain, cluster) in &self.chains {
             if let Cluster::Directory(slots) = cluster {
@@ -216,6 +240,10 @@ impl Medium {
                 Kind::Symlink(target) => MemNode::Symlink {
                     target: target.clone(),
                 },
+                Kind::Special(kind, rdev) => MemNode::Special {
+                    kind: *kind,
+                    rdev: *rdev,
+                },
             };
             tree.entry(path).or_insert(node);
         });
@@ -224,7 +252,7 @@ impl Medium {
 
     /// What a check of the file system would complain of, one line each.
     pub(super) fn damage(&self) -> Vec<String> {
-        let mut owners: BTreeMap<Chain, RelPath> = BTreeMap::new();
+        let mut owners: BTreeMap<Chain, (u64, RelPath)> = BTreeMap::new();
         let mut names: BTreeMap<(Chain, &[u8]), RelPath> = BTreeMap::new();
         let mut dirs: BTreeMap<Chain, RelPath> = BTreeMap::new();
         let mut told = Vec::new();
@@ -249,7 +277,9 @@ impl Medium {
             if !fits {
                 told.push(format!("{path}: its clusters hold something else"));
             }
-            if let Some(other) = owners.insert(chain, path.clone()) {
+            if let Some((id, other)) = owners.insert(chain, (entry.id, path.clone()))
+                && id != entry.id
+            {
                 told.push(format!("{path} and {other}: the same clusters"));
             }
         });

@@ -10,7 +10,7 @@ use super::crash::Dice;
 use super::errno;
 use super::medium::{Chain, Cluster, Entry, Kind, Medium, ROOT, Slot, Slots, garbage};
 use super::place::Place;
-use crate::backend::{self, Metadata};
+use crate::backend::{self, Metadata, Xattrs};
 use crate::base::{FileKind, RelPath, Timestamp};
 
 /// One write to the medium.
@@ -47,6 +47,8 @@ pub(super) struct Tree {
     pub(super) dice: Dice,
     /// There has been a crash, so chains may be shared.
     pub(super) crashed: bool,
+    /// A hard link has been made, so a file may have several names.
+    linked: bool,
 }
 
 impl Default for Tree {
@@ -57,6 +59,7 @@ impl Default for Tree {
             last_number: ROOT,
             dice: Dice::new(0),
             crashed: false,
+            linked: false,
         }
     }
 }
@@ -66,6 +69,7 @@ pub(super) enum New {
     File,
     Directory,
     Symlink(Vec<u8>),
+    Special(FileKind, u32),
 }
 
 impl Tree {
@@ -138,7 +142,7 @@ impl Tree {
                 .ok_or_else(|| errno(libc::ENOENT))?;
             at = match entry.kind {
                 Kind::Directory => entry.chain.unwrap_or(ROOT),
-                Kind::File { .. } => return Err(errno(libc::ENOTDIR)),
+                Kind::File { .. } | Kind::Special(..) => return Err(errno(libc::ENOTDIR)),
                 Kind::Symlink(_) => return Err(errno(libc::ELOOP)),
             };
             way.push(at);
@@ -163,9 +167,22 @@ impl Tree {
                 modified: Timestamp(0),
                 permissions: 0o755,
                 target: None,
+                uid: 0,
+                gid: 0,
+                rdev: 0,
+                nlink: 1,
+                file: None,
             });
         }
-        Ok(self.find(place, libc::EINVAL)?.2.metadata())
+        Ok(self.told(self.find(place, libc::EINVAL)?.2))
+    }
+
+    fn told(&self, entry: &Entry) -> Metadata {
+        let nlink = match self.linked {
+            true => self.medium.names_of(entry.id),
+            false => 1,
+        };
+        entry.metadata(nlink)
     }
 
     /// The entries of a directory, by folded name; one that a crash has left twice is listed twice.
@@ -175,7 +192,7 @@ impl Tree {
             let (_, _, entry) = self.find(place, libc::EINVAL)?;
             dir = match entry.kind {
                 Kind::Directory => entry.chain.unwrap_or(ROOT),
-                Kind::File { .. } => return Err(errno(libc::ENOTDIR)),
+                Kind::File { .. } | Kind::Special(..) => return Err(errno(libc::ENOTDIR)),
                 Kind::Symlink(_) => return Err(errno(libc::ELOOP)),
             };
         }
@@ -183,7 +200,7 @@ impl Tree {
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         let listed = entries.into_iter().map(|entry| backend::Entry {
             name: entry.name.clone(),
-            meta: entry.metadata(),
+            meta: self.told(entry),
         });
         Ok(listed.collect())
     }
@@ -195,6 +212,7 @@ impl Tree {
             Kind::File { .. } => Ok(entry.id),
             Kind::Directory => Err(errno(libc::EISDIR)),
             Kind::Symlink(_) => Err(errno(libc::ELOOP)),
+            Kind::Special(..) => Err(errno(libc::EINVAL)),
         }
     }
 
@@ -209,6 +227,7 @@ impl Tree {
             New::File => (Kind::File { size: 0 }, None),
             New::Directory => (Kind::Directory, Some(self.allocate(true))),
             New::Symlink(target) => (Kind::Symlink(target), None),
+            New::Special(kind, rdev) => (Kind::Special(kind, rdev), None),
         };
         let (id, slot) = (self.number(), self.number());
         let entry = Entry {
@@ -219,9 +238,62 @@ impl Tree {
             chain,
             modified: Timestamp(0),
             permissions,
+            owner: (0, 0),
+            xattrs: Xattrs::new(),
         };
         self.write(dir, slot, &place.path, Some(entry));
         Ok(id)
+    }
+
+    /// Gives a file a further name.
+    pub(super) fn link(&mut self, from: &Place, to: &Place) -> io::Result<()> {
+        let (_, _, entry) = self.find(from, libc::EPERM)?;
+        if entry.kind == Kind::Directory {
+            return Err(errno(libc::EPERM));
+        }
+        let mut entry = entry.clone();
+        let (key, name) = to.last(libc::EEXIST)?;
+        let dir = self.parent(to)?;
+        if self.medium.lookup(dir, key).is_some() {
+            return Err(errno(libc::EEXIST));
+        }
+        (entry.key, entry.name) = (key.to_vec(), name.clone());
+        let slot = self.number();
+        self.linked = true;
+        self.write(dir, slot, &to.path, Some(entry));
+        Ok(())
+    }
+
+    pub(super) fn xattrs(&self, place: &Place) -> io::Result<Xattrs> {
+        Ok(self.find(place, libc::EINVAL)?.2.xattrs.clone())
+    }
+
+    /// The entry of a file has changed: the same holds for all its names.
+    fn write_everywhere(&mut self, dir: Chain, slot: Slot, path: &RelPath, entry: Entry) {
+        if self.linked {
+            let others = self.medium.entries().into_iter();
+            let others = others.filter(|(d, s, e)| e.id == entry.id && (*d, *s) != (dir, slot));
+            let others: Vec<_> = others
+                .map(|(d, s, e)| (d, s, e.key.clone(), e.name.clone()))
+                .collect();
+            for (dir, slot, key, name) in others {
+                let path = RelPath::root().join(&name);
+                let entry = Entry {
+                    key,
+                    name,
+                    ..entry.clone()
+                };
+                self.write(dir, slot, &path, Some(entry));
+            }
+        }
+        self.write(dir, slot, path, Some(entry));
+    }
+
+    /// A name has gone: frees the clusters of a file that has no other.
+    fn unlinked(&mut self, id: u64, chain: Option<Chain>) {
+        if !self.linked || self.medium.names_of(id) == 0 {
+            self.release(chain);
+        }
     }
 
     pub(super) fn remove_file(&mut self, place: &Place) -> io::Result<()> {
@@ -229,9 +301,9 @@ impl Tree {
         if entry.kind == Kind::Directory {
             return Err(errno(libc::EISDIR));
         }
-        let chain = entry.chain;
+        let (id, chain) = (entry.id, entry.chain);
         self.write(dir, slot, &place.path, None);
-        self.release(chain);
+        self.unlinked(id, chain);
         Ok(())
     }
 
@@ -267,6 +339,9 @@ impl Tree {
         let target = target.map(|(slot, old)| (slot, old.clone()));
         if let Some((_, old)) = &target {
             self.check_replaceable(old, moves_dir)?;
+            if old.id == entry.id {
+                return Ok(()); // Two names of one file: rename(2) leaves both.
+            }
         }
         (entry.key, entry.name) = (key.to_vec(), name.clone());
         let slot = self.number();
@@ -274,7 +349,7 @@ impl Tree {
         self.write(old_dir, old_slot, &from.path, None);
         if let Some((slot, old)) = target {
             self.write(dir, slot, &to.path, None);
-            self.release(old.chain);
+            self.unlinked(old.id, old.chain);
         }
         Ok(())
     }
@@ -299,7 +374,7 @@ impl Tree {
         let (dir, slot, entry) = self.find(place, libc::EINVAL)?;
         let mut entry = entry.clone();
         with(&mut entry);
-        self.write(dir, slot, &place.path, Some(entry));
+        self.write_everywhere(dir, slot, &place.path, entry);
         Ok(())
     }
 
@@ -309,7 +384,7 @@ impl Tree {
 
     /// What an open file is now; EIO once it is gone.
     pub(super) fn open_metadata(&self, id: u64) -> io::Result<Metadata> {
-        Ok(self.open_entry(id)?.2.metadata())
+        Ok(self.told(self.open_entry(id)?.2))
     }
 
     /// The bytes of an open file.
@@ -323,7 +398,7 @@ impl Tree {
         let mut entry = entry.clone();
         entry.modified = modified;
         let path = RelPath::root().join(&entry.name);
-        self.write(dir, slot, &path, Some(entry));
+        self.write_everywhere(dir, slot, &path, entry);
         Ok(())
     }
 
@@ -353,7 +428,7 @@ impl Tree {
             size: size + data.len() as u64,
         };
         let path = RelPath::root().join(&entry.name);
-        self.write(dir, slot, &path, Some(entry));
+        self.write_everywhere(dir, slot, &path, entry);
         Ok(())
     }
 }

@@ -4,18 +4,7 @@ use super::*;
 
 /// ext4: anything goes.
 fn posix() -> Capabilities {
-    Capabilities {
-        forbidden: Vec::new(),
-        case_insensitive: false,
-        utf8_only: false,
-        no_trailing_dot: false,
-        no_trailing_space: false,
-        max_utf16: None,
-        symlinks: true,
-        hard_links: true,
-        permissions: true,
-        time_granularity_ns: 1,
-    }
+    Capabilities::everything()
 }
 
 fn exfat() -> Capabilities {
@@ -26,10 +15,8 @@ fn exfat() -> Capabilities {
         no_trailing_dot: true,
         no_trailing_space: true,
         max_utf16: Some(255),
-        symlinks: false,
-        hard_links: false,
-        permissions: false,
         time_granularity_ns: 10_000_000,
+        ..Capabilities::plain()
     }
 }
 

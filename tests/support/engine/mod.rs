@@ -64,9 +64,12 @@ impl Kind {
             no_trailing_space: false,
             max_utf16: (self == Kind::Exfat).then_some(255),
             symlinks: options.symlinks,
-            hard_links: false,
             permissions: options.permissions,
             time_granularity_ns: options.time_granularity_ns,
+            ..match options.rich {
+                true => Capabilities::everything(),
+                false => Capabilities::plain(),
+            }
         }
     }
 }
@@ -208,6 +211,7 @@ impl World {
             nonce: NONCE,
             origin: self.origin,
             rules: rules(),
+            capabilities: self.kind.capabilities(),
             time_granularity_ns: self.kind.capabilities().time_granularity_ns,
             journals: journals.clone(),
             hooks: Arc::new(FsHooks(fs.clone())),

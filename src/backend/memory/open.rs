@@ -1,0 +1,82 @@
+//! Files of a [`MemoryBackend`] that are open.
+
+use std::io;
+
+use super::tree::Tree;
+use super::{MemoryBackend, errno};
+use crate::backend::{Metadata, ReadFile, WriteFile};
+use crate::base::Timestamp;
+
+/// A file that is open. It is found by its number, so it may be renamed meanwhile; once removed, or lost in a crash, it
+/// is gone (EIO), which is stricter than Linux and what a yanked drive does.
+pub(super) struct OpenFile {
+    backend: MemoryBackend,
+    id: u64,
+    epoch: u64,
+}
+
+impl MemoryBackend {
+    pub(super) fn handle(&self, id: u64, epoch: u64) -> OpenFile {
+        OpenFile {
+            backend: self.clone(),
+            id,
+            epoch,
+        }
+    }
+}
+
+impl OpenFile {
+    fn with<T>(&self, work: impl FnOnce(&mut Tree) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.backend.state.lock();
+        if state.epoch != self.epoch {
+            return Err(errno(libc::EIO));
+        }
+        work(&mut state.tree)
+    }
+
+    fn mutate<T>(&self, work: impl FnOnce(&mut Tree) -> io::Result<T>) -> io::Result<T> {
+        let done = self.with(work);
+        let mut state = self.backend.state.lock();
+        state.note_moment(&self.backend.options);
+        done
+    }
+}
+
+impl ReadFile for OpenFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.with(|tree| {
+            let bytes = tree.bytes(self.id)?;
+            let start = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            let length = buf.len().min(bytes.len() - start);
+            buf[..length].copy_from_slice(&bytes[start..start + length]);
+            Ok(length)
+        })
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        self.with(|tree| tree.open_metadata(self.id))
+    }
+}
+
+impl WriteFile for OpenFile {
+    /// As the trait says; on a full backend what still fits is written.
+    fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        let capacity = self.backend.options.capacity;
+        self.mutate(|tree| {
+            let room = capacity.map_or(u64::MAX, |all| all.saturating_sub(tree.medium.used()));
+            let fits = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
+            tree.append(self.id, &data[..fits])?;
+            if fits < data.len() {
+                return Err(errno(libc::ENOSPC));
+            }
+            Ok(())
+        })
+    }
+
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        let modified = self.backend.cut(modified);
+        self.mutate(|tree| tree.set_open_time(self.id, modified))
+    }
+}

@@ -1,0 +1,194 @@
+//! What a backend is given of an entry's attributes, by what it can hold: the rest stays for the catalog. One decision for both
+//! sides, so that nothing is kept by neither: what [`Given`] has goes to the backend, and [`Given::is_all`] says whether that is
+//! everything.
+
+use crate::backend::{Capabilities, Xattrs};
+use crate::base::FileKind;
+
+/// Value of [`Capabilities::xattr_bytes`] where an attribute may have as many bytes as Linux allows, whatever the others have.
+pub const XATTR_UNBOUNDED: u32 = 65_536;
+
+/// What one extended attribute takes beside its name and value, at most.
+const XATTR_OVERHEAD: usize = 32;
+
+/// Labels that the system itself gives to files; they are its own business on each machine.
+const LABELS: [&[u8]; 5] = [
+    b"security.selinux",
+    b"security.ima",
+    b"security.evm",
+    b"security.apparmor",
+    b"security.SMACK64",
+];
+
+/// Whether an extended attribute is a file's own, to be carried with it.
+pub fn is_carried(name: &[u8]) -> bool {
+    let carried: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    carried.iter().any(|prefix| name.starts_with(prefix))
+        && !LABELS.iter().any(|label| name.starts_with(label))
+}
+
+/// Whether the backend can hold such an entry as itself.
+pub fn has_kind(capabilities: &Capabilities, kind: FileKind) -> bool {
+    match kind {
+        FileKind::Regular | FileKind::Directory => true,
+        FileKind::Symlink => capabilities.symlinks,
+        FileKind::Fifo | FileKind::Socket => capabilities.special_files,
+        FileKind::CharDevice | FileKind::BlockDevice => capabilities.devices,
+    }
+}
+
+/// Attributes as the mount has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits (`0o7777`).
+    pub permissions: u32,
+    /// Number of the owner.
+    pub uid: u32,
+    /// Number of the group.
+    pub gid: u32,
+    /// Extended attributes.
+    pub xattrs: Xattrs,
+}
+
+/// What the backend is given of them; `None` for what it is not asked to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Permission bits.
+    pub permissions: Option<u32>,
+    /// Owner and group.
+    pub owner: Option<(u32, u32)>,
+    /// The whole set of extended attributes.
+    pub xattrs: Option<Xattrs>,
+    is_all: bool,
+}
+
+impl Given {
+    /// What a backend with these `capabilities` is given.
+    ///
+    /// Without the right to give files away ferryfs is an ordinary user there, who must be able to go on reading his files and
+    /// changing his directories: his own bits are never taken from him.
+    pub fn new(capabilities: &Capabilities, attributes: &Attributes) -> Given {
+        let wanted = attributes.permissions & 0o7777;
+        let is_link = attributes.kind == FileKind::Symlink;
+        let own = match attributes.kind {
+            _ if capabilities.owners => 0,
+            FileKind::Directory => 0o700,
+            _ => 0o600,
+        };
+        // A link has no bits that could be set.
+        let permissions = (capabilities.permissions && !is_link).then_some(wanted | own);
+        let owner = capabilities
+            .owners
+            .then_some((attributes.uid, attributes.gid));
+        let is_owned =
+            owner.is_some() || capabilities.own == Some((attributes.uid, attributes.gid));
+        let (fitting, fits) = fitting(capabilities, &attributes.xattrs);
+        let xattrs = (!capabilities.xattrs.is_empty()).then_some(fitting);
+        Given {
+            is_all: (is_link || permissions == Some(wanted)) && is_owned && fits,
+            permissions,
+            owner,
+            xattrs,
+        }
+    }
+
+    /// Whether the backend holds all of it.
+    pub fn is_all(&self) -> bool {
+        self.is_all
+    }
+
+    /// Whether there is nothing to set.
+    pub fn is_nothing(&self) -> bool {
+        self.permissions.is_none() && self.owner.is_none() && self.xattrs.is_none()
+    }
+}
+
+/// The extended attributes that the backend can hold together, in the order of their names, and whether these are all.
+fn fitting(capabilities: &Capabilities, xattrs: &Xattrs) -> (Xattrs, bool) {
+    let mut fitting = Xattrs::new();
+    let mut used = 0;
+    for (name, value) in xattrs {
+        let size = name.len() + value.len() + XATTR_OVERHEAD;
+        let room = match capabilities.xattr_bytes {
+            XATTR_UNBOUNDED => true,
+            bytes => used + size <= bytes as usize,
+        };
+        let known = capabilities
+            .xattrs
+            .iter()
+            .any(|space| name.starts_with(space.as_bytes()));
+        if room && known && is_carried(name) {
+            used += size;
+            fitting.insert(name.clone(), value.clone());
+        }
+    }
+    let all = fitting.len() == xattrs.len();
+    (fitting, all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ext4(owners: bool) -> Capabilities {
+        Capabilities {
+            owners,
+            own: Some((1000, 1000)),
+            xattrs: vec!["user.".into()],
+            xattr_bytes: 1000,
+            ..Capabilities::everything()
+        }
+    }
+
+    fn attributes(permissions: u32, uid: u32, xattrs: &[(&str, usize)]) -> Attributes {
+        let xattr =
+            |&(name, size): &(&str, usize)| (name.as_bytes().into(), vec![b'x'; size].into());
+        Attributes {
+            kind: FileKind::Regular,
+            permissions,
+            uid,
+            gid: 1000,
+            xattrs: xattrs.iter().map(xattr).collect(),
+        }
+    }
+
+    #[test]
+    fn a_backend_that_can_hold_everything_is_given_everything() {
+        let given = Given::new(&ext4(true), &attributes(0o4000, 7, &[("user.a", 9)]));
+        assert!(given.is_all());
+        assert_eq!(given.permissions, Some(0o4000));
+        assert_eq!(given.owner, Some((7, 1000)));
+        assert_eq!(given.xattrs.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_ordinary_user_keeps_the_use_of_his_files_and_the_catalog_is_told() {
+        let given = Given::new(&ext4(false), &attributes(0o040, 1000, &[]));
+        assert_eq!((given.permissions, given.owner), (Some(0o640), None));
+        assert!(!given.is_all());
+        assert!(Given::new(&ext4(false), &attributes(0o640, 1000, &[])).is_all());
+        assert!(!Given::new(&ext4(false), &attributes(0o640, 1001, &[])).is_all());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_for_the_catalog_and_labels_are_the_systems_own() {
+        let all = [("user.a", 400), ("user.b", 700), ("user.c", 100)];
+        let given = Given::new(&ext4(true), &attributes(0o644, 0, &all));
+        let names: Vec<_> = given
+            .xattrs
+            .iter()
+            .flatten()
+            .map(|it| it.0.clone())
+            .collect();
+        assert_eq!(
+            names,
+            [b"user.a"[..].into(), b"user.c"[..].into()] as [Box<[u8]>; 2]
+        );
+        assert!(!given.is_all());
+        assert!(!Given::new(&ext4(true), &attributes(0o644, 0, &[("trusted.a", 1)])).is_all());
+        assert!(!is_carried(b"security.selinux") && is_carried(b"security.capability"));
+        assert!(!is_carried(b"system.posix_acl_access"));
+    }
+}
