@@ -2,6 +2,7 @@
 //! interrupts it is repaired by [`super::redo`]. The mark between the phases makes it known that clearing is over; see
 //! [`Steps::needs_barrier`] for when it is needed.
 
+use super::real;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, FileKind, RelPath, Timestamp};
@@ -67,6 +68,7 @@ impl Applier<'_> {
             self.place(step, &mut applied)?;
             done(count + 1);
         }
+        real::set_attributes(self.backend, &self.steps.attributes)?;
         self.backend.sync()?;
         Ok(applied)
     }
@@ -124,6 +126,11 @@ impl Applier<'_> {
                 let from = layout::slot_path(self.batch, *slot);
                 Ok(self.backend.rename(&from, to)?)
             }
+            PlaceStep::InstallNode { slot, to, .. } => {
+                let from = layout::slot_path(self.batch, *slot);
+                Ok(self.backend.rename(&from, to)?)
+            }
+            PlaceStep::Link { from, to } => real::link(self.backend, from, to),
             PlaceStep::Touch { path, modified } => set_time(self.backend, path, *modified),
         }
     }

@@ -158,6 +158,7 @@ impl Carrier<'_> {
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
                 known: Before::new(gathered).known(&staged.steps),
+                catalog: None,
             },
             confirmed: conclusions(plan, gathered, staged),
             attributes: settled_attributes(plan, gathered),

@@ -24,6 +24,7 @@ mod journal;
 mod keep;
 mod known;
 mod preflight;
+mod real;
 mod recover;
 mod redo;
 mod report;

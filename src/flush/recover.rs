@@ -66,7 +66,7 @@ enum Found {
     /// Something that is no whole record. Its writing was interrupted, or it was damaged later; nobody can tell.
     Torn,
     /// A record that belongs there.
-    Record(BatchRecord),
+    Record(Box<BatchRecord>),
 }
 
 /// The record of `batch` at `path`, checked to belong there.
@@ -83,7 +83,9 @@ fn read_record(
         Sealed::Whole(bytes) => record::decode(&bytes),
     };
     match decoded {
-        Ok(record) if record.volume == volume && record.batch == batch => Ok(Found::Record(record)),
+        Ok(record) if record.volume == volume && record.batch == batch => {
+            Ok(Found::Record(Box::new(record)))
+        }
         Ok(_) => Err(FlushError::Unfinished {
             batch,
             problem: format!(
@@ -188,7 +190,7 @@ impl Flusher {
         if let Found::Record(done) =
             read_record(backend, &done_path(active.batch)?, active.batch, volume)?
             // Not only by its origin, which anybody can read on the drive: what is concluded here lets go of the cache's bytes.
-            && done == journal.record
+            && *done == journal.record
         {
             return self.accept_done(backend, &journal, &active);
         }
@@ -281,6 +283,8 @@ impl Flusher {
         for step in &record.steps.place {
             match step {
                 PlaceStep::Install { to, .. }
+                | PlaceStep::InstallNode { to, .. }
+                | PlaceStep::Link { to, .. }
                 | PlaceStep::Attach {
                     to,
                     kind: PlainKind::File,

@@ -269,6 +269,7 @@ impl Stager<'_> {
             steps: Steps {
                 clear: plan.clear,
                 place: Vec::with_capacity(plan.place.len()),
+                attributes: plan.attributes,
             },
             sources: BTreeMap::new(),
             files: 0,
@@ -301,6 +302,10 @@ impl Stager<'_> {
                 }
                 PlaceStep::MakeDir { path } => PlaceStep::MakeDir { path },
                 PlaceStep::Attach { slot, to, kind } => PlaceStep::Attach { slot, to, kind },
+                PlaceStep::InstallNode { slot, to, node } => {
+                    PlaceStep::InstallNode { slot, to, node }
+                }
+                PlaceStep::Link { from, to } => PlaceStep::Link { from, to },
                 PlaceStep::Touch { path, modified } => PlaceStep::Touch { path, modified },
             };
             staged.steps.place.push(step);

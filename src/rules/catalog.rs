@@ -3,10 +3,20 @@
 //! Here are its words. A [`Description`] says of one name what the backend's own entry does not; a [`CatalogChange`] is one step from
 //! the catalog of one cut to that of the next. Paths are those of the backend, in the backend's spelling.
 
+mod check;
+pub(crate) mod wire;
+
 use std::collections::BTreeMap;
 
-use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::base::{ContentHash, FileKind, Name, RelPath, Timestamp};
 use crate::rules::steps::SlotNo;
+
+pub use check::{
+    BadChange, MAX_HOLES, MAX_PRINCIPAL_BYTES, MAX_XATTR_NAME_BYTES, check_changes,
+    check_description,
+};
+pub(crate) use check::{check_bytes, check_xattr};
+pub use wire::MAX_XATTR_BYTES;
 
 /// An owner or a group: the number that the writing machine used, and what it is called there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +26,9 @@ pub struct Principal {
     /// Its name there; `None` where the number has none. Where another machine knows the name, the name counts.
     pub name: Option<Box<[u8]>>,
 }
+
+/// Extended attributes: values by name.
+pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// A run of bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +63,7 @@ pub struct Description {
     /// one name only.
     pub link: Option<u64>,
     /// Extended attributes.
-    pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    pub xattrs: Xattrs,
     /// Its name in the mount, where the backend's spelling does not give it.
     pub name: Option<Name>,
     /// Where a regular file has holes, ascending, not touching each other.
@@ -88,4 +101,31 @@ pub enum CatalogChange {
         /// What is known.
         description: Box<Description>,
     },
+}
+
+impl CatalogChange {
+    /// The path that it is about.
+    pub fn path(&self) -> &RelPath {
+        match self {
+            CatalogChange::Detach { from: path, .. }
+            | CatalogChange::Attach { to: path, .. }
+            | CatalogChange::Remove { path }
+            | CatalogChange::Set { path, .. } => path,
+        }
+    }
+}
+
+/// What a batch does to the catalog: the segment of its log that it writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogBatch {
+    /// Number of the segment, counted from 1.
+    pub segment: u64,
+    /// Hash of the segment before it, that is of all bytes of its file; `None` only for a
+    /// full one that knows of none.
+    pub after: Option<ContentHash>,
+    /// Whether the changes begin with nothing known, so that no segment before this one counts any more. They are then one
+    /// [`CatalogChange::Set`] for each name that is described, in the order of the paths' names.
+    pub full: bool,
+    /// The changes, in order.
+    pub changes: Vec<CatalogChange>,
 }

@@ -30,6 +30,9 @@ pub const BARRIER: &str = "cleared";
 /// The highest number that a batch can have: the index counts in signed 64 bits. A name with a higher one is nobody's.
 pub const MAX_BATCH: BatchNo = BatchNo(i64::MAX as u64);
 
+/// The highest number that a segment of the catalog can have: nobody gets there by counting.
+pub const MAX_SEGMENT: u64 = i64::MAX as u64;
+
 /// Suffix of the note that a directory is lost.
 const LOST: &str = ".lost";
 

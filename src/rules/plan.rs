@@ -114,7 +114,11 @@ pub fn plan(delta: &Delta) -> Result<Plan, PlanError> {
     let place = place_steps(delta, &mut rows, &mut slots)?;
     let leftovers = rows.iter().filter(|row| row.is_leftover());
     Ok(Plan {
-        steps: Steps { clear, place },
+        steps: Steps {
+            clear,
+            place,
+            attributes: Vec::new(),
+        },
         outcomes: rows.iter().filter_map(|row| row.outcome(&rows)).collect(),
         left_behind,
         leftovers: leftovers.map(|row| row.change.key.clone()).collect(),

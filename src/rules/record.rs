@@ -18,21 +18,26 @@ mod wire;
 use uuid::Uuid;
 
 use crate::base::{BatchNo, NameError, RelPath, Timestamp};
+use crate::rules::bytes::{self, ReadError, Reader};
+use crate::rules::catalog::CatalogBatch;
 use crate::rules::known::Known;
-use crate::rules::steps::{FileContent, SlotNo, Steps};
+use crate::rules::steps::{ClearStep, FileContent, PlaceStep, SlotNo, Steps};
 
 pub use check::check;
 
-/// The format that this version writes, and the newest that it reads.
-pub const FORMAT: u16 = 1;
+/// The newest format that this version reads, and writes where the one before it cannot say what is to be said: changes of the
+/// catalog, nodes, further names, attributes, names of more than 255 bytes.
+pub const FORMAT: u16 = 2;
+
+/// The format of a record that has nothing of these, so that an older ferryfs can finish the batch.
+const PLAIN_FORMAT: u16 = 1;
 
 /// Longest record, in bytes: room for some seven million files with paths of a hundred bytes. A caller looks at the
 /// file's size before it reads it into memory.
 pub const MAX_RECORD_BYTES: usize = 1 << 30;
 
-/// Longest path in a record, in bytes. Sixteen times what one system call takes (`PATH_MAX`), as renames can make trees
-/// deeper than any path that was ever typed.
-pub const MAX_PATH_BYTES: usize = 65_536;
+/// Longest path in a record, in bytes.
+pub const MAX_PATH_BYTES: usize = bytes::MAX_PATH_BYTES;
 
 /// What every record begins with.
 pub const MAGIC: [u8; 8] = *b"ferryrec";
@@ -55,6 +60,8 @@ pub struct BatchRecord {
     pub steps: Steps<FileContent>,
     /// What was known of the files that it moves, replaces and removes.
     pub known: Known,
+    /// What it does to the catalog, if anything.
+    pub catalog: Option<CatalogBatch>,
 }
 
 /// Why bytes are no record that this version can carry out.
@@ -148,14 +155,13 @@ pub fn seal(record: &BatchRecord) -> Result<Vec<u8>, RecordError> {
 pub fn encode(record: &BatchRecord) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_BYTES + CHECKSUM_BYTES + 64 * record.steps.place.len());
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&FORMAT.to_le_bytes());
+    out.extend_from_slice(&format_for(record).to_le_bytes());
     out.extend_from_slice(&[0; 6]);
     out.extend_from_slice(record.volume.as_bytes());
     out.extend_from_slice(&record.origin);
     out.extend_from_slice(&record.batch.0.to_le_bytes());
     out.extend_from_slice(&record.created.0.to_le_bytes());
-    wire::put_steps(&mut out, &record.steps);
-    wire::put_known(&mut out, &record.known);
+    wire::put_sections(&mut out, record);
     let checksum = blake3::hash(&out);
     out.extend_from_slice(checksum.as_bytes());
     out
@@ -170,27 +176,29 @@ pub fn decode(bytes: &[u8]) -> Result<BatchRecord, RecordError> {
         return Err(RecordError::TooLong { bytes: bytes.len() });
     }
     let body = verified_body(bytes)?;
-    let mut reader = wire::Reader::new(body, MAGIC.len());
-    match reader.u16()? {
-        0 => return Err(reader.malformed("format 0 was never written")),
-        FORMAT => {}
+    let mut reader = Reader::new(body, MAGIC.len());
+    let format = match reader.u16()? {
+        0 => return Err(reader.malformed("format 0 was never written").into()),
+        known @ PLAIN_FORMAT..=FORMAT => known,
         newer => return Err(newer_part("format", u64::from(newer))),
-    }
+    };
     if reader.array::<6>()? != [0; 6] {
-        return Err(reader.malformed("the reserved bytes of the header are not zero"));
+        let problem = "the reserved bytes of the header are not zero";
+        return Err(reader.malformed(problem).into());
     }
     let volume = Uuid::from_bytes(reader.array()?);
     let origin = reader.array()?;
     let batch = BatchNo(reader.u64()?);
     let created = Timestamp(reader.i64()?);
-    let (steps, known) = wire::read_sections(&mut reader)?;
+    let sections = wire::read_sections(&mut reader, format)?;
     let record = BatchRecord {
         volume,
         batch,
         created,
         origin,
-        steps,
-        known,
+        steps: sections.steps,
+        known: sections.known,
+        catalog: sections.catalog,
     };
     check(&record)?;
     Ok(record)
@@ -208,6 +216,36 @@ fn verified_body(bytes: &[u8]) -> Result<&[u8], RecordError> {
         return Err(RecordError::Damaged);
     }
     Ok(body)
+}
+
+/// The oldest format that can say what `record` says.
+fn format_for(record: &BatchRecord) -> u16 {
+    let steps = &record.steps;
+    let is_new = |step: &PlaceStep<FileContent>| {
+        matches!(step, PlaceStep::InstallNode { .. } | PlaceStep::Link { .. })
+    };
+    let paths = steps.clear.iter().map(ClearStep::path);
+    let paths = paths.chain(steps.place.iter().map(PlaceStep::path));
+    let mut paths = paths.chain(record.known.removed.keys());
+    let is_plain = record.catalog.is_none()
+        && steps.attributes.is_empty()
+        && !steps.place.iter().any(is_new)
+        && !paths.any(has_long_name);
+    if is_plain { PLAIN_FORMAT } else { FORMAT }
+}
+
+/// Whether a name is longer than format 1 has them.
+fn has_long_name(path: &RelPath) -> bool {
+    path.components().any(|name| name.len() > 255)
+}
+
+impl From<ReadError> for RecordError {
+    fn from(error: ReadError) -> RecordError {
+        match error {
+            ReadError::Malformed { offset, problem } => RecordError::Malformed { offset, problem },
+            ReadError::BadPath { offset, source } => RecordError::BadPath { offset, source },
+        }
+    }
 }
 
 fn newer_part(part: &'static str, number: u64) -> RecordError {

@@ -2,12 +2,13 @@
 //!
 //! A batch first *clears*: in the names of the tree before it, deepest first, whatever goes away is removed and whatever
 //! moves is set aside into a numbered slot of the batch's staging directory. Then it *places*: in the names of the tree
-//! after it, parents first, directories are made and put back, then files are moved from their slots to their names. Going through slots makes every
-//! cycle of names, swap and case-only rename an ordinary move.
+//! after it, parents first, directories are made and put back, then files are moved from their slots to their names, and last
+//! further names are given to what stands. Going through slots makes every cycle of names, swap and case-only rename an ordinary move.
+//! When everything has its name, it gets its *attributes*, where the backend has them.
 
 use std::collections::HashSet;
 
-use crate::base::{ContentHash, RelPath, Timestamp};
+use crate::base::{ContentHash, FileKind, RelPath, Timestamp};
 
 /// Number of a slot within one batch: one name in its staging directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +28,80 @@ pub enum PlainKind {
     File,
     /// A directory.
     Directory,
+}
+
+/// What is neither a regular file nor a directory, on a backend that can hold it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// A symbolic link.
+    Symlink {
+        /// Where it points, byte for byte: 1 to [`MAX_TARGET_BYTES`] bytes without NUL.
+        target: Box<[u8]>,
+    },
+    /// A named pipe.
+    Fifo,
+    /// A Unix-domain socket's name.
+    Socket,
+    /// A character device.
+    CharDevice {
+        /// Its number.
+        rdev: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Its number.
+        rdev: u32,
+    },
+}
+
+/// Longest target of a symbolic link, in bytes: what Linux takes (`PATH_MAX` with its NUL).
+pub const MAX_TARGET_BYTES: usize = 4095;
+
+impl Node {
+    /// What kind of entry it is.
+    pub fn kind(&self) -> FileKind {
+        match self {
+            Node::Symlink { .. } => FileKind::Symlink,
+            Node::Fifo => FileKind::Fifo,
+            Node::Socket => FileKind::Socket,
+            Node::CharDevice { .. } => FileKind::CharDevice,
+            Node::BlockDevice { .. } => FileKind::BlockDevice,
+        }
+    }
+}
+
+/// Name and value of an extended attribute.
+pub type Xattr = (Box<[u8]>, Box<[u8]>);
+
+/// What a name on the backend is given once everything has its name. What is `None` stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttributeStep {
+    /// Which, in the tree after the batch; the root, empty, for the volume's own directory.
+    pub path: RelPath,
+    /// Permission bits, `0o7777`.
+    pub mode: Option<u32>,
+    /// Number of the owner.
+    pub owner: Option<u32>,
+    /// Number of the group.
+    pub group: Option<u32>,
+    /// Time of last change.
+    pub modified: Option<Timestamp>,
+    /// All extended attributes that it is to have, in ascending order of their names.
+    pub xattrs: Option<Vec<Xattr>>,
+}
+
+impl AttributeStep {
+    /// A step that changes nothing of `path` yet.
+    pub fn new(path: RelPath) -> AttributeStep {
+        AttributeStep {
+            path,
+            mode: None,
+            owner: None,
+            group: None,
+            modified: None,
+            xattrs: None,
+        }
+    }
 }
 
 /// What a file that was staged must turn out to be.
@@ -91,6 +166,22 @@ pub enum PlaceStep<C> {
         /// Its content.
         content: C,
     },
+    /// Moves a staged node to its name; what stands there and is no directory is replaced.
+    InstallNode {
+        /// Where it waits.
+        slot: SlotNo,
+        /// Where it goes.
+        to: RelPath,
+        /// What it is.
+        node: Node,
+    },
+    /// Gives what stands at `from` the further name `to`. Comes after everything that is moved to its name.
+    Link {
+        /// A name that it has, after the batch; no directory.
+        from: RelPath,
+        /// The further name; a regular file that stands there is replaced.
+        to: RelPath,
+    },
     /// Gives a file, whose bytes stay, another time of last change.
     Touch {
         /// Which.
@@ -100,6 +191,31 @@ pub enum PlaceStep<C> {
     },
 }
 
+impl ClearStep {
+    /// Where what it clears stands.
+    pub fn path(&self) -> &RelPath {
+        match self {
+            ClearStep::Detach { from: path, .. }
+            | ClearStep::RemoveFile { path }
+            | ClearStep::RemoveDir { path } => path,
+        }
+    }
+}
+
+impl<C> PlaceStep<C> {
+    /// The name that it fills, or changes.
+    pub fn path(&self) -> &RelPath {
+        match self {
+            PlaceStep::MakeDir { path }
+            | PlaceStep::Attach { to: path, .. }
+            | PlaceStep::Install { to: path, .. }
+            | PlaceStep::InstallNode { to: path, .. }
+            | PlaceStep::Link { to: path, .. }
+            | PlaceStep::Touch { path, .. } => path,
+        }
+    }
+}
+
 /// All steps of one batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Steps<C> {
@@ -107,6 +223,9 @@ pub struct Steps<C> {
     pub clear: Vec<ClearStep>,
     /// Second phase, in order.
     pub place: Vec<PlaceStep<C>>,
+    /// What is set when everything has its name. What is in a directory comes before the directory, which may take away the right
+    /// to reach it. Repeating them does no harm.
+    pub attributes: Vec<AttributeStep>,
 }
 
 impl<C> Default for Steps<C> {
@@ -114,6 +233,7 @@ impl<C> Default for Steps<C> {
         Steps {
             clear: Vec::new(),
             place: Vec::new(),
+            attributes: Vec::new(),
         }
     }
 }
@@ -135,13 +255,10 @@ impl<C> Steps<C> {
                 ClearStep::Detach { .. } | ClearStep::RemoveDir { .. } => return true,
             }
         }
-        let fills = |step: &PlaceStep<C>| match step {
-            PlaceStep::MakeDir { path: to }
-            | PlaceStep::Attach { to, .. }
-            | PlaceStep::Install { to, .. } => {
-                (to.split_last()).is_some_and(|(dir, _)| emptied.contains(&dir))
-            }
-            PlaceStep::Touch { .. } => false,
+        let fills = |step: &PlaceStep<C>| {
+            let dir = || step.path().split_last().map(|it| it.0);
+            !matches!(step, PlaceStep::Touch { .. })
+                && dir().is_some_and(|it| emptied.contains(&it))
         };
         !emptied.is_empty() && self.place.iter().any(fills)
     }
@@ -155,7 +272,7 @@ impl<C> Steps<C> {
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.clear.is_empty() && self.place.is_empty()
+        self.clear.is_empty() && self.place.is_empty() && self.attributes.is_empty()
     }
 }
 
@@ -164,7 +281,11 @@ mod tests {
     use super::*;
 
     fn steps(clear: Vec<ClearStep>, place: Vec<PlaceStep<()>>) -> Steps<()> {
-        Steps { clear, place }
+        Steps {
+            clear,
+            place,
+            ..Steps::default()
+        }
     }
 
     fn remove(path: &'static str) -> ClearStep {

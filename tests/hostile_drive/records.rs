@@ -34,8 +34,13 @@ fn of_another(stage: &Stage, clear: Vec<ClearStep>, place: Vec<PlaceStep<FileCon
         batch: BATCH,
         created: Timestamp(0),
         origin: *b"of another cache",
-        steps: Steps { clear, place },
+        steps: Steps {
+            clear,
+            place,
+            ..Steps::default()
+        },
         known: Known::default(),
+        catalog: None,
     })
 }
 
@@ -66,6 +71,7 @@ fn records_that_make_no_sense_are_refused_and_do_nothing() {
     // These would be carried out on the user's own files, which is what records are for.
     let sound = [
         "every-kind",
+        "every-kind-2",
         "wrong-checksum",
         "many",
         "empty",

@@ -36,8 +36,13 @@ fn with(clear: Vec<ClearStep>, place: Vec<PlaceStep<FileContent>>) -> BatchRecor
         batch: BatchNo(42),
         created: Timestamp(1_763_661_600_123_456_789),
         origin: *b"origin of record",
-        steps: Steps { clear, place },
+        steps: Steps {
+            clear,
+            place,
+            ..Steps::default()
+        },
         known: Known::default(),
+        catalog: None,
     }
 }
 
@@ -135,9 +140,13 @@ fn records() -> Seeds {
         }],
     );
     let mut newer = good[..good.len() - 32].to_vec();
-    newer[8] = 2;
+    newer[8] = 3;
     vec![
         ("every-kind", good.clone()),
+        (
+            "every-kind-2",
+            include_bytes!("../fixtures/record-v2.bin").to_vec(),
+        ),
         ("empty", record::encode(&with(vec![], vec![]))),
         ("many", record::encode(&with(vec![], many.collect()))),
         ("skippable-section", sealed_sections(&skippable)),

@@ -176,6 +176,9 @@ impl Disk {
             }
             PlaceStep::Attach { slot, to, kind } => self.unslot(slot.0, to, *kind, mode),
             PlaceStep::Install { slot, to, .. } => self.unslot(slot.0, to, PlainKind::File, mode),
+            PlaceStep::InstallNode { .. } | PlaceStep::Link { .. } => {
+                Err(format!("not of this disk: {step:?}"))
+            }
             PlaceStep::Touch { path, modified } => {
                 let Some((entries, _, Some(there))) = self.parent(path) else {
                     return Err(format!("nothing there: {step:?}"));

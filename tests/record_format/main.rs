@@ -5,12 +5,17 @@ mod properties;
 mod versions;
 
 use ferryfs::base::{BatchNo, ContentHash, RelPath, Timestamp};
-use ferryfs::rules::known::Known;
+use ferryfs::base::{FileKind, Name};
+use ferryfs::rules::catalog::{CatalogBatch, CatalogChange, Description, Extent, Principal};
+use ferryfs::rules::known::{Believed, Known};
 use ferryfs::rules::record::BatchRecord;
-use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
+use ferryfs::rules::steps::{
+    AttributeStep, ClearStep, FileContent, Node, PlaceStep, PlainKind, SlotNo, Steps,
+};
 use uuid::Uuid;
 
 const FIXTURE: &[u8] = include_bytes!("../fixtures/record-v1.bin");
+const FIXTURE_2: &[u8] = include_bytes!("../fixtures/record-v2.bin");
 
 const CHECKSUM: usize = 32;
 /// Where the first section begins, and its length.
@@ -36,7 +41,9 @@ fn known() -> BatchRecord {
         created: Timestamp(1_763_661_600_123_456_789),
         origin: *b"origin of record",
         known: Known::default(),
+        catalog: None,
         steps: Steps {
+            attributes: vec![],
             clear: vec![
                 ClearStep::Detach {
                     from: path("films/a.mkv"),
@@ -69,8 +76,158 @@ fn known() -> BatchRecord {
     }
 }
 
+fn bytes(text: &str) -> Box<[u8]> {
+    text.as_bytes().into()
+}
+
+/// A description with every part that a regular file's can have.
+fn of_a_file() -> Description {
+    Description {
+        kind: FileKind::Regular,
+        permissions: 0o4755,
+        owner: Principal {
+            id: 1000,
+            name: Some(bytes("anna")),
+        },
+        group: Principal {
+            id: 4_000_000_000,
+            name: None,
+        },
+        modified: Timestamp(-1),
+        size: 1 << 40,
+        target: None,
+        rdev: 0,
+        link: Some(0x0102_0304_0506_0708),
+        xattrs: [
+            (bytes("user.a"), bytes("")),
+            (bytes("user.b"), bytes("\0\x01")),
+        ]
+        .into(),
+        name: Name::new(b"what:is?.mkv").ok(),
+        holes: vec![
+            Extent {
+                offset: 0,
+                length: 4096,
+            },
+            Extent {
+                offset: 8192,
+                length: 1,
+            },
+        ],
+    }
+}
+
+/// A description of what has a target or a device number.
+fn of_a_node(kind: FileKind, target: Option<&str>, rdev: u32) -> Description {
+    let nobody = Principal { id: 0, name: None };
+    Description {
+        kind,
+        permissions: 0o777,
+        owner: nobody.clone(),
+        group: Principal {
+            id: 0,
+            name: Some(bytes("root")),
+        },
+        modified: Timestamp(i64::MAX),
+        size: 0,
+        target: target.map(bytes),
+        rdev,
+        link: None,
+        xattrs: Default::default(),
+        name: None,
+        holes: vec![],
+    }
+}
+
+fn set(at: &str, description: Description) -> CatalogChange {
+    CatalogChange::Set {
+        path: path(at),
+        description: Box::new(description),
+    }
+}
+
+/// What the fixture of format 2 says: what format 1 could say, and everything that it could not.
+fn known_2() -> BatchRecord {
+    let mut record = known();
+    let node = |slot, to: &str, node| PlaceStep::InstallNode {
+        slot: SlotNo(slot),
+        to: path(to),
+        node,
+    };
+    record.steps.place.splice(
+        3..3,
+        [
+            node(
+                2,
+                "new/link",
+                Node::Symlink {
+                    target: bytes("../b.db"),
+                },
+            ),
+            node(3, "new/pipe", Node::Fifo),
+            node(4, "new/socket", Node::Socket),
+            node(5, "new/tty", Node::CharDevice { rdev: 0x501 }),
+            node(6, "new/disk", Node::BlockDevice { rdev: 0x800 }),
+            PlaceStep::Link {
+                from: path("new/b.db"),
+                to: path("new/c.db"),
+            },
+        ],
+    );
+    record.steps.attributes = vec![
+        AttributeStep {
+            mode: Some(0o640),
+            owner: Some(1000),
+            group: Some(100),
+            modified: Some(Timestamp(5)),
+            xattrs: Some(vec![(bytes("user.a"), bytes("1"))]),
+            ..AttributeStep::new(path("new/b.db"))
+        },
+        AttributeStep {
+            xattrs: Some(vec![]),
+            ..AttributeStep::new(path("new"))
+        },
+        AttributeStep {
+            mode: Some(0o755),
+            ..AttributeStep::new(path(""))
+        },
+    ];
+    let removed = Believed {
+        size: 3,
+        modified: Timestamp(4),
+        hash: None,
+    };
+    record.known.removed.insert(path("old/\u{fc}.txt"), removed);
+    let slot = SlotNo(0);
+    record.catalog = Some(CatalogBatch {
+        segment: 7,
+        after: Some(ContentHash([0xa7; 32])),
+        full: false,
+        changes: vec![
+            CatalogChange::Detach {
+                from: path("films/a.mkv"),
+                slot,
+            },
+            CatalogChange::Remove { path: path("old") },
+            CatalogChange::Attach {
+                slot,
+                to: path("new/a.mkv"),
+            },
+            set("new/b.db", of_a_file()),
+            set("l", of_a_node(FileKind::Symlink, Some("../b.db"), 0)),
+            set("tty", of_a_node(FileKind::CharDevice, None, 0x501)),
+            set("", of_a_node(FileKind::Directory, None, 0)),
+        ],
+    });
+    record
+}
+
 fn with_steps(clear: Vec<ClearStep>, place: Vec<PlaceStep<FileContent>>) -> BatchRecord {
-    let steps = Steps { clear, place };
+    let steps = Steps {
+        clear,
+        place,
+        ..Steps::default()
+    };
     BatchRecord { steps, ..known() }
 }
 

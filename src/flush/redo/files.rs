@@ -6,6 +6,7 @@ use super::standing::{Slots, Standing};
 use super::trees::Restored;
 use super::{Redo, is_dir, look};
 use crate::base::{Name, RelPath};
+use crate::flush::real;
 use crate::flush::report::Result;
 use crate::rules::known::Believed;
 use crate::rules::layout;
@@ -43,7 +44,7 @@ impl Redo<'_> {
                 set_time(self.backend, path, *modified)?;
             }
         }
-        Ok(())
+        real::redo(self.backend, self.batch, self.steps, applied)
     }
 
     pub(super) fn wanted(&self) -> Vec<Wanted<'_>> {

@@ -6,8 +6,11 @@ use std::collections::{HashMap, HashSet};
 
 use super::{BatchRecord, MAX_PATH_BYTES, RecordError};
 use crate::base::RelPath;
+use crate::rules::catalog::{self, CatalogBatch, check_bytes, check_changes};
 use crate::rules::layout;
-use crate::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo};
+use crate::rules::steps::{
+    AttributeStep, ClearStep, FileContent, MAX_TARGET_BYTES, Node, PlaceStep, PlainKind, SlotNo,
+};
 
 /// What is known of a slot, in the order in which it comes to be known.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,7 +24,9 @@ enum Slot {
 /// - no path is the root, reserved ([`layout::is_reserved`]) or longer than [`MAX_PATH_BYTES`];
 /// - no path is cleared twice, none is placed at twice: the second would undo the first;
 /// - every slot is used for one thing; what is set aside is put back, once, as what it was. Otherwise removing the
-///   staging directory would destroy it.
+///   staging directory would destroy it;
+/// - further names come last, and what is in a directory gets its attributes before it, each once;
+/// - the catalog's changes pass [`check_changes`], and their segment has a predecessor if it needs one.
 ///
 /// # Errors
 /// The first step that does not fit.
@@ -31,10 +36,55 @@ pub fn check(record: &BatchRecord) -> Result<(), RecordError> {
     check_place(&record.steps.place, &mut slots)?;
     let lost = |(slot, use_): (&SlotNo, &Slot)| matches!(use_, Slot::SetAside(_)).then_some(*slot);
     // The smallest, so that the answer does not depend on the map's order.
-    match slots.iter().filter_map(lost).min() {
-        Some(slot) => Err(bad_slot(slot, "it is set aside and never put back")),
-        None => Ok(()),
+    if let Some(slot) = slots.iter().filter_map(lost).min() {
+        return Err(bad_slot(slot, "it is set aside and never put back"));
     }
+    check_attributes(&record.steps.attributes)?;
+    record.catalog.as_ref().map_or(Ok(()), check_catalog)
+}
+
+fn check_catalog(catalog: &CatalogBatch) -> Result<(), RecordError> {
+    let bad = |problem| Err(bad_step(&RelPath::root(), problem));
+    if catalog.segment == 0 || catalog.segment > layout::MAX_SEGMENT {
+        return bad("no segment of the catalog has that number");
+    }
+    if catalog.after.is_none() && !catalog.full {
+        return bad("its segment of the catalog follows on none");
+    }
+    check_changes(&catalog.changes, catalog.full).map_err(|bad| bad_step(&bad.path, bad.problem))
+}
+
+fn check_attributes(steps: &[AttributeStep]) -> Result<(), RecordError> {
+    let mut seen: HashSet<&[u8]> = HashSet::new();
+    for step in steps {
+        let path = &step.path;
+        if !path.is_root() {
+            check_path(path)?;
+        }
+        if step.mode.is_some_and(|mode| mode > 0o7777) {
+            return Err(bad_step(path, "it has permission bits that there are not"));
+        }
+        let mut last: Option<&[u8]> = None;
+        for (name, value) in step.xattrs.iter().flatten() {
+            catalog::check_xattr(name, value).map_err(|problem| bad_step(path, problem))?;
+            if last.is_some_and(|last| last >= &**name) {
+                return Err(bad_step(
+                    path,
+                    "extended attributes are not in ascending order",
+                ));
+            }
+            last = Some(name);
+        }
+        let bytes = path.as_bytes();
+        let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let mut above = ends.map(|(at, _)| &bytes[..at]).chain([&bytes[..0], bytes]);
+        if above.any(|dir| seen.contains(dir)) {
+            let problem = "it gets attributes twice, or after the directory that it is in";
+            return Err(bad_step(path, problem));
+        }
+        seen.insert(bytes);
+    }
+    Ok(())
 }
 
 fn check_clear(steps: &[ClearStep], slots: &mut HashMap<SlotNo, Slot>) -> Result<(), RecordError> {
@@ -60,9 +110,24 @@ fn check_place(
     slots: &mut HashMap<SlotNo, Slot>,
 ) -> Result<(), RecordError> {
     let mut placed = HashSet::new();
+    let mut linking = false;
     for step in steps {
+        let is_last = matches!(step, PlaceStep::Link { .. } | PlaceStep::Touch { .. });
+        if linking && !is_last {
+            return Err(bad_step(step.path(), "it comes after a further name"));
+        }
         let path = match step {
             PlaceStep::MakeDir { path } => path,
+            PlaceStep::InstallNode { slot, to, node } => {
+                claim(slots, *slot, Slot::Staged)?;
+                check_node(to, node)?;
+                to
+            }
+            PlaceStep::Link { from, to } => {
+                linking = true;
+                check_path(from)?;
+                to
+            }
             PlaceStep::Attach { slot, to, kind } => {
                 put_back(slots, *slot, *kind)?;
                 to
@@ -83,6 +148,15 @@ fn check_place(
         if !placed.insert(path) {
             return Err(bad_step(path, "two steps put something there"));
         }
+    }
+    Ok(())
+}
+
+fn check_node(to: &RelPath, node: &Node) -> Result<(), RecordError> {
+    if let Node::Symlink { target } = node
+        && check_bytes(target, MAX_TARGET_BYTES).is_err()
+    {
+        return Err(bad_step(to, "a symbolic link cannot point there"));
     }
     Ok(())
 }

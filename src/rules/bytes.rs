@@ -1,0 +1,194 @@
+//! Reading what a drive gives, byte by byte: a reader that never looks beyond its end nor allocates on the word of a count, shared by
+//! the record of a batch and the segments of the catalog.
+
+use crate::base::{Name, NameError, RelPath, Timestamp};
+
+/// Longest path in a record or a segment, in bytes. Sixteen times what one system call takes (`PATH_MAX`), as renames can make
+/// trees deeper than any path that was ever typed.
+pub(crate) const MAX_PATH_BYTES: usize = 65_536;
+
+/// Why bytes cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ReadError {
+    /// They are not laid out as they should be.
+    Malformed {
+        /// Where, in bytes from the beginning.
+        offset: usize,
+        /// What is wrong there.
+        problem: &'static str,
+    },
+    /// A path, or a name, is none.
+    BadPath {
+        /// Where, in bytes from the beginning.
+        offset: usize,
+        /// Why it is none.
+        source: NameError,
+    },
+}
+
+pub(crate) type Result<T> = std::result::Result<T, ReadError>;
+
+/// A place among bytes, with the end that it may not pass. `at <= bytes.len()` always.
+pub(crate) struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads `bytes` from `at` on.
+    pub(crate) fn new(bytes: &'a [u8], at: usize) -> Reader<'a> {
+        Reader {
+            bytes,
+            at: at.min(bytes.len()),
+        }
+    }
+
+    pub(crate) fn malformed(&self, problem: &'static str) -> ReadError {
+        ReadError::Malformed {
+            offset: self.at,
+            problem,
+        }
+    }
+
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
+    fn remaining(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8]> {
+        let end = self.at.checked_add(length);
+        match end.and_then(|end| self.bytes.get(self.at..end)) {
+            Some(taken) => {
+                self.at += length;
+                Ok(taken)
+            }
+            None => Err(self.malformed("it says that more follows than does")),
+        }
+    }
+
+    /// A reader of the next `length` bytes, which this one passes over. Offsets stay those of the whole.
+    pub(crate) fn split(&mut self, length: u64) -> Result<Reader<'a>> {
+        let begin = self.at;
+        self.take(usize::try_from(length).unwrap_or(usize::MAX))?;
+        Ok(Reader::new(&self.bytes[..self.at], begin))
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    pub(crate) fn i64(&mut self) -> Result<i64> {
+        Ok(i64::from_le_bytes(self.array()?))
+    }
+
+    pub(crate) fn time(&mut self) -> Result<Timestamp> {
+        self.i64().map(Timestamp)
+    }
+
+    /// A length (2 bytes) and as many bytes.
+    pub(crate) fn short(&mut self) -> Result<Box<[u8]>> {
+        let length = usize::from(self.u16()?);
+        Ok(self.take(length)?.into())
+    }
+
+    /// A length (4 bytes) and as many bytes, at most `most`.
+    pub(crate) fn long(&mut self, most: usize, problem: &'static str) -> Result<Box<[u8]>> {
+        let length = usize::try_from(self.u32()?).unwrap_or(usize::MAX);
+        if length > most {
+            return Err(self.malformed(problem));
+        }
+        Ok(self.take(length)?.into())
+    }
+
+    /// A length (4 bytes) and the bytes of a path.
+    pub(crate) fn path(&mut self) -> Result<RelPath> {
+        let length = usize::try_from(self.u32()?).unwrap_or(usize::MAX);
+        if length > MAX_PATH_BYTES {
+            return Err(self.malformed("a path is longer than any can be"));
+        }
+        let offset = self.at;
+        let bytes = self.take(length)?;
+        RelPath::parse(bytes).map_err(|source| ReadError::BadPath { offset, source })
+    }
+
+    /// A length (2 bytes) and the bytes of a name.
+    pub(crate) fn name(&mut self) -> Result<Name> {
+        let length = usize::from(self.u16()?);
+        let offset = self.at;
+        let bytes = self.take(length)?;
+        Name::new(bytes).map_err(|source| ReadError::BadPath { offset, source })
+    }
+
+    /// `count` items of at least `least` bytes each.
+    pub(crate) fn items<T>(
+        &mut self,
+        count: u64,
+        least: usize,
+        item: impl Fn(&mut Reader<'a>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        if count > self.remaining() / least {
+            return Err(self.malformed("it counts more than there is room for"));
+        }
+        let mut items = Vec::with_capacity(count.min(4096));
+        for _ in 0..count {
+            items.push(item(self)?);
+        }
+        Ok(items)
+    }
+
+    /// A count (8 bytes) and as many items, to the very end.
+    pub(crate) fn all<T>(
+        &mut self,
+        least: usize,
+        item: impl Fn(&mut Reader<'a>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let count = self.u64()?;
+        let items = self.items(count, least, item)?;
+        if !self.is_at_end() {
+            return Err(self.malformed("bytes are left over at the end"));
+        }
+        Ok(items)
+    }
+}
+
+/// Writes a length (4 bytes) and the bytes.
+pub(crate) fn put_long(out: &mut Vec<u8>, bytes: &[u8]) {
+    // Where a length does not fit, what is written is far beyond every limit: a length that no reader takes.
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// Writes a length (2 bytes) and the bytes.
+pub(crate) fn put_short(out: &mut Vec<u8>, bytes: &[u8]) {
+    let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// Writes a path as [`Reader::path`] reads it.
+pub(crate) fn put_path(out: &mut Vec<u8>, path: &RelPath) {
+    put_long(out, path.as_bytes());
+}
