@@ -31,7 +31,9 @@ mod report;
 mod room;
 mod run;
 mod stage;
+mod subjects;
 mod sweep;
+mod told;
 mod untrusted;
 mod verify;
 

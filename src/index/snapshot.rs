@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::inode::{COLUMNS, Inode};
 use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row};
 use super::{Context, Result, int};
+use crate::backend::Xattrs;
 use crate::base::{Ino, RelPath, Seq};
 use crate::rules::plan::NameKey;
 
@@ -21,7 +22,7 @@ pub struct Waiting {
 
 /// A view as of the moment it was opened. See the functions of the same name on [`super::State`] for what they tell.
 pub struct Snapshot {
-    conn: Connection,
+    pub(super) conn: Connection,
 }
 
 impl Snapshot {
@@ -131,6 +132,23 @@ impl Snapshot {
             ))
             .and_then(|mut s| s.query_map([int(ino.0)], placed_from_row)?.collect())
             .context("list the places of an inode")
+    }
+
+    /// The extended attributes of `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn xattrs(&self, ino: Ino) -> Result<Xattrs> {
+        self.conn
+            .prepare_cached("SELECT name, value FROM xattrs WHERE ino=?")
+            .and_then(|mut s| {
+                s.query_map([int(ino.0)], |row| {
+                    let (name, value): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
+                    Ok((name.into_boxed_slice(), value.into_boxed_slice()))
+                })?
+                .collect()
+            })
+            .context("list xattrs")
     }
 
     /// The inode that a name of the mount stands for, whatever its canonical key.

@@ -4,13 +4,15 @@
 //! without knowing what the backend could. What the backend's own entry says of bytes is believed before the catalog: who has
 //! changed a file without ferryfs has not changed its description.
 
-use std::collections::BTreeMap;
+mod changes;
 
-use crate::backend::Capabilities;
+use crate::backend::{Capabilities, Xattrs};
 use crate::base::{FileKind, Name, Timestamp};
 use crate::rules::catalog::{Description, Extent, Principal};
 use crate::rules::given::{Attributes, Given, has_kind, is_carried};
 use crate::rules::known::SLACK_NS;
+
+pub use changes::changes;
 
 /// Names of users and groups, as a machine knows them.
 pub trait Owners: Send + Sync {
@@ -49,7 +51,7 @@ pub struct Facts {
     /// Number of its group of hard links, if it has several names.
     pub link: Option<u64>,
     /// Extended attributes.
-    pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    pub xattrs: Xattrs,
     /// Its name in the mount, where the backend's spelling does not give it.
     pub name: Option<Name>,
     /// Where a regular file has holes.
@@ -77,14 +79,16 @@ fn says_all(facts: &Facts, backend: &Capabilities) -> bool {
         && facts.name.is_none()
 }
 
-/// The description of a name, if the backend cannot say all of it by itself.
+/// The description of a name, if the backend cannot say all of it by itself, or if one was given before: what that one said may
+/// not be true any more.
 pub fn describe(
     mut facts: Facts,
+    described_before: bool,
     backend: &Capabilities,
     owners: &dyn Owners,
 ) -> Option<Description> {
     facts.xattrs.retain(|name, _| is_carried(name));
-    let needed = !says_all(&facts, backend);
+    let needed = described_before || !says_all(&facts, backend);
     needed.then(|| Description {
         kind: facts.kind,
         permissions: facts.permissions & 0o7777,

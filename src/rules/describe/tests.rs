@@ -47,7 +47,7 @@ fn facts() -> Facts {
         modified: Timestamp(1_700_000_000_123_456_789),
         target: None,
         link: None,
-        xattrs: BTreeMap::new(),
+        xattrs: Xattrs::new(),
         name: None,
         holes: vec![Extent { offset: 4096, length: 8192 }],
     }
@@ -58,29 +58,29 @@ const B: Machine = Machine(&[(501, "ada"), (7, "wheel")]);
 
 #[test]
 fn a_backend_that_says_all_itself_needs_no_description() {
-    assert_eq!(describe(facts(), &Capabilities::everything(), &A), None);
-    assert!(describe(facts(), &exfat(), &A).is_some());
+    assert_eq!(describe(facts(), false, &Capabilities::everything(), &A), None);
+    assert!(describe(facts(), false, &exfat(), &A).is_some());
 }
 
 #[test]
 fn owners_go_by_name_where_the_name_is_known_else_by_number() {
-    let told = describe(facts(), &exfat(), &A).unwrap();
+    let told = describe(facts(), false, &exfat(), &A).unwrap();
     assert_eq!(owner_here(&told.owner, &B), 501);
     assert_eq!(group_here(&told.group, &B), 7, "lab is not known there");
     assert_eq!(owner_here(&told.owner, &Machine(&[])), 1001);
-    let nameless = describe(facts(), &exfat(), &Machine(&[])).unwrap();
+    let nameless = describe(facts(), false, &exfat(), &Machine(&[])).unwrap();
     assert_eq!(owner_here(&nameless.owner, &B), 1001);
 }
 
 #[test]
 fn a_description_says_nothing_that_its_kind_does_not_have() {
     let pipe = Facts { kind: FileKind::Fifo, ..facts() };
-    let told = describe(pipe, &exfat(), &A).unwrap();
+    let told = describe(pipe, false, &exfat(), &A).unwrap();
     assert_eq!((told.size, told.rdev, told.holes), (0, 0, vec![]));
     let dir = Facts { kind: FileKind::Directory, link: Some(3), ..facts() };
-    assert_eq!(describe(dir, &exfat(), &A).unwrap().link, None);
+    assert_eq!(describe(dir, false, &exfat(), &A).unwrap().link, None);
     let disk = Facts { kind: FileKind::BlockDevice, ..facts() };
-    assert_eq!(describe(disk, &exfat(), &A).unwrap().rdev, 5);
+    assert_eq!(describe(disk, false, &exfat(), &A).unwrap().rdev, 5);
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn holes_are_told_in_order_within_the_file_and_the_largest_of_many() {
 
 #[test]
 fn other_bytes_are_known_by_size_or_time_and_odd_times_are_not_held_against_a_drive() {
-    let told = describe(facts(), &exfat(), &A).unwrap();
+    let told = describe(facts(), false, &exfat(), &A).unwrap();
     let at = |ns| Timestamp(ns);
     assert!(describes(&told, 100_000, at(1_700_000_000_120_000_000), 10_000_000));
     assert!(!describes(&told, 100_001, at(1_700_000_000_120_000_000), 10_000_000));
