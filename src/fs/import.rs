@@ -7,9 +7,10 @@ use std::collections::HashSet;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::described::{Described, Told};
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
-use crate::base::{FileKind, Ino};
+use crate::base::{FileKind, Ino, Name};
 use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::layout;
 use crate::rules::plan::NameKey;
@@ -73,18 +74,30 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let entries = match path {
+        let (entries, told) = match path {
             Some(_) => self.read_backend_dir(dir)?,
-            None => Vec::new(), // The backend does not have it, so all there is is here.
+            None => Default::default(), // The backend does not have it, so all there is is here.
         };
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
             for entry in chunk {
-                self.import_entry(&mut state, dir, entry)?;
+                self.import_entry(&mut state, dir, entry, &told)?;
+            }
+            state.commit()?;
+        }
+        let specials: Vec<_> = told.specials().collect();
+        for chunk in specials.chunks(CHUNK) {
+            let mut state = self.index.lock();
+            for (name, described) in chunk {
+                self.import_special(&mut state, dir, name, described, &told)?;
             }
             state.commit()?;
         }
         let mut state = self.index.lock();
+        self.count_links(&mut state, dir, &told)?;
+        if dir == Ino::ROOT {
+            self.believe_of_root(&mut state, &told)?;
+        }
         let mut inode = self.known(&mut state, dir)?;
         let subdirs = entries
             .iter()
@@ -97,25 +110,64 @@ impl Fs {
         Ok(())
     }
 
-    fn read_backend_dir(&self, dir: Ino) -> Result<Vec<Entry>> {
+    /// What stands in a directory of the backend, and what the catalog says of it, both of the same moment.
+    fn read_backend_dir(&self, dir: Ino) -> Result<(Vec<Entry>, Told)> {
         let backend = self.drive.get().ok_or(FsError::Detached)?;
         let _names = self
             .drive
             .hold_names(self.io_timeout)
             .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
         let path = self.index.lock().backend_path(dir)?.ok_or(FsError::STALE)?;
-        backend
+        let entries = backend
             .read_dir(&path)
-            .map_err(|error| self.note_backend_error(error))
+            .map_err(|error| self.note_backend_error(error))?;
+        Ok((entries, self.told_in(&path)?))
     }
 
-    fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+    fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry, told: &Told) -> Result<()> {
         if is_own(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
+        let meta = &entry.meta;
+        let described = told.of(&entry.name, meta.kind);
+        let links = match described {
+            Some(it) => self.one_of_links(state, it, Some(meta))?,
+            None => None,
+        };
+        let ino = match links {
+            Some(ino) => ino,
+            None => self.import_inode(state, entry, described, told)?,
+        };
+        let kind = match meta.kind {
+            FileKind::Directory => PlainKind::Directory,
+            _ => PlainKind::File,
+        };
+        let key = NameKey {
+            parent: dir,
+            name: entry.name.clone(),
+        };
+        let placed = PlacedEntry {
+            ino,
+            kind,
+            size: meta.size,
+            mtime: meta.modified,
+            hash: None,
+        };
+        state.put_placed(&key, Some(&placed))?;
+        Ok(state.add_clean_name(dir, &entry.name, ino)?)
+    }
+
+    /// Makes the inode of what was found, as it is described.
+    fn import_inode(
+        &self,
+        state: &mut State,
+        entry: &Entry,
+        described: Option<&Described>,
+        told: &Told,
+    ) -> Result<Ino> {
         let meta = &entry.meta;
         let permissions = match (self.capabilities.permissions, meta.kind) {
             (true, _) => meta.permissions & 0o7777,
@@ -134,24 +186,40 @@ impl Fs {
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
-        let kind = match meta.kind {
-            FileKind::Directory => PlainKind::Directory,
-            _ => PlainKind::File,
+        if let Some(it) = described {
+            self.believe(state, &mut inode, it, Some(meta))?;
+            let path = told.path(&entry.name);
+            self.first_of_links(state, &mut inode, it, Some(meta), &path)?;
+        }
+        let ino = inode.ino;
+        state.put_inode(inode);
+        Ok(ino)
+    }
+
+    /// Takes in what stands in the catalog only, unless the drive has something there that it should not.
+    fn import_special(
+        &self,
+        state: &mut State,
+        dir: Ino,
+        name: &Name,
+        described: &Described,
+        told: &Told,
+    ) -> Result<()> {
+        if state.placed(dir, name)?.is_some() || state.lookup(dir, name)?.is_some() {
+            return Ok(());
+        }
+        let ino = match self.one_of_links(state, described, None)? {
+            Some(ino) => ino,
+            None => {
+                let mut inode = self.special_inode(state, described)?;
+                let path = told.path(name);
+                self.first_of_links(state, &mut inode, described, None, &path)?;
+                let ino = inode.ino;
+                state.put_inode(inode);
+                ino
+            }
         };
-        let key = NameKey {
-            parent: dir,
-            name: entry.name.clone(),
-        };
-        let placed = PlacedEntry {
-            ino: inode.ino,
-            kind,
-            size: meta.size,
-            mtime: meta.modified,
-            hash: None,
-        };
-        state.put_inode(inode.clone());
-        state.put_placed(&key, Some(&placed))?;
-        Ok(state.add_clean_name(dir, &entry.name, inode.ino)?)
+        Ok(state.add_clean_name(dir, name, ino)?)
     }
 
     /// Imports the next directory after `after` that is not listed. Gives its number; `None` when there are no more.

@@ -6,9 +6,9 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::super::{Context, Result, Snapshot, State, int};
+use super::super::{Context, Flags, Result, Snapshot, State, int};
 use super::read;
-use crate::base::{Ino, RelPath, Timestamp};
+use crate::base::{Ino, Name, RelPath, Timestamp};
 
 /// A group of hard links, as the index knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +86,33 @@ impl State {
             paths.extend(read::path_of(&self.conn, node)?);
         }
         Ok(paths)
+    }
+
+    /// Whether the directory that holds the backend's name `path` is in the index with all its entries.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn was_looked_into(&mut self, path: &RelPath) -> Result<bool> {
+        let Some((dir, _)) = path.split_last() else {
+            return Ok(true);
+        };
+        let mut at = Ino::ROOT;
+        for name in dir.components() {
+            let Ok(name) = Name::new(name) else {
+                return Ok(true);
+            };
+            match self.placed(at, &name)? {
+                Some(entry) => at = entry.ino,
+                None if self.is_listed(at)? => return Ok(true),
+                None => return Ok(false),
+            }
+        }
+        self.is_listed(at)
+    }
+
+    fn is_listed(&mut self, dir: Ino) -> Result<bool> {
+        let inode = self.inode(dir)?;
+        Ok(inode.is_some_and(|inode| inode.flags.has(Flags::LISTED)))
     }
 
     /// Groups of which something has changed here while not all their names are known. Commits.
