@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::Result;
+use super::subjects::Subjects;
 use crate::base::{FileKind, Ino, ObjectId};
 use crate::cache::Store;
 use crate::index::{ActiveBatch, Flags, Inode, PlacedEntry, Snapshot};
@@ -25,6 +26,8 @@ pub(super) struct Gathered {
     pub(super) settled: Vec<NameKey>,
     /// Inodes with other attributes than the backend, or the catalog on it, was last told of.
     pub(super) attributes: BTreeSet<Ino>,
+    /// What the catalog may be told of.
+    pub(super) subjects: Subjects,
 }
 
 struct Gatherer<'a> {
@@ -155,6 +158,7 @@ impl Gatherer<'_> {
             sizes: BTreeMap::new(),
             settled: Vec::new(),
             attributes: std::mem::take(&mut self.attributes),
+            subjects: Subjects::default(),
         };
         for key in std::mem::take(&mut self.keys) {
             let placed = self.snapshot.placed(&key)?;
@@ -210,6 +214,12 @@ impl Gatherer<'_> {
 
     fn content(&self, inode: &Inode) -> Result<NewContent> {
         if self.live.contains(&inode.ino) || inode.flags.has(Flags::INTERRUPTED) {
+            return Ok(NewContent::Live);
+        }
+        // Names of it that nobody has met yet would keep the old version, and be another file's from then on.
+        if inode.nlink > 1
+            && (self.snapshot.link_group_of(inode.ino)?).is_some_and(|group| group.pending > 0)
+        {
             return Ok(NewContent::Live);
         }
         if inode.flags.has(Flags::DATA_DIRTY) {

@@ -9,7 +9,7 @@ use super::gather::{Gathered, gather};
 use super::journal::Journal;
 use super::report::{FlushError, Report, Result, Wish};
 use super::stage::discard;
-use super::{Flusher, recover, room};
+use super::{Flusher, recover, room, subjects};
 use crate::backend::Backend;
 use crate::base::BatchNo;
 use crate::base::steps::CacheStep;
@@ -182,6 +182,8 @@ impl Flusher {
         snapshot: Snapshot,
     ) -> Result<Gathered> {
         let mut gathered = gather(&snapshot, &self.parts.rules, active)?;
+        gathered.subjects =
+            subjects::find(&snapshot, &self.parts.rules, &self.parts.origin, &gathered)?;
         // While it lives the index's WAL cannot begin anew.
         drop(snapshot);
         if scope == Scope::RemovalsOnly {

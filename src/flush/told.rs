@@ -3,11 +3,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 
-use super::Parts;
 use super::subjects::{Subject, Subjects};
-use crate::base::Ino;
-use crate::index::Inode;
-use crate::rules::catalog::{CatalogChange, Description, Extent};
+use super::{Flusher, Parts, Result};
+use crate::base::{ContentHash, Ino, RelPath};
+use crate::index::{Inode, Snapshot};
+use crate::rules::catalog::chain::LogState;
+use crate::rules::catalog::store::CatalogStore;
+use crate::rules::catalog::{
+    CatalogBatch, CatalogChange, CatalogTree, Description, Extent, check_description, segment,
+};
 use crate::rules::describe::{Facts, changes, describe, describes};
 use crate::rules::plan::{NameKey, Placed, Plan};
 use crate::rules::steps::{FileContent, Steps};
@@ -16,27 +20,68 @@ use crate::sys;
 /// Most holes that are looked for in one file.
 const HOLES: usize = 16_384;
 
-/// The changes of the catalog that go with `steps`; none if there is nothing that the backend does not say by itself.
-pub(super) fn changes_of(
+/// What the batch that takes `steps` does to the catalog; `None` if the backend says all by itself, or nothing has changed.
+pub(super) fn catalog_of(
     parts: &Parts,
     plan: &Plan,
     steps: &Steps<FileContent>,
     subjects: &Subjects,
-    catalog_is_empty: bool,
-) -> Vec<CatalogChange> {
+) -> Result<Option<CatalogBatch>> {
+    // Only a confirmation changes the mirror, and this is the thread that confirms.
+    let snapshot = parts.index.snapshot()?;
+    let sets = descriptions(parts, plan, subjects);
+    if sets.is_empty() && snapshot.catalog_is_empty()? {
+        return Ok(None);
+    }
+    let changes = changes(steps, &subjects.gone, sets);
+    if changes.is_empty() {
+        return Ok(None);
+    }
+    let next = snapshot.catalog_log()?.next(snapshot.catalog_bytes()?);
+    Ok(Some(CatalogBatch {
+        segment: next.number,
+        after: next.after,
+        full: next.full,
+        changes: match next.full {
+            true => whole(&snapshot, &changes)?,
+            false => changes,
+        },
+    }))
+}
+
+/// All that is known once `changes` have been taken. Held in memory: it is the size of what it describes, and written seldom.
+fn whole(snapshot: &Snapshot, changes: &[CatalogChange]) -> Result<Vec<CatalogChange>> {
+    let mut tree = CatalogTree::new();
+    snapshot.whole_catalog(|path, description| {
+        let Ok(()) = tree.set(&path, &description);
+        Ok(())
+    })?;
+    for change in changes {
+        let Ok(()) = tree.take(change);
+    }
+    Ok(tree.whole())
+}
+
+/// What is to be said of each name that the batch brings up to date.
+fn descriptions(parts: &Parts, plan: &Plan, subjects: &Subjects) -> Vec<(RelPath, Description)> {
     let carried = Carried::new(plan);
     let owners = sys::owners::system();
     let mut sets = Vec::new();
     for subject in subjects.names.iter().filter(|it| carried.has(it)) {
         let facts = facts(parts, subject);
-        if let Some(told) = describe(facts, subject.described, &parts.capabilities, owners) {
-            sets.push((subject.path.clone(), told));
+        let Some(told) = describe(facts, subject.described, &parts.capabilities, owners) else {
+            continue;
+        };
+        match check_description(&told) {
+            Ok(()) => sets.push((subject.path.clone(), told)),
+            // One odd name must not keep the others from the drive.
+            Err(problem) => {
+                let path = &subject.path;
+                tracing::error!(%path, problem, "its attributes cannot be written to the catalog");
+            }
         }
     }
-    if sets.is_empty() && catalog_is_empty {
-        return Vec::new();
-    }
-    changes(steps, &subjects.gone, sets)
+    sets
 }
 
 /// What a plan brings up to date.
@@ -106,7 +151,13 @@ fn holes(parts: &Parts, inode: &Inode, known: Option<&Description>) -> Vec<Exten
     if let Some(object) = inode.object
         && let Ok(file) = parts.store.open_object(object)
     {
-        return holes_in(&file, inode.size);
+        let holes = holes_in(&file, inode.size);
+        // A clean object may have been changed in place since the cut: then they are not those of the cut.
+        let now = parts.index.lock().inode(inode.ino).ok().flatten();
+        let same = now.is_some_and(|now| {
+            (now.object, now.data_seq) == (inode.object, inode.data_seq)
+        });
+        return if same { holes } else { Vec::new() };
     }
     let same = |known: &&Description| describes(known, inode.size, inode.mtime, 0);
     known
@@ -138,4 +189,52 @@ fn holes_in(file: &File, size: u64) -> Vec<Extent> {
         at = end;
     }
     holes
+}
+
+/// Changes taken into the mirror under one hold of the index lock.
+const CHUNK: usize = 256;
+
+impl Flusher {
+    /// Brings the mirror to where the segment has brought the catalog on the drive. In several transactions, each of which notes how
+    /// far it has come, so that this may be interrupted and repeated.
+    pub(super) fn confirm_catalog(&self, batch: &CatalogBatch) -> Result<()> {
+        let bytes = segment::encode(self.parts.volume, batch);
+        let hash = segment::hash_of(&bytes).unwrap_or(ContentHash([0; 32]));
+        let (log, taken) = {
+            let state = self.parts.index.lock();
+            (state.catalog_log()?, state.catalog_taken(batch.segment)?)
+        };
+        let after = log.with(batch, hash, bytes.len() as u64);
+        if after == log {
+            return Ok(()); // Noted before.
+        }
+        if !batch.full && log.head.map(|head| head.hash) != batch.after {
+            // Not to be had without looking at the drive: the next flush or attach does.
+            tracing::warn!(segment = batch.segment, "what is known of the catalog is read anew");
+            let mut state = self.parts.index.lock();
+            state.set_catalog_log(&LogState::default())?;
+            state.commit()?;
+            return Ok(());
+        }
+        let mut done = taken.min(batch.changes.len());
+        if done == 0 && batch.full {
+            self.parts.index.lock().clear_catalog()?;
+        }
+        for chunk in batch.changes[done..].chunks(CHUNK) {
+            let mut state = self.parts.index.lock();
+            for change in chunk {
+                state.take(change)?;
+            }
+            done += chunk.len();
+            state.set_catalog_taken(batch.segment, done)?;
+            state.commit()?;
+        }
+        {
+            let mut state = self.parts.index.lock();
+            state.empty_catalog_slots()?;
+            state.set_catalog_log(&after)?;
+            state.commit()?;
+        }
+        Ok(self.parts.index.sweep_catalog()?)
+    }
 }

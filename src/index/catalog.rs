@@ -8,15 +8,16 @@
 //! Moving a directory is one row, as a row names its parent. Forgetting one is one row as well: what was below it hangs from
 //! [`GONE`] and is removed bit by bit ([`State::sweep_catalog`]).
 
-mod entry;
 mod links;
 mod read;
 
 use rusqlite::params;
 
-use super::{Context, Result, State};
-use crate::base::{ContentHash, RelPath};
-use crate::rules::catalog::{CatalogChange, Description};
+use super::{Context, Index, IndexError, Result, State};
+use crate::base::RelPath;
+use crate::rules::catalog::chain::LogState;
+use crate::rules::catalog::store::CatalogStore;
+use crate::rules::catalog::{Description, encode_description};
 use crate::rules::steps::SlotNo;
 
 pub use links::LinkGroup;
@@ -30,70 +31,35 @@ const SLOTS: i64 = -2;
 /// Parent of what is forgotten and still to be removed, under its own number.
 const GONE: i64 = -1;
 
-/// Keys of the settings that belong to the mirror.
+/// Keys of the settings that belong to the mirror: its head, how the log stands, how far a confirmation has come.
 const HEAD: &str = "catalog_head";
-const LOG_BYTES: &str = "catalog_log_bytes";
+const LOG: &str = "catalog_log";
 const TAKEN: &str = "catalog_taken";
-const LAST_FULL: &str = "catalog_last_full";
 
-/// The segment that the mirror is the state after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CatalogHead {
-    /// Its number.
-    pub segment: u64,
-    /// The hash of its file.
-    pub hash: ContentHash,
-}
-
-impl CatalogHead {
-    fn to_text(self) -> String {
-        use std::fmt::Write;
-        let mut text = format!("{}:", self.segment);
-        for byte in self.hash.0 {
-            let _ = write!(text, "{byte:02x}");
-        }
-        text
-    }
-
-    fn parse(text: &str) -> Option<CatalogHead> {
-        let (segment, hex) = text.split_once(':')?;
-        let mut hash = [0; 32];
-        for (at, byte) in hash.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
-        }
-        (hex.len() == 64).then_some(CatalogHead {
-            segment: segment.parse().ok()?,
-            hash: ContentHash(hash),
-        })
-    }
-}
-
-/// How large the log on the drive is, and what the whole of the catalog came to when it was last written as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct CatalogSizes {
-    /// Bytes of all segments that count.
-    pub log: u64,
-    /// About how many a segment with everything in it would have.
-    pub live: u64,
-}
+/// Changes taken in by one transaction of a [`Mirror`].
+const CHUNK: usize = 256;
 
 impl State {
-    /// The segment that the mirror is the state after; `None` if it is of none, and worth nothing.
+    /// How the log stands that the mirror is the state of; without a head the mirror is worth nothing.
     ///
     /// # Errors
     /// If SQLite cannot read.
-    pub fn catalog_head(&self) -> Result<Option<CatalogHead>> {
-        read::head(&self.conn)
+    pub fn catalog_log(&self) -> Result<LogState> {
+        read::log(&self.conn)
     }
 
-    /// Notes that the mirror is the state after `head`, and that the segments that count have `log_bytes` in all.
+    /// Notes that the mirror is the state of this log.
     ///
     /// # Errors
     /// If SQLite cannot.
-    pub fn set_catalog_head(&mut self, head: Option<CatalogHead>, log_bytes: u64) -> Result<()> {
-        let text = head.map(CatalogHead::to_text).unwrap_or_default();
-        self.set_meta(HEAD, &text)?;
-        self.set_meta(LOG_BYTES, &log_bytes.to_string())?;
+    pub fn set_catalog_log(&mut self, log: &LogState) -> Result<()> {
+        let head = log.head.map(|head| {
+            let hex = head.hash.0.map(|byte| format!("{byte:02x}"));
+            format!("{}:{}", head.number, hex.concat())
+        });
+        self.set_meta(HEAD, &head.unwrap_or_default())?;
+        let broken = u8::from(log.broken);
+        self.set_meta(LOG, &format!("{}:{}:{broken}", log.highest, log.bytes))?;
         self.set_meta(TAKEN, "")
     }
 
@@ -118,29 +84,7 @@ impl State {
         self.set_meta(TAKEN, &format!("{segment}:{count}"))
     }
 
-    /// Notes that a segment with everything in it has just come to `bytes`.
-    ///
-    /// # Errors
-    /// If SQLite cannot.
-    pub fn note_full_catalog(&mut self, bytes: u64) -> Result<()> {
-        let nodes = read::count(&self.conn)?;
-        self.set_meta(LAST_FULL, &format!("{bytes}:{nodes}"))
-    }
-
-    /// Takes one change in.
-    ///
-    /// # Errors
-    /// If SQLite cannot.
-    pub fn change_catalog(&mut self, change: &CatalogChange) -> Result<()> {
-        match change {
-            CatalogChange::Detach { from, slot } => self.detach_described(from, *slot),
-            CatalogChange::Attach { slot, to } => self.attach_described(*slot, to),
-            CatalogChange::Remove { path } => self.forget_described(path),
-            CatalogChange::Set { path, description } => self.set_described(path, description),
-        }
-    }
-
-    fn detach_described(&mut self, from: &RelPath, slot: SlotNo) -> Result<()> {
+    pub(super) fn detach_described(&mut self, from: &RelPath, slot: SlotNo) -> Result<()> {
         let Some(node) = read::find(&self.conn, from)?.filter(|node| *node != ROOT) else {
             return Ok(());
         };
@@ -173,7 +117,7 @@ impl State {
             "describe a name",
             "UPDATE catalog_nodes SET entry=?, link=? WHERE node=?",
             params![
-                entry::encode(description),
+                encode_description(description),
                 description.link.map(u64::cast_signed),
                 node
             ],
@@ -270,5 +214,119 @@ impl State {
             params![parent, name, node],
         )?;
         Ok(())
+    }
+}
+
+impl CatalogStore for State {
+    type Error = IndexError;
+
+    fn clear(&mut self) -> Result<()> {
+        self.clear_catalog()
+    }
+
+    fn detach(&mut self, from: &RelPath, slot: SlotNo) -> Result<()> {
+        self.detach_described(from, slot)
+    }
+
+    fn attach(&mut self, slot: SlotNo, to: &RelPath) -> Result<()> {
+        self.attach_described(slot, to)
+    }
+
+    fn remove(&mut self, path: &RelPath) -> Result<()> {
+        self.forget_described(path)
+    }
+
+    fn set(&mut self, path: &RelPath, description: &Description) -> Result<()> {
+        self.set_described(path, description)
+    }
+}
+
+/// The mirror while a log is replayed into it: the lock is held for one change at a time. Until the log is noted at the end, the
+/// mirror is of none, so that a crash in between has it replayed anew.
+pub struct Mirror<'a> {
+    index: &'a Index,
+    uncommitted: usize,
+}
+
+impl<'a> Mirror<'a> {
+    /// Begins.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn begin(index: &'a Index) -> Result<Mirror<'a>> {
+        let mut state = index.lock();
+        state.set_meta(HEAD, "")?;
+        state.commit()?;
+        drop(state);
+        Ok(Mirror {
+            index,
+            uncommitted: 0,
+        })
+    }
+
+    /// Ends: the mirror is the state of `log`.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn end(self, log: &LogState) -> Result<()> {
+        {
+            let mut state = self.index.lock();
+            state.empty_catalog_slots()?;
+            state.set_catalog_log(log)?;
+            state.commit()?;
+        }
+        self.index.sweep_catalog()
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut State) -> Result<()>) -> Result<()> {
+        let mut state = self.index.lock();
+        change(&mut state)?;
+        self.uncommitted += 1;
+        if self.uncommitted >= CHUNK {
+            self.uncommitted = 0;
+            state.commit()?;
+        }
+        Ok(())
+    }
+}
+
+impl CatalogStore for Mirror<'_> {
+    type Error = IndexError;
+
+    fn clear(&mut self) -> Result<()> {
+        self.change(State::clear_catalog)
+    }
+
+    fn detach(&mut self, from: &RelPath, slot: SlotNo) -> Result<()> {
+        self.change(|state| state.detach(from, slot))
+    }
+
+    fn attach(&mut self, slot: SlotNo, to: &RelPath) -> Result<()> {
+        self.change(|state| state.attach(slot, to))
+    }
+
+    fn remove(&mut self, path: &RelPath) -> Result<()> {
+        self.change(|state| state.remove(path))
+    }
+
+    fn set(&mut self, path: &RelPath, description: &Description) -> Result<()> {
+        self.change(|state| state.set(path, description))
+    }
+}
+
+impl Index {
+    /// Removes the rows of what is forgotten, a few at a time.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn sweep_catalog(&self) -> Result<()> {
+        loop {
+            let mut state = self.lock();
+            let more = state.sweep_catalog(CHUNK as u32)?;
+            state.commit()?;
+            if !more {
+                return Ok(());
+            }
+        }
     }
 }

@@ -34,7 +34,7 @@ use crate::base::steps::{CacheStep, CacheSteps};
 use crate::rules::names::NameRules;
 
 pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
-pub use catalog::{CatalogHead, CatalogSizes, LinkGroup};
+pub use catalog::{LinkGroup, Mirror};
 pub use check::{Checked, check};
 pub use counters::Totals;
 pub use guard::StateGuard;

@@ -16,7 +16,7 @@ pub struct Waiting {
     pub names: u64,
     /// Files and directories that the backend has in an older version.
     pub inodes: u64,
-    /// Special files and links that live in the index only.
+    /// Special files and links that live in the index only, and do not wait to be told of.
     pub kept_local: u64,
 }
 
@@ -52,7 +52,8 @@ impl Snapshot {
                  WHERE i.mode IS NULL OR i.mode & 61440 <> 16384 OR NOT EXISTS(SELECT 1 FROM dirty_names n WHERE n.parent=d.ino)",
             )?,
             kept_local: count(
-                "SELECT count(*) FROM inodes WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0",
+                "SELECT count(*) FROM inodes i WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0 AND flags & 16 = 0
+                 AND NOT EXISTS(SELECT 1 FROM dirents d JOIN dirty_names n ON n.parent=d.parent AND n.name=d.name WHERE d.ino=i.ino)",
             )?,
         })
     }

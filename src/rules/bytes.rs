@@ -127,8 +127,13 @@ impl<'a> Reader<'a> {
         if length > MAX_PATH_BYTES {
             return Err(self.malformed("a path is longer than any can be"));
         }
-        let offset = self.at;
         let bytes = self.take(length)?;
+        self.as_path(bytes)
+    }
+
+    /// A path of these bytes, of which the last have just been read.
+    pub(crate) fn as_path(&self, bytes: &[u8]) -> Result<RelPath> {
+        let offset = self.at.saturating_sub(bytes.len());
         RelPath::parse(bytes).map_err(|source| ReadError::BadPath { offset, source })
     }
 

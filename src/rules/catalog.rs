@@ -3,12 +3,17 @@
 //! Here are its words. A [`Description`] says of one name what the backend's own entry does not; a [`CatalogChange`] is one step from
 //! the catalog of one cut to that of the next. Paths are those of the backend, in the backend's spelling.
 
+pub mod chain;
 mod check;
+pub mod segment;
+pub mod store;
+mod tree;
 pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 
 use crate::base::{ContentHash, FileKind, Name, RelPath, Timestamp};
+use crate::rules::bytes::Reader;
 use crate::rules::steps::SlotNo;
 
 pub use check::{
@@ -16,6 +21,7 @@ pub use check::{
     check_description,
 };
 pub(crate) use check::{check_bytes, check_xattr};
+pub use tree::CatalogTree;
 pub use wire::MAX_XATTR_BYTES;
 
 /// An owner or a group: the number that the writing machine used, and what it is called there.
@@ -120,7 +126,7 @@ impl CatalogChange {
 pub struct CatalogBatch {
     /// Number of the segment, counted from 1.
     pub segment: u64,
-    /// Hash of the segment before it, that is of all bytes of its file; `None` only for a
+    /// Hash of the segment before it, that is the checksum at its end; `None` only for a
     /// full one that knows of none.
     pub after: Option<ContentHash>,
     /// Whether the changes begin with nothing known, so that no segment before this one counts any more. They are then one
@@ -128,4 +134,19 @@ pub struct CatalogBatch {
     pub full: bool,
     /// The changes, in order.
     pub changes: Vec<CatalogChange>,
+}
+
+/// A description as bytes, as it stands in records and segments. Equal ones have equal bytes.
+pub fn encode_description(description: &Description) -> Vec<u8> {
+    let mut out = Vec::new();
+    wire::put_description(&mut out, description);
+    out
+}
+
+/// Reads what [`encode_description`] has written; `None` if it is something else, or cannot be meant.
+pub fn decode_description(bytes: &[u8]) -> Option<Description> {
+    let mut reader = Reader::new(bytes, 0);
+    let description = wire::read_description(&mut reader).ok()?;
+    let is_sound = reader.is_at_end() && check_description(&description).is_ok();
+    is_sound.then_some(description)
 }

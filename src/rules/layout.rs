@@ -24,6 +24,9 @@ pub const STAGING: &str = ".ferryfs/staging";
 /// The directory with one record per committed batch.
 pub const BATCHES: &str = ".ferryfs/batches";
 
+/// The directory with the catalog's segments.
+pub const CATALOG: &str = ".ferryfs/catalog";
+
 /// Name of the barrier mark in a staging directory. No slot has this name.
 pub const BARRIER: &str = "cleared";
 
@@ -54,6 +57,23 @@ pub fn staging_root() -> RelPath {
 /// The directory that holds the records of batches.
 pub fn batches_dir() -> RelPath {
     RelPath::fixed(BATCHES)
+}
+
+/// The directory that holds the segments of the catalog.
+pub fn catalog_dir() -> RelPath {
+    RelPath::fixed(CATALOG)
+}
+
+/// Where the segment of the catalog with this number stands.
+pub fn segment_path(number: u64) -> RelPath {
+    catalog_dir().join(&own_name(&format!("{number:016x}.seg")))
+}
+
+/// The segment that has this name in [`catalog_dir`]; `None` for any name that [`segment_path`] does not form for a number from 1 to
+/// [`MAX_SEGMENT`].
+pub fn parse_segment_name(name: &Name) -> Option<u64> {
+    let number = parse_hex(name.as_bytes().strip_suffix(b".seg")?, 16)?;
+    (1..=MAX_SEGMENT).contains(&number).then_some(number)
 }
 
 /// The directory for what was found in a staging directory and may be somebody's.

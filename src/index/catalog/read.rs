@@ -4,15 +4,14 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::super::tree::name_from_row;
 use super::super::{Context, IndexError, Result, Snapshot, State};
-use super::{CatalogHead, CatalogSizes, HEAD, LAST_FULL, LOG_BYTES, ROOT, entry};
-use crate::base::{Name, RelPath};
-use crate::rules::catalog::Description;
+use super::{HEAD, LOG, ROOT};
+use crate::base::{ContentHash, Name, RelPath};
+use crate::rules::catalog::chain::{Head, LogState};
+use crate::rules::catalog::store::live_bytes;
+use crate::rules::catalog::{Description, decode_description};
 
 /// Depth beyond which a row is taken to hang from itself.
 const DEEP: usize = 40_000;
-
-/// Bytes that a name takes in a segment besides its description and what its path does not share with the one before it.
-const PER_NAME: i64 = 8;
 
 fn setting(conn: &Connection, key: &str) -> Result<Option<String>> {
     conn.prepare_cached("SELECT CAST(value AS TEXT) FROM meta WHERE key=?")
@@ -20,14 +19,31 @@ fn setting(conn: &Connection, key: &str) -> Result<Option<String>> {
         .context("read a setting")
 }
 
-pub(super) fn head(conn: &Connection) -> Result<Option<CatalogHead>> {
-    Ok(setting(conn, HEAD)?.and_then(|text| CatalogHead::parse(&text)))
+pub(super) fn log(conn: &Connection) -> Result<LogState> {
+    let head = setting(conn, HEAD)?.and_then(|text| parse_head(&text));
+    let noted = setting(conn, LOG)?.and_then(|text| {
+        let mut numbers = text.split(':').map(|number| number.parse::<u64>().ok());
+        Some((numbers.next()??, numbers.next()??, numbers.next()??))
+    });
+    let (highest, bytes, broken) = noted.unwrap_or_default();
+    Ok(LogState {
+        head,
+        highest,
+        bytes,
+        broken: broken != 0,
+    })
 }
 
-/// How many names there are.
-pub(super) fn count(conn: &Connection) -> Result<i64> {
-    conn.query_row("SELECT count(*) FROM catalog_nodes", [], |row| row.get(0))
-        .context("count what is described")
+fn parse_head(text: &str) -> Option<Head> {
+    let (number, hex) = text.split_once(':')?;
+    let mut hash = [0; 32];
+    for (at, byte) in hash.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(Head {
+        number: number.parse().ok()?,
+        hash: ContentHash(hash),
+    })
 }
 
 pub(super) fn child(conn: &Connection, parent: i64, name: &[u8]) -> Result<Option<i64>> {
@@ -91,7 +107,12 @@ fn description(conn: &Connection, path: &RelPath) -> Result<Option<Description>>
         .and_then(|mut s| s.query_row([node], |row| row.get(0)).optional())
         .context("read a description")?
         .flatten();
-    Ok(found.and_then(|bytes| entry::decode(&bytes)))
+    Ok(found.and_then(|bytes| decode(&bytes)))
+}
+
+/// What cannot be read counts as not described: that costs attributes, at worst.
+fn decode(bytes: &[u8]) -> Option<Description> {
+    decode_description(bytes)
 }
 
 /// A row of the children of a node: its number, its name, its description.
@@ -99,7 +120,7 @@ type Child = (i64, Name, Option<Description>);
 
 fn child_from_row(row: &Row<'_>) -> rusqlite::Result<Child> {
     let bytes: Option<Vec<u8>> = row.get(2)?;
-    let described = bytes.and_then(|bytes| entry::decode(&bytes));
+    let described = bytes.and_then(|bytes| decode(&bytes));
     Ok((row.get(0)?, name_from_row(row, 1)?, described))
 }
 
@@ -148,12 +169,12 @@ impl State {
 }
 
 impl Snapshot {
-    /// The segment that the mirror is the state after.
+    /// How the log stands that the mirror is the state of.
     ///
     /// # Errors
     /// If SQLite cannot read.
-    pub fn catalog_head(&self) -> Result<Option<CatalogHead>> {
-        head(&self.conn)
+    pub fn catalog_log(&self) -> Result<LogState> {
+        log(&self.conn)
     }
 
     /// What is known of the backend's name `path`.
@@ -172,13 +193,12 @@ impl Snapshot {
         Ok(find(&self.conn, path)?.is_some())
     }
 
-    /// How large the catalog is.
+    /// About how many bytes a segment with everything in it would have.
     ///
     /// # Errors
     /// If SQLite cannot read.
-    pub fn catalog_sizes(&self) -> Result<CatalogSizes> {
-        let log = setting(&self.conn, LOG_BYTES)?.and_then(|text| text.parse().ok());
-        let (nodes, rows): (i64, i64) = self
+    pub fn catalog_bytes(&self) -> Result<u64> {
+        let (names, bytes): (i64, i64) = self
             .conn
             .query_row(
                 "SELECT count(*), coalesce(sum(length(name) + coalesce(length(entry), 0)), 0) FROM catalog_nodes",
@@ -186,20 +206,22 @@ impl Snapshot {
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )
             .context("measure the catalog")?;
-        let counted = rows.saturating_add(nodes.saturating_mul(PER_NAME)).max(0).cast_unsigned();
-        // Of how much paths share only writing them tells; it was about as much then.
-        let measured = setting(&self.conn, LAST_FULL)?
-            .and_then(|text| {
-                let (bytes, of) = text.split_once(':')?;
-                let (bytes, of): (u64, u64) = (bytes.parse().ok()?, of.parse().ok()?);
-                let scaled = u128::from(bytes) * nodes.max(0) as u128 / u128::from(of.max(1));
-                u64::try_from(scaled).ok()
-            })
-            .unwrap_or(0);
-        Ok(CatalogSizes {
-            log: log.unwrap_or(0),
-            live: counted.max(measured),
-        })
+        let (names, bytes) = (names.max(0).cast_unsigned(), bytes.max(0).cast_unsigned());
+        Ok(bytes.saturating_add(names.saturating_mul(live_bytes(0, 0))))
+    }
+
+    /// Whether nothing is described.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn catalog_is_empty(&self) -> Result<bool> {
+        self.conn
+            .query_row(
+                "SELECT NOT EXISTS(SELECT 1 FROM catalog_nodes WHERE entry IS NOT NULL)",
+                [],
+                |row| row.get(0),
+            )
+            .context("look into the catalog")
     }
 
     /// Everything that is described: a directory before what is in it, in the order of the names.

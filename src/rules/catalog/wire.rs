@@ -20,8 +20,8 @@ const HAS_XATTRS: u8 = 32;
 const HAS_NAME: u8 = 64;
 const HAS_HOLES: u8 = 128;
 
-/// The shortest change: a tag and the lengths of an empty path, front-coded.
-pub(crate) const MIN_CHANGE_BYTES: usize = 1 + 2 + 2;
+/// The shortest change in a record: a tag and the length of an empty path.
+pub(crate) const MIN_CHANGE_BYTES: usize = 1 + 4;
 
 /// Longest value of one extended attribute, in bytes, as Linux has it (`XATTR_SIZE_MAX`).
 pub const MAX_XATTR_BYTES: usize = 65_536;
