@@ -255,6 +255,15 @@ impl Fs {
             .unwrap_or_default())
     }
 
+    /// Brings the index up to what a batch has to know: sizes of what was written, and all names of what has several.
+    ///
+    /// # Errors
+    /// If the index or the backend fails; what could not be brought up stays behind.
+    pub fn settle_for_batch(&self) -> Result<()> {
+        self.commit_pending()?;
+        self.complete_links()
+    }
+
     /// Takes in the directories that hold names of changed files with several names, so that a batch carries them under all.
     ///
     /// # Errors

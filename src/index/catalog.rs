@@ -330,3 +330,6 @@ impl Index {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,7 +98,7 @@ impl Hooks for FsHooks {
     }
 
     fn settle(&self) -> Result<(), String> {
-        self.0.commit_pending().map_err(|error| error.to_string())
+        self.0.settle_for_batch().map_err(|error| error.to_string())
     }
 
     fn hold_open(&self, inos: &[Ino]) {
