@@ -3,6 +3,9 @@
 
 use ferryfs::base::{Name, RelPath};
 use ferryfs::control::protocol::{self, Reply, Request};
+use ferryfs::rules::catalog::segment::{self, Segment};
+use ferryfs::rules::catalog::store::CatalogStore;
+use ferryfs::rules::catalog::{self, CatalogBatch, CatalogTree};
 use ferryfs::rules::{layout, marker, record};
 
 const CHECKSUM: usize = 32;
@@ -55,6 +58,50 @@ fn without_skipped(bytes: &[u8]) -> Vec<u8> {
     body
 }
 
+/// Longest that the paths of a segment may be together, spelled out, to be looked at further: a few bytes of it may stand for a
+/// long path.
+const SPELLED_OUT: usize = 1 << 20;
+
+/// A segment of the catalog: as it is, and under a checksum that is right.
+pub fn segment(bytes: &[u8]) {
+    whole_segment(bytes);
+    whole_segment(&resealed(&bytes[..bytes.len().saturating_sub(CHECKSUM)]));
+}
+
+fn whole_segment(bytes: &[u8]) {
+    let segment = match Segment::decode(bytes) {
+        Ok(segment) => segment,
+        Err(error) => return drop(error.to_string()),
+    };
+    let header = &segment.header;
+    let (mut count, mut length) = (0, 0);
+    for change in segment.changes() {
+        count += 1;
+        length += change.expect("looked at before").path().as_bytes().len();
+    }
+    assert_eq!(count, header.count);
+    if length > SPELLED_OUT {
+        return;
+    }
+    let changes = segment.changes().collect::<Result<_, _>>();
+    let batch = CatalogBatch {
+        segment: header.number,
+        after: header.after,
+        full: header.full,
+        changes: changes.expect("looked at before"),
+    };
+    catalog::check_changes(&batch.changes, batch.full).expect("what is read passes the check");
+    let written = segment::encode(header.volume, &batch);
+    assert_eq!(written, bytes, "what is read is written alike");
+    let mut tree = CatalogTree::new();
+    for change in &batch.changes {
+        let Ok(()) = tree.take(change);
+    }
+    if batch.full {
+        assert_eq!(tree.whole(), batch.changes);
+    }
+}
+
 /// A volume marker.
 pub fn marker(bytes: &[u8]) {
     match marker::decode(bytes) {
@@ -92,6 +139,9 @@ pub fn names(bytes: &[u8]) {
     }
     if let Some(batch) = layout::parse_staging_name(&name) {
         assert_eq!(last(layout::staging_dir(batch)), name);
+    }
+    if let Some(number) = layout::parse_segment_name(&name) {
+        assert_eq!(last(layout::segment_path(number)), name);
     }
     if let Some(slot) = layout::parse_slot_name(&name) {
         assert_eq!(slot.file_name().as_bytes(), name.as_bytes());

@@ -108,6 +108,7 @@ impl Handler for Fake {
         path: &std::path::Path,
         accept_copy: bool,
         fsck: bool,
+        _take_over: bool,
     ) -> Result<AttachReport, ControlError> {
         Ok(AttachReport {
             backend: path.display().to_string(),
@@ -192,6 +193,7 @@ fn every_request_gets_its_answer_on_one_connection() {
         path: "/media/me/HDD".into(),
         accept_copy: false,
         fsck: true,
+        take_over: false,
     };
     let attached = AttachReport {
         backend: "/media/me/HDD".into(),
@@ -428,6 +430,7 @@ fn a_handler_that_panics_costs_one_answer_and_no_place() {
         fn attach(
             &self,
             _: &std::path::Path,
+            _: bool,
             _: bool,
             _: bool,
         ) -> Result<AttachReport, ControlError> {

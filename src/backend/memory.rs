@@ -42,6 +42,8 @@ pub struct MemoryOptions {
     pub utf8_only: bool,
     /// Dots at the end of a name are dropped, as the kernel's exFAT driver does.
     pub drops_trailing_dots: bool,
+    /// Longest name in UTF-16 code units; `None` for 255 bytes.
+    pub max_utf16: Option<usize>,
     /// Bytes that all files together may have; more gives ENOSPC.
     pub capacity: Option<u64>,
     /// Times are cut down to multiples of this many nanoseconds; at least 1.
@@ -64,6 +66,7 @@ impl Default for MemoryOptions {
             forbidden: Vec::new(),
             utf8_only: false,
             drops_trailing_dots: false,
+            max_utf16: None,
             capacity: None,
             time_granularity_ns: 1,
             symlinks: true,
@@ -92,6 +95,7 @@ impl MemoryOptions {
             forbidden: controls.chain(*b"\"*:<>?\\|").collect(),
             utf8_only: true,
             drops_trailing_dots: true,
+            max_utf16: Some(255),
             capacity: None,
             time_granularity_ns: 10_000_000,
             symlinks: false,

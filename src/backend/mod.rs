@@ -76,8 +76,14 @@ pub struct Capabilities {
     pub no_trailing_dot: bool,
     /// A trailing space is dropped or refused.
     pub no_trailing_space: bool,
-    /// Longest name in UTF-16 code units, where the backend counts those.
+    /// Names that differ only in their Unicode form (composed or decomposed) are one name.
+    #[serde(default)]
+    pub form_insensitive: bool,
+    /// Longest name in UTF-16 code units, where the backend counts those rather than bytes.
     pub max_utf16: Option<usize>,
+    /// Longest name in bytes, where the backend counts those.
+    #[serde(default = "linux_name_max")]
+    pub max_bytes: usize,
     /// Symbolic links can be made.
     pub symlinks: bool,
     /// Hard links can be made.
@@ -119,7 +125,9 @@ impl Capabilities {
             utf8_only: false,
             no_trailing_dot: false,
             no_trailing_space: false,
+            form_insensitive: false,
             max_utf16: None,
+            max_bytes: linux_name_max(),
             symlinks: true,
             hard_links: true,
             permissions: true,
@@ -142,7 +150,9 @@ impl Capabilities {
             utf8_only: self.utf8_only,
             no_trailing_dot: self.no_trailing_dot,
             no_trailing_space: self.no_trailing_space,
+            form_insensitive: self.form_insensitive,
             max_utf16: self.max_utf16,
+            max_bytes: self.max_bytes,
             time_granularity_ns: self.time_granularity_ns,
             ..found
         }
@@ -162,6 +172,10 @@ impl Capabilities {
             ..Capabilities::everything()
         }
     }
+}
+
+fn linux_name_max() -> usize {
+    crate::base::NAME_MAX
 }
 
 /// A failed call to the backend: what was tried, on which path, and what the system said.

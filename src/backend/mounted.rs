@@ -121,7 +121,7 @@ impl MountedDir {
         )?;
         let mut entries = Vec::new();
         for bytes in sys::dir::read_names(stream)? {
-            // Names of up to 765 bytes do occur on exFAT. A list without them would pass for the whole directory.
+            // A list without a name would pass for the whole directory.
             let name = Name::new(&bytes).map_err(|_| Errno::ENAMETOOLONG)?;
             super::guard::sign_of_life();
             match metadata_at(&dir, &name) {

@@ -5,7 +5,7 @@
 //! afterwards; otherwise something else is wrong, the first error is passed on, and nothing is concluded.
 
 use super::{Backend, BackendError, Capabilities, Result};
-use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::base::{FileKind, NAME_MAX, Name, RelPath, Timestamp};
 mod attributes;
 
 /// Version of this probe; see [`Capabilities::probed`].
@@ -16,6 +16,9 @@ pub const TIME_NOT_KEPT: u64 = i64::MAX as u64;
 
 /// Printable bytes that some file system refuses (exFAT's list; NTFS and SMB have the same).
 const PRINTABLE: &[u8] = b"\"*:<>?\\|";
+
+/// A name of so many bytes is taken by all: below, what ferryfs itself writes would not fit.
+const SHORT: usize = 64;
 
 /// Steps in which file systems count time, in nanoseconds, coarsest first: old FAT, HFS+ and exfat-fuse, the kernel's
 /// exFAT, milliseconds and microseconds of network servers, NTFS and SMB, everything else.
@@ -80,17 +83,18 @@ impl Probe<'_> {
         self.make_plain()?;
         clear(self.backend, self.scratch_dir)?;
         let forbidden = self.forbidden()?;
-        // Where `:` is refused the medium is of the FAT family. One driver of exFAT keeps a trailing dot and another drops it:
-        // a name that only this machine could find again is none.
+        // Where `:` is refused the medium is of the FAT family. One driver of exFAT keeps a trailing dot and another drops it, and
+        // Windows drops a trailing space: a name that only this machine could find again is none.
         let fat_like = forbidden.contains(&b':');
         Ok(Capabilities {
             forbidden,
             case_insensitive: self.case_insensitive()?,
             utf8_only: !self.keeps(b"p\xffq")?,
             no_trailing_dot: fat_like || !self.keeps(b"pq.")?,
-            no_trailing_space: !self.keeps(b"pq ")?,
-            // Linux takes no name of more than 255 bytes, and those have at most 255 units: no limit to be met.
-            max_utf16: None,
+            no_trailing_space: fat_like || !self.keeps(b"pq ")?,
+            form_insensitive: self.form_insensitive()?,
+            max_utf16: self.max_utf16()?,
+            max_bytes: self.max_bytes()?,
             symlinks: self.symlinks()?,
             hard_links: self.hard_links()?,
             permissions: self.permissions()?,
@@ -187,6 +191,38 @@ impl Probe<'_> {
         let found = self.refusable(other)?.is_some();
         clear(self.backend, self.scratch_dir)?;
         Ok(found)
+    }
+
+    fn form_insensitive(&self) -> Result<bool> {
+        // Where not even the first form can be made, there is nothing to confuse.
+        let made = self.backend.create(&self.path("p\u{e9}q".as_bytes())?);
+        let made = self.refusable(made.map(drop))?.is_some();
+        let other = self.path("pe\u{301}q".as_bytes())?;
+        let found = made && self.refusable(self.backend.metadata(&other))?.is_some();
+        clear(self.backend, self.scratch_dir)?;
+        Ok(found)
+    }
+
+    /// A name of 255 units that are three bytes each tells who counts units from who counts bytes.
+    fn max_utf16(&self) -> Result<Option<usize>> {
+        let long = "\u{20ac}".repeat(NAME_MAX);
+        Ok(self.keeps(long.as_bytes())?.then_some(NAME_MAX))
+    }
+
+    /// Some that encrypt names have room for fewer than Linux.
+    fn max_bytes(&self) -> Result<usize> {
+        if self.keeps(&[b'n'; NAME_MAX])? {
+            return Ok(NAME_MAX);
+        }
+        let (mut kept, mut refused) = (SHORT, NAME_MAX);
+        while refused - kept > 1 {
+            let middle = kept + (refused - kept) / 2;
+            match self.keeps(&vec![b'n'; middle])? {
+                true => kept = middle,
+                false => refused = middle,
+            }
+        }
+        Ok(kept)
     }
 
     fn symlinks(&self) -> Result<bool> {

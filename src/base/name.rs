@@ -4,10 +4,14 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
-/// Longest name that Linux hands to a file system, in bytes (`NAME_MAX`).
+/// Longest name that Linux hands to a file system, in bytes (`NAME_MAX`), and so the longest in a mount.
 pub const NAME_MAX: usize = 255;
 
-/// One component of a path: 1 to 255 bytes, any but `/` and NUL, and neither `.` nor `..`.
+/// Longest name on a backend, in bytes. Where names are counted in UTF-16 units, 255 of those are up to 765 bytes of UTF-8.
+pub const STORED_NAME_MAX: usize = 1024;
+
+/// One component of a path: 1 to [`STORED_NAME_MAX`] bytes, any but `/` and NUL, and neither `.` nor `..`. Those of a mount are
+/// shorter, see [`Name::is_mountable`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(Box<[u8]>);
 
@@ -17,18 +21,18 @@ pub enum NameError {
     /// Empty, `.`, `..`, or with a slash or NUL inside.
     #[error("not a valid file name")]
     Invalid,
-    /// Longer than 255 bytes.
-    #[error("file name is longer than 255 bytes")]
+    /// Longer than [`NAME_MAX`], or [`STORED_NAME_MAX`] for a name on a backend.
+    #[error("file name is too long")]
     TooLong,
 }
 
 impl Name {
-    /// Takes `bytes` as a name.
+    /// Takes `bytes` as a name, be it of a mount or of a backend.
     ///
     /// # Errors
     /// [`NameError`] if they are none.
     pub fn new(bytes: &[u8]) -> Result<Name, NameError> {
-        if bytes.len() > NAME_MAX {
+        if bytes.len() > STORED_NAME_MAX {
             return Err(NameError::TooLong);
         }
         if bytes.is_empty() || bytes == b"." || bytes == b".." {
@@ -38,6 +42,22 @@ impl Name {
             return Err(NameError::Invalid);
         }
         Ok(Name(bytes.into()))
+    }
+
+    /// Takes `bytes` as a name of a mount.
+    ///
+    /// # Errors
+    /// [`NameError`] if they are none, also if they are longer than [`NAME_MAX`].
+    pub fn of_mount(bytes: &[u8]) -> Result<Name, NameError> {
+        if bytes.len() > NAME_MAX {
+            return Err(NameError::TooLong);
+        }
+        Name::new(bytes)
+    }
+
+    /// Whether a mount can show it: whether it is no longer than [`NAME_MAX`].
+    pub fn is_mountable(&self) -> bool {
+        self.0.len() <= NAME_MAX
     }
 
     /// The name's bytes.
@@ -180,8 +200,10 @@ mod tests {
         for bad in [&b""[..], b".", b"..", b"a/b", b"a\0b"] {
             assert_eq!(Name::new(bad), Err(NameError::Invalid), "{bad:?}");
         }
-        assert_eq!(Name::new(&[b'x'; 256]), Err(NameError::TooLong));
-        assert!(Name::new(&[0xff; 255]).is_ok());
+        assert!(Name::of_mount(&[0xff; 255]).is_ok());
+        assert_eq!(Name::of_mount(&[b'x'; 256]), Err(NameError::TooLong));
+        assert!(Name::new(&[b'x'; 1024]).is_ok_and(|name| !name.is_mountable()));
+        assert_eq!(Name::new(&[b'x'; 1025]), Err(NameError::TooLong));
     }
 
     #[test]

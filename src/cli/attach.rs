@@ -21,6 +21,9 @@ pub struct AttachArgs {
     /// Take it though it looks like a copy of the drive that was enrolled: look at it first
     #[arg(long)]
     accept_copy: bool,
+    /// Take the directory over, though another machine has it in use; that one goes on without it
+    #[arg(long)]
+    take_over: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -49,6 +52,7 @@ pub(super) fn run(args: &AttachArgs) -> Result<Exit, Failure> {
         path: path.to_owned(),
         accept_copy: args.accept_copy,
         fsck: args.fsck,
+        take_over: args.take_over,
     };
     let mount = mounts::find(args.mountpoint.as_deref())?;
     // Checking a drive and finishing a batch take as long as they take.

@@ -89,7 +89,7 @@ fn say(text: &str) {
 }
 
 /// Writes a line to stderr.
-fn complain(text: &str) {
+pub(crate) fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 

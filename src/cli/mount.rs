@@ -10,13 +10,19 @@ use super::exit::{Exit, Failure};
 use super::units::{parse_cache_size, parse_duration};
 use crate::daemon::DaemonError;
 use crate::daemon::background::{self, CHILD_FLAG, Ready};
-use crate::daemon::options::{CacheSize, FuseOptions, IoMode, MountOptions, Verify};
+use crate::daemon::options::{CacheSize, FuseOptions, IoMode, LeaseMode, MountOptions, Verify};
 
 /// This very program, also after the file it was started from has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// A drive that is well takes longer than less for a read now and then.
 const SHORTEST_IO_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Whoever holds a lease looks twelve times as often.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+
+/// What others wait for at most.
+const LONGEST_LEASE: Duration = Duration::from_secs(120);
 
 /// Mount a drive's directory somewhere, with the SSD in front of it
 ///
@@ -59,6 +65,16 @@ pub struct MountArgs {
     /// Take the drive though it is on another file system than before: it looks like a copy of the one that was enrolled
     #[arg(long)]
     accept_copy: bool,
+    /// Which directories only one machine at a time may work on: "auto" those on network file systems, "always" also local
+    /// ones, for containers that share one
+    #[arg(long, value_enum, default_value_t)]
+    lease: LeaseMode,
+    /// How long this mount may be silent before another machine may take the directory over, 1s to 2m
+    #[arg(long, value_name = "DUR", value_parser = parse_lease_timeout, default_value = "1m")]
+    lease_timeout: Duration,
+    /// Take the directory over, though another machine has it in use; that one goes on without it
+    #[arg(long)]
+    take_over: bool,
     /// Do not go to the background
     #[arg(long)]
     foreground: bool,
@@ -140,6 +156,9 @@ impl MountArgs {
             fuse,
             fsck: self.fsck,
             accept_copy: self.accept_copy,
+            lease: self.lease,
+            lease_timeout: self.lease_timeout,
+            take_over: self.take_over,
             foreground: self.foreground,
         })
     }
@@ -150,6 +169,15 @@ fn parse_io_timeout(text: &str) -> Result<Duration, String> {
     let timeout = parse_duration(text).map_err(|error| error.to_string())?;
     if timeout < SHORTEST_IO_TIMEOUT {
         return Err("must be at least 100ms".into());
+    }
+    Ok(timeout)
+}
+
+/// As [`parse_duration`], within what a lease may say.
+fn parse_lease_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text).map_err(|error| error.to_string())?;
+    if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&timeout) {
+        return Err("must be 1s to 2m".into());
     }
     Ok(timeout)
 }
@@ -199,6 +227,9 @@ mod tests {
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,
+            lease: LeaseMode::Auto,
+            lease_timeout: Duration::from_secs(60),
+            take_over: false,
             foreground: false,
         };
         assert_eq!(options, expected);
@@ -208,7 +239,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
-             --verify after-flush --fsck --accept-copy -o allow_other -o noexec,suid --foreground rel /m",
+             --verify after-flush --fsck --accept-copy --lease always --lease-timeout 90s --take-over -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -218,7 +249,9 @@ mod tests {
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert!(!options.auto_flush && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
-        assert!(options.fsck && options.accept_copy);
+        assert!(options.fsck && options.accept_copy && options.take_over);
+        assert_eq!(options.lease, LeaseMode::Always);
+        assert_eq!(options.lease_timeout, Duration::from_secs(90));
         assert_eq!(options.io, IoMode::Daemon);
         assert_eq!(options.verify, Verify::AfterFlush);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
@@ -234,6 +267,7 @@ mod tests {
             "--io both /b /m",
             "--max-age soon /b /m",
             "--io-timeout 0 /b /m",
+            "--lease-timeout 3m /b /m",
         ] {
             assert_eq!(options(line).unwrap_err().code, Exit::Usage, "{line}");
         }

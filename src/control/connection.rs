@@ -117,8 +117,9 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
             path,
             accept_copy,
             fsck,
+            take_over,
         } => handler
-            .attach(Path::new(path), *accept_copy, *fsck)
+            .attach(Path::new(path), *accept_copy, *fsck, *take_over)
             .map(Answer::Attached),
         Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
     };

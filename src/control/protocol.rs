@@ -46,6 +46,9 @@ pub enum Request {
         /// Check its file system before, if it was not let go of in order.
         #[serde(default)]
         fsck: bool,
+        /// Take it though another machine has it in use.
+        #[serde(default)]
+        take_over: bool,
     },
     /// End the mount and the daemon.
     Unmount {

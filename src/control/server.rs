@@ -78,8 +78,9 @@ pub trait Handler: Send + Sync {
         path: &Path,
         accept_copy: bool,
         fsck: bool,
+        take_over: bool,
     ) -> Result<AttachReport, ControlError> {
-        let _ = (path, accept_copy, fsck);
+        let _ = (path, accept_copy, fsck, take_over);
         let message = "nothing can be attached here";
         Err(ControlError::new(ErrorCode::BadRequest, message))
     }

@@ -1,19 +1,22 @@
 //! `ferryfs attach`: the user says where the drive is.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::health::{self, CheckError, Decision};
 use super::monitor::{Monitor, Presence};
 use super::verify::{self, Found};
 use super::{DaemonError, preflight};
+use crate::backend::Backend;
 use crate::cli::exit::Exit;
 use crate::cli::render::quoted;
 use crate::control::protocol::{AttachReport, ControlError, ErrorCode};
 
 impl Monitor {
     /// Attaches the volume at `path`, an absolute path, and finishes what was interrupted on it. With `accept_copy` the file
-    /// system that it is on may be another than before; with `fsck` it is checked first, unless it says that it is clean.
+    /// system that it is on may be another than before; with `fsck` it is checked first, unless it says that it is clean; with
+    /// `take_over` it is taken though another machine has it in use.
     ///
     /// # Errors
     /// If the volume is attached at another place and answers there, if `path` is not it, if the check fails, or if the batch
@@ -23,6 +26,7 @@ impl Monitor {
         path: &Path,
         accept_copy: bool,
         fsck: bool,
+        take_over: bool,
     ) -> Result<AttachReport, ControlError> {
         let _one_at_a_time = self.attaching.lock();
         preflight::check_attachable(path, &self.parts.cache, &self.parts.mountpoint)
@@ -49,6 +53,7 @@ impl Monitor {
             }
             found = self.checked(path, found, accept_copy)?;
         }
+        self.take_lease(path, &found, take_over)?;
         self.adopt(path, found, check).map_err(|error| {
             let mut control = super::service::control_error(&error);
             control.message = format!(
@@ -59,6 +64,14 @@ impl Monitor {
             control
         })?;
         Ok(self.report(path, false, check))
+    }
+
+    /// Makes sure that no other machine has what was found at `path` in use. Whoever asked waits as long as it takes to know.
+    fn take_lease(&self, path: &Path, found: &Found, take_over: bool) -> Result<(), ControlError> {
+        let dir: Arc<dyn Backend> = Arc::new(found.dir.clone());
+        let shared = super::opening::is_shared(path);
+        let taken = self.parts.lease.take(&dir, shared, take_over, |_, _| {});
+        taken.map_err(|failure| control(failure.into()))
     }
 
     /// Whether `path` is what is attached, perhaps by another spelling or another mount of it.

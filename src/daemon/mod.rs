@@ -7,6 +7,7 @@ mod ending;
 mod flight;
 mod health;
 mod identity;
+mod lease;
 mod monitor;
 mod opening;
 pub mod options;
@@ -20,15 +21,27 @@ mod verify;
 mod volume;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use uuid::Uuid;
+
+use self::lease::Keeper;
+use self::options::LeaseMode;
+use crate::backend::Backend;
 use crate::backend::mounted::MountedDir;
+use crate::base::Clock;
 use crate::flush::FlushError;
 
 use crate::cli::exit::Exit;
 use crate::control::protocol::LeftBehind;
+use crate::sys::time::CoarseClock;
 
 pub use background::Ready;
 pub use options::MountOptions;
+
+/// How long a recovery may be silent before another machine goes on.
+const RECOVERY_SILENCE: Duration = Duration::from_secs(60);
 
 /// Why the daemon could not do what it was started for, in words for the person who started it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,17 +133,43 @@ pub fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
     run::run(options, ready)
 }
 
+/// Keeps other machines off while a batch is finished by one that has no cache of the volume.
+fn lease_for_recovery(
+    path: &Path,
+    opened: &MountedDir,
+    volume: Uuid,
+) -> Result<Arc<Keeper>, DaemonError> {
+    let now = CoarseClock.now();
+    let of = (volume, Uuid::new_v4());
+    let keeper = Keeper::start(LeaseMode::Auto, RECOVERY_SILENCE, of, now)
+        .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
+    let backend: Arc<dyn Backend> = Arc::new(opened.clone());
+    keeper.take(&backend, opening::is_shared(path), false, |holder, left| {
+        opening::say_that_we_wait(path, holder, left)
+    })?;
+    Ok(keeper)
+}
+
 /// Finishes, or takes back, a batch that was interrupted on the backend at `backend`.
 ///
 /// # Errors
 /// Why it could not.
 pub fn recover(backend: &Path) -> Result<RecoverReport, DaemonError> {
     let opened = MountedDir::open(backend).map_err(FlushError::from)?;
-    let lock = volume::peek(&opened)?
+    let marker = volume::peek(&opened)?;
+    let lock = marker
+        .as_ref()
         .map(|marker| volume::VolumeLock::acquire(marker.id))
         .transpose()?;
-    let recovered = crate::flush::recover_without_cache(&opened)?;
+    let lease = marker
+        .map(|marker| lease_for_recovery(backend, &opened, marker.id))
+        .transpose()?;
+    let recovered = crate::flush::recover_without_cache(&opened);
+    if let Some(lease) = lease {
+        lease.release();
+    }
     drop(lock);
+    let recovered = recovered?;
     let recovery = match recovered
         .iter()
         .rfind(|batch| batch.finished)

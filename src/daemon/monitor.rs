@@ -25,6 +25,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use parking_lot::Mutex;
 
 use super::health::{self, Case, Decision, FsState};
+use super::lease::{Keeper, LeaseFailure, Step};
 use super::verify::{self, Found};
 use super::volume::CacheFacts;
 use crate::backend::drive::Drive;
@@ -134,6 +135,8 @@ pub(super) struct Parts {
     pub(super) cache: PathBuf,
     pub(super) mountpoint: PathBuf,
     pub(super) facts: CacheFacts,
+    /// Keeps other machines off what is attached.
+    pub(super) lease: Arc<Keeper>,
     /// Called when the backend has been let go of.
     pub(super) on_detach: Box<dyn Fn() + Send + Sync>,
 }
@@ -204,6 +207,12 @@ impl Monitor {
         *self.presence.lock()
     }
 
+    /// Lets go of the backend in order: others may have it at once.
+    pub(super) fn eject(&self) {
+        self.parts.lease.release();
+        self.let_go(Presence::Ejected);
+    }
+
     /// Lets go of the backend: nothing reaches it any more, and no descriptor is left on it but those of calls under way.
     pub(super) fn let_go(&self, presence: Presence) {
         {
@@ -211,6 +220,7 @@ impl Monitor {
             self.parts.drive.detach();
             *now = presence;
         }
+        self.parts.lease.suspend();
         let backend = self.site.lock().backend.clone();
         backend.let_go();
         (self.parts.on_detach)();
@@ -242,7 +252,9 @@ impl Monitor {
                 self.expect_it_elsewhere();
                 return;
             }
-            if device.is_some_and(|device| !superblock::device_exists(device)) {
+            if device.is_some_and(|device| !superblock::device_exists(device))
+                || self.parts.lease.is_lost()
+            {
                 return;
             }
         }
@@ -277,6 +289,10 @@ impl Monitor {
         let Some(_one_at_a_time) = self.attaching.try_lock() else {
             return;
         };
+        if let Some(loss) = self.parts.lease.take_loss() {
+            self.let_go(Presence::Gone);
+            self.note(loss);
+        }
         if self.presence() == Presence::Attached {
             self.look_for_loss();
         }
@@ -369,13 +385,32 @@ impl Monitor {
     }
 
     fn come_back(&self, path: &Path, found: Found) {
+        match self.come_by_lease(path, &found) {
+            Ok(Step::Held) => {}
+            // The next look goes on with it.
+            Ok(Step::Wait { .. }) => return,
+            Err(failure) => {
+                self.retry_later();
+                return self.note(failure.to_string());
+            }
+        }
         if let Err(error) = self.adopt(path, found, false) {
-            let mut retry = self.retry.lock();
-            retry.1 = (retry.1 * 2).clamp(INTERVAL, MAX_BACKOFF);
-            retry.0 = Instant::now() + retry.1;
-            drop(retry);
+            self.retry_later();
             self.note(error.to_string());
         }
+    }
+
+    fn retry_later(&self) {
+        let mut retry = self.retry.lock();
+        retry.1 = (retry.1 * 2).clamp(INTERVAL, MAX_BACKOFF);
+        retry.0 = Instant::now() + retry.1;
+    }
+
+    /// One step towards having what was found at `path` to ourselves. Does not wait.
+    fn come_by_lease(&self, path: &Path, found: &Found) -> Result<Step, LeaseFailure> {
+        let backend: Arc<dyn Backend> = Arc::new(found.dir.clone());
+        let lease = &self.parts.lease;
+        lease.advance(&backend, super::opening::is_shared(path), false)
     }
 
     /// Attaches what was found at `path`, whose file system has just been `checked` or not, and finishes its batch. The caller

@@ -1,12 +1,18 @@
 //! Opening a cache together with the drive that it belongs to: nothing is written to either before both are known.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::health::{self, Case, Decision, FsState};
+use super::lease::{Holder, Keeper};
 use super::options::MountOptions;
 use super::verify::{self, Found};
 use super::volume::{self, CacheFacts, VolumeLock};
 use super::{DaemonError, attach, monitor, preflight, starting};
+use crate::backend::Backend;
 use crate::backend::mounted::MountedDir;
 use crate::base::Clock;
 use crate::cache::CacheLock;
@@ -22,6 +28,8 @@ pub(super) struct Opened {
     pub(super) found: Found,
     /// What is to be said of its file system.
     pub(super) warning: Option<String>,
+    /// Keeps other machines from working on the volume.
+    pub(super) lease: Arc<Keeper>,
     _lock: CacheLock,
     _volume: VolumeLock,
 }
@@ -68,9 +76,14 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
             .hint("see `ferryfs status`; one cache serves one mount")
     })?;
     let is_new = known.is_none();
+    let origin = known
+        .as_ref()
+        .map_or_else(Uuid::new_v4, |facts| facts.origin);
+    // Before anything is written but the marker, which is made once and never changed.
+    let lease = take_lease(options, &path, &backend, (marker.id, origin), clock)?;
     let mut facts = match known {
         Some(facts) => facts,
-        None => CacheFacts::new(&backend, &path, &marker)?,
+        None => CacheFacts::new(&backend, &path, &marker, origin)?,
     };
     let found = verify::verify(&path, &facts, options.accept_copy)?;
     let file_system = found.file_system.clone().or(&facts.file_system);
@@ -84,9 +97,44 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
         path,
         found,
         warning,
+        lease,
         _lock: lock,
         _volume: volume_lock,
     })
+}
+
+/// Makes sure that no other machine has the volume at work. To be called with the cache locked.
+fn take_lease(
+    options: &MountOptions,
+    path: &Path,
+    backend: &MountedDir,
+    of: (Uuid, Uuid),
+    clock: &dyn Clock,
+) -> Result<Arc<Keeper>, DaemonError> {
+    let keeper = Keeper::start(options.lease, options.lease_timeout, of, clock.now())
+        .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
+    let backend: Arc<dyn Backend> = Arc::new(backend.clone());
+    keeper.take(
+        &backend,
+        is_shared(path),
+        options.take_over,
+        |holder, left| say_that_we_wait(path, holder, left),
+    )?;
+    Ok(keeper)
+}
+
+/// Whether other machines may have the files at `path` at hand as well.
+pub(super) fn is_shared(path: &Path) -> bool {
+    verify::mount_of(path).is_some_and(|mount| mount.is_shared())
+}
+
+/// Tells the person who waits why.
+pub(super) fn say_that_we_wait(path: &Path, holder: &Holder, left: Duration) {
+    crate::cli::complain(&format!(
+        "{} was last in use by {holder}; asking whether it still is, for up to {} s",
+        path.display(),
+        left.as_secs().max(1)
+    ));
 }
 
 /// Where the backend is, it, and its marker: the directory that was named; or, if that is one where the volume of a cache

@@ -32,6 +32,12 @@ pub struct MountOptions {
     pub fsck: bool,
     /// Take a drive with the volume's marker though it is on another file system than before.
     pub accept_copy: bool,
+    /// Which directories are held by a lease.
+    pub lease: LeaseMode,
+    /// How long this mount may be silent before another machine may take its directory over.
+    pub lease_timeout: Duration,
+    /// Take the directory though another machine has it at work.
+    pub take_over: bool,
     /// Stay in the foreground.
     pub foreground: bool,
 }
@@ -59,6 +65,16 @@ pub enum Verify {
     Off,
     /// In every flush, before the cache lets go of anything. Reads once more all that is written.
     AfterFlush,
+}
+
+/// Which directories are held by a lease, so that only one machine works on them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LeaseMode {
+    /// Those on network file systems.
+    #[default]
+    Auto,
+    /// All: for containers that share a directory of one machine.
+    Always,
 }
 
 /// How cached files are to be read and written.

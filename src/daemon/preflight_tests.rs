@@ -37,6 +37,9 @@ impl Place {
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,
+            lease: crate::daemon::options::LeaseMode::Auto,
+            lease_timeout: std::time::Duration::from_secs(60),
+            take_over: false,
             foreground: true,
         })
     }

@@ -8,12 +8,14 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
+use super::lease::Keeper;
 use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
 use super::opening::{Opened, open_cache};
 use super::options::{CacheSize, IoMode, MountOptions, Verify};
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
 use super::{DaemonError, Ready, ending, starting, volume};
+use crate::backend::Backend;
 use crate::backend::drive::Drive;
 use crate::base::{Clock, Ino};
 use crate::cache::{Reserve, Store};
@@ -49,6 +51,7 @@ enum End {
 
 struct FlushHooks {
     fs: Arc<Fs>,
+    lease: Arc<Keeper>,
 }
 
 impl Hooks for FlushHooks {
@@ -62,6 +65,11 @@ impl Hooks for FlushHooks {
 
     fn hold_open(&self, inos: &[Ino]) {
         self.fs.hold_open_for_readers(inos);
+    }
+
+    fn may_write(&self, backend: &dyn Backend) -> Result<(), String> {
+        let checked = self.lease.check(backend);
+        checked.map_err(|error| error.to_string())
     }
 
     fn give_up_reserve(&self) -> bool {
@@ -110,6 +118,8 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     if let Err(error) = starting::recover(&flusher, &drive, options.io_timeout * HOPELESS) {
         if flusher.is_running() {
             keep_locks(opened);
+        } else {
+            opened.lease.release_within(PATIENCE);
         }
         return Err(error);
     }
@@ -185,6 +195,7 @@ fn serve(
             cache: opened.dir.clone(),
             mountpoint: options.mountpoint.clone(),
             facts: opened.facts.clone(),
+            lease: opened.lease.clone(),
             on_detach: Box::new(move || readers.close_idle_readers(true)),
         },
         site,
@@ -256,6 +267,7 @@ fn serve(
         close(&fs, &index, at_rest)
     };
     if at_rest {
+        opened.lease.release_within(patience.min(PATIENCE));
         // The locks go before the connection of whoever asked for the end: when that is told, all is free.
         drop(opened);
     } else {
@@ -480,7 +492,10 @@ fn flusher(
         capabilities: opened.facts.capabilities.clone(),
         time_granularity_ns: opened.facts.capabilities.time_granularity_ns,
         journals,
-        hooks: Arc::new(FlushHooks { fs: fs.clone() }),
+        hooks: Arc::new(FlushHooks {
+            fs: fs.clone(),
+            lease: opened.lease.clone(),
+        }),
     }))
 }
 

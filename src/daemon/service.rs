@@ -58,6 +58,9 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::WrongDrive(_) => {
             "mount the right drive there; nothing was written and nothing is lost"
         }
+        FlushError::InUse(_) => {
+            "nothing is lost: what waits is in the cache. When the other one has let go, this mount goes on by itself; to take the directory over: ferryfs attach --take-over DIR"
+        }
         FlushError::Full { freed: 0, .. } => {
             "nothing was carried and nothing is lost; delete something in the mount, then run `ferryfs flush --removals-first`"
         }
@@ -301,7 +304,7 @@ fn last_batch(summary: BatchSummary) -> LastBatch {
 }
 
 /// The time as RFC 3339 in UTC, to the second. Days to dates by Howard Hinnant's `civil_from_days`.
-fn rfc3339(time: Timestamp) -> String {
+pub(super) fn rfc3339(time: Timestamp) -> String {
     let (secs, _) = time.parts();
     let (days, second) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
     let z = days + 719_468;
@@ -411,7 +414,7 @@ impl Handler for Service {
             return Err(not_ejected(&FlushError::StillRunning { silent }));
         }
         let monitor = self.monitor.clone();
-        let let_go = move || monitor.let_go(Presence::Ejected);
+        let let_go = move || monitor.eject();
         let patience = Patience {
             deadline: None,
             enough: &|silent| self.is_hopeless(silent),
@@ -427,12 +430,13 @@ impl Handler for Service {
         path: &Path,
         accept_copy: bool,
         fsck: bool,
+        take_over: bool,
     ) -> Result<AttachReport, ControlError> {
         if !path.is_absolute() {
             let message = "the path to attach is not absolute";
             return Err(ControlError::new(ErrorCode::BadRequest, message));
         }
-        self.monitor.attach(path, accept_copy, fsck)
+        self.monitor.attach(path, accept_copy, fsck, take_over)
     }
 
     fn unmount(

@@ -78,7 +78,8 @@ pub(super) fn peek(backend: &dyn Backend) -> Result<Option<Marker>, DaemonError>
     })
 }
 
-/// Makes the directory a volume: our own directory, and last the marker.
+/// Makes the directory a volume: our own directory, and last the marker. Of two machines that do so at once one makes the
+/// marker, which is what both go by.
 ///
 /// # Errors
 /// If the backend cannot be written.
@@ -96,7 +97,7 @@ pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<Marker, Da
         backend.sync()
     };
     write().map_err(|error| DaemonError::from(FlushError::from(error)))?;
-    Ok(marker)
+    Ok(peek(backend)?.unwrap_or(marker))
 }
 
 fn make_dir_if_missing(backend: &dyn Backend, path: &RelPath) -> Result<(), BackendError> {
@@ -167,7 +168,7 @@ pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
 }
 
 impl CacheFacts {
-    /// The facts of a new cache for the volume `marker` at `path`.
+    /// The facts of a new cache, `origin`, for the volume `marker` at `path`.
     ///
     /// # Errors
     /// If the backend cannot be probed.
@@ -175,6 +176,7 @@ impl CacheFacts {
         backend: &dyn Backend,
         path: &Path,
         marker: &Marker,
+        origin: Uuid,
     ) -> Result<CacheFacts, DaemonError> {
         let capabilities = probe::probe(backend, &RelPath::fixed(SCRATCH))
             .map_err(|error| DaemonError::from(FlushError::from(error)))?;
@@ -182,7 +184,7 @@ impl CacheFacts {
             format: CACHE_FORMAT,
             volume: marker.id,
             nonce: marker.nonce,
-            origin: Uuid::new_v4(),
+            origin,
             backend: path.to_path_buf(),
             former: Vec::new(),
             file_system: FsIdentity::default(),

@@ -144,6 +144,8 @@ impl Carrier<'_> {
         (self.progress)(phase(Phase::Commit));
         // The row of the batch and the bytes that the journal names must outlive a power cut before the record can be found.
         self.parts.hooks.sync_cache().map_err(FlushError::Sync)?;
+        // Before the journal: so far the batch is only given up if somebody else has taken the directory over.
+        self.flusher.may_write(self.backend)?;
         self.flusher.before(CacheStep::WriteJournal)?;
         journal.write(&self.parts.journals)?;
         let path = layout::record_path(self.active.batch);

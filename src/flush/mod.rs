@@ -43,8 +43,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::backend::Capabilities;
 use crate::backend::drive::Drive;
+use crate::backend::{Backend, Capabilities};
 use crate::base::{Clock, Ino};
 use crate::cache::Store;
 use crate::index::Index;
@@ -74,6 +74,16 @@ pub trait Hooks: Send + Sync {
 
     /// Opens what the batch is about to take off the backend for those who are still reading it.
     fn hold_open(&self, inos: &[Ino]);
+
+    /// Asked before anything of a batch is written to `backend`, and again before its record: whether no other machine has it at
+    /// work.
+    ///
+    /// # Errors
+    /// A line that says who has.
+    fn may_write(&self, backend: &dyn Backend) -> std::result::Result<(), String> {
+        let _ = backend;
+        Ok(())
+    }
 
     /// Frees a part of what is held of the SSD for when it is full, so that the batch can be noted; false if there is none.
     fn give_up_reserve(&self) -> bool {

@@ -165,6 +165,7 @@ impl Flusher {
         let _one_at_a_time = self.running.lock();
         let backend = self.backend()?;
         check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
+        self.may_write(&*backend)?;
         self.recover_open_batch(&*backend)?;
         self.sweep(&*backend)?;
         self.sweep_journals()?;

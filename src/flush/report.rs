@@ -45,6 +45,9 @@ pub enum FlushError {
     /// The directory is there, but does not carry this volume's marker.
     #[error("{0}")]
     WrongDrive(String),
+    /// Another machine has it at work, or it cannot be told whether one has.
+    #[error("{0}")]
+    InUse(String),
     /// The backend has no room.
     #[error("the drive is full: {}", full(path, *size, *available, *needed, *freed))]
     Full {

@@ -95,6 +95,7 @@ impl Flusher {
         progress: &dyn Fn(Progress),
     ) -> Result<Report> {
         recover::check_marker(backend, self.parts.volume, self.parts.nonce)?;
+        self.may_write(backend)?;
         self.recover_open_batch(backend)?;
         self.sweep_journals()?;
         self.parts.drive.names_are_settled(true);
@@ -229,12 +230,21 @@ impl Flusher {
         Journal::remove(&self.parts.journals, batch)?;
         // Another cache may have used the same number since; where there is a record, what is staged belongs to it. Best
         // effort: what stays is garbage that the next attach removes.
-        if super::apply::exists(backend, &layout::record_path(batch)).is_ok_and(|record| !record)
+        // Nor is anything removed where another machine is at work.
+        if self.may_write(backend).is_ok()
+            && super::apply::exists(backend, &layout::record_path(batch))
+                .is_ok_and(|record| !record)
             && let Err(error) = discard(backend, &layout::staging_dir(batch))
         {
             tracing::debug!(%error, "staging directory not removed");
         }
         Ok(())
+    }
+
+    /// Passes if no other machine has the backend at work.
+    pub(super) fn may_write(&self, backend: &dyn Backend) -> Result<()> {
+        let allowed = self.parts.hooks.may_write(backend);
+        allowed.map_err(FlushError::InUse)
     }
 
     /// Where a test may stop what is done to the journals.

@@ -123,13 +123,13 @@ impl Fs {
         if let Some(mtime) = set.mtime {
             self.set_object_time(ctx, ino, at(mtime))?;
         }
-        let inode = self.with_reserve(|| self.set_row(ino, set, now))?;
+        let inode = self.with_reserve(|| self.set_row(ctx, ino, set, now))?;
         self.with_current_size(inode)
     }
 
     /// Changes the row. Attributes are committed by the next tick; while the SSD is nearly full at once, so that whoever sets
     /// them is told if that fails, and nothing that was answered has to be undone.
-    fn set_row(&self, ino: Ino, set: &SetAttr, now: Timestamp) -> Result<Inode> {
+    fn set_row(&self, ctx: &Ctx, ino: Ino, set: &SetAttr, now: Timestamp) -> Result<Inode> {
         let at = |time| match time {
             SetTime::Now => now,
             SetTime::At(time) => time,
@@ -139,10 +139,13 @@ impl Fs {
         if let Some(mode) = set.mode {
             inode.mode = (inode.mode & libc::S_IFMT) | (mode & 0o7777);
         }
-        if (set.uid.is_some() || set.gid.is_some()) && !inode.is_dir() {
-            strip_privileges(&mut state, &mut inode)?;
+        // A chown that leaves both as they are arrives as a change of nothing, and strips like any other. So does what the kernel
+        // tells of before a write; but who writes strips by writing, so here only the owner does: nobody else may by a chown.
+        let idle = *set == SetAttr::default() && [0, inode.uid].contains(&ctx.uid);
+        let mut told_of = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
+        if (idle || set.uid.is_some() || set.gid.is_some()) && !inode.is_dir() {
+            told_of |= strip_privileges(&mut state, &mut inode)?;
         }
-        let told_of = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         inode.uid = set.uid.unwrap_or(inode.uid);
         inode.gid = set.gid.unwrap_or(inode.gid);
         inode.atime = set.atime.map_or(inode.atime, at);
@@ -197,11 +200,12 @@ impl Fs {
     /// The value of an extended attribute.
     ///
     /// # Errors
-    /// `ENODATA` if there is none of that name.
+    /// `ENODATA` if there is none of that name; `EOPNOTSUPP` for a name space that is not kept.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         if ino == Ino::ROOT && name == CACHE_ATTRIBUTE {
             return Ok(self.cache_path.clone());
         }
+        check_xattr_name(ino, name)?;
         let mut state = self.index.lock();
         if !self.known(&mut state, ino)?.flags.has(Flags::XATTRS) {
             return Err(FsError::Errno(libc::ENODATA));
@@ -209,17 +213,21 @@ impl Fs {
         state.xattr(ino, name)?.ok_or(FsError::Errno(libc::ENODATA))
     }
 
-    /// The names of the extended attributes, each ended by a NUL.
+    /// The names of the extended attributes, each ended by a NUL. Those in `trusted.` are for the superuser alone, as on any file
+    /// system: the kernel refuses everybody else their values, and their names would have copying programs fail.
     ///
     /// # Errors
     /// `ESTALE` if there is no such inode.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub fn listxattr(&self, ctx: &Ctx, ino: Ino) -> Result<Vec<u8>> {
         let mut state = self.index.lock();
         if !self.known(&mut state, ino)?.flags.has(Flags::XATTRS) {
             return Ok(Vec::new());
         }
         let mut list = Vec::new();
         for name in state.xattr_names(ino)? {
+            if ctx.uid != 0 && name.starts_with(b"trusted.") {
+                continue;
+            }
             list.extend_from_slice(&name);
             list.push(0);
         }
@@ -229,7 +237,8 @@ impl Fs {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD; `EOPNOTSUPP` for a name space that is not kept, such as POSIX ACLs.
+    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD; `EOPNOTSUPP` for a name space that is not kept, such as POSIX ACLs;
+    /// `EINVAL` for a name space with no name in it.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         check_xattr_name(ino, name)?;
         if self.is_full() {
@@ -307,7 +316,9 @@ fn check_xattr_name(ino: Ino, name: &[u8]) -> Result<()> {
         return Err(FsError::Errno(libc::EPERM));
     }
     let kept: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    if kept.iter().any(|prefix| name.starts_with(prefix)) {
+    if kept.contains(&name) {
+        Err(FsError::INVALID)
+    } else if kept.iter().any(|prefix| name.starts_with(prefix)) {
         Ok(())
     } else {
         Err(FsError::NOT_SUPPORTED)

@@ -693,8 +693,8 @@ impl Filesystem for Adapter {
         reply_xattr(reply, size, result);
     }
 
-    fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        let result = guarded(|| self.fs.listxattr(ino(number)));
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        let result = guarded(|| self.fs.listxattr(&ctx(request), ino(number)));
         reply_xattr(reply, size, result);
     }
 

@@ -30,7 +30,7 @@ pub(super) fn ino(number: INodeNo) -> Ino {
 }
 
 pub(super) fn name(name: &OsStr) -> Result<Name> {
-    Ok(Name::new(name.as_bytes())?)
+    Ok(Name::of_mount(name.as_bytes())?)
 }
 
 pub(super) fn errno(error: &FsError) -> Errno {

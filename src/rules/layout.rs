@@ -27,6 +27,15 @@ pub const BATCHES: &str = ".ferryfs/batches";
 /// The directory with the catalog's segments.
 pub const CATALOG: &str = ".ferryfs/catalog";
 
+/// The lease: who has the directory at work, see [`crate::rules::lease`].
+pub const LEASE: &str = ".ferryfs/lease";
+
+/// A lease that is being written, to replace another one.
+pub const LEASE_NEW: &str = ".ferryfs/lease.new";
+
+/// Asks whoever has the lease for a sign of life, which is to take this away.
+pub const KNOCK: &str = ".ferryfs/lease.knock";
+
 /// Name of the barrier mark in a staging directory. No slot has this name.
 pub const BARRIER: &str = "cleared";
 
@@ -47,6 +56,21 @@ pub fn dir() -> RelPath {
 /// Where the volume marker stands.
 pub fn marker_path() -> RelPath {
     RelPath::fixed(MARKER)
+}
+
+/// Where the lease stands.
+pub fn lease_path() -> RelPath {
+    RelPath::fixed(LEASE)
+}
+
+/// Where a lease is written that is to replace another one.
+pub fn lease_new_path() -> RelPath {
+    RelPath::fixed(LEASE_NEW)
+}
+
+/// Where whoever has the lease is asked for a sign of life.
+pub fn knock_path() -> RelPath {
+    RelPath::fixed(KNOCK)
 }
 
 /// The directory that holds the staging directories.
@@ -198,7 +222,9 @@ mod tests {
             text(record_path(batch)),
             ".ferryfs/batches/000000000000002a.rec"
         );
-        for fixed in [DIR, MARKER, NOMEDIA, NO_INDEX, STAGING, BATCHES] {
+        for fixed in [
+            DIR, MARKER, NOMEDIA, NO_INDEX, STAGING, BATCHES, LEASE, LEASE_NEW, KNOCK,
+        ] {
             assert!(is_reserved(&RelPath::fixed(fixed)), "{fixed}");
         }
     }

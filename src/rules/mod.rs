@@ -7,6 +7,7 @@ pub mod describe;
 pub mod given;
 pub mod known;
 pub mod layout;
+pub mod lease;
 pub mod marker;
 pub mod names;
 pub mod plan;

@@ -1,6 +1,13 @@
-//! Which names a backend can hold, and which of them it takes for one and the same.
+//! Which names a backend can hold, which of them it takes for one and the same, and how the others are spelled there.
 //!
-//! Asked when a name is created, so that a script hears of it at once and no batch fails over it later.
+//! A name of the mount is anything that Linux allows. What the backend cannot hold is spelled otherwise there: the *stored* name. It is
+//! chosen when the name is made, so that no batch fails over it later. See [`NameRules::spellings`] for the way there and
+//! [`NameRules::decode`] for the way back; both are pure.
+
+mod mapping;
+mod suffix;
+
+use unicode_normalization::UnicodeNormalization;
 
 use crate::backend::Capabilities;
 use crate::base::Name;
@@ -29,10 +36,10 @@ pub enum NameRefusal {
     #[error("the drive holds no name that ends with a space")]
     TrailingSpace,
     /// It is longer than the backend allows.
-    #[error("the name has {units} UTF-16 units, the drive holds at most {max}")]
+    #[error("the name has a length of {length}, the drive holds at most {max}")]
     TooLong {
-        /// Its length in UTF-16 code units.
-        units: usize,
+        /// Its length in UTF-16 code units where the backend counts those, else in bytes.
+        length: usize,
         /// The longest that the backend holds.
         max: usize,
     },
@@ -44,10 +51,12 @@ pub struct NameRules {
     /// One bit for each byte below 0x80 that no name may hold.
     forbidden: u128,
     case_insensitive: bool,
+    form_insensitive: bool,
     utf8_only: bool,
     no_trailing_dot: bool,
     no_trailing_space: bool,
     max_utf16: Option<usize>,
+    max_bytes: usize,
 }
 
 impl NameRules {
@@ -61,14 +70,16 @@ impl NameRules {
         NameRules {
             forbidden,
             case_insensitive: capabilities.case_insensitive,
+            form_insensitive: capabilities.form_insensitive,
             utf8_only: capabilities.utf8_only,
             no_trailing_dot: capabilities.no_trailing_dot,
             no_trailing_space: capabilities.no_trailing_space,
             max_utf16: capabilities.max_utf16,
+            max_bytes: capabilities.max_bytes,
         }
     }
 
-    /// Whether the backend can hold `name`, unchanged, in its root directory (`in_root`) or in another.
+    /// Whether the backend can hold the stored name `name` in its root directory (`in_root`) or in another.
     ///
     /// `.ferryfs` is refused in the root in upper and lower case on every backend, as in [`layout::is_reserved`].
     ///
@@ -90,28 +101,51 @@ impl NameRules {
             Some(b' ') if self.no_trailing_space => return Err(NameRefusal::TrailingSpace),
             _ => {}
         }
+        let (length, max) = self.measure(bytes);
+        if length > max {
+            return Err(NameRefusal::TooLong { length, max });
+        }
+        Ok(())
+    }
+
+    /// How long a name is, and how long it may be, both in what the backend counts.
+    fn measure(&self, name: &[u8]) -> (usize, usize) {
         match self.max_utf16 {
-            Some(max) if utf16_units(bytes) > max => Err(NameRefusal::TooLong {
-                units: utf16_units(bytes),
-                max,
-            }),
-            _ => Ok(()),
+            Some(max) => (utf16_units(name), max),
+            None => (name.len(), self.max_bytes),
         }
     }
 
-    /// The key by which the backend compares names: within one directory two names are one there if and only if their
-    /// keys are equal, provided the backend is case-insensitive.
+    /// The key by which names on the backend are told apart: no two names of one directory are stored under one key.
     ///
-    /// On a case-sensitive backend names are compared as they are and the key, always empty, plays no role.
+    /// Where the backend tells case and Unicode forms apart names are compared as they are, and the key, always empty, plays no role.
     ///
-    /// Otherwise it is the name in upper case by the table that exFAT volumes carry, a character of the BMP at a time,
-    /// without Unicode normalization. Bytes that are no UTF-8 stay as they are. It may be longer than a name may be.
+    /// Where it ignores case it is the name in upper case by the table that exFAT volumes carry, then decomposed (NFD), then in upper
+    /// case again. The first step makes equal whatever exFAT takes for one name. The others add what differs only in its Unicode form,
+    /// which exFAT keeps apart but macOS and some servers do not: such a pair could be told apart here and nowhere else. Where only
+    /// forms are ignored it is the name decomposed. Bytes that are no UTF-8 stay as they are. It may be longer than a name may be.
     /// Other case-insensitive servers (SMB) compare the same but for letters of rare and of recent scripts.
+    ///
+    /// The index keeps keys: whenever another key would be made for a name, [`NameRules::fold_id`] has to change.
     pub fn fold(&self, name: &Name) -> Vec<u8> {
-        if self.case_insensitive {
-            upcased(name.as_bytes())
-        } else {
-            Vec::new()
+        let bytes = name.as_bytes();
+        match (self.case_insensitive, self.form_insensitive) {
+            (true, _) if bytes.is_ascii() => bytes.to_ascii_uppercase(),
+            (true, _) => mapped(bytes, |text| {
+                text.chars().map(upcase).nfd().map(upcase).collect()
+            }),
+            (false, true) => mapped(bytes, |text| text.nfd().collect()),
+            (false, false) => Vec::new(),
+        }
+    }
+
+    /// Says how [`NameRules::fold`] makes its keys: keys made under another identity are not to be compared with these.
+    pub fn fold_id(&self) -> String {
+        let (major, minor, update) = unicode_normalization::UNICODE_VERSION;
+        match (self.case_insensitive, self.form_insensitive) {
+            (true, _) => format!("exfat+nfd {major}.{minor}.{update}"),
+            (false, true) => format!("nfd {major}.{minor}.{update}"),
+            (false, false) => "none".into(),
         }
     }
 
@@ -125,12 +159,11 @@ pub(super) fn is_reserved(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(layout::DIR.as_bytes())
 }
 
-fn upcased(name: &[u8]) -> Vec<u8> {
+/// `name` with each run of UTF-8 in it changed by `change`.
+fn mapped(name: &[u8], change: impl Fn(&str) -> String) -> Vec<u8> {
     let mut key = Vec::with_capacity(name.len());
     for chunk in name.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            key.extend_from_slice(upcase(c).encode_utf8(&mut [0; 4]).as_bytes());
-        }
+        key.extend_from_slice(change(chunk.valid()).as_bytes());
         key.extend_from_slice(chunk.invalid());
     }
     key
@@ -145,5 +178,7 @@ fn utf16_units(name: &[u8]) -> usize {
         .sum()
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -39,7 +39,41 @@ impl Mount {
         let has_ro = |options: &str| options.split(',').any(|option| option == "ro");
         has_ro(&self.options) || has_ro(&self.super_options)
     }
+
+    /// Whether other machines may have the same files at hand: a network file system, a cluster's, or one of which nobody can tell.
+    ///
+    /// Names of types are all that there is to go by. One that is not known counts as shared unless it stands on a block device:
+    /// taken for shared, a disk costs a few small files; taken for a disk, a share is written to by two at once.
+    pub fn is_shared(&self) -> bool {
+        let fs_type = self.fs_type.as_str();
+        if CLUSTERED.contains(&fs_type) {
+            return true;
+        }
+        !LOCAL.contains(&fs_type) && !super::superblock::device_exists(self.dev)
+    }
 }
+
+/// Types that several machines mount from one block device.
+const CLUSTERED: [&str; 3] = ["gfs2", "ocfs2", "vmfs"];
+
+/// Types without a block device of their own that no other machine sees. `fuseblk` is FUSE on a disk (exfat-fuse, ntfs-3g).
+const LOCAL: [&str; 15] = [
+    "bcachefs",
+    "btrfs",
+    "ecryptfs",
+    "fuse.bindfs",
+    "fuse.encfs",
+    "fuse.exfat-fuse",
+    "fuse.gocryptfs",
+    "fuse.mergerfs",
+    "fuse.unionfs",
+    "fuseblk",
+    "overlay",
+    "ramfs",
+    "rootfs",
+    "tmpfs",
+    "zfs",
+];
 
 /// All mounts that this process sees.
 ///
@@ -240,6 +274,20 @@ nonsense
         let table = parse(TABLE);
         let read_only: Vec<bool> = table.iter().map(Mount::is_read_only).collect();
         assert_eq!(read_only, [false, false, true, false, true, false]);
+    }
+
+    #[test]
+    fn a_share_is_told_from_a_disk() {
+        let shared = |fs_type: &str| {
+            let line = format!("40 27 0:999 / /x rw - {fs_type} y rw\n");
+            parse(line.as_bytes())[0].is_shared()
+        };
+        for fs_type in ["nfs4", "cifs", "smb3", "ceph", "fuse.sshfs", "9p", "gfs2"] {
+            assert!(shared(fs_type), "{fs_type}");
+        }
+        for fs_type in ["fuseblk", "btrfs", "zfs", "overlay", "tmpfs"] {
+            assert!(!shared(fs_type), "{fs_type}");
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ type Check = (fn(&[u8]), bool);
 fn checks() -> BTreeMap<&'static str, Check> {
     BTreeMap::from([
         ("record", (checks::record as fn(&[u8]), true)),
+        ("segment", (checks::segment as fn(&[u8]), true)),
         ("marker", (checks::marker as fn(&[u8]), false)),
         ("names", (checks::names as fn(&[u8]), false)),
         ("control", (checks::control as fn(&[u8]), false)),

@@ -20,6 +20,7 @@ pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 pub fn all() -> BTreeMap<&'static str, Seeds> {
     BTreeMap::from([
         ("record", records()),
+        ("segment", segments()),
         ("marker", markers()),
         ("names", names()),
         ("control", control()),
@@ -173,6 +174,69 @@ fn records() -> Seeds {
     ]
 }
 
+/// A segment whose changes are these bytes, and as many.
+fn segment_of(count: u64, changes: &[u8]) -> Vec<u8> {
+    let fixture = include_bytes!("../fixtures/segment-v1.bin");
+    let mut bytes = fixture[..80].to_vec();
+    bytes[72..].copy_from_slice(&count.to_le_bytes());
+    bytes.extend(changes);
+    resealed(&bytes)
+}
+
+/// A change that forgets a path: what it shares with the one before, and the rest.
+fn forgetting(shared: usize, rest: &[u8]) -> Vec<u8> {
+    let mut change = vec![3];
+    change.extend((shared as u16).to_le_bytes());
+    change.extend((rest.len() as u32).to_le_bytes());
+    change.extend(rest);
+    change
+}
+
+/// Little that stands for much: each path is as long as the first, of which it has all but the last byte.
+fn expanding() -> Vec<u8> {
+    let long = vec!["x".repeat(255); 20].join("/").into_bytes();
+    let shared = long.len() - 1;
+    let mut changes = forgetting(0, &long);
+    for n in 0..20_usize {
+        changes.extend(forgetting(shared, if n % 2 == 0 { b"y" } else { b"x" }));
+    }
+    segment_of(21, &changes)
+}
+
+fn segments() -> Seeds {
+    let log = include_bytes!("../fixtures/segment-v1.bin").to_vec();
+    let full = include_bytes!("../fixtures/segment-full-v1.bin").to_vec();
+    let patched = |at: usize, byte: u8| {
+        let mut bytes = log[..log.len() - 32].to_vec();
+        bytes[at] = byte;
+        resealed(&bytes)
+    };
+    vec![
+        ("every-kind", log.clone()),
+        ("full", full),
+        ("empty", segment_of(0, &[])),
+        ("torn", log[..log.len() / 2].to_vec()),
+        ("newer", patched(8, 2)),
+        ("newer-flag", patched(10, 0x80)),
+        ("neither", patched(10, 0)),
+        ("absurd-count", segment_of(u64::MAX, &[3])),
+        ("absurd-path", segment_of(1, &[3, 0, 0, 255, 255, 255, 255])),
+        ("dotdot", segment_of(1, &forgetting(0, b"a/../../b"))),
+        ("shares-nothing", segment_of(1, &forgetting(5, b"a"))),
+        (
+            "shares-less",
+            segment_of(2, &[forgetting(0, b"ab"), forgetting(0, b"ac")].concat()),
+        ),
+        ("reserved", segment_of(1, &forgetting(0, b".FerryFS/x"))),
+        (
+            "never-put-back",
+            segment_of(1, &[1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, b'a']),
+        ),
+        ("expanding", expanding()),
+        ("magic-only", b"ferrycat".to_vec()),
+    ]
+}
+
 fn markers() -> Seeds {
     let id = Uuid::from_u128(0x6f1d_3a52_8c0e_4b7a_9d24_51c3_e07f_88b1);
     let real = marker::encode(&Marker {
@@ -235,6 +299,8 @@ fn names() -> Seeds {
         ("record-last", b"ffffffffffffffff.rec".to_vec()),
         ("staging", b"000000000000002a".to_vec()),
         ("slot", b"s0000001f".to_vec()),
+        ("segment", b"000000000000002a.seg".to_vec()),
+        ("segment-zero", b"0000000000000000.seg".to_vec()),
         ("ours", b".FERRYFS/staging/x".to_vec()),
         ("escape", b"\x1b[2J\r\n\xe2\x80\xae".to_vec()),
         ("deep", b"d/".repeat(10_000)),

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{MemoryOptions, errno};
-use crate::base::{Name, RelPath};
+use crate::base::{NAME_MAX, Name, RelPath};
 
 /// A path as the tree looks it up.
 pub(super) struct Place {
@@ -20,6 +20,9 @@ impl Place {
         let mut parents = Vec::new();
         let mut last: Option<(Vec<u8>, Name)> = None;
         for component in path.components() {
+            if is_too_long(component, options) {
+                return Err(errno(libc::ENAMETOOLONG));
+            }
             let kept = accept(component, options).ok_or_else(|| errno(libc::EINVAL))?;
             let key = fold(kept.as_bytes(), options);
             parents.extend(last.replace((key, kept)).map(|(key, _)| key));
@@ -43,6 +46,13 @@ impl Place {
     pub(super) fn last(&self, if_root: i32) -> io::Result<(&[u8], &Name)> {
         let last = self.last.as_ref().ok_or_else(|| errno(if_root))?;
         Ok((&last.0, &last.1))
+    }
+}
+
+fn is_too_long(component: &[u8], options: &MemoryOptions) -> bool {
+    match options.max_utf16 {
+        Some(max) => String::from_utf8_lossy(component).encode_utf16().count() > max,
+        None => component.len() > NAME_MAX,
     }
 }
 

@@ -1,0 +1,124 @@
+//! The suffix of a stored name that would otherwise collide or be too long: the quote, a tilde, and digits of the hash of the name in
+//! the mount, before the extension: `stem‛~3f2a91c0.ext`.
+//!
+//! Nothing else makes a quote with a tilde, because a quote that is meant is doubled. Where the stem had not to be cut, the name can be
+//! had from the stored one, and the hash proves it.
+
+use super::NameRules;
+use super::mapping::{Piece, QUOTE, QUOTE_BYTES, pieces};
+
+/// How many digits the suffixes have that can be read back, in the order in which they are tried.
+pub(super) const READABLE: [usize; 3] = [8, 16, 32];
+
+/// Digits of those that are tried after these.
+const MOST: usize = 40;
+
+/// What stands before the digits, behind the quote.
+const MARK: u8 = b'~';
+
+/// Longest extension that is kept in its place, in characters, without its dot.
+const MAX_EXTENSION: usize = 16;
+
+/// The digits of the suffix number `round` of `name`.
+pub(super) fn digits(name: &[u8], round: u64) -> Vec<u8> {
+    let known = usize::try_from(round).ok().and_then(|n| READABLE.get(n));
+    match known {
+        Some(&count) => hash(name, count),
+        // No name holds a slash, so these are no digits of any other name.
+        None => hash(&[name, b"/", round.to_string().as_bytes()].concat(), MOST),
+    }
+}
+
+/// The first `count` digits of the hash of `bytes`.
+pub(super) fn hash(bytes: &[u8], count: usize) -> Vec<u8> {
+    let hex = blake3::hash(bytes).to_hex();
+    hex.as_bytes()[..count.min(hex.len())].to_vec()
+}
+
+/// Whether these are digits of a suffix of `name` that can be read back.
+pub(super) fn is_of(digits: &[u8], name: &[u8]) -> bool {
+    READABLE.contains(&digits.len()) && hash(name, digits.len()) == digits
+}
+
+/// Whether `name` has what a suffix begins with.
+pub(super) fn may_be_in(name: &[u8]) -> bool {
+    name.windows(QUOTE_BYTES.len() + 1)
+        .any(|at| at.starts_with(QUOTE_BYTES) && at.ends_with(&[MARK]))
+}
+
+/// `spelling`, in which quotes count, with a suffix; cut where that would be too long.
+pub(super) fn attach(rules: &NameRules, spelling: &[u8], digits: &[u8]) -> Vec<u8> {
+    let (mut stem, extension) = split_extension(spelling);
+    let mark = [QUOTE_BYTES, &[MARK], digits].concat();
+    let mut tail = [&mark[..], extension].concat();
+    if !rules.fits(&tail) {
+        (stem, tail) = (spelling, mark);
+    }
+    let mut whole = Vec::with_capacity(stem.len() + tail.len());
+    for token in tokens(stem) {
+        let before = whole.len();
+        whole.extend_from_slice(token);
+        let length = whole.len();
+        whole.extend_from_slice(&tail);
+        if !rules.fits(&whole) {
+            whole.truncate(before);
+            break;
+        }
+        whole.truncate(length);
+    }
+    whole.extend_from_slice(&tail);
+    whole
+}
+
+/// What `spelling` is without its suffix, and the digits of that; `None` if it has none.
+pub(super) fn detach(spelling: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let mut at = 0;
+    for token in tokens(spelling) {
+        if token == [QUOTE_BYTES, &[MARK]].concat() {
+            let behind = spelling.get(at + token.len()..)?;
+            let count = behind
+                .iter()
+                .take_while(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+                .count();
+            let (digits, rest) = behind.split_at(count);
+            let is_whole = READABLE.contains(&count) && (rest.is_empty() || rest[0] == b'.');
+            return is_whole.then(|| ([&spelling[..at], rest].concat(), digits));
+        }
+        at += token.len();
+    }
+    None
+}
+
+/// What is never torn apart: a piece, with the quote before it if there is one.
+fn tokens(spelling: &[u8]) -> Vec<&[u8]> {
+    let all: Vec<Piece> = pieces(spelling).collect();
+    let (mut tokens, mut at, mut rest) = (Vec::new(), 0, spelling);
+    while at < all.len() {
+        let count = match all[at..] {
+            // The two digits of a byte.
+            [
+                Piece::Char(QUOTE),
+                Piece::Char('0'..='9' | 'A'..='F'),
+                _,
+                ..,
+            ] => 3,
+            [Piece::Char(QUOTE), _, ..] => 2,
+            _ => 1,
+        };
+        let length = all[at..at + count].iter().map(|piece| piece.len()).sum();
+        let (token, behind) = rest.split_at(length);
+        tokens.push(token);
+        rest = behind;
+        at += count;
+    }
+    tokens
+}
+
+/// The stem, which is never empty, and the extension with its dot, empty if there is none.
+fn split_extension(spelling: &[u8]) -> (&[u8], &[u8]) {
+    let dot = spelling.iter().rposition(|&b| b == b'.').filter(|&dot| {
+        let length = pieces(&spelling[dot + 1..]).count();
+        dot > 0 && (1..=MAX_EXTENSION).contains(&length)
+    });
+    spelling.split_at(dot.unwrap_or(spelling.len()))
+}

@@ -1,0 +1,58 @@
+//! Random calls get the same answers in the mount as on the machine's own file system, and leave the same behind: by several
+//! users, with batches cut and objects evicted in between.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::lab::{Backend, Lab, ferryfs_binary, run_for, skip, text};
+
+/// Calls per seed.
+const STEPS: usize = 1200;
+
+/// More with `FERRYFS_NATIVE_SEEDS`.
+fn seeds() -> u64 {
+    let asked = std::env::var("FERRYFS_NATIVE_SEEDS");
+    asked.ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+fn compare(backend: Backend, first: u64, names: &str) {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("changing users needs root");
+    }
+    let Some(mut lab) = Lab::new(backend) else {
+        return;
+    };
+    // Next to nothing stays in the cache that is on the drive.
+    lab.mount(&["-o", "allow_other,suid,dev", "--cache-size", "64K"]);
+    for seed in first..first + seeds() {
+        let (ours, native) = (
+            lab.m(seed.to_string()),
+            lab.root().join(format!("native-{seed}")),
+        );
+        for dir in [&ours, &native] {
+            fs::create_dir(dir).expect("mkdir");
+        }
+        let mut command = Command::new("python3");
+        command.args(["-c", include_str!("native.py")]);
+        command.args([&ours, &native]);
+        command.args([&seed.to_string(), &STEPS.to_string(), names]);
+        command
+            .arg(ferryfs_binary())
+            .args(["flush", &text(&lab.mnt)]);
+        let done = run_for(&mut command, Duration::from_secs(300));
+        assert!(done.code == 0, "{}{}", done.stdout, done.stderr);
+    }
+    lab.flush();
+    lab.finish();
+}
+
+#[test]
+fn any_calls_are_answered_as_by_a_native_file_system_over_exfat() {
+    compare(Backend::EXFAT, 1, "plain");
+}
+
+#[test]
+fn any_calls_are_answered_as_by_a_native_file_system_over_a_plain_directory() {
+    compare(Backend::Ext4Dir, 1001, "any");
+}
