@@ -396,7 +396,7 @@ fn an_index_of_the_first_version_is_taken_over() {
     engine.close();
     let path = world.cache_dir().join("index.db");
     rusqlite::Connection::open(&path)
-        .and_then(|conn| conn.execute_batch("DROP TABLE replaced; PRAGMA user_version=1;"))
+        .and_then(|conn| conn.execute_batch("DROP TABLE replaced; DROP TABLE catalog_nodes; DROP TABLE link_groups; PRAGMA user_version=1;"))
         .expect("make it old");
     check(&path, true).expect("an old index is no damaged one");
     let engine = world.start(false);

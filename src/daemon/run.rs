@@ -60,7 +60,9 @@ impl Hooks for FlushHooks {
     }
 
     fn settle(&self) -> Result<(), String> {
-        self.fs.settle_for_batch().map_err(|error| error.to_string())
+        self.fs
+            .settle_for_batch()
+            .map_err(|error| error.to_string())
     }
 
     fn hold_open(&self, inos: &[Ino]) {

@@ -87,9 +87,7 @@ impl Finder<'_> {
             Some(path) => self.snapshot.is_described(path),
             None => Ok(false),
         };
-        let ino = self
-            .snapshot
-            .lookup(&key, &self.rules.fold(&key.name))?;
+        let ino = self.snapshot.lookup(&key, &self.rules.fold(&key.name))?;
         let inode = match ino {
             Some(ino) => self.snapshot.inode(ino)?,
             None => None,

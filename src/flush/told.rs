@@ -154,9 +154,8 @@ fn holes(parts: &Parts, inode: &Inode, known: Option<&Description>) -> Vec<Exten
         let holes = holes_in(&file, inode.size);
         // A clean object may have been changed in place since the cut: then they are not those of the cut.
         let now = parts.index.lock().inode(inode.ino).ok().flatten();
-        let same = now.is_some_and(|now| {
-            (now.object, now.data_seq) == (inode.object, inode.data_seq)
-        });
+        let same =
+            now.is_some_and(|now| (now.object, now.data_seq) == (inode.object, inode.data_seq));
         return if same { holes } else { Vec::new() };
     }
     let same = |known: &&Description| describes(known, inode.size, inode.mtime, 0);
@@ -210,7 +209,10 @@ impl Flusher {
         }
         if !batch.full && log.head.map(|head| head.hash) != batch.after {
             // Not to be had without looking at the drive: the next flush or attach does.
-            tracing::warn!(segment = batch.segment, "what is known of the catalog is read anew");
+            tracing::warn!(
+                segment = batch.segment,
+                "what is known of the catalog is read anew"
+            );
             let mut state = self.parts.index.lock();
             state.set_catalog_log(&LogState::default())?;
             state.commit()?;

@@ -164,7 +164,10 @@ impl State {
         let gone: Vec<i64> = self
             .conn
             .prepare_cached("SELECT node FROM catalog_nodes WHERE parent=? LIMIT ?")
-            .and_then(|mut s| s.query_map(params![GONE, limit], |row| row.get(0))?.collect())
+            .and_then(|mut s| {
+                s.query_map(params![GONE, limit], |row| row.get(0))?
+                    .collect()
+            })
             .context("look for what is forgotten")?;
         let mut left = limit as usize;
         for node in &gone {

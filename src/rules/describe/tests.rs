@@ -49,7 +49,10 @@ fn facts() -> Facts {
         link: None,
         xattrs: Xattrs::new(),
         name: None,
-        holes: vec![Extent { offset: 4096, length: 8192 }],
+        holes: vec![Extent {
+            offset: 4096,
+            length: 8192,
+        }],
     }
 }
 
@@ -58,7 +61,10 @@ const B: Machine = Machine(&[(501, "ada"), (7, "wheel")]);
 
 #[test]
 fn a_backend_that_says_all_itself_needs_no_description() {
-    assert_eq!(describe(facts(), false, &Capabilities::everything(), &A), None);
+    assert_eq!(
+        describe(facts(), false, &Capabilities::everything(), &A),
+        None
+    );
     assert!(describe(facts(), false, &exfat(), &A).is_some());
 }
 
@@ -74,19 +80,36 @@ fn owners_go_by_name_where_the_name_is_known_else_by_number() {
 
 #[test]
 fn a_description_says_nothing_that_its_kind_does_not_have() {
-    let pipe = Facts { kind: FileKind::Fifo, ..facts() };
+    let pipe = Facts {
+        kind: FileKind::Fifo,
+        ..facts()
+    };
     let told = describe(pipe, false, &exfat(), &A).unwrap();
     assert_eq!((told.size, told.rdev, told.holes), (0, 0, vec![]));
-    let dir = Facts { kind: FileKind::Directory, link: Some(3), ..facts() };
+    let dir = Facts {
+        kind: FileKind::Directory,
+        link: Some(3),
+        ..facts()
+    };
     assert_eq!(describe(dir, false, &exfat(), &A).unwrap().link, None);
-    let disk = Facts { kind: FileKind::BlockDevice, ..facts() };
+    let disk = Facts {
+        kind: FileKind::BlockDevice,
+        ..facts()
+    };
     assert_eq!(describe(disk, false, &exfat(), &A).unwrap().rdev, 5);
 }
 
 #[test]
 fn holes_are_told_in_order_within_the_file_and_the_largest_of_many() {
     let hole = |offset, length| Extent { offset, length };
-    let odd = vec![hole(5, 5), hole(0, 2), hole(2, 1), hole(8, 9), hole(90, 20), hole(50, 0)];
+    let odd = vec![
+        hole(5, 5),
+        hole(0, 2),
+        hole(2, 1),
+        hole(8, 9),
+        hole(90, 20),
+        hole(50, 0),
+    ];
     assert_eq!(told_holes(odd, 100), [hole(0, 2), hole(5, 5)]);
     let many: Vec<Extent> = (0..10_000).map(|n| hole(n * 100, 1 + n % 50)).collect();
     let told = told_holes(many, u64::MAX);
@@ -98,16 +121,49 @@ fn holes_are_told_in_order_within_the_file_and_the_largest_of_many() {
 fn other_bytes_are_known_by_size_or_time_and_odd_times_are_not_held_against_a_drive() {
     let told = describe(facts(), false, &exfat(), &A).unwrap();
     let at = |ns| Timestamp(ns);
-    assert!(describes(&told, 100_000, at(1_700_000_000_120_000_000), 10_000_000));
-    assert!(!describes(&told, 100_001, at(1_700_000_000_120_000_000), 10_000_000));
-    assert!(!describes(&told, 100_000, at(1_700_000_900_000_000_000), 10_000_000));
-    let of = |ns| Description { modified: Timestamp(ns), ..told.clone() };
+    assert!(describes(
+        &told,
+        100_000,
+        at(1_700_000_000_120_000_000),
+        10_000_000
+    ));
+    assert!(!describes(
+        &told,
+        100_001,
+        at(1_700_000_000_120_000_000),
+        10_000_000
+    ));
+    assert!(!describes(
+        &told,
+        100_000,
+        at(1_700_000_900_000_000_000),
+        10_000_000
+    ));
+    let of = |ns| Description {
+        modified: Timestamp(ns),
+        ..told.clone()
+    };
     // 1960 as the first moment of 1980; 2200 as the last of 2107, or as what the year comes to in seven bits.
-    assert!(describes(&of(-315_619_200_000_000_000), 100_000, at(FIRST), 10_000_000));
+    assert!(describes(
+        &of(-315_619_200_000_000_000),
+        100_000,
+        at(FIRST),
+        10_000_000
+    ));
     let of_2200 = of(7_258_118_400_000_000_000);
     assert!(describes(&of_2200, 100_000, at(LAST), 10_000_000));
-    assert!(describes(&of_2200, 100_000, at(7_258_118_400_000_000_000 - 46_751 * DAY), 10_000_000));
-    assert!(!describes(&of_2200, 100_000, at(1_700_000_000_000_000_000), 10_000_000));
+    assert!(describes(
+        &of_2200,
+        100_000,
+        at(7_258_118_400_000_000_000 - 46_751 * DAY),
+        10_000_000
+    ));
+    assert!(!describes(
+        &of_2200,
+        100_000,
+        at(1_700_000_000_000_000_000),
+        10_000_000
+    ));
 }
 
 #[test]
