@@ -65,6 +65,10 @@ impl Hooks for FlushHooks {
             .map_err(|error| error.to_string())
     }
 
+    fn catalog_changed(&self) -> Result<(), String> {
+        self.fs.believe_anew().map_err(|error| error.to_string())
+    }
+
     fn hold_open(&self, inos: &[Ino]) {
         self.fs.hold_open_for_readers(inos);
     }

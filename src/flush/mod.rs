@@ -23,6 +23,7 @@ mod gather;
 mod journal;
 mod keep;
 mod known;
+mod mirror;
 mod preflight;
 mod real;
 mod recover;
@@ -69,6 +70,14 @@ pub trait Hooks: Send + Sync {
     /// # Errors
     /// A line that says what failed; what could not be brought up stays behind.
     fn settle(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// The catalog on the drive says something else than before, by another machine.
+    ///
+    /// # Errors
+    /// A line that says what failed; some of it is then not shown.
+    fn catalog_changed(&self) -> std::result::Result<(), String> {
         Ok(())
     }
 
@@ -123,6 +132,7 @@ pub struct Parts {
 pub struct Flusher {
     parts: Parts,
     running: Mutex<()>,
+    catalog_losses: Mutex<Vec<String>>,
 }
 
 impl Flusher {
@@ -131,6 +141,7 @@ impl Flusher {
         Flusher {
             parts,
             running: Mutex::new(()),
+            catalog_losses: Mutex::default(),
         }
     }
 

@@ -169,6 +169,7 @@ impl Flusher {
         self.recover_open_batch(&*backend)?;
         self.sweep(&*backend)?;
         self.sweep_journals()?;
+        self.catch_up(&*backend)?;
         self.parts.drive.names_are_settled(true);
         Ok(())
     }

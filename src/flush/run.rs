@@ -98,6 +98,7 @@ impl Flusher {
         self.may_write(backend)?;
         self.recover_open_batch(backend)?;
         self.sweep_journals()?;
+        self.catch_up_if_lost(backend)?;
         self.parts.drive.names_are_settled(true);
         self.wait_for_closes();
         if let Err(error) = self.parts.hooks.settle() {

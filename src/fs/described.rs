@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::{Fs, Result};
 use crate::backend::Metadata;
-use crate::base::{FileKind, Ino, Name, RelPath};
+use crate::base::{FileKind, Ino, Name, RelPath, Timestamp};
 use crate::index::{Flags, Inode, LinkGroup, State};
 use crate::rules::catalog::{Description, Extent};
 use crate::rules::describe::{blocks, describes, group_here, owner_here};
@@ -17,6 +17,25 @@ use crate::sys;
 
 /// Names read from the mirror under one hold of the index lock.
 const CHUNK: usize = 256;
+
+/// What the drive's own entry says, as far as it tells whether it is what was described.
+#[derive(Clone, Copy)]
+pub(super) struct Found {
+    kind: FileKind,
+    size: u64,
+    modified: Timestamp,
+}
+
+impl Found {
+    /// What the backend tells of an entry.
+    pub(super) fn new(meta: &Metadata) -> Found {
+        Found {
+            kind: meta.kind,
+            size: meta.size,
+            modified: meta.modified,
+        }
+    }
+}
 
 /// What is said of one name, with the numbers that its owners have here.
 pub(super) struct Described {
@@ -47,10 +66,10 @@ impl Described {
     }
 
     /// Whether the bytes found are those that were described.
-    fn is_of(&self, meta: &Metadata, granularity_ns: u64) -> bool {
+    fn is_of(&self, found: Found, granularity_ns: u64) -> bool {
         match self.it.kind {
-            FileKind::Regular => describes(&self.it, meta.size, meta.modified, granularity_ns),
-            kind => kind == meta.kind,
+            FileKind::Regular => describes(&self.it, found.size, found.modified, granularity_ns),
+            kind => kind == found.kind,
         }
     }
 }
@@ -105,7 +124,7 @@ impl Fs {
         state: &mut State,
         inode: &mut Inode,
         told: &Described,
-        meta: Option<&Metadata>,
+        found: Option<Found>,
     ) -> Result<()> {
         let it = &told.it;
         inode.mode = (inode.mode & libc::S_IFMT) | (it.permissions & 0o7777);
@@ -114,7 +133,7 @@ impl Fs {
             state.put_xattr(inode.ino, name, Some(value))?;
             inode.flags.set(Flags::XATTRS);
         }
-        if meta.is_none_or(|meta| told.is_of(meta, self.capabilities.time_granularity_ns)) {
+        if found.is_none_or(|found| told.is_of(found, self.capabilities.time_granularity_ns)) {
             inode.mtime = it.modified;
             inode.ctime = it.modified;
             if it.kind == FileKind::Regular {
@@ -144,12 +163,12 @@ impl Fs {
         &self,
         state: &mut State,
         told: &Described,
-        meta: Option<&Metadata>,
+        found: Option<Found>,
     ) -> Result<Option<Ino>> {
         let Some(link) = told.it.link else {
             return Ok(None);
         };
-        if !meta.is_none_or(|meta| told.is_of(meta, self.capabilities.time_granularity_ns)) {
+        if !found.is_none_or(|found| told.is_of(found, self.capabilities.time_granularity_ns)) {
             return Ok(None);
         }
         let Some(mut group) = state.link_group(link)? else {
@@ -173,13 +192,13 @@ impl Fs {
         state: &mut State,
         inode: &mut Inode,
         told: &Described,
-        meta: Option<&Metadata>,
+        found: Option<Found>,
         path: &RelPath,
     ) -> Result<()> {
         let Some(link) = told.it.link else {
             return Ok(());
         };
-        let is_so = meta.is_none_or(|meta| told.is_of(meta, self.capabilities.time_granularity_ns));
+        let is_so = found.is_none_or(|found| told.is_of(found, self.capabilities.time_granularity_ns));
         if !is_so || state.link_group(link)?.is_some() {
             return Ok(());
         }
@@ -253,6 +272,152 @@ impl Fs {
             .filter(|told| describes(told, inode.size, inode.mtime, 0))
             .map(|told| told.holes)
             .unwrap_or_default())
+    }
+
+    /// Takes in what the catalog says anew of what is in the index already; what was changed here stays.
+    ///
+    /// # Errors
+    /// If the index fails.
+    pub fn believe_anew(&self) -> Result<()> {
+        let mut after = Ino(0);
+        loop {
+            let next = self.index.lock().a_listed_dir(after)?;
+            let Some(dir) = next else { return Ok(()) };
+            self.believe_of_dir(dir)?;
+            after = dir;
+        }
+    }
+
+    /// The same for one directory.
+    ///
+    /// # Errors
+    /// If the index fails.
+    pub fn believe_of_dir(&self, dir: Ino) -> Result<()> {
+        let Some(path) = self.index.lock().backend_path(dir)? else {
+            return Ok(());
+        };
+        let told = self.told_in(&path)?;
+        if dir == Ino::ROOT {
+            let mut state = self.index.lock();
+            self.believe_of_root(&mut state, &told)?;
+            state.commit()?;
+        }
+        let names: Vec<_> = told.names.iter().collect();
+        for chunk in names.chunks(CHUNK) {
+            let mut state = self.index.lock();
+            for (name, described) in chunk {
+                self.believe_of_name(&mut state, dir, name, described, &told)?;
+            }
+            state.commit()?;
+        }
+        self.forget_untold_specials(dir, &told)
+    }
+
+    fn believe_of_name(
+        &self,
+        state: &mut State,
+        dir: Ino,
+        name: &Name,
+        described: &Described,
+        told: &Told,
+    ) -> Result<()> {
+        let placed = state.placed(dir, name)?;
+        let Some(entry) = placed else {
+            if described.it.kind.is_plain() {
+                return Ok(()); // Not on the drive, as far as is known.
+            }
+            if let Some(inode) = self.special_at(state, dir, name)? {
+                return self.believe_of_inode(state, inode, described, None);
+            }
+            return self.import_special(state, dir, name, described, told);
+        };
+        let Some(inode) = state.inode(entry.ino)? else {
+            return Ok(());
+        };
+        let found = Found {
+            kind: inode.kind(),
+            size: entry.size,
+            modified: entry.mtime,
+        };
+        self.believe_of_inode(state, inode, described, Some(found))
+    }
+
+    fn believe_of_inode(
+        &self,
+        state: &mut State,
+        mut inode: Inode,
+        described: &Described,
+        found: Option<Found>,
+    ) -> Result<()> {
+        if inode.kind() != described.it.kind || inode.flags.any(Flags::DIRTY) {
+            return Ok(());
+        }
+        let before = inode.clone();
+        for name in state.xattr_names(inode.ino)? {
+            if !described.it.xattrs.contains_key(&name[..]) {
+                state.put_xattr(inode.ino, &name, None)?;
+            }
+        }
+        inode.flags.clear(Flags::XATTRS);
+        let blocks = inode.blocks;
+        self.believe(state, &mut inode, described, found)?;
+        if inode.object.is_some() {
+            inode.blocks = blocks; // What it takes here is known.
+        }
+        if described.it.kind == FileKind::Symlink {
+            inode.target.clone_from(&described.it.target);
+            inode.size = inode.target.as_ref().map_or(0, |target| target.len() as u64);
+        }
+        inode.ctime = match (&inode.mtime, inode.mode, inode.uid, inode.gid)
+            == (&before.mtime, before.mode, before.uid, before.gid)
+        {
+            true => before.ctime,
+            false => self.clock.now(),
+        };
+        state.put_inode(inode);
+        Ok(())
+    }
+
+    /// The link or special file that the mount has under a name which the drive has no entry for.
+    fn special_at(&self, state: &mut State, dir: Ino, name: &Name) -> Result<Option<Inode>> {
+        let found = match state.lookup(dir, name)? {
+            Some(ino) => state.inode(ino)?,
+            None => None,
+        };
+        Ok(found.filter(|inode| !inode.kind().is_plain()))
+    }
+
+    /// Links and special files that the catalog knew of, and does so no more, were removed elsewhere.
+    fn forget_untold_specials(&self, dir: Ino, told: &Told) -> Result<()> {
+        let mut after = None;
+        loop {
+            let mut state = self.index.lock();
+            let names = state.list(dir, after.as_ref(), CHUNK as u32)?;
+            let Some(last) = names.last() else {
+                return Ok(());
+            };
+            after = Some(last.name.clone());
+            for dirent in names {
+                let inode = state.expect_inode(dirent.ino)?;
+                let is_clean = inode.flags.has(Flags::ON_BACKEND) && !inode.flags.any(Flags::DIRTY);
+                if inode.kind().is_plain()
+                    || !is_clean
+                    || told.names.contains_key(&dirent.name)
+                    || state.placed(dir, &dirent.name)?.is_some()
+                    || state.is_marked(dir, &dirent.name)?
+                {
+                    continue;
+                }
+                state.remove_clean_name(dir, &dirent.name)?;
+                let mut inode = inode;
+                inode.nlink = inode.nlink.saturating_sub(1);
+                if inode.nlink == 0 {
+                    state.add_orphan(inode.ino);
+                }
+                state.put_inode(inode);
+            }
+            state.commit()?;
+        }
     }
 
     /// Brings the index up to what a batch has to know: sizes of what was written, and all names of what has several.

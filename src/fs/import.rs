@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::described::{Described, Told};
+use super::described::{Described, Found, Told};
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
 use crate::base::{FileKind, Ino, Name};
@@ -134,7 +134,7 @@ impl Fs {
         let meta = &entry.meta;
         let described = told.of(&entry.name, meta.kind);
         let links = match described {
-            Some(it) => self.one_of_links(state, it, Some(meta))?,
+            Some(it) => self.one_of_links(state, it, Some(Found::new(meta)))?,
             None => None,
         };
         let ino = match links {
@@ -187,9 +187,9 @@ impl Fs {
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
         if let Some(it) = described {
-            self.believe(state, &mut inode, it, Some(meta))?;
+            self.believe(state, &mut inode, it, Some(Found::new(meta)))?;
             let path = told.path(&entry.name);
-            self.first_of_links(state, &mut inode, it, Some(meta), &path)?;
+            self.first_of_links(state, &mut inode, it, Some(Found::new(meta)), &path)?;
         }
         let ino = inode.ino;
         state.put_inode(inode);
@@ -197,7 +197,7 @@ impl Fs {
     }
 
     /// Takes in what stands in the catalog only, unless the drive has something there that it should not.
-    fn import_special(
+    pub(super) fn import_special(
         &self,
         state: &mut State,
         dir: Ino,

@@ -162,7 +162,6 @@ fn what_is_noted_of_the_log_is_read_again_and_a_replay_cut_short_is_of_no_log() 
     assert_eq!(index.lock().catalog_log().unwrap(), log);
     let mut mirror = Mirror::begin(&index).unwrap();
     mirror.set(&RelPath::fixed("a"), &description(1)).unwrap();
-    drop(mirror);
     index.commit().unwrap();
     assert_eq!(index.lock().catalog_log().unwrap().head, None);
 }

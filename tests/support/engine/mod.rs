@@ -103,6 +103,10 @@ impl Hooks for FsHooks {
         self.0.settle_for_batch().map_err(|error| error.to_string())
     }
 
+    fn catalog_changed(&self) -> Result<(), String> {
+        self.0.believe_anew().map_err(|error| error.to_string())
+    }
+
     fn hold_open(&self, inos: &[Ino]) {
         self.0.hold_open_for_readers(inos);
     }
