@@ -2,10 +2,13 @@
 //! interrupts it is repaired by [`super::redo`]. The mark between the phases makes it known that clearing is over; see
 //! [`Steps::needs_barrier`] for when it is needed.
 
-use super::real;
+use uuid::Uuid;
+
 use super::report::{FlushError, Result};
+use super::{catalog, real};
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, FileKind, RelPath, Timestamp};
+use crate::rules::catalog::CatalogBatch;
 use crate::rules::layout;
 use crate::rules::steps::{ClearStep, FileContent, PlaceStep, Steps};
 
@@ -47,13 +50,18 @@ impl Applied {
 pub(super) struct Applier<'a> {
     pub(super) backend: &'a dyn Backend,
     pub(super) batch: BatchNo,
+    pub(super) volume: Uuid,
     pub(super) steps: &'a Steps<FileContent>,
+    pub(super) catalog: Option<&'a CatalogBatch>,
 }
 
 impl Applier<'_> {
     /// Takes all steps and syncs.
     pub(super) fn apply(&self, mut done: impl FnMut(usize)) -> Result<Applied> {
         let mut applied = Applied::default();
+        if let Some(catalog) = self.catalog {
+            catalog::write(self.backend, self.volume, catalog)?;
+        }
         for step in &self.steps.clear {
             self.clear(step, &mut applied)?;
         }
@@ -70,6 +78,12 @@ impl Applier<'_> {
         }
         real::set_attributes(self.backend, &self.steps.attributes)?;
         self.backend.sync()?;
+        // What a full segment supersedes is gone for good before the record goes: a redo that finds no record looks for none.
+        if let Some(catalog) = self.catalog
+            && catalog::remove_superseded(self.backend, self.volume, (self.batch, catalog))?
+        {
+            self.backend.sync()?;
+        }
         Ok(applied)
     }
 

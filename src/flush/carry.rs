@@ -12,7 +12,7 @@ use super::preflight::{Foreign, find_foreign};
 use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
 use super::stage::{Staged, Stager, discard};
-use super::{Flusher, Parts, room, told, verify};
+use super::{Flusher, Parts, catalog, room, told, verify};
 use crate::backend::Backend;
 use crate::base::Ino;
 use crate::base::steps::CacheStep;
@@ -148,6 +148,9 @@ impl Carrier<'_> {
         self.flusher.may_write(self.backend)?;
         self.flusher.before(CacheStep::WriteJournal)?;
         journal.write(&self.parts.journals)?;
+        if journal.record.catalog.is_some() {
+            catalog::make_dir(self.backend)?;
+        }
         let path = layout::record_path(self.active.batch);
         create_with(self.backend, &path, &record::seal(&journal.record)?)?;
         Ok(self.backend.sync()?)
@@ -205,7 +208,9 @@ impl Carrier<'_> {
             let applier = Applier {
                 backend: self.backend,
                 batch: self.active.batch,
+                volume: self.parts.volume,
                 steps: &journal.record.steps,
+                catalog: journal.record.catalog.as_ref(),
             };
             let applied = applier.apply(|done| {
                 at.files_done = done as u64;

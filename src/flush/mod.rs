@@ -18,6 +18,7 @@
 
 mod apply;
 mod carry;
+mod catalog;
 mod confirm;
 mod gather;
 mod journal;
@@ -51,6 +52,7 @@ use crate::cache::Store;
 use crate::index::Index;
 use crate::rules::names::NameRules;
 
+pub use catalog::{CatalogLog, read_catalog};
 pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result, Wish};

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::Flusher;
-use super::apply::Applied;
+use super::apply::{Applied, create_with, is_absent};
 use super::journal::Journal;
 use super::keep;
 use super::redo::{Redo, Ssd};
@@ -78,7 +78,7 @@ fn read_record(
 ) -> Result<Found> {
     let decoded = match read_sealed(backend, path)? {
         Sealed::Nothing => return Ok(Found::Nothing),
-        Sealed::Torn => return Ok(Found::Torn),
+        Sealed::Torn | Sealed::Part { .. } => return Ok(Found::Torn),
         Sealed::TooLong(bytes) => Err(RecordError::TooLong { bytes }),
         Sealed::Whole(bytes) => record::decode(&bytes),
     };
@@ -237,13 +237,17 @@ impl Flusher {
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
+        // Somebody may have begun to finish it without this cache.
+        remove_done(backend, active.batch)?;
         {
             let _moving = self.parts.drive.move_names();
             let redo = Redo {
                 backend,
                 batch: active.batch,
+                volume: journal.record.volume,
                 steps: &journal.record.steps,
                 known: &journal.record.known,
+                catalog: journal.record.catalog.as_ref(),
                 ssd: Some(Ssd {
                     store: &self.parts.store,
                     journal,
@@ -384,12 +388,19 @@ impl Flusher {
 }
 
 /// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
+///
+/// It is written anew under that name, and not renamed: a rename that is cut off can leave both names on the same clusters, and
+/// removing one would free them under the other. What a crash leaves of the new one goes before anything is written; the record is
+/// there still.
 fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
+    remove_done(backend, record.batch)?;
     let redo = Redo {
         backend,
         batch: record.batch,
+        volume: record.volume,
         steps: &record.steps,
         known: &record.known,
+        catalog: record.catalog.as_ref(),
         ssd: None,
     };
     let applied = redo.run().map_err(|error| match error {
@@ -406,12 +417,21 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
     for (path, reason) in applied.surprises() {
         tracing::warn!(path, reason, "not as the batch has it");
     }
-    backend.rename(
-        &layout::record_path(record.batch),
-        &done_path(record.batch)?,
-    )?;
+    create_with(backend, &done_path(record.batch)?, &record::encode(record))?;
+    backend.sync()?;
+    backend.remove_file(&layout::record_path(record.batch))?;
     backend.sync()?;
     discard(backend, &layout::staging_dir(record.batch))
+}
+
+/// Removes what a crash has left of a note that `batch` is finished. Its clusters may be marked free: it must be gone before
+/// anything is written.
+fn remove_done(backend: &dyn Backend, batch: BatchNo) -> Result<()> {
+    match backend.remove_file(&done_path(batch)?) {
+        Ok(()) => Ok(backend.sync()?),
+        Err(error) if is_absent(&error) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Finishes the batches on a backend whose cache is elsewhere, and throws away what was never committed.

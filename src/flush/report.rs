@@ -89,6 +89,9 @@ pub enum FlushError {
         /// What it is ("a symbolic link").
         found: &'static str,
     },
+    /// The catalog on the drive cannot be used by this version.
+    #[error("{0}")]
+    Catalog(String),
     /// It took longer than it was given.
     #[error("the time given was not enough; what was staged is thrown away and nothing is lost")]
     TimedOut,

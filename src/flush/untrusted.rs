@@ -2,7 +2,7 @@
 
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, Metadata, ReadFile};
-use crate::base::{FileKind, RelPath};
+use crate::base::{ContentHash, FileKind, RelPath};
 use crate::rules::record::{CHECKSUM_BYTES, MAGIC, MAX_RECORD_BYTES};
 
 /// Bytes read at a time.
@@ -18,6 +18,15 @@ pub(super) enum Sealed {
     TooLong(usize),
     /// All bytes of it; its checksum was right.
     Whole(Vec<u8>),
+    /// Its beginning, as far as asked for; its checksum was right.
+    Part {
+        /// The first bytes.
+        head: Vec<u8>,
+        /// The checksum.
+        hash: ContentHash,
+        /// How many bytes it has.
+        bytes: u64,
+    },
 }
 
 /// What stands at `path`, which is to be a file of ours, before it is opened; `None` for nothing.
@@ -72,30 +81,53 @@ pub(crate) fn read_small(
 /// # Errors
 /// If it is no file, or cannot be read.
 pub(super) fn read_sealed(backend: &dyn Backend, path: &RelPath) -> Result<Sealed> {
+    read_sealed_as(backend, path, &MAGIC, MAX_RECORD_BYTES, None)
+}
+
+/// The same for any file of ours that begins with `expected`, has at most `longest` bytes, and ends in the checksum of all before it.
+/// With `head`, all of it is verified and only so many bytes are given.
+///
+/// # Errors
+/// As [`read_sealed`].
+pub(super) fn read_sealed_as(
+    backend: &dyn Backend,
+    path: &RelPath,
+    expected: &[u8; 8],
+    longest: usize,
+    head: Option<usize>,
+) -> Result<Sealed> {
     let Some(meta) = look(backend, path)? else {
         return Ok(Sealed::Nothing);
     };
     let file = backend.open(path)?;
     let failed = |source| BackendError::new("read", path, source);
-    let mut magic = [0; MAGIC.len()];
+    let mut magic = [0; 8];
     let got = file.read_at(&mut magic, 0).map_err(failed)?;
-    if got < magic.len() || magic != MAGIC || meta.size < CHECKSUM_BYTES as u64 {
+    if got < magic.len() || magic != *expected || meta.size < CHECKSUM_BYTES as u64 {
         return Ok(Sealed::Torn);
     }
     let size = usize::try_from(meta.size).unwrap_or(usize::MAX);
-    if size > MAX_RECORD_BYTES {
+    if size > longest {
         return Ok(Sealed::TooLong(size));
     }
-    if !checksum_is_right(&*file, size).map_err(failed)? {
+    let Some(hash) = verified(&*file, size).map_err(failed)? else {
         return Ok(Sealed::Torn);
-    }
-    let mut bytes = vec![0; size];
+    };
+    let mut bytes = vec![0; head.map_or(size, |head| head.min(size - CHECKSUM_BYTES))];
     let got = file.read_at(&mut bytes, 0).map_err(failed)?;
     bytes.truncate(got);
-    Ok(Sealed::Whole(bytes))
+    Ok(match head {
+        None => Sealed::Whole(bytes),
+        Some(_) => Sealed::Part {
+            head: bytes,
+            hash,
+            bytes: meta.size,
+        },
+    })
 }
 
-fn checksum_is_right(file: &dyn ReadFile, size: usize) -> std::io::Result<bool> {
+/// The checksum at the end of a file of that size, if it is right.
+fn verified(file: &dyn ReadFile, size: usize) -> std::io::Result<Option<ContentHash>> {
     let body = size - CHECKSUM_BYTES;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; CHUNK.min(body)];
@@ -104,12 +136,13 @@ fn checksum_is_right(file: &dyn ReadFile, size: usize) -> std::io::Result<bool> 
         let wanted = buffer.len().min(body - at);
         let got = file.read_at(&mut buffer[..wanted], at as u64)?;
         if got == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         hasher.update(&buffer[..got]);
         at += got;
     }
     let mut checksum = [0; CHECKSUM_BYTES];
     let got = file.read_at(&mut checksum, body as u64)?;
-    Ok(got == CHECKSUM_BYTES && hasher.finalize() == checksum)
+    let is_right = got == CHECKSUM_BYTES && hasher.finalize() == checksum;
+    Ok(is_right.then_some(ContentHash(checksum)))
 }

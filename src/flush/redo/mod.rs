@@ -24,6 +24,7 @@ mod trees;
 mod twins;
 
 use super::apply::{Applied, create_with, exists, is_absent, matches};
+use super::catalog;
 use super::journal::Journal;
 use super::keep::{self, Tree};
 use super::report::{FlushError, Result};
@@ -31,9 +32,12 @@ use super::stage::{SlotSource, restage};
 use crate::backend::{Backend, Metadata};
 use crate::base::{BatchNo, FileKind, RelPath};
 use crate::cache::Store;
+use crate::rules::catalog::CatalogBatch;
 use crate::rules::known::{Believed, Known};
 use crate::rules::layout;
 use crate::rules::steps::{FileContent, SlotNo, Steps};
+
+use uuid::Uuid;
 
 use standing::Slots;
 
@@ -58,6 +62,8 @@ pub(super) struct Redo<'a> {
     pub(super) batch: BatchNo,
     pub(super) steps: &'a Steps<FileContent>,
     pub(super) known: &'a Known,
+    pub(super) volume: Uuid,
+    pub(super) catalog: Option<&'a CatalogBatch>,
     /// `None` where there is no cache at hand.
     pub(super) ssd: Option<Ssd<'a>>,
 }
@@ -84,6 +90,11 @@ impl Redo<'_> {
         if self.ssd.is_none() {
             self.check_at_hand(&slots)?;
         }
+        if let Some(catalog) = self.catalog
+            && catalog::make_way(self.backend, self.volume, (self.batch, catalog))?
+        {
+            self.backend.sync()?;
+        }
         let barrier = self.steps.needs_barrier();
         if !(barrier && exists(self.backend, &layout::barrier_path(self.batch))?) {
             self.clear(&mut slots, &mut applied)?;
@@ -94,6 +105,10 @@ impl Redo<'_> {
             }
         }
         self.place(&mut slots, &mut applied)?;
+        if let Some(catalog) = self.catalog {
+            catalog::make_dir(self.backend)?;
+            catalog::write(self.backend, self.volume, catalog)?;
+        }
         self.backend.sync()?;
         Ok(applied)
     }

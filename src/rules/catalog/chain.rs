@@ -52,6 +52,16 @@ pub enum Replay {
     Anew(Vec<u64>),
 }
 
+impl Replay {
+    /// The segments to be taken, in their order.
+    pub fn numbers(&self) -> &[u64] {
+        match self {
+            Replay::Nothing => &[],
+            Replay::Forward(numbers) | Replay::Anew(numbers) => numbers,
+        }
+    }
+}
+
 /// How a log stands: what is to be known to write its next segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogState {

@@ -20,8 +20,8 @@ use crate::rules::layout::MAX_SEGMENT;
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u16 = 1;
 
-/// Longest segment, in bytes. A caller looks at the file's size before it reads it into memory.
-pub const MAX_SEGMENT_BYTES: usize = 1 << 30;
+/// Longest segment, in bytes: whatever fits into a record fits into it. A caller looks at the file's size before it reads it into memory.
+pub const MAX_SEGMENT_BYTES: usize = 2 << 30;
 
 /// What every segment begins with.
 pub const MAGIC: [u8; 8] = *b"ferrycat";
@@ -215,7 +215,11 @@ impl<'a> Segment<'a> {
     }
 }
 
-fn read_header(body: &[u8]) -> Result<Header, SegmentError> {
+/// The header of a segment, from its first [`HEADER_BYTES`]. What it says is to be trusted only under a right checksum.
+///
+/// # Errors
+/// As [`Segment::decode`], as far as the header goes.
+pub(crate) fn read_header(body: &[u8]) -> Result<Header, SegmentError> {
     let mut reader = Reader::new(body, MAGIC.len());
     match reader.u16()? {
         0 => return Err(reader.malformed("format 0 was never written").into()),
