@@ -15,10 +15,14 @@ impl Flusher {
         let known = self.parts.index.lock().catalog_log()?;
         let log = read_catalog(backend, self.parts.volume, known.head)?;
         for line in &log.mended {
-            tracing::warn!("{line}; nothing is lost, and the next flush that has to writes the catalog anew");
+            tracing::warn!(
+                "{line}; nothing is lost, and the next flush that has to writes the catalog anew"
+            );
         }
         for line in &log.lost {
-            tracing::error!("{line}: modes, owners and other attributes told there are lost; contents are not touched");
+            tracing::error!(
+                "{line}: modes, owners and other attributes told there are lost; contents are not touched"
+            );
         }
         self.catalog_losses.lock().clone_from(&log.lost);
         match log.replay {

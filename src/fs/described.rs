@@ -198,7 +198,8 @@ impl Fs {
         let Some(link) = told.it.link else {
             return Ok(());
         };
-        let is_so = found.is_none_or(|found| told.is_of(found, self.capabilities.time_granularity_ns));
+        let is_so =
+            found.is_none_or(|found| told.is_of(found, self.capabilities.time_granularity_ns));
         if !is_so || state.link_group(link)?.is_some() {
             return Ok(());
         }
@@ -366,7 +367,10 @@ impl Fs {
         }
         if described.it.kind == FileKind::Symlink {
             inode.target.clone_from(&described.it.target);
-            inode.size = inode.target.as_ref().map_or(0, |target| target.len() as u64);
+            inode.size = inode
+                .target
+                .as_ref()
+                .map_or(0, |target| target.len() as u64);
         }
         inode.ctime = match (&inode.mtime, inode.mode, inode.uid, inode.gid)
             == (&before.mtime, before.mode, before.uid, before.gid)
