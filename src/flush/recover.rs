@@ -389,11 +389,18 @@ impl Flusher {
 
 /// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
 ///
-/// It is written anew under that name, and not renamed: a rename that is cut off can leave both names on the same clusters, and
-/// removing one would free them under the other. What a crash leaves of the new one goes before anything is written; the record is
-/// there still.
+/// Where a crash has left it under both names, it was finished, and stays so until its cache comes: the names share clusters, and
+/// removing one, or renaming over it, would free them under the other.
 fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
-    remove_done(backend, record.batch)?;
+    let done = read_record(
+        backend,
+        &done_path(record.batch)?,
+        record.batch,
+        record.volume,
+    )?;
+    if matches!(done, Found::Record(done) if *done == *record) {
+        return discard(backend, &layout::staging_dir(record.batch));
+    }
     let redo = Redo {
         backend,
         batch: record.batch,

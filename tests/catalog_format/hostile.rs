@@ -1,14 +1,14 @@
 //! Segments whose checksum is right and whose content is not, and any.
 
-use ferryfs::base::{ContentHash, FileKind};
+use ferryfs::base::ContentHash;
 use ferryfs::rules::catalog::segment::{SegmentError, encode};
 use ferryfs::rules::catalog::{
     CatalogBatch, CatalogChange, decode_description, encode_description,
 };
 use proptest::prelude::*;
 
-use crate::some::{VOLUME, attach, descriptions, detach, paths, plain, remove, set};
-use crate::{CHANGES, FIXTURE, FULL, body, full, log, read, resealed};
+use crate::some::{VOLUME, attach, descriptions, detach, paths, remove, set};
+use crate::{CHANGES, FIXTURE, FULL, body, log, read, resealed};
 
 fn patched(at: usize, bytes: &[u8]) -> Result<(), SegmentError> {
     let mut body = body(FIXTURE);

@@ -6,7 +6,7 @@
 //! | after | the drive has | repaired by |
 //! |---|---|---|
 //! | commit | the record | the redo: it writes the segment |
-//! | the segment's file, in whole or in part, not synced | the record; the file, part of it, or its name on clusters that are marked free | the redo: it removes whatever has the name, syncs, and writes it anew |
+//! | the segment's file, not synced | the record; the file, or a part of it | the redo: it keeps the file if it is whole, else removes it, syncs, and writes it anew |
 //! | the batch's last sync | the record, the segment; of a full one also those below it | the redo, or nobody: what is below a full segment does not count |
 //! | removing what a full one has superseded | the record, the full segment, some of the others, perhaps on clusters that are marked free | the redo: it removes them before it writes anything |
 //! | the sync after that | the record and the log | clean-up: the record goes |

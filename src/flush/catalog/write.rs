@@ -35,17 +35,31 @@ pub(in super::super) fn write(
     create_with(backend, &layout::segment_path(catalog.segment), &bytes)
 }
 
-/// What a redo does before it writes anything: whatever has the name of the batch's segment is removed, and of a full one all that it
-/// supersedes. After a crash these names may be on clusters that are marked free, so that whatever is written next would get them,
-/// and removing the names later would free them again. What is removed is whole in the record, whatever happens now. True if
-/// anything was removed, and a sync is due.
+/// What a redo does before it writes anything: what has the name of the batch's segment and is not it, whole, is removed, and of a full
+/// one all that it supersedes, and that is synced. After a crash names that were to be removed may be on clusters that are marked free,
+/// so that whatever is written next would get them, and removing the names later would free them again. What is removed is whole in
+/// the record, whatever happens now. True if the segment is there, and is not to be written.
 pub(in super::super) fn make_way(
     backend: &dyn Backend,
     volume: Uuid,
     (batch, catalog): (BatchNo, &CatalogBatch),
 ) -> Result<bool> {
-    let own = remove_all(backend, batch, &layout::segment_path(catalog.segment))?;
-    Ok(remove_superseded(backend, volume, (batch, catalog))? || own)
+    let path = layout::segment_path(catalog.segment);
+    let is_there = match backend.metadata(&path) {
+        Ok(meta) => match look_at(backend, volume, catalog.segment, meta.kind)? {
+            Found::Whole(link) => {
+                segment::hash_of(&segment::encode(volume, catalog)) == Some(link.hash)
+            }
+            Found::Bad(_) => false,
+        },
+        Err(error) if is_absent(&error) => false,
+        Err(error) => return Err(error.into()),
+    };
+    let removed = !is_there && remove_all(backend, batch, &path)?;
+    if remove_superseded(backend, volume, (batch, catalog))? || removed {
+        backend.sync()?;
+    }
+    Ok(is_there)
 }
 
 /// Removes what a full segment has superseded, but for what is damaged: of that the newest stay, as they are. True if there was

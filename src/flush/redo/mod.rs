@@ -90,11 +90,11 @@ impl Redo<'_> {
         if self.ssd.is_none() {
             self.check_at_hand(&slots)?;
         }
-        if let Some(catalog) = self.catalog
-            && catalog::make_way(self.backend, self.volume, (self.batch, catalog))?
-        {
-            self.backend.sync()?;
-        }
+        let segment = self.catalog.map(|catalog| (self.batch, catalog));
+        let is_written = match segment {
+            Some(segment) => catalog::make_way(self.backend, self.volume, segment)?,
+            None => true,
+        };
         let barrier = self.steps.needs_barrier();
         if !(barrier && exists(self.backend, &layout::barrier_path(self.batch))?) {
             self.clear(&mut slots, &mut applied)?;
@@ -105,7 +105,9 @@ impl Redo<'_> {
             }
         }
         self.place(&mut slots, &mut applied)?;
-        if let Some(catalog) = self.catalog {
+        if let Some((_, catalog)) = segment
+            && !is_written
+        {
             catalog::make_dir(self.backend)?;
             catalog::write(self.backend, self.volume, catalog)?;
         }
