@@ -4,9 +4,10 @@ use ferryfs::backend::faulty::Fault;
 use ferryfs::backend::{Backend, memory::MemNode};
 use ferryfs::base::{RelPath, Timestamp};
 
+use crate::engine::mirror::assert_mirrored;
 use crate::engine::rng::Rng;
 use crate::engine::{Engine, Kind, World};
-use crate::facts::{Facts, assert_mirrored, assert_same, differences, elsewhere, facts};
+use crate::facts::{Facts, assert_same, differences, elsewhere, facts};
 use crate::{reshape, rich, start};
 
 /// A world with a rich tree on the drive, and another in the mount.

@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use ferryfs::base::{FileKind, Ino, RelPath, Timestamp};
 use ferryfs::fs::{NewNode, SetAttr, SetTime, SetXattr};
-use ferryfs::rules::catalog::CatalogTree;
-use ferryfs::rules::catalog::store::CatalogStore;
 
-use crate::engine::script::rel;
 use crate::engine::{CTX, Engine, World, call};
 
 /// What is told of one name.
@@ -111,28 +108,6 @@ pub(crate) fn elsewhere(world: &World) -> (World, Engine) {
     let engine = other.start(false);
     engine.flusher.recover().expect("attach");
     (other, engine)
-}
-
-/// The mirror is what a replay of the drive's log gives.
-#[track_caller]
-pub(crate) fn assert_mirrored(world: &World, engine: &Engine) {
-    let log =
-        ferryfs::flush::read_catalog(&world.memory, world.volume, None).expect("read the log");
-    assert_eq!(log.lost, Vec::<String>::new());
-    let mut drive = CatalogTree::new();
-    log.replay(&world.memory, &mut drive).expect("replay");
-    let mut mirror = CatalogTree::new();
-    let snapshot = engine.index.snapshot().expect("a snapshot");
-    let walked = snapshot.whole_catalog(|path, description| {
-        let Ok(()) = mirror.set(&path, &description);
-        Ok(())
-    });
-    walked.expect("walk");
-    assert_eq!(mirror.whole(), drive.whole(), "mirror and drive");
-    assert_eq!(
-        snapshot.catalog_log().expect("the log").head,
-        log.state.head
-    );
 }
 
 impl Engine {

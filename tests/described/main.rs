@@ -6,8 +6,9 @@ mod crash;
 mod engine;
 mod facts;
 
+use engine::mirror::assert_mirrored;
 use engine::{Engine, Kind, World};
-use facts::{assert_mirrored, assert_same, elsewhere, facts};
+use facts::{assert_same, elsewhere, facts};
 
 fn start(kind: Kind) -> (World, Engine) {
     let world = World::new(kind);
