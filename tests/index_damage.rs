@@ -395,8 +395,11 @@ fn an_index_of_the_first_version_is_taken_over() {
     engine.put("kept", b"kept");
     engine.close();
     let path = world.cache_dir().join("index.db");
+    let back = "DROP TABLE replaced; DROP TABLE catalog_nodes; DROP TABLE link_groups; DROP INDEX dirents_stored; DROP INDEX dirents_stored_fold;
+        ALTER TABLE dirents DROP COLUMN stored; ALTER TABLE dirents DROP COLUMN stored_fold;
+        DELETE FROM meta WHERE key='fold'; PRAGMA user_version=1;";
     rusqlite::Connection::open(&path)
-        .and_then(|conn| conn.execute_batch("DROP TABLE replaced; DROP TABLE catalog_nodes; DROP TABLE link_groups; PRAGMA user_version=1;"))
+        .and_then(|conn| conn.execute_batch(back))
         .expect("make it old");
     check(&path, true).expect("an old index is no damaged one");
     let engine = world.start(false);

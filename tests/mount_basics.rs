@@ -328,43 +328,6 @@ fn links_and_fifos_are_kept_and_counted_and_no_error(mut lab: Lab) {
 }
 
 #[test]
-fn names_that_exfat_cannot_hold_are_refused_when_they_are_made() {
-    let Some(lab) = Lab::mounted(Backend::EXFAT) else {
-        return;
-    };
-    write(&lab.m("Readme"), b"first");
-    for name in [
-        "a:b",
-        "what?",
-        "dot.",
-        "readme",
-        "README",
-        "back\\slash",
-        "tab\there",
-    ] {
-        let error = fs::File::create_new(lab.m(name)).expect_err(name);
-        assert_eq!(
-            error.raw_os_error(),
-            Some(libc::EINVAL),
-            "create {name:?}: {error}"
-        );
-        let error = fs::create_dir(lab.m(name)).expect_err(name);
-        assert_eq!(
-            error.raw_os_error(),
-            Some(libc::EINVAL),
-            "mkdir {name:?}: {error}"
-        );
-    }
-    write(&lab.m("other"), b"other");
-    let error = fs::rename(lab.m("other"), lab.m("a:b")).expect_err("rename to a:b");
-    assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "rename: {error}");
-    assert_content(lab.m("Readme"), b"first");
-    lab.flush();
-    lab.assert_drive_is_mount();
-    lab.finish();
-}
-
-#[test]
 fn names_that_a_directory_can_hold_are_taken() {
     let Some(lab) = Lab::mounted(Backend::Ext4Dir) else {
         return;

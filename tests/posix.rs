@@ -26,6 +26,9 @@ naptime = 0.02
 entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 "#;
 
+/// Longer than any run that is asked for takes, an hour of it included.
+const FSX_LIMIT: Duration = Duration::from_secs(4000);
+
 const FSX: &str = r"
 flen = 262144
 [weights]
@@ -179,22 +182,31 @@ fn reason(output: &str, name: &str) -> String {
 
 #[test]
 fn fsx_finds_every_byte_where_it_was_put() {
-    let (true, Some(mut lab)) = (installed("fsx"), Lab::new(Backend::Ext4Dir)) else {
+    fsx(Backend::Ext4Dir, &["1", "20261120", "987654321"]);
+}
+
+#[test]
+fn fsx_finds_every_byte_where_it_was_put_over_exfat() {
+    fsx(Backend::EXFAT, &["2", "20261121"]);
+}
+
+fn fsx(backend: Backend, seeds: &[&str]) {
+    let (true, Some(mut lab)) = (installed("fsx"), Lab::new(backend)) else {
         return;
     };
     lab.mount(&[]);
     let config = lab.root().join("fsx.toml");
     write(&config, FSX.as_bytes());
-    for seed in ["1", "20261120", "987654321"] {
+    for seed in seeds {
         let file = lab.m(format!("fsx-{seed}"));
         let mut command = Command::new("fsx");
         command
             .arg("-f")
             .arg(&config)
-            .args(["-N", "5000", "-S", seed, "-q", "-P"])
+            .args(["-N", &fsx_operations(), "-S", seed, "-q", "-P"])
             .arg(lab.root())
             .arg(&file);
-        let done = run_for(&mut command, Duration::from_secs(300));
+        let done = run_for(&mut command, FSX_LIMIT);
         assert!(
             done.code == 0,
             "fsx, seed {seed}:\n{}{}",
@@ -207,12 +219,27 @@ fn fsx_finds_every_byte_where_it_was_put() {
     lab.finish();
 }
 
+/// How many operations a run of fsx has; more with `FERRYFS_FSX_OPERATIONS`.
+fn fsx_operations() -> String {
+    std::env::var("FERRYFS_FSX_OPERATIONS").unwrap_or_else(|_| "5000".into())
+}
+
 #[test]
 fn fsx_finds_every_byte_while_batches_are_cut() {
-    let (true, Some(mut lab)) = (installed("fsx"), Lab::new(Backend::Ext4Dir)) else {
+    fsx_while_batches_are_cut(Backend::Ext4Dir);
+}
+
+/// Whenever it is closed for a moment, it may be carried to the drive, let go of, and fetched again.
+#[test]
+fn fsx_finds_every_byte_while_batches_are_cut_over_exfat() {
+    fsx_while_batches_are_cut(Backend::EXFAT);
+}
+
+fn fsx_while_batches_are_cut(backend: Backend) {
+    let (true, Some(mut lab)) = (installed("fsx"), Lab::new(backend)) else {
         return;
     };
-    lab.mount(&[]);
+    lab.mount(&["--cache-size", "1K"]);
     let config = lab.root().join("fsx.toml");
     // Often closed: only a closed file is pinned by a batch, and its next write must go to a copy.
     write(
@@ -225,9 +252,9 @@ fn fsx_finds_every_byte_while_batches_are_cut() {
             command
                 .arg("-f")
                 .arg(&config)
-                .args(["-N", "5000", "-S", "42", "-q", "-P"])
+                .args(["-N", &fsx_operations(), "-S", "42", "-q", "-P"])
                 .arg(lab.root());
-            run_for(command.arg(lab.m("fsx")), Duration::from_secs(300))
+            run_for(command.arg(lab.m("fsx")), FSX_LIMIT)
         });
         while !fsx.is_finished() {
             let done = lab.ferryfs(&["flush", &text(&lab.mnt)]);

@@ -10,10 +10,9 @@ pub struct Timestamp(pub i64);
 impl Timestamp {
     /// The point `secs` whole seconds and `nanos` nanoseconds (forward) from the epoch.
     pub fn from_parts(secs: i64, nanos: u32) -> Timestamp {
-        Timestamp(
-            secs.saturating_mul(1_000_000_000)
-                .saturating_add(i64::from(nanos)),
-        )
+        let exact = i128::from(secs) * 1_000_000_000 + i128::from(nanos);
+        let held = exact.clamp(i64::MIN.into(), i64::MAX.into());
+        Timestamp(held as i64)
     }
 
     /// Whole seconds since the epoch (rounded down) and the nanoseconds forward from there.
@@ -79,6 +78,21 @@ mod tests {
             assert_eq!(Timestamp::from(SystemTime::from(time)), time);
             let (secs, nanos) = time.parts();
             assert_eq!(Timestamp::from_parts(secs, nanos), time);
+        }
+    }
+
+    #[test]
+    fn times_out_of_range_are_held_at_the_nearer_end() {
+        for (secs, nanos, held) in [
+            (i64::MIN, 0, i64::MIN),
+            (i64::MIN, 999_999_999, i64::MIN),
+            (-9_223_372_037, 145_224_191, i64::MIN),
+            (-9_223_372_037, 145_224_193, i64::MIN + 1),
+            (9_223_372_036, 854_775_806, i64::MAX - 1),
+            (9_223_372_036, 854_775_808, i64::MAX),
+            (i64::MAX, 999_999_999, i64::MAX),
+        ] {
+            assert_eq!(Timestamp::from_parts(secs, nanos), Timestamp(held));
         }
     }
 }

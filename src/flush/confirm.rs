@@ -202,14 +202,14 @@ fn mark_gone(state: &mut State, key: NameKey, cut: Seq) -> Result<()> {
     Ok(state.mark_name(key.parent, &key.name)?)
 }
 
-/// The inode that the mount has at `path`.
+/// The inode that the mount has at `path`, which is spelled as on the backend.
 pub(super) fn find(state: &mut State, path: &RelPath) -> Result<Option<Ino>> {
     let mut at = Ino::ROOT;
     for bytes in path.components() {
         let Ok(name) = Name::new(bytes) else {
             return Ok(None);
         };
-        match state.lookup(at, &name)? {
+        match state.lookup_stored(at, &name)? {
             Some(ino) => at = ino,
             None => return Ok(None),
         }

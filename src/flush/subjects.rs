@@ -16,6 +16,8 @@ use crate::rules::plan::NameKey;
 pub(super) struct Subject {
     /// Which name; of the root there is none.
     pub(super) key: Option<NameKey>,
+    /// Its name in the mount, where the backend's spelling does not give it.
+    pub(super) name: Option<Name>,
     /// Its path on the backend after the batch.
     pub(super) path: RelPath,
     /// What it stands for, as of the cut.

@@ -11,6 +11,9 @@ const CACHE_ATTRIBUTE: &[u8] = b"user.ferryfs.cache";
 /// The attribute with a program's capabilities.
 const CAPABILITY: &[u8] = b"security.capability";
 
+/// Bytes of the longest list of names of attributes that listxattr(2) gives.
+const XATTR_LIST_MAX: usize = 65536;
+
 /// How often the row of a file is looked at again while somebody else is about to settle it.
 const SETTLING: usize = 1000;
 
@@ -237,7 +240,7 @@ impl Fs {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD; `EOPNOTSUPP` for a name space that is not kept, such as POSIX ACLs;
+    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD, or if the list of names would get too long; `EOPNOTSUPP` for a name space that is not kept, such as POSIX ACLs;
     /// `EINVAL` for a name space with no name in it.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         check_xattr_name(ino, name)?;
@@ -251,6 +254,14 @@ impl Fs {
             SetXattr::Create if exists => return Err(FsError::EXISTS),
             SetXattr::Replace if !exists => return Err(FsError::Errno(libc::ENODATA)),
             _ => {}
+        }
+        if !exists && inode.flags.has(Flags::XATTRS) {
+            // What is made must be listed as well, and the kernel passes no longer list on.
+            let names = state.xattr_names(ino)?;
+            let listed: usize = names.iter().map(|name| name.len() + 1).sum();
+            if listed + name.len() + 1 > XATTR_LIST_MAX {
+                return Err(FsError::NO_SPACE);
+            }
         }
         state.put_xattr(ino, name, Some(value))?;
         inode.flags.set(Flags::XATTRS);
@@ -297,7 +308,8 @@ impl Fs {
 
 /// Strips the inode of what [`Fs::drop_privileges`] names; true if there was anything.
 fn strip_privileges(state: &mut State, inode: &mut Inode) -> Result<bool> {
-    let before = inode.clone();
+    let before = inode.mode;
+    let mut stripped = false;
     inode.mode &= !libc::S_ISUID;
     if inode.mode & libc::S_IXGRP != 0 {
         inode.mode &= !libc::S_ISGID;
@@ -307,8 +319,9 @@ fn strip_privileges(state: &mut State, inode: &mut Inode) -> Result<bool> {
         if state.xattr_names(inode.ino)?.is_empty() {
             inode.flags.clear(Flags::XATTRS);
         }
+        stripped = true;
     }
-    Ok(*inode != before)
+    Ok(stripped || inode.mode != before)
 }
 
 fn check_xattr_name(ino: Ino, name: &[u8]) -> Result<()> {

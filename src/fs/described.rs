@@ -230,7 +230,7 @@ impl Fs {
             let Some(mut group) = state.link_group(link)? else {
                 continue;
             };
-            if group.pending == 0 || state.lookup(dir, name)? == Some(group.ino) {
+            if group.pending == 0 || state.lookup_stored(dir, name)? == Some(group.ino) {
                 continue;
             }
             group.pending -= 1;
@@ -384,7 +384,7 @@ impl Fs {
 
     /// The link or special file that the mount has under a name which the drive has no entry for.
     fn special_at(&self, state: &mut State, dir: Ino, name: &Name) -> Result<Option<Inode>> {
-        let found = match state.lookup(dir, name)? {
+        let found = match state.lookup_stored(dir, name)? {
             Some(ino) => state.inode(ino)?,
             None => None,
         };
@@ -404,11 +404,15 @@ impl Fs {
             for dirent in names {
                 let inode = state.expect_inode(dirent.ino)?;
                 let is_clean = inode.flags.has(Flags::ON_BACKEND) && !inode.flags.any(Flags::DIRTY);
-                if inode.kind().is_plain()
-                    || !is_clean
-                    || told.names.contains_key(&dirent.name)
-                    || state.placed(dir, &dirent.name)?.is_some()
-                    || state.is_marked(dir, &dirent.name)?
+                if inode.kind().is_plain() || !is_clean {
+                    continue;
+                }
+                let Some(stored) = state.stored_name(dir, &dirent.name)? else {
+                    continue;
+                };
+                if told.names.contains_key(&stored)
+                    || state.placed(dir, &stored)?.is_some()
+                    || state.is_marked(dir, &stored)?
                 {
                     continue;
                 }

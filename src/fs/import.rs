@@ -74,10 +74,18 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let (entries, told) = match path {
+        let (mut entries, told) = match path {
             Some(_) => self.read_backend_dir(dir)?,
             None => Default::default(), // The backend does not have it, so all there is is here.
         };
+        let in_root = dir == Ino::ROOT;
+        // Who gets which name is to depend neither on the backend's order nor on where an earlier import was cut off.
+        entries.sort_by_cached_key(|entry| {
+            let exact = told.of(&entry.name, entry.meta.kind);
+            let exact = exact.is_some_and(|told| told.it.name.is_some());
+            let foreign = self.rules.decode(&entry.name, in_root).is_none();
+            (!exact, foreign, entry.name.clone())
+        });
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
             for entry in chunk {
@@ -127,7 +135,7 @@ impl Fs {
     fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry, told: &Told) -> Result<()> {
         if is_own(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
-            || state.lookup(dir, &entry.name)?.is_some()
+            || state.lookup_stored(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
@@ -157,7 +165,9 @@ impl Fs {
             hash: None,
         };
         state.put_placed(&key, Some(&placed))?;
-        Ok(state.add_clean_name(dir, &entry.name, ino)?)
+        let exact = described.and_then(|told| told.it.name.as_ref());
+        let name = state.mount_name_for(dir, &entry.name, exact)?;
+        Ok(state.add_clean_name(dir, &name, &entry.name, ino)?)
     }
 
     /// Makes the inode of what was found, as it is described.
@@ -201,25 +211,26 @@ impl Fs {
         &self,
         state: &mut State,
         dir: Ino,
-        name: &Name,
+        stored: &Name,
         described: &Described,
         told: &Told,
     ) -> Result<()> {
-        if state.placed(dir, name)?.is_some() || state.lookup(dir, name)?.is_some() {
+        if state.placed(dir, stored)?.is_some() || state.lookup_stored(dir, stored)?.is_some() {
             return Ok(());
         }
         let ino = match self.one_of_links(state, described, None)? {
             Some(ino) => ino,
             None => {
                 let mut inode = self.special_inode(state, described)?;
-                let path = told.path(name);
+                let path = told.path(stored);
                 self.first_of_links(state, &mut inode, described, None, &path)?;
                 let ino = inode.ino;
                 state.put_inode(inode);
                 ino
             }
         };
-        Ok(state.add_clean_name(dir, name, ino)?)
+        let name = state.mount_name_for(dir, stored, described.it.name.as_ref())?;
+        Ok(state.add_clean_name(dir, &name, stored, ino)?)
     }
 
     /// Imports the next directory after `after` that is not listed. Gives its number; `None` when there are no more.

@@ -32,7 +32,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
 use crate::backend::{Capabilities, drive::Drive};
-use crate::base::{Clock, Ino, Name};
+use crate::base::{Clock, Ino};
 use crate::cache::Store;
 use crate::index::{Index, Inode, State};
 use crate::rules::names::NameRules;
@@ -214,29 +214,6 @@ impl Fs {
             Ok(inode)
         } else {
             Err(FsError::NOT_DIR)
-        }
-    }
-
-    /// Checks that the backend can hold `name` in `parent`, beside what is there. `instead_of` is a name that goes away.
-    fn check_name(
-        &self,
-        state: &mut State,
-        parent: Ino,
-        name: &Name,
-        instead_of: Option<&Name>,
-    ) -> Result<()> {
-        self.rules
-            .check(name, parent == Ino::ROOT)
-            .map_err(|refusal| {
-                tracing::debug!(%name, %refusal, "name refused");
-                FsError::INVALID
-            })?;
-        match state.colliding_name(parent, name)? {
-            Some(other) if Some(&other) != instead_of => {
-                tracing::debug!(%name, %other, "name refused: the backend cannot tell them apart");
-                Err(FsError::INVALID)
-            }
-            _ => Ok(()),
         }
     }
 }

@@ -51,7 +51,7 @@ impl Fs {
     /// Makes a node other than an open file: file, directory, link, pipe, socket, device.
     ///
     /// # Errors
-    /// `EEXIST`; `EINVAL` if the backend cannot hold the name.
+    /// `EEXIST`; `ENAMETOOLONG`.
     pub fn make_node(&self, ctx: &Ctx, parent: Ino, name: &Name, node: NewNode) -> Result<Inode> {
         self.ensure_listed(ctx, parent)?;
         self.with_room(ctx, || {
@@ -182,7 +182,7 @@ impl Fs {
         if state.lookup(parent, name)?.is_some() {
             return Err(FsError::EXISTS);
         }
-        self.check_name(state, parent, name, None)?;
+        check_length(name)?;
         let now = self.clock.now();
         let mut inode = Inode::new(state.new_ino()?, node.mode, ctx.uid, ctx.gid, now);
         if dir.mode & libc::S_ISGID != 0 {
@@ -233,7 +233,7 @@ impl Fs {
         if state.lookup(parent, name)?.is_some() {
             return Err(FsError::EXISTS);
         }
-        self.check_name(&mut state, parent, name, None)?;
+        check_length(name)?;
         let now = self.clock.now();
         inode.nlink += 1;
         state.note_attributes(&mut inode)?;
@@ -369,23 +369,25 @@ impl Fs {
                 _ => {}
             }
         } else {
-            let instead_of = (from.0 == to.0).then_some(from.1);
-            self.check_name(state, to.0, to.1, instead_of)?;
+            check_length(to.1)?;
         }
         if self.known_dir(state, to.0)?.nlink == 0 {
             return Err(FsError::NOT_FOUND);
         }
+        // Taken away first: what only changes its case is not in its own way.
         state.remove_name(from.0, from.1)?;
+        moved.ctime = now;
         if let Some(other) = replaced {
             self.note_replaced(state, to, &moved, &other)?;
-            state.remove_name(to.0, to.1)?;
+            let stored = state.remove_name(to.0, to.1)?;
             if other.is_dir() {
                 self.add_links(state, to.0, -1)?;
             }
             drop_link(state, other, now)?;
+            state.add_name_as(to.0, to.1, &stored, &moved)?;
+        } else {
+            state.add_name(to.0, to.1, &moved)?;
         }
-        moved.ctime = now;
-        state.add_name(to.0, to.1, &moved)?;
         if moved.is_dir() && from.0 != to.0 {
             self.add_links(state, from.0, -1)?;
             self.add_links(state, to.0, 1)?;
@@ -430,10 +432,10 @@ impl Fs {
         if one.ino == other.ino {
             return Ok(());
         }
-        state.remove_name(at.0, at.1)?;
-        state.remove_name(there.0, there.1)?;
-        state.add_name(at.0, at.1, &other)?;
-        state.add_name(there.0, there.1, &one)?;
+        let here = state.remove_name(at.0, at.1)?;
+        let beyond = state.remove_name(there.0, there.1)?;
+        state.add_name_as(at.0, at.1, &here, &other)?;
+        state.add_name_as(there.0, there.1, &beyond, &one)?;
         if at.0 != there.0 && one.is_dir() != other.is_dir() {
             let (loses, gains) = if one.is_dir() {
                 (at.0, there.0)
@@ -473,6 +475,14 @@ impl Fs {
         self.known(&mut self.index.lock(), ino)?
             .target
             .ok_or(FsError::INVALID)
+    }
+}
+
+/// Names of the backend may be longer.
+fn check_length(name: &Name) -> Result<()> {
+    match name.is_mountable() {
+        true => Ok(()),
+        false => Err(FsError::Errno(libc::ENAMETOOLONG)),
     }
 }
 

@@ -88,6 +88,14 @@ const CONTRADICTIONS: [(&str, &str); 9] = [
     ),
 ];
 
+/// The same where names have two spellings, from version 3 on.
+const SPELLED_ALIKE: (&str, &str) = (
+    "names of one directory that the drive would have under one name",
+    "SELECT count(*) FROM dirents a WHERE stored IS NOT NULL AND (
+     EXISTS(SELECT 1 FROM dirents b WHERE b.parent=a.parent AND b.fold=a.stored_fold AND b.name=a.stored AND b.stored IS NULL)
+     OR (SELECT count(*) FROM dirents b WHERE b.parent=a.parent AND b.stored=a.stored) > 1)",
+);
+
 /// What is odd without doing harm.
 const ODDITIES: [(&str, &str); 1] = [(
     "files whose number of names is miscounted",
@@ -209,7 +217,9 @@ fn look(path: &Path, bytes: u64, needed: bool) -> Result<Checked> {
         });
     }
     let limit = (bytes > CHEAP).then_some(PATIENCE);
-    match within(&conn, limit, || examine(&conn, path, limit.is_none())) {
+    match within(&conn, limit, || {
+        examine(&conn, path, version, limit.is_none())
+    }) {
         Err(IndexError::Sql { source, .. })
             if source.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) =>
         {
@@ -248,7 +258,7 @@ fn within<T>(
 }
 
 /// SQLite's own checks, then every row, then what rows say of each other.
-fn examine(conn: &Connection, path: &Path, thorough: bool) -> Result<Vec<String>> {
+fn examine(conn: &Connection, path: &Path, version: i64, thorough: bool) -> Result<Vec<String>> {
     let pragma = match thorough {
         true => format!("PRAGMA integrity_check({TOLD})"),
         false => format!("PRAGMA quick_check({TOLD})"),
@@ -261,7 +271,13 @@ fn examine(conn: &Connection, path: &Path, thorough: bool) -> Result<Vec<String>
         return Err(damaged(path, said.join("; ")));
     }
     read_every_row(conn, path)?;
-    let found = count(conn, &CONTRADICTIONS)?;
+    let mut found = count(conn, &CONTRADICTIONS)?;
+    if version >= 3 {
+        let stored = "SELECT stored FROM dirents WHERE stored IS NOT NULL";
+        for_each(conn, stored, |row| name_from_row(row, 0).map(|_| None))
+            .and_then(|problem| refuse(path, problem))?;
+        found.extend(count(conn, &[SPELLED_ALIKE])?);
+    }
     if !found.is_empty() {
         return Err(damaged(path, found.join("; ")));
     }

@@ -13,6 +13,7 @@ mod check;
 mod counters;
 mod guard;
 mod inode;
+mod names;
 mod replaced;
 mod salvage;
 mod schema;
@@ -157,10 +158,11 @@ impl Index {
             .context("read the format version")?;
         match version {
             0 => create(&conn)?,
-            1..schema::VERSION => extend(&conn, version)?,
             schema::VERSION => {}
+            older @ 1.. if older < schema::VERSION => extend(&conn, older)?,
             newer => return Err(IndexError::Newer(newer)),
         }
+        names::refold(&conn, &rules)?;
         // The first write makes the WAL file, whose descriptor is then held: an fsync of it is what durability rests on.
         conn.execute(
             "INSERT OR REPLACE INTO meta VALUES('opened', unixepoch())",
@@ -343,14 +345,15 @@ fn create(conn: &Connection) -> Result<()> {
             "the file is a database, but no index of ferryfs".into(),
         ));
     }
-    let tables = [schema::V1, schema::V2, schema::V3_CATALOG].concat();
+    let tables = [schema::V1, schema::V2, schema::V3, schema::V3_CATALOG].concat();
     become_version(conn, &tables).context("create the tables")
 }
 
-/// Makes an index of an earlier version one of this, in one transaction.
+/// Makes an index of an earlier `version` one of this, in one transaction. A crash leaves the old one.
 fn extend(conn: &Connection, version: i64) -> Result<()> {
     let steps = [
         (1, schema::V2),
+        (2, schema::V3),
         (2, schema::V3_CATALOG),
         (2, schema::V3_UNTOLD),
     ];

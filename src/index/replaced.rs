@@ -24,7 +24,7 @@ use crate::rules::plan::NameKey;
 pub struct Replaced {
     /// Its place in the history of changes.
     pub change: Seq,
-    /// The name that got another file; `None` where the file itself got other bytes.
+    /// The name that got another file, as the mount spells it; `None` where the file itself got other bytes.
     pub name: Option<NameKey>,
     /// The inode that has the new bytes.
     pub by: Ino,

@@ -14,7 +14,7 @@ pub(super) const VERSION: i64 = 3;
 /// - `inodes`: one row an inode. `mode` has the file-type bits. Times are nanoseconds since 1970. `object` is the cache's copy,
 ///   NULL for none; `flags` are [`super::inode::Flags`]; `data_seq` and `time_seq` say when bytes and mtime last changed;
 ///   `used` is the second of last use, for eviction.
-/// - `dirents`: the tree of the mount. `fold` is the name's canonical key where the backend ignores case, else empty.
+/// - `dirents`: the tree of the mount. `fold` is the name's canonical key where the backend ignores case or form, else empty.
 /// - `placed`: the tree of the backend as last seen or left, in the same inode numbers. `kind` is 1 for a directory, 0 for
 ///   anything else; `hash` is NULL for what was imported.
 /// - `dirty_names`: the names at which `dirents` and `placed` may differ. May hold more than that, never less.
@@ -58,6 +58,18 @@ CREATE TABLE replaced(change INTEGER PRIMARY KEY, parent INTEGER, name BLOB, by 
   ctime INTEGER NOT NULL, btime INTEGER NOT NULL, object INTEGER, flags INTEGER NOT NULL, data_seq INTEGER NOT NULL,
   time_seq INTEGER NOT NULL, used INTEGER NOT NULL, target BLOB);
 CREATE INDEX replaced_by ON replaced(by);
+";
+
+/// What version 3 adds to version 2.
+///
+/// - `dirents.stored`: how the backend spells the name, NULL for the same. `dirents.stored_fold`: its canonical key, as `fold` is that
+///   of `name`; NULL where `stored` is. No two names of one directory are spelled alike.
+/// - the setting `fold` says how all these keys were made, see `refold`.
+pub(super) const V3: &str = "
+ALTER TABLE dirents ADD COLUMN stored BLOB;
+ALTER TABLE dirents ADD COLUMN stored_fold BLOB;
+CREATE INDEX dirents_stored ON dirents(parent, stored) WHERE stored IS NOT NULL;
+CREATE INDEX dirents_stored_fold ON dirents(parent, stored_fold) WHERE stored_fold IS NOT NULL;
 ";
 
 /// What version 3 adds: the mirror of the drive's catalog ([`super::catalog`]).

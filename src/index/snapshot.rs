@@ -3,10 +3,11 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::inode::{COLUMNS, Inode};
+use super::names::{look_up_stored, mount_name_of};
 use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row};
 use super::{Context, Result, int};
 use crate::backend::Xattrs;
-use crate::base::{Ino, RelPath, Seq};
+use crate::base::{Ino, Name, RelPath, Seq};
 use crate::rules::plan::NameKey;
 
 /// How much waits for the backend.
@@ -53,7 +54,7 @@ impl Snapshot {
             )?,
             kept_local: count(
                 "SELECT count(*) FROM inodes i WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0 AND flags & 16 = 0
-                 AND NOT EXISTS(SELECT 1 FROM dirents d JOIN dirty_names n ON n.parent=d.parent AND n.name=d.name WHERE d.ino=i.ino)",
+                 AND NOT EXISTS(SELECT 1 FROM dirents d JOIN dirty_names n ON n.parent=d.parent AND n.name=coalesce(d.stored, d.name) WHERE d.ino=i.ino)",
             )?,
         })
     }
@@ -103,13 +104,15 @@ impl Snapshot {
             .context("read an inode")
     }
 
-    /// Every name of `ino` in the mount.
+    /// Every name of `ino` in the mount, as it is stored.
     ///
     /// # Errors
     /// If SQLite cannot read.
     pub fn names_of(&self, ino: Ino) -> Result<Vec<NameKey>> {
         self.conn
-            .prepare_cached("SELECT parent, name FROM dirents WHERE ino=? ORDER BY parent, name")
+            .prepare_cached(
+                "SELECT parent, coalesce(stored, name) FROM dirents WHERE ino=? ORDER BY 1, 2",
+            )
             .and_then(|mut s| {
                 s.query_map([int(ino.0)], |row| {
                     Ok(NameKey {
@@ -152,22 +155,20 @@ impl Snapshot {
             .context("list xattrs")
     }
 
-    /// The inode that a name of the mount stands for, whatever its canonical key.
+    /// The inode whose name in the mount is stored under `key`, of which `fold` is the canonical key.
     ///
     /// # Errors
     /// If SQLite cannot read.
     pub fn lookup(&self, key: &NameKey, fold: &[u8]) -> Result<Option<Ino>> {
-        self.conn
-            .prepare_cached("SELECT ino FROM dirents WHERE parent=? AND fold=? AND name=?")
-            .and_then(|mut s| {
-                s.query_row(
-                    params![int(key.parent.0), fold, key.name.as_bytes()],
-                    |row| row.get::<_, i64>(0),
-                )
-                .optional()
-            })
-            .context("look up a name")
-            .map(|found| found.map(|ino| Ino(ino as u64)))
+        look_up_stored(&self.conn, key.parent, &key.name, fold)
+    }
+
+    /// The name of the mount that is stored under `key`, of which `fold` is the canonical key.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn mount_name(&self, key: &NameKey, fold: &[u8]) -> Result<Option<Name>> {
+        mount_name_of(&self.conn, key, fold)
     }
 
     /// What the backend has under a name.
@@ -204,7 +205,7 @@ impl Snapshot {
         })
     }
 
-    /// Where the mount has directory `dir`.
+    /// Where the mount has directory `dir`, in stored names: where it will stand on the backend.
     ///
     /// # Errors
     /// If SQLite cannot read.

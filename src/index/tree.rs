@@ -114,76 +114,94 @@ impl State {
             .map(|found| found.map(|ino| Ino(ino as u64)))
     }
 
-    /// Another name in `parent` that the backend could not tell from `name`.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn colliding_name(&mut self, parent: Ino, name: &Name) -> Result<Option<Name>> {
-        let fold = self.rules.fold(name);
-        if fold.is_empty() {
-            return Ok(None);
-        }
-        self.conn
-            .prepare_cached(
-                "SELECT name FROM dirents WHERE parent=? AND fold=? AND name<>? LIMIT 1",
-            )
-            .and_then(|mut s| {
-                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| {
-                    name_from_row(row, 0)
-                })
-                .optional()
-            })
-            .context("look for a name that collides")
-    }
-
-    /// Adds a name. `inode` tells what it stands for; the caller keeps its link count.
+    /// Adds a name, stored under the best spelling that is free. `inode` tells what it stands for; the caller keeps its link count.
     ///
     /// # Errors
     /// If SQLite cannot, also because the name exists.
     pub fn add_name(&mut self, parent: Ino, name: &Name, inode: &Inode) -> Result<()> {
-        self.add_clean_name(parent, name, inode.ino)?;
-        self.mark_name(parent, name)
+        let stored = self.choose_stored(parent, name)?;
+        self.add_name_as(parent, name, &stored, inode)
     }
 
-    /// Adds a name under which the backend has the very same.
+    /// As [`State::add_name`], stored under `stored`, which no other name of `parent` is.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn add_name_as(
+        &mut self,
+        parent: Ino,
+        name: &Name,
+        stored: &Name,
+        inode: &Inode,
+    ) -> Result<()> {
+        self.add_clean_name(parent, name, stored, inode.ino)?;
+        self.mark_name(parent, stored)
+    }
+
+    /// Adds a name for what the backend has, the very same, under `stored`.
     ///
     /// # Errors
     /// If SQLite cannot, also because the name exists.
-    pub fn add_clean_name(&mut self, parent: Ino, name: &Name, ino: Ino) -> Result<()> {
+    pub fn add_clean_name(
+        &mut self,
+        parent: Ino,
+        name: &Name,
+        stored: &Name,
+        ino: Ino,
+    ) -> Result<()> {
         let fold = self.rules.fold(name);
+        let other = (stored != name).then_some(stored);
         self.change(
             "add a name",
-            "INSERT INTO dirents VALUES(?,?,?,?)",
-            params![int(parent.0), fold, name.as_bytes(), int(ino.0)],
+            "INSERT INTO dirents(parent, fold, name, ino, stored, stored_fold) VALUES(?,?,?,?,?,?)",
+            params![
+                int(parent.0),
+                fold,
+                name.as_bytes(),
+                int(ino.0),
+                other.map(Name::as_bytes),
+                other.map(|stored| self.rules.fold(stored)),
+            ],
         )?;
         Ok(())
     }
 
-    /// Takes a name away.
+    /// Takes a name away. Gives how it was stored.
     ///
     /// # Errors
     /// If SQLite cannot.
-    pub fn remove_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
-        let is_told_of = self.is_special_and_told_of(parent, name)?;
+    pub fn remove_name(&mut self, parent: Ino, name: &Name) -> Result<Name> {
+        self.begin()?;
         let fold = self.rules.fold(name);
-        self.change(
-            "remove a name",
-            "DELETE FROM dirents WHERE parent=? AND fold=? AND name=?",
-            params![int(parent.0), fold, name.as_bytes()],
-        )?;
-        if is_told_of || self.may_be_placed(parent, name)? {
-            self.mark_name(parent, name)
+        let removed = self
+            .conn
+            .prepare_cached(
+                "DELETE FROM dirents WHERE parent=? AND fold=? AND name=? RETURNING coalesce(stored, name), ino",
+            )
+            .and_then(|mut s| {
+                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| {
+                    Ok((name_from_row(row, 0)?, Ino(row.get::<_, i64>(1)? as u64)))
+                })
+                .optional()
+            })
+            .context("remove a name")?;
+        let (stored, is_told_of) = match removed {
+            Some((stored, ino)) => (stored, self.is_special_and_told_of(ino)?),
+            None => (name.clone(), false),
+        };
+        if is_told_of || self.may_be_placed(parent, &stored)? {
+            self.mark_name(parent, &stored)?;
         } else {
             self.change(
                 "forget a dirty name",
                 "DELETE FROM dirty_names WHERE parent=? AND name=?",
-                params![int(parent.0), name.as_bytes()],
+                params![int(parent.0), stored.as_bytes()],
             )?;
-            Ok(())
         }
+        Ok(stored)
     }
 
-    /// Notes that the backend may have something else than the mount under this name.
+    /// Notes that the backend may have something else than the mount under this stored name.
     ///
     /// # Errors
     /// If SQLite cannot.
@@ -231,17 +249,14 @@ impl State {
         self.mark_inode(inode)
     }
 
-    /// Whether the backend has something under this name, or may come to have it from a batch under way.
-    fn may_be_placed(&mut self, parent: Ino, name: &Name) -> Result<bool> {
-        Ok(self.active.is_some() || self.placed(parent, name)?.is_some())
+    /// Whether the backend has something under this stored name, or may come to have it from a batch under way.
+    fn may_be_placed(&mut self, parent: Ino, stored: &Name) -> Result<bool> {
+        Ok(self.active.is_some() || self.placed(parent, stored)?.is_some())
     }
 
-    /// Whether a name is that of a link or a special file of which the drive's catalog knows: there is no entry for it there, so
+    /// Whether `ino` is a link or a special file of which the drive's catalog knows: there is no entry for it there, so
     /// nothing else tells that somebody has to hear of its end.
-    fn is_special_and_told_of(&mut self, parent: Ino, name: &Name) -> Result<bool> {
-        let Some(ino) = self.lookup(parent, name)? else {
-            return Ok(false);
-        };
+    fn is_special_and_told_of(&mut self, ino: Ino) -> Result<bool> {
         let inode = self.inode(ino)?;
         Ok(inode
             .is_some_and(|inode| !inode.kind().is_plain() && inode.flags.has(Flags::ON_BACKEND)))
@@ -308,7 +323,7 @@ impl State {
             .context("find a name of an inode")
     }
 
-    /// What the backend has under a name.
+    /// What the backend has under a stored name.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -342,7 +357,7 @@ impl State {
             })
     }
 
-    /// Notes what the backend has under a name.
+    /// Notes what the backend has under a stored name.
     ///
     /// # Errors
     /// If SQLite cannot.
@@ -399,14 +414,6 @@ impl State {
     /// If SQLite cannot read.
     pub fn mount_path(&mut self, ino: Ino) -> Result<Option<RelPath>> {
         path_upwards(ino, |at| self.a_name_of(at))
-    }
-
-    /// The path in the mount of the name `key`.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn key_path(&mut self, key: &NameKey) -> Result<Option<RelPath>> {
-        Ok(self.mount_path(key.parent)?.map(|dir| dir.join(&key.name)))
     }
 
     /// The next directory after `after` all of whose entries are in the index.

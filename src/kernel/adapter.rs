@@ -16,8 +16,10 @@ use fuser::{
 };
 
 use super::convert::{
-    TTL, attr, ctx, errno, file_type, ino, name, nothing, open_mode, rename_mode, set_time,
+    TTL_OF_NOTHING, attr, ctx, errno, file_type, ino, name, nothing, open_mode, rename_mode,
+    set_time, ttl,
 };
+use super::fatal::Caught;
 use super::workers::Workers;
 use crate::base::Name;
 use crate::fs::{Ctx, Fs, FsError, NewNode, Result, SeekFor, SetAttr, SetXattr, Syncer};
@@ -60,6 +62,7 @@ fails!(
 
 /// Runs `operation`; a panic in it is an error like another.
 fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _caught = Caught::begin();
     catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
         tracing::error!("a request panicked; it is answered with EIO");
         Err(FsError::Errno(libc::EIO))
@@ -169,7 +172,7 @@ impl Adapter {
 }
 
 fn reply_entry(reply: ReplyEntry, inode: Inode) {
-    reply.entry(&TTL, &attr(&inode), GENERATION);
+    reply.entry(&ttl(&inode), &attr(&inode), GENERATION);
 }
 
 /// Gives the kernel a value of the size that it asked for.
@@ -231,7 +234,7 @@ impl Filesystem for Adapter {
             |reply, found| match found {
                 Some(inode) => reply_entry(reply, inode),
                 // Inode 0 says that there is nothing, and lets the kernel remember it: only the kernel can change that.
-                None => reply.entry(&TTL, &nothing(), GENERATION),
+                None => reply.entry(&TTL_OF_NOTHING, &nothing(), GENERATION),
             },
         );
     }
@@ -251,7 +254,7 @@ impl Filesystem for Adapter {
     ) {
         let operation = move |fs: &Fs, _: &Ctx| fs.getattr(ino(number));
         self.run("getattr", ctx(request), reply, operation, |reply, inode| {
-            reply.attr(&TTL, &attr(&inode))
+            reply.attr(&ttl(&inode), &attr(&inode))
         });
     }
 
@@ -283,7 +286,7 @@ impl Filesystem for Adapter {
         };
         let operation = move |fs: &Fs, ctx: &Ctx| fs.setattr(ctx, ino(number), &set);
         self.run("setattr", ctx(request), reply, operation, |reply, inode| {
-            reply.attr(&TTL, &attr(&inode))
+            reply.attr(&ttl(&inode), &attr(&inode))
         });
     }
 
@@ -437,7 +440,7 @@ impl Filesystem for Adapter {
             operation,
             |reply, (inode, handle)| {
                 reply.created(
-                    &TTL,
+                    &ttl(&inode),
                     &attr(&inode),
                     GENERATION,
                     FileHandle(handle),
@@ -613,7 +616,7 @@ impl Filesystem for Adapter {
                     number,
                     entry.offset,
                     name,
-                    &TTL,
+                    &ttl(&entry.inode),
                     &attr(&entry.inode),
                     GENERATION,
                 )

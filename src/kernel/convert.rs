@@ -8,10 +8,27 @@ use fuser::{Errno, FileAttr, FileType, INodeNo, OpenFlags, RenameFlags, Request,
 
 use crate::base::{FileKind, Ino, Name, Timestamp};
 use crate::fs::{Ctx, FsError, OpenMode, RenameMode, Result, SetTime};
-use crate::index::Inode;
+use crate::index::{Flags, Inode};
 
 /// How long the kernel may keep names and attributes: nobody but the kernel itself changes them.
-pub(super) const TTL: Duration = Duration::from_secs(3600);
+const TTL: Duration = Duration::from_secs(3600);
+
+/// How long the kernel may keep what it is told of an inode. Of a directory whose entries are not known yet, not at all: how many
+/// directories are in it shows once it has been listed, and nobody would tell the kernel.
+pub(super) fn ttl(inode: &Inode) -> Duration {
+    if is_unlisted(inode) {
+        Duration::ZERO
+    } else {
+        TTL
+    }
+}
+
+/// How long the kernel may remember that there is nothing: only the kernel itself can change that.
+pub(super) const TTL_OF_NOTHING: Duration = TTL;
+
+fn is_unlisted(inode: &Inode) -> bool {
+    inode.is_dir() && !inode.flags.has(Flags::LISTED)
+}
 
 /// Unit of `st_blksize`: what one request can carry well.
 const BLOCK_SIZE: u32 = 128 << 10;
@@ -60,7 +77,8 @@ pub(super) fn attr(inode: &Inode) -> FileAttr {
         crtime: inode.btime.into(),
         kind: file_type(inode.kind()),
         perm: (inode.mode & 0o7777) as u16,
-        nlink: inode.nlink,
+        // 2 would say that there are no directories in it, and programs believe that; 1 says that nobody knows.
+        nlink: if is_unlisted(inode) { 1 } else { inode.nlink },
         uid: inode.uid,
         gid: inode.gid,
         rdev: inode.rdev,

@@ -5,6 +5,7 @@
 
 mod adapter;
 mod convert;
+mod fatal;
 mod workers;
 
 use std::fs::OpenOptions;
@@ -52,6 +53,7 @@ impl Session {
         mountpoint: &Path,
         options: &SessionOptions,
     ) -> io::Result<Session> {
+        fatal::end_with_any_event_thread();
         let flag = |on, yes, no| if on { yes } else { no };
         let mut config = Config::default();
         config.mount_options = vec![

@@ -7,6 +7,8 @@
 mod mapping;
 mod suffix;
 
+pub use suffix::safe_names;
+
 use unicode_normalization::UnicodeNormalization;
 
 use crate::backend::Capabilities;

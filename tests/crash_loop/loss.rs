@@ -129,7 +129,7 @@ impl Scene {
         // What was moved and lost, but is in the cache, and what was in a directory that was moved and lost, may come with
         // the next flush only.
         let missing = |of: &Tree| -> BTreeSet<RelPath> {
-            let drive = user_part(recovered.clone());
+            let drive = self.world.as_mounted(user_part(recovered.clone()));
             let lost = of.iter().filter(|(path, node)| {
                 !drive.contains_key(*path) && !is_anywhere(crashed, path, node)
             });
@@ -220,7 +220,7 @@ fn lose_at_every_call(name: &str, all_cached: bool, seed: u64, make: impl Fn(u64
                 scene.engine.die();
                 scene.engine = scene.world.start(true);
             }
-            let crashed = scene.world.memory.tree();
+            let crashed = scene.world.as_mounted(scene.world.memory.tree());
             let outcome = none(scene.drive_findings(true), "crashed")
                 .and_then(|()| scene.recover_after_loss(&crashed, all_cached));
             tally.note(case, story, outcome);
@@ -343,7 +343,7 @@ fn a_recovery_that_loses_power_as_well_is_taken_up_again() {
                 scene.engine.die();
                 scene.engine = scene.world.start(true);
             }
-            let crashed = scene.world.memory.tree();
+            let crashed = scene.world.as_mounted(scene.world.memory.tree());
             let outcome = match recovered {
                 Err(error) if over => Err(format!("recover: {error}")),
                 _ => scene.recover_after_loss(&crashed, true),

@@ -120,7 +120,7 @@ impl Scene {
         assert_same(&self.world.drive_tree(), &self.cut, "the next flush");
         assert_mirrored(&self.world, &self.engine);
         assert_same(
-            &user_part(self.world.memory.durable_tree()),
+            &(self.world).as_mounted(user_part(self.world.memory.durable_tree())),
             &self.cut,
             "what is durable after it",
         );

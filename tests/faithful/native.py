@@ -1,19 +1,21 @@
 """Does the same random calls in two directories and compares what they answer, and what then stands there.
 
-    native.py MOUNT NATIVE SEED STEPS NAMES [COMMAND...]
+    native.py DIRECTORY NATIVE SEED STEPS NAMES FERRYFS MOUNT
 
-COMMAND is run now and then between two calls, with nothing open: a flush, for instance. Ends with 1 at the first difference, and
-prints it with the calls that led there. NAMES: `plain`, or `any` for names that a drive cannot hold.
+Now and then the MOUNT is flushed by the program FERRYFS between two calls, with nothing open, and sometimes it is waited for until
+the cache has let go of all. Ends with 1 at the first difference, and prints it with the calls that led there. NAMES: `plain`, or `any` for names that a drive cannot hold.
 """
 import ctypes
 import errno
 import hashlib
 import json
+import mmap
 import os
 import random
 import stat
 import subprocess
 import sys
+import time
 
 libc = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD, AT_SYMLINK_NOFOLLOW = -100, 0x100
@@ -99,6 +101,16 @@ class Side:
             if offset is None:
                 return os.write(self.open[slot], data)
             return os.pwrite(self.open[slot], data, offset)
+
+    def do_map(self, slot, offset, data):
+        """Writes through a shared mapping."""
+        if slot in self.open:
+            size = os.fstat(self.open[slot]).st_size
+            data = data[:max(size - offset, 0)]
+            if data:
+                with mmap.mmap(self.open[slot], size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE) as mapping:
+                    mapping[offset:offset + len(data)] = data
+            return len(data)
 
     def do_read(self, slot, offset, length):
         if slot in self.open:
@@ -266,6 +278,7 @@ class Run:
             (10, lambda: ('create', (p(), r.choice(accesses) | r.choice([0, os.O_EXCL, os.O_TRUNC, os.O_APPEND]) | os.O_NONBLOCK, r.choice(MODES), self.slot()))),
             (6, lambda: ('open', (p(), flags, self.slot()))), (6, lambda: ('close', (self.slot(),))),
             (10, lambda: ('write', (self.slot(), r.choice([None, self.offset()]), self.data()))),
+            (4, lambda: ('map', (self.slot(), self.offset(), self.data()))),
             (5, lambda: ('read', (self.slot(), self.offset(), 100_000))), (3, lambda: ('ftruncate', (self.slot(), self.offset()))),
             (3, lambda: ('fallocate', (self.slot(), r.choice([0, 1, 3, 16, 17]), self.offset(), length))), (2, lambda: ('fstat', (self.slot(),))),
             (1, lambda: ('fchmod', (self.slot(), r.choice(MODES)))), (1, lambda: ('fsync', (self.slot(),))),
@@ -299,9 +312,17 @@ def shown(call):
     return '%s%s' % (name, tuple(arg[:40] if isinstance(arg, (bytes, str)) else arg for arg in args))
 
 
+def flush(program, mount, evict):
+    subprocess.run([program, 'flush', mount], check=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while evict and json.loads(subprocess.check_output([program, 'status', '--json', mount]))['cached_bytes'] > 0:
+        assert time.monotonic() < deadline, 'the cache does not let go'
+        time.sleep(0.2)
+
+
 def main():
     mount, native, seed, steps, names = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-    command = sys.argv[6:]
+    ferryfs = sys.argv[6:]
     run = Run(seed, {'plain': PLAIN, 'any': ANY}[names])
     ours, theirs = Side(mount), Side(native)
     log, user = [], USERS[0]
@@ -337,12 +358,13 @@ def main():
         if problem:
             print('seed %d: %s\n%s' % (seed, problem, '\n'.join(log[-60:])))
             sys.exit(1)
-        if command and run.r.random() < 0.02:
+        if run.r.random() < 0.02:
             for side in (ours, theirs):
                 for slot in list(side.open):
                     side.do_close(slot)
-            log.append('%d %s' % (n, ' '.join(command)))
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            evict = run.r.random() < 0.1
+            log.append('%d flush%s' % (n, ' and evict' * evict))
+            flush(*ferryfs, evict)
     for side in (ours, theirs):
         for slot in list(side.open):
             side.do_close(slot)

@@ -5,7 +5,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::lab::{Backend, Lab, ferryfs_binary, run_for, skip, text};
+use crate::lab::{Backend, Lab, ferryfs_binary, run_for, skip};
+use crate::survey::{Open, Survey};
+use crate::{AS_GIVEN, OPEN_ON_EXFAT, OPEN_ON_EXT4};
 
 /// Calls per seed.
 const STEPS: usize = 1200;
@@ -16,7 +18,7 @@ fn seeds() -> u64 {
     asked.ok().and_then(|text| text.parse().ok()).unwrap_or(6)
 }
 
-fn compare(backend: Backend, first: u64, names: &str) {
+fn compare(backend: Backend, first: u64, names: &str, open: Open) {
     if !nix::unistd::geteuid().is_root() {
         return skip("changing users needs root");
     }
@@ -24,7 +26,7 @@ fn compare(backend: Backend, first: u64, names: &str) {
         return;
     };
     // Next to nothing stays in the cache that is on the drive.
-    lab.mount(&["-o", "allow_other,suid,dev", "--cache-size", "64K"]);
+    lab.mount(&[AS_GIVEN, &["--cache-size", "1K"]].concat());
     for seed in first..first + seeds() {
         let (ours, native) = (
             lab.m(seed.to_string()),
@@ -37,22 +39,30 @@ fn compare(backend: Backend, first: u64, names: &str) {
         command.args(["-c", include_str!("native.py")]);
         command.args([&ours, &native]);
         command.args([&seed.to_string(), &STEPS.to_string(), names]);
-        command
-            .arg(ferryfs_binary())
-            .args(["flush", &text(&lab.mnt)]);
+        command.arg(ferryfs_binary()).arg(&lab.mnt);
         let done = run_for(&mut command, Duration::from_secs(300));
         assert!(done.code == 0, "{}{}", done.stdout, done.stderr);
     }
+    // What has come of it all is what another machine sees.
     lab.flush();
+    if names == "plain" {
+        lab.assert_drive_is_mount();
+    }
+    let left = Survey::of(&lab.mnt, &[]);
+    lab.unmount();
+    lab.take_new_cache();
+    lab.mount(AS_GIVEN);
+    let found = left.differences(&Survey::of(&lab.mnt, &[]));
+    found.assert_only(open, "on another machine");
     lab.finish();
 }
 
 #[test]
 fn any_calls_are_answered_as_by_a_native_file_system_over_exfat() {
-    compare(Backend::EXFAT, 1, "plain");
+    compare(Backend::EXFAT, 1, "plain", OPEN_ON_EXFAT);
 }
 
 #[test]
 fn any_calls_are_answered_as_by_a_native_file_system_over_a_plain_directory() {
-    compare(Backend::Ext4Dir, 1001, "any");
+    compare(Backend::Ext4Dir, 1001, "any", OPEN_ON_EXT4);
 }

@@ -107,6 +107,8 @@ def walk(at, inodes, out):
             walk(below, inodes, out)
             os.fchdir(here)
             os.close(here)
+            # How many directories are in one may be known only once it has been listed.
+            found['nlink'] = os.lstat(name).st_nlink
 
 
 sys.setrecursionlimit(20000)

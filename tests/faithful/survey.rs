@@ -98,6 +98,18 @@ impl Differences {
         self.0.entry(what.to_owned()).or_default().push(line);
     }
 
+    /// Nothing differs but what may.
+    #[track_caller]
+    pub(crate) fn assert_only(&self, open: Open, when: &str) {
+        let is_open = |what: &&String| open.iter().any(|(listed, _)| listed == what);
+        let closed: Vec<&String> = self.0.keys().filter(|what| !is_open(what)).collect();
+        assert!(
+            closed.is_empty(),
+            "{when}, these should not differ: {closed:?}\n{}",
+            self.table()
+        );
+    }
+
     /// One paragraph for each kind of difference, with some of the entries.
     pub(crate) fn table(&self) -> String {
         let mut table = String::new();
@@ -110,6 +122,9 @@ impl Differences {
         table
     }
 }
+
+/// What may differ, by the name of the attribute, and why.
+pub(crate) type Open = &'static [(&'static str, &'static str)];
 
 /// Builds the tree below `top`; gives what could not be made, a line of JSON each. With `only`, just these parts of it.
 #[track_caller]

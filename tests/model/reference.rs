@@ -30,7 +30,6 @@ pub(crate) type Answer = Result<(), i32>;
 
 pub(crate) struct Reference {
     pub(crate) nodes: BTreeMap<Id, Node>,
-    ignores_case: bool,
     next: Id,
 }
 
@@ -38,11 +37,10 @@ pub(crate) struct Reference {
 pub(crate) type Place<'a> = (Id, &'a [u8]);
 
 impl Reference {
-    pub(crate) fn new(ignores_case: bool) -> Reference {
+    pub(crate) fn new() -> Reference {
         let root = Node::new(What::Dir(BTreeMap::new()), Ino::ROOT, 0o755);
         Reference {
             nodes: BTreeMap::from([(0, root)]),
-            ignores_case,
             next: 1,
         }
     }
@@ -101,22 +99,11 @@ impl Reference {
                     .any(|at| self.is_within(id, *at)))
     }
 
-    /// Whether the drive takes this name, beside all but `leaving`.
-    fn accepts(&self, (dir, name): Place<'_>, leaving: Option<&[u8]>) -> bool {
-        let same = |other: &[u8]| self.ignores_case && other.eq_ignore_ascii_case(name);
-        let mut others = self.children(dir).keys();
-        !others.any(|other| other != name && Some(&other[..]) != leaving && same(other))
-    }
-
     pub(crate) fn check_new(&self, place: Place<'_>) -> Answer {
         if self.find(place).is_some() {
             return Err(libc::EEXIST);
         }
-        if self.accepts(place, None) {
-            Ok(())
-        } else {
-            Err(libc::EINVAL)
-        }
+        Ok(())
     }
 
     pub(crate) fn add(&mut self, (dir, name): Place<'_>, node: Node) -> Id {
@@ -181,12 +168,7 @@ impl Reference {
                 (true, true) if !self.children(other).is_empty() => return Err(libc::ENOTEMPTY),
                 _ => {}
             },
-            (None, _) => {
-                let leaving = (from.0 == to.0).then_some(from.1);
-                if !self.accepts(to, leaving) {
-                    return Err(libc::EINVAL);
-                }
-            }
+            (None, _) => {}
         }
         self.children_mut(from.0).remove(from.1);
         self.children_mut(to.0).insert(to.1.to_vec(), moved);

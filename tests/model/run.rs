@@ -54,7 +54,7 @@ pub(crate) fn run(kind: Kind, seed: u64, steps: usize) {
     let mut run = Run {
         engine: Some(engine),
         world,
-        reference: Reference::new(kind == Kind::Exfat),
+        reference: Reference::new(),
         rng: Rng::new(seed),
         opens: Vec::new(),
         newest: Ino::ROOT,

@@ -118,7 +118,7 @@ fn give_name_back(
     if state.lookup(key.parent, &key.name)? != Some(by.ino) {
         return Ok(false);
     }
-    state.remove_name(key.parent, &key.name)?;
+    let stored = state.remove_name(key.parent, &key.name)?;
     match state.inode(before.ino)? {
         // It has other names, and may have been changed under these since.
         Some(mut now) if now.nlink > 0 => {
@@ -131,7 +131,7 @@ fn give_name_back(
             bring_to_life(state, &mut before, None)?;
         }
     }
-    state.add_name(key.parent, &key.name, &before)?;
+    state.add_name_as(key.parent, &key.name, &stored, &before)?;
     by.nlink = by.nlink.saturating_sub(1);
     if by.nlink == 0 {
         state.abandon_inode(by)?;

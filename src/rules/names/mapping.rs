@@ -109,7 +109,7 @@ impl NameRules {
         let name = name.clone();
         let suffixed = (0..).map(move |round| {
             let digits = suffix::digits(name.as_bytes(), round);
-            suffix::attach(self, &full, &digits)
+            suffix::attach(&full, &digits, |all| self.fits(all))
         });
         let plain = fits.then_some(plain).into_iter();
         plain
@@ -141,9 +141,9 @@ impl NameRules {
             return (*again == *spelling).then_some(name);
         };
         let name = Name::of_mount(&self.read_in_full(&full, in_root)).ok()?;
+        let again = self.spell_in_full(name.as_bytes(), in_root);
         let matches = suffix::is_of(digits, name.as_bytes())
-            && suffix::attach(self, &self.spell_in_full(name.as_bytes(), in_root), digits)
-                == spelling;
+            && suffix::attach(&again, digits, |all| self.fits(all)) == spelling;
         matches.then_some(name)
     }
 

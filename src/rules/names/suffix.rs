@@ -4,8 +4,8 @@
 //! Nothing else makes a quote with a tilde, because a quote that is meant is doubled. Where the stem had not to be cut, the name can be
 //! had from the stored one, and the hash proves it.
 
-use super::NameRules;
 use super::mapping::{Piece, QUOTE, QUOTE_BYTES, pieces};
+use crate::base::{NAME_MAX, Name};
 
 /// How many digits the suffixes have that can be read back, in the order in which they are tried.
 pub(super) const READABLE: [usize; 3] = [8, 16, 32];
@@ -47,11 +47,11 @@ pub(super) fn may_be_in(name: &[u8]) -> bool {
 }
 
 /// `spelling`, in which quotes count, with a suffix; cut where that would be too long.
-pub(super) fn attach(rules: &NameRules, spelling: &[u8], digits: &[u8]) -> Vec<u8> {
+pub(super) fn attach(spelling: &[u8], digits: &[u8], fits: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let (mut stem, extension) = split_extension(spelling);
     let mark = [QUOTE_BYTES, &[MARK], digits].concat();
     let mut tail = [&mark[..], extension].concat();
-    if !rules.fits(&tail) {
+    if !fits(&tail) {
         (stem, tail) = (spelling, mark);
     }
     let mut whole = Vec::with_capacity(stem.len() + tail.len());
@@ -60,7 +60,7 @@ pub(super) fn attach(rules: &NameRules, spelling: &[u8], digits: &[u8]) -> Vec<u
         whole.extend_from_slice(token);
         let length = whole.len();
         whole.extend_from_slice(&tail);
-        if !rules.fits(&whole) {
+        if !fits(&whole) {
             whole.truncate(before);
             break;
         }
@@ -68,6 +68,15 @@ pub(super) fn attach(rules: &NameRules, spelling: &[u8], digits: &[u8]) -> Vec<u
     }
     whole.extend_from_slice(&tail);
     whole
+}
+
+/// Names under which a mount can show what the backend has as `stored`, should nothing better do; the best first, without end.
+pub fn safe_names(stored: &Name) -> impl Iterator<Item = Name> {
+    (0..).filter_map(|round| {
+        let digits = digits(stored.as_bytes(), round);
+        let fits = |name: &[u8]| name.len() <= NAME_MAX;
+        Name::of_mount(&attach(stored.as_bytes(), &digits, fits)).ok()
+    })
 }
 
 /// What `spelling` is without its suffix, and the digits of that; `None` if it has none.

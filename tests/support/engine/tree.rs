@@ -7,6 +7,7 @@ use ferryfs::backend::memory::{MemNode, differences};
 use ferryfs::base::{FileKind, Ino, Name, RelPath, Timestamp};
 use ferryfs::index::Inode;
 use ferryfs::rules::layout;
+use ferryfs::rules::names::NameRules;
 
 use super::{Engine, World, call};
 
@@ -135,7 +136,22 @@ impl Engine {
 impl World {
     /// The user's tree on the drive.
     pub fn drive_tree(&self) -> Tree {
-        user_part(self.memory.tree())
+        self.as_mounted(user_part(self.memory.tree()))
+    }
+
+    /// The same tree with each name as a mount would show it, where the name alone tells.
+    pub fn as_mounted(&self, tree: Tree) -> Tree {
+        let rules = NameRules::new(&self.kind.capabilities());
+        let read = |path: &RelPath| {
+            path.components().fold(RelPath::root(), |dir, name| {
+                let stored = Name::new(name).expect("a name");
+                let name = rules.decode(&stored, dir.is_root());
+                dir.join(&name.unwrap_or(stored))
+            })
+        };
+        tree.into_iter()
+            .map(|(path, node)| (read(&path), node))
+            .collect()
     }
 
     /// The bytes of a file on the drive.

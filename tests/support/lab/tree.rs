@@ -3,8 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+
+use ferryfs::backend::Capabilities;
+use ferryfs::base::Name;
+use ferryfs::rules::names::NameRules;
 
 /// One entry of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +39,7 @@ impl Tree {
         let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("list {}: {e}", dir.display()));
         for entry in entries {
             let entry = entry.unwrap_or_else(|e| panic!("list {}: {e}", dir.display()));
-            let name = entry
-                .file_name()
-                .into_string()
-                .expect("test names are UTF-8");
+            let name = legible(entry.file_name().as_bytes());
             let rel = if prefix.is_empty() {
                 name
             } else {
@@ -65,6 +67,22 @@ impl Tree {
                 dir.display()
             );
         }
+    }
+
+    /// With each name as a mount of exFAT would show it, where the name alone tells.
+    pub fn in_mount_names(self) -> Tree {
+        let rules = exfat_rules();
+        let read = |path: &String| {
+            let mut shown = Vec::new();
+            for name in path.split('/') {
+                let stored = Name::new(name.as_bytes()).expect("a name");
+                let name = rules.decode(&stored, shown.is_empty()).unwrap_or(stored);
+                shown.push(legible(name.as_bytes()));
+            }
+            shown.join("/")
+        };
+        let nodes = self.0.into_iter();
+        Tree(nodes.map(|(path, node)| (read(&path), node)).collect())
     }
 
     /// Without `name` at the top and all below it.
@@ -124,6 +142,27 @@ fn hash_file(path: &Path) -> Node {
         size += n as u64;
         hasher.update(&buffer[..n]);
     }
+}
+
+/// A name as a key: itself if it is text, else its bytes spelled out.
+fn legible(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("bytes {}", name.escape_ascii()),
+    }
+}
+
+/// How names are spelled on exFAT.
+pub fn exfat_rules() -> NameRules {
+    NameRules::new(&Capabilities {
+        forbidden: (1..0x20).chain(*b"\"*:<>?\\|").collect(),
+        case_insensitive: true,
+        utf8_only: true,
+        no_trailing_dot: true,
+        no_trailing_space: true,
+        max_utf16: Some(255),
+        ..Capabilities::plain()
+    })
 }
 
 /// `len` bytes that follow from `seed`: no two seeds share a block, so a mix of two files shows.

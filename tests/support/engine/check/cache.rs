@@ -70,9 +70,11 @@ impl Tables {
             )
             .into_iter()
             .collect(),
-            dirents: rows(&conn, "SELECT parent, name, ino FROM dirents", |row| {
-                Ok((key(row)?, row.get(2)?))
-            })
+            dirents: rows(
+                &conn,
+                "SELECT parent, coalesce(stored, name), ino FROM dirents",
+                |row| Ok((key(row)?, row.get(2)?)),
+            )
             .into_iter()
             .collect(),
             placed: rows(

@@ -1,0 +1,271 @@
+use rusqlite::Connection;
+
+use super::super::{Index, schema};
+use super::*;
+use crate::backend::Capabilities;
+use crate::base::Timestamp;
+use crate::index::Inode;
+
+fn exfat() -> NameRules {
+    NameRules::new(&Capabilities {
+        forbidden: b":?".to_vec(),
+        case_insensitive: true,
+        utf8_only: true,
+        max_utf16: Some(255),
+        ..Capabilities::plain()
+    })
+}
+
+fn posix() -> NameRules {
+    NameRules::new(&Capabilities::everything())
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+fn open(dir: &tempfile::TempDir, rules: NameRules) -> Index {
+    Index::open(&dir.path().join("index.db"), rules).unwrap()
+}
+
+fn file(state: &mut State) -> Inode {
+    let ino = state.new_ino().unwrap();
+    let inode = Inode::new(ino, libc::S_IFREG | 0o644, 0, 0, Timestamp(0));
+    state.put_inode(inode.clone());
+    inode
+}
+
+/// Makes a name in the root; gives how it is stored.
+fn add(state: &mut State, text: &str) -> Name {
+    let inode = file(state);
+    state.add_name(Ino::ROOT, &name(text), &inode).unwrap();
+    state.stored_name(Ino::ROOT, &name(text)).unwrap().unwrap()
+}
+
+#[test]
+fn a_name_keeps_its_spelling_when_siblings_come_and_go() {
+    for rules in [exfat(), posix()] {
+        let dir = tempfile::tempdir().unwrap();
+        let index = open(&dir, rules.clone());
+        let mut state = index.lock();
+        assert_eq!(add(&mut state, "README"), name("README"));
+        let other = add(&mut state, "readme");
+        assert_eq!(other == name("readme"), rules.fold(&other).is_empty());
+        let form = (add(&mut state, "\u{e9}"), add(&mut state, "E\u{301}"));
+        assert_ne!(
+            rules.fold(&form.0).is_empty(),
+            rules.fold(&form.0) != rules.fold(&form.1)
+        );
+        state.remove_name(Ino::ROOT, &name("README")).unwrap();
+        assert_eq!(
+            state.stored_name(Ino::ROOT, &name("readme")).unwrap(),
+            Some(other.clone())
+        );
+        // What comes now is not in the way of what was there before, and the other way round.
+        assert_eq!(add(&mut state, "ReadMe"), name("ReadMe"));
+        assert_eq!(
+            state.stored_name(Ino::ROOT, &name("readme")).unwrap(),
+            Some(other)
+        );
+    }
+}
+
+#[test]
+fn each_name_is_found_under_either_spelling_and_under_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(&dir, exfat());
+    let mut state = index.lock();
+    for text in ["plain", "a:b", "A:B", "\u{201b}", "Plain"] {
+        let stored = add(&mut state, text);
+        let ino = state.lookup(Ino::ROOT, &name(text)).unwrap();
+        assert!(ino.is_some());
+        assert_eq!(state.lookup_stored(Ino::ROOT, &stored).unwrap(), ino);
+        let key = NameKey {
+            parent: Ino::ROOT,
+            name: stored.clone(),
+        };
+        assert_eq!(state.mount_name(&key).unwrap(), name(text));
+        assert_eq!(state.key_path(&key).unwrap().unwrap().to_string(), text);
+        if stored != name(text) {
+            assert_eq!(state.lookup(Ino::ROOT, &stored).unwrap(), None);
+            assert_eq!(state.lookup_stored(Ino::ROOT, &name(text)).unwrap(), None);
+        }
+        state.commit().unwrap();
+        let snapshot = index_snapshot(&dir);
+        let fold = exfat().fold(&stored);
+        assert_eq!(snapshot.lookup(&key, &fold).unwrap(), ino);
+        assert_eq!(snapshot.names_of(ino.unwrap()).unwrap(), [key]);
+    }
+}
+
+fn index_snapshot(dir: &tempfile::TempDir) -> super::super::Snapshot {
+    let path = dir.path().join("index.db");
+    super::super::Snapshot::open(
+        super::super::connect(&path, rusqlite::OpenFlags::empty()).unwrap(),
+    )
+    .unwrap()
+}
+
+#[test]
+fn what_is_marked_for_the_backend_is_the_stored_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(&dir, exfat());
+    let mut state = index.lock();
+    let stored = add(&mut state, "a:b");
+    state.commit().unwrap();
+    let marked = index_snapshot(&dir).dirty_names().unwrap();
+    assert_eq!(marked.len(), 1);
+    assert_eq!(marked[0].0.name, stored);
+    // Nothing is on the backend yet, so nothing is to be done.
+    assert_eq!(state.remove_name(Ino::ROOT, &name("a:b")).unwrap(), stored);
+    state.commit().unwrap();
+    assert!(index_snapshot(&dir).dirty_names().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_found_on_the_backend_gets_a_name_whatever_stands_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(&dir, exfat());
+    let mut state = index.lock();
+    let mut shown = |stored: &str, exact: Option<&str>| {
+        let inode = file(&mut state);
+        let exact = exact.map(name);
+        let found = state
+            .mount_name_for(Ino::ROOT, &name(stored), exact.as_ref())
+            .unwrap();
+        state
+            .add_clean_name(Ino::ROOT, &found, &name(stored), inode.ino)
+            .unwrap();
+        found.to_string()
+    };
+    assert_eq!(shown("a\u{ff1a}b", None), "a:b");
+    assert_eq!(shown("plain", None), "plain");
+    assert_eq!(
+        shown("cut\u{201b}~deadbeef", Some("cut and whole")),
+        "cut and whole"
+    );
+    assert_eq!(shown("cut\u{201b}~deadbee0", None), "cut\u{201b}~deadbee0");
+    let taken = shown("foreign", Some("plain"));
+    assert_eq!(taken, "foreign");
+    let twice = shown("PLAIN2", Some("a:b"));
+    assert_eq!(twice, "PLAIN2");
+    let long = "\u{20ac}".repeat(255);
+    let short = shown(&long, None);
+    assert!(short.len() <= 255 && short.contains("\u{201b}~"));
+    let again = shown(&format!("{long}x"), Some(&short));
+    assert!(again.len() <= 255 && again != short);
+    assert_eq!(shown("a:b", None).split('\u{201b}').next(), Some("a:b"));
+}
+
+/// What an index of format 2 had in it: keys without forms, and no spellings.
+fn make_old(dir: &tempfile::TempDir) {
+    let conn = Connection::open(dir.path().join("index.db")).unwrap();
+    conn.execute_batch(&format!(
+        "PRAGMA journal_mode=WAL; BEGIN; {}{} PRAGMA user_version=2; COMMIT;",
+        schema::V1,
+        schema::V2
+    ))
+    .unwrap();
+    for (n, (fold, text)) in [
+        ("\u{c9}", "\u{e9}"),
+        ("E\u{301}", "e\u{301}"),
+        ("PLAIN", "plain"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        conn.execute(
+            "INSERT INTO dirents VALUES(1, ?, ?, ?)",
+            params![fold.as_bytes(), text.as_bytes(), n as i64 + 10],
+        )
+        .unwrap();
+    }
+}
+
+#[test]
+fn an_index_of_format_2_gets_new_keys_and_shows_every_name_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    make_old(&dir);
+    let index = open(&dir, exfat());
+    let mut state = index.lock();
+    for (n, text) in ["\u{e9}", "e\u{301}", "plain"].into_iter().enumerate() {
+        let found = state.lookup(Ino::ROOT, &name(text)).unwrap();
+        assert_eq!(found, Some(Ino(n as u64 + 10)), "{text}");
+        // They stand on the drive like that.
+        assert_eq!(
+            state.stored_name(Ino::ROOT, &name(text)).unwrap(),
+            Some(name(text))
+        );
+    }
+    assert_ne!(add(&mut state, "\u{c9}"), name("\u{c9}"));
+}
+
+#[test]
+fn keys_follow_what_the_backend_is_found_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = ["README", "readme", "a:b", "\u{e9}"];
+    drop_state(open(&dir, posix()), &texts);
+    for rules in [exfat(), posix(), exfat()] {
+        let index = open(&dir, rules.clone());
+        let mut state = index.lock();
+        for text in texts {
+            assert!(
+                state.lookup(Ino::ROOT, &name(text)).unwrap().is_some(),
+                "{text}"
+            );
+        }
+        let fresh = add(&mut state, "ReAdMe");
+        assert_eq!(fresh == name("ReAdMe"), rules.fold(&fresh).is_empty());
+        state.remove_name(Ino::ROOT, &name("ReAdMe")).unwrap();
+        state.commit().unwrap();
+    }
+}
+
+fn drop_state(index: Index, texts: &[&str]) {
+    let mut state = index.lock();
+    for text in texts {
+        add(&mut state, text);
+    }
+    state.commit().unwrap();
+}
+
+#[test]
+fn a_migration_that_is_cut_off_is_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    make_old(&dir);
+    {
+        // As after a crash between the new columns and the new keys.
+        let conn =
+            super::super::connect(&dir.path().join("index.db"), rusqlite::OpenFlags::empty())
+                .unwrap();
+        super::super::extend(&conn, 2).unwrap();
+    }
+    let index = open(&dir, exfat());
+    let mut state = index.lock();
+    assert_eq!(
+        state.lookup(Ino::ROOT, &name("\u{e9}")).unwrap(),
+        Some(Ino(10))
+    );
+}
+
+#[test]
+fn two_names_that_are_stored_alike_are_found_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let index = open(&dir, exfat());
+        let mut state = index.lock();
+        let root = Inode::new(Ino::ROOT, libc::S_IFDIR | 0o755, 0, 0, Timestamp(0));
+        state.put_inode(root);
+        add(&mut state, "a\u{201b}b");
+        add(&mut state, "c:d");
+        state.commit().unwrap();
+    }
+    let path = dir.path().join("index.db");
+    super::super::check(&path, false).unwrap();
+    let conn = super::super::connect(&path, rusqlite::OpenFlags::empty()).unwrap();
+    let same = "UPDATE dirents SET stored=(SELECT stored FROM dirents WHERE name=CAST('c:d' AS BLOB)) WHERE stored IS NOT NULL";
+    conn.execute_batch(same).unwrap();
+    drop(conn);
+    let error = super::super::check(&path, false).unwrap_err().to_string();
+    assert!(error.contains("under one name"), "{error}");
+}
