@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Result;
 use super::gather::Gathered;
 use crate::backend::Xattrs;
-use crate::base::{Ino, RelPath};
+use crate::base::{Ino, Name, RelPath};
 use crate::index::{Flags, Inode, Snapshot};
 use crate::rules::catalog::Description;
 use crate::rules::describe::link_group;
@@ -25,10 +25,8 @@ pub(super) struct Subject {
     pub(super) xattrs: Xattrs,
     /// Its group of hard links, if it has several names.
     pub(super) link: Option<u64>,
-    /// What the catalog says of this name, or else of another name of the same inode.
+    /// What the catalog says of the name.
     pub(super) known: Option<Description>,
-    /// Whether the catalog says something of this very name.
-    pub(super) described: bool,
 }
 
 /// All of them.
@@ -89,7 +87,8 @@ impl Finder<'_> {
             Some(path) => self.snapshot.is_described(path),
             None => Ok(false),
         };
-        let ino = self.snapshot.lookup(&key, &self.rules.fold(&key.name))?;
+        let fold = self.rules.fold(&key.name);
+        let ino = self.snapshot.lookup(&key, &fold)?;
         let inode = match ino {
             Some(ino) => self.snapshot.inode(ino)?,
             None => None,
@@ -101,8 +100,11 @@ impl Finder<'_> {
         if let Some(inode) = inode
             && let Some(path) = self.new_path(&key)?
         {
-            let described = known.is_some();
-            self.add(Some(key), path, inode, known, described)?;
+            let read = self.rules.decode(&key.name, key.parent == Ino::ROOT);
+            let shown = read.unwrap_or_else(|| key.name.clone());
+            let exact = self.snapshot.mount_name(&key, &fold)?;
+            let name = exact.filter(|exact| *exact != shown);
+            self.add((Some(key), name), path, inode, known)?;
         }
         Ok(())
     }
@@ -110,19 +112,17 @@ impl Finder<'_> {
     fn look_at_root(&mut self) -> Result<()> {
         if let Some(inode) = self.snapshot.inode(Ino::ROOT)? {
             let known = self.snapshot.description(&RelPath::root())?;
-            let described = known.is_some();
-            self.add(None, RelPath::root(), inode, known, described)?;
+            self.add((None, None), RelPath::root(), inode, known)?;
         }
         Ok(())
     }
 
     fn add(
         &mut self,
-        key: Option<NameKey>,
+        (key, name): (Option<NameKey>, Option<Name>),
         path: RelPath,
         inode: Inode,
         known: Option<Description>,
-        described: bool,
     ) -> Result<()> {
         let xattrs = match inode.flags.has(Flags::XATTRS) {
             true => self.snapshot.xattrs(inode.ino)?,
@@ -134,12 +134,12 @@ impl Finder<'_> {
         };
         self.found.names.push(Subject {
             key,
+            name,
             path,
             inode,
             xattrs,
             link,
             known,
-            described,
         });
         Ok(())
     }

@@ -69,7 +69,8 @@ fn descriptions(parts: &Parts, plan: &Plan, subjects: &Subjects) -> Vec<(RelPath
     let mut sets = Vec::new();
     for subject in subjects.names.iter().filter(|it| carried.has(it)) {
         let facts = facts(parts, subject);
-        let Some(told) = describe(facts, subject.described, &parts.capabilities, owners) else {
+        let Some(told) = describe(facts, subject.known.is_some(), &parts.capabilities, owners)
+        else {
             continue;
         };
         match check_description(&told) {
@@ -138,7 +139,7 @@ fn facts(parts: &Parts, subject: &Subject) -> Facts {
         target: inode.target.clone(),
         link: subject.link,
         xattrs: subject.xattrs.clone(),
-        name: None,
+        name: subject.name.clone(),
         holes: holes(parts, inode, subject.known.as_ref()),
     }
 }

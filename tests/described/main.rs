@@ -49,6 +49,13 @@ fn rich(engine: &Engine) {
     engine.xattr("dir", "user.of a directory", &[0, 255, 7]);
     engine.xattr("plain", "user.large", &vec![b'x'; 60_000]);
     engine.sparse("sparse");
+    engine.put("README", b"one");
+    engine.put("readme", b"another");
+    engine.put("what? a name: with * in it.", b"odd");
+    engine.mkdir("dir/a:b");
+    engine.symlink("dir/a:b/l:nk", "x");
+    engine.put(&format!("dir/{}", "\u{1F600}".repeat(60)), b"emoji");
+    engine.put(&format!("dir/{}", "?".repeat(255)), b"does not fit");
     for (dir, ns) in [("dir/sub", 5), ("dir", 6), ("empty", 7), ("", 8)] {
         engine.set_time(dir, 1_600_000_000_000_000_000 + ns);
     }
