@@ -206,3 +206,97 @@ fn another_user_cannot_command_the_daemon() {
     assert_eq!(lab.status()["backend_state"], "attached");
     lab.finish();
 }
+
+/// What `stat` says of a file: mode, owner, group.
+fn stat(path: &Path) -> (u32, u32, u32) {
+    let meta = fs::symlink_metadata(path).expect("stat");
+    (meta.mode() & 0o7777, meta.uid(), meta.gid())
+}
+
+#[test]
+fn one_owner_and_mode_are_shown_for_all_and_what_files_have_is_kept() {
+    if nobody().is_none() {
+        return;
+    }
+    let Some(mut lab) = Lab::new(Backend::Ext4Dir) else {
+        return;
+    };
+    fs::write(lab.d("old"), "x").expect("write on the drive");
+    lab.mount(&[]);
+    lab::sh(
+        &lab.mnt,
+        "echo x > made; chmod 4711 made; chown 12:34 made; mkdir dir; chmod 700 dir; ln -s made link",
+    );
+    let before = ["made", "dir", "old"].map(|name| stat(&lab.m(name)));
+    lab.unmount();
+    lab.mount(&["-o", "uid=1000,gid=1001,umask=027"]);
+    for name in ["made", "dir", "old", ""] {
+        assert_eq!(stat(&lab.m(name)), (0o750, 1000, 1001), "{name:?}");
+    }
+    assert_eq!(stat(&lab.m("link")), (0o777, 1000, 1001));
+    // What would not be seen succeeds and changes nothing; another owner is refused.
+    lab::sh(
+        &lab.mnt,
+        "chmod 600 made; chown 1000:1001 made; ! chown 12 made 2>/dev/null; ! chgrp 34 made 2>/dev/null; \
+         echo y > new; cp -p new copied; tar c new dir | tar x --same-permissions --no-same-owner -C dir; rm -r dir/dir",
+    );
+    assert_eq!(stat(&lab.m("new")), (0o750, 1000, 1001));
+    lab.flush();
+    lab.unmount();
+    lab.mount(&[]);
+    assert_eq!(
+        ["made", "dir", "old"].map(|name| stat(&lab.m(name))),
+        before
+    );
+    assert_eq!(stat(&lab.m("new")), (0o644, 0, 0), "as its maker had it");
+    lab.finish();
+}
+
+#[test]
+fn the_kernel_goes_by_what_is_shown() {
+    let Some(user) = nobody() else { return };
+    let Some(mut lab) = Lab::new(Backend::Ext4Dir) else {
+        return;
+    };
+    let uid = format!("uid={}", user.uid);
+    lab.mount(&["-o", "allow_other", "-o", &uid, "-o", "gid=0,umask=077"]);
+    lab::sh(&lab.mnt, "echo secret > a");
+    let cat = |uid: u32| {
+        let mut command = Command::new("setpriv");
+        command
+            .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+            .args(["--clear-groups", "cat"])
+            .arg(lab.m("a"));
+        run(&mut command).code
+    };
+    assert_eq!(cat(user.uid), 0);
+    assert_ne!(cat(12345), 0);
+    lab.finish();
+}
+
+#[test]
+fn a_user_is_shown_what_he_asks_for_too() {
+    let Some(user) = nobody() else { return };
+    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
+        return skip("fusermount3 is not installed setuid");
+    }
+    let _fuse = OpenFuse::new();
+    let Some((lab, program)) = lab_of(&user) else {
+        return;
+    };
+    let mut args = lab.mount_args(&["-o", "gid=4242,umask=0"]);
+    let cache = lab.root().join("home/cache");
+    let at = args
+        .iter()
+        .position(|arg| arg == "--cache")
+        .expect("--cache")
+        + 1;
+    args[at] = text(&cache);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    as_user(&lab, &user, &program, &args).code(exit::DONE);
+    let mnt = text(&lab.mnt);
+    let script = format!("cd {mnt}; echo x > a; chmod 600 a; stat -c '%a %u %g' a");
+    let told = as_user(&lab, &user, Path::new("/bin/sh"), &["-euc", &script]).ok();
+    assert_eq!(told.stdout.trim(), format!("777 {} 4242", user.uid));
+    as_user(&lab, &user, &program, &["unmount", &mnt]).code(exit::DONE);
+}

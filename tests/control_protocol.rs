@@ -65,6 +65,7 @@ impl Handler for Fake {
             warnings: vec!["w".into()],
             last_error: Some("e".into()),
             attention: vec!["a".into()],
+            import: Default::default(),
             io: IoPath::Passthrough,
             version: "0".into(),
             pid: 6,

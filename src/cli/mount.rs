@@ -56,7 +56,8 @@ pub struct MountArgs {
     /// When to read back what was written to the drive, past the kernel's memory, and compare it
     #[arg(long, value_enum, default_value_t)]
     verify: Verify,
-    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default
+    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default; uid=N, gid=N,
+    /// umask=OCTAL: shown for every file in the place of what it has
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
     /// Have the drive's file system checked first, unless it says that it was unmounted in order; needs root
@@ -75,6 +76,10 @@ pub struct MountArgs {
     /// Take the directory over, though another machine has it in use; that one goes on without it
     #[arg(long)]
     take_over: bool,
+    /// Show what other systems keep for themselves at the root of the drive as well: "System Volume Information", ".Trashes" and
+    /// the like. What was shown once stays shown with this cache
+    #[arg(long)]
+    show_system: bool,
     /// Do not go to the background
     #[arg(long)]
     foreground: bool,
@@ -159,6 +164,7 @@ impl MountArgs {
             lease: self.lease,
             lease_timeout: self.lease_timeout,
             take_over: self.take_over,
+            show_system: self.show_system,
             foreground: self.foreground,
         })
     }
@@ -230,6 +236,7 @@ mod tests {
             lease: LeaseMode::Auto,
             lease_timeout: Duration::from_secs(60),
             take_over: false,
+            show_system: false,
             foreground: false,
         };
         assert_eq!(options, expected);
@@ -239,7 +246,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
-             --verify after-flush --fsck --accept-copy --lease always --lease-timeout 90s --take-over -o allow_other -o noexec,suid --foreground rel /m",
+             --verify after-flush --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -249,7 +256,7 @@ mod tests {
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert!(!options.auto_flush && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
-        assert!(options.fsck && options.accept_copy && options.take_over);
+        assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
         assert_eq!(options.lease, LeaseMode::Always);
         assert_eq!(options.lease_timeout, Duration::from_secs(90));
         assert_eq!(options.io, IoMode::Daemon);

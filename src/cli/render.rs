@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
-    AttachReport, BackendState, BatchOutcome, FlushReport, IoPath, LastBatch, LeftBehind, Status,
+    AttachReport, BackendState, BatchOutcome, FlushReport, ImportStatus, IoPath, LastBatch,
+    LeftBehind, Status,
 };
 use crate::daemon::rescue::RescueReport;
 use crate::daemon::{RecoverReport, Recovery};
@@ -67,6 +68,9 @@ pub fn status(status: &Status) -> String {
     if status.kept_local > 0 {
         rows.push(("kept here", kept_here(status.kept_local)));
     }
+    if !status.import.complete {
+        rows.push(("importing", importing(&status.import)));
+    }
     rows.push(("last batch", last_batch(status.last_batch.as_ref())));
     let io = match status.io {
         IoPath::Daemon => "daemon",
@@ -86,6 +90,10 @@ pub fn status(status: &Status) -> String {
     }
     for line in &status.attention {
         rows.push(("attention", printable(line)));
+    }
+    for item in status.import.unreadable.iter().take(LISTED) {
+        let line = format!("{} cannot be read: {}", item.path, item.reason);
+        rows.push(("attention", printable(&line)));
     }
     let mut text = table(&rows);
     let _ = writeln!(text, "\n{}", advice(status));
@@ -115,6 +123,20 @@ fn waiting(status: &Status) -> String {
             human_bytes(status.dirty_bytes)
         ),
     }
+}
+
+/// How far what the drive had before has been taken in.
+fn importing(import: &ImportStatus) -> String {
+    let unreadable = match import.unreadable_count {
+        0 => String::new(),
+        count => format!(", {count} cannot be read"),
+    };
+    format!(
+        "{} of {} directories that are known so far, {}{unreadable}; all of it can be used meanwhile",
+        import.directories_done,
+        import.directories_known,
+        files(import.files)
+    )
 }
 
 fn last_batch(batch: Option<&LastBatch>) -> String {

@@ -24,6 +24,10 @@ fn sample() -> Status {
         warnings: Vec::new(),
         last_error: None,
         attention: Vec::new(),
+        import: ImportStatus {
+            complete: true,
+            ..ImportStatus::default()
+        },
         io: IoPath::Daemon,
         version: "0.1.0".into(),
         pid: 99,
@@ -130,4 +134,29 @@ fn a_backend_that_does_not_answer_is_said_with_since_when() {
     assert!(text.contains("(attached, stalled since 2026-11-20T10:00:00Z: it does not answer)"));
     assert!(text.contains("The backend does not answer. Go on working"));
     assert!(!text.contains("unplug"), "{text}");
+}
+
+#[test]
+fn an_import_under_way_is_told_with_what_is_in_its_way() {
+    let mut status = sample();
+    status.import = ImportStatus {
+        complete: false,
+        directories_done: 12,
+        directories_known: 400,
+        files: 6000,
+        unreadable: vec![LeftBehind {
+            path: "a\nb".into(),
+            reason: "Permission denied".into(),
+        }],
+        unreadable_count: 1,
+    };
+    let text = super::status(&status);
+    assert!(
+        text.contains("12 of 400 directories that are known so far, 6000 files, 1 cannot be read"),
+        "{text}"
+    );
+    assert!(
+        text.contains("a\\nb cannot be read: Permission denied"),
+        "{text}"
+    );
 }

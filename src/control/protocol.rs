@@ -211,12 +211,33 @@ pub struct Status {
     /// What the owner must know and may have to act on: bytes that were lost, what is in lost+found. A line each.
     #[serde(default)]
     pub attention: Vec<String>,
+    /// How far what the backend had before has been taken in.
+    #[serde(default)]
+    pub import: ImportStatus,
     /// How cached files are read and written.
     pub io: IoPath,
     /// Version of the daemon's program.
     pub version: String,
     /// The daemon's process id.
     pub pid: u32,
+}
+
+/// How far what the backend had before has been taken in. All of it can be used meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImportStatus {
+    /// Every directory has been looked into.
+    pub complete: bool,
+    /// Directories that were looked into, by all daemons of this cache.
+    pub directories_done: u64,
+    /// Directories that are known of; grows as more are found.
+    pub directories_known: u64,
+    /// Files and directories that were found in them.
+    pub files: u64,
+    /// Directories that cannot be read; the first hundred.
+    pub unreadable: Vec<LeftBehind>,
+    /// How many there are of these.
+    pub unreadable_count: u64,
 }
 
 /// How a batch ended.

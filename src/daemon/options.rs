@@ -38,6 +38,8 @@ pub struct MountOptions {
     pub lease_timeout: Duration,
     /// Take the directory though another machine has it at work.
     pub take_over: bool,
+    /// Show what other systems keep for themselves on the drive.
+    pub show_system: bool,
     /// Stay in the foreground.
     pub foreground: bool,
 }
@@ -100,6 +102,12 @@ pub struct FuseOptions {
     pub dev: bool,
     /// Programs may be run.
     pub exec: bool,
+    /// Shown as everything's owner.
+    pub uid: Option<u32>,
+    /// Shown as everything's group.
+    pub gid: Option<u32>,
+    /// Permission bits that nothing is shown with; all others everything is.
+    pub umask: Option<u32>,
 }
 
 impl Default for FuseOptions {
@@ -109,6 +117,9 @@ impl Default for FuseOptions {
             suid: false,
             dev: false,
             exec: true,
+            uid: None,
+            gid: None,
+            umask: None,
         }
     }
 }
@@ -145,10 +156,39 @@ impl FuseOptions {
                 "exec" => options.exec = true,
                 "noexec" => options.exec = false,
                 "rw" | "defaults" => {}
-                _ => return Err(refuse(word)),
+                _ => options.parse_value(word)?,
             }
         }
         Ok(options)
+    }
+
+    /// Takes a word with a value.
+    fn parse_value(&mut self, word: &str) -> Result<(), OptionRefused> {
+        let Some((key, value)) = word.split_once('=') else {
+            return Err(refuse(word));
+        };
+        // The highest number means "nobody" to the system calls.
+        let id = || value.parse().ok().filter(|&id| id != u32::MAX);
+        let is_octal = !value.is_empty() && value.bytes().all(|b| matches!(b, b'0'..=b'7'));
+        let (field, number) = match key {
+            "uid" => (&mut self.uid, id()),
+            "gid" => (&mut self.gid, id()),
+            "umask" => {
+                let mask = u32::from_str_radix(value, 8).ok();
+                let number = mask.filter(|&mask| is_octal && mask <= 0o777);
+                (&mut self.umask, number)
+            }
+            _ => return Err(refuse(word)),
+        };
+        let Some(number) = number else {
+            return Err(OptionRefused {
+                word: word.into(),
+                reason: "has a value that makes no sense",
+                hint: "uid and gid take a number (`id` tells yours), umask an octal one such as 022",
+            });
+        };
+        *field = Some(number);
+        Ok(())
     }
 }
 
@@ -159,13 +199,17 @@ fn refuse(word: &str) -> OptionRefused {
             "makes no sense here: ferryfs is there to take writes",
             "to only read the drive, use its own directory",
         ),
-        "uid" | "gid" | "umask" | "fmask" | "dmask" => (
-            "is not there yet",
-            "ferryfs keeps the owner and mode of each file itself; use chown and chmod in the mount",
+        "uid" | "gid" | "umask" => (
+            "needs a value",
+            "such as uid=1000, gid=1000, umask=022; they are shown for every file",
+        ),
+        "fmask" | "dmask" => (
+            "is not there",
+            "umask= is shown for every file and directory; without it each has the mode that chmod gives it",
         ),
         _ => (
             "is unknown",
-            "known are allow_other, suid, nosuid, dev, nodev, exec, noexec",
+            "known are allow_other, suid, nosuid, dev, nodev, exec, noexec, uid=, gid=, umask=",
         ),
     };
     OptionRefused {
@@ -188,6 +232,13 @@ mod tests {
     }
 
     #[test]
+    fn owner_and_mode_for_all_are_numbers() {
+        let options = FuseOptions::parse(["uid=1000,gid=0", "umask=0027,uid=7"]).unwrap();
+        assert_eq!(options.uid, Some(7));
+        assert_eq!((options.gid, options.umask), (Some(0), Some(0o27)));
+    }
+
+    #[test]
     fn the_later_of_two_words_counts() {
         let options = FuseOptions::parse(["suid,nosuid,,rw", "noexec", "exec"]).unwrap();
         assert_eq!(options, FuseOptions::default());
@@ -197,7 +248,13 @@ mod tests {
     fn what_is_refused_comes_with_what_to_do() {
         for (word, part) in [
             ("ro", "its own directory"),
-            ("umask=022", "chmod"),
+            ("umask=8", "octal"),
+            ("umask=1777", "octal"),
+            ("umask=+22", "octal"),
+            ("uid=me", "number"),
+            ("gid=4294967295", "number"),
+            ("uid", "uid=1000"),
+            ("dmask=022", "umask="),
             ("sync", "known are"),
         ] {
             let error = FuseOptions::parse([format!("exec,{word}").as_str()]).unwrap_err();

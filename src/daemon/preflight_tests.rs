@@ -40,6 +40,7 @@ impl Place {
             lease: crate::daemon::options::LeaseMode::Auto,
             lease_timeout: std::time::Duration::from_secs(60),
             take_over: false,
+            show_system: false,
             foreground: true,
         })
     }

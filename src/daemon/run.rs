@@ -24,7 +24,7 @@ use crate::control::server::{self, Handler};
 use crate::flush::{Flusher, Hooks, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
 use crate::index::{self, Index, IndexError};
-use crate::kernel::{Session, SessionOptions, Workers};
+use crate::kernel::{Session, SessionOptions, Shown, Workers};
 use crate::rules::names::NameRules;
 use crate::sys::time::CoarseClock;
 
@@ -116,6 +116,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     })
     .map(Arc::new)
     .map_err(failed)?;
+    if options.show_system {
+        fs.show_system();
+    }
     let attention = settle_after_unclean_end(&fs, &index)?;
     let bell = Bell::new();
     let site = Site::new(&opened.path, &opened.found, &bell);
@@ -190,6 +193,11 @@ fn serve(
         suid: options.fuse.suid,
         dev: options.fuse.dev,
         exec: options.fuse.exec,
+        shown: Shown {
+            uid: options.fuse.uid,
+            gid: options.fuse.gid,
+            umask: options.fuse.umask,
+        },
     };
     let (ended, end) = unbounded();
     let readers = fs.clone();

@@ -17,7 +17,7 @@ use crate::base::Timestamp;
 use crate::cache::Store;
 use crate::control::protocol::{
     AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish,
-    IoPath, LastBatch, LeftBehind, Progress, Status,
+    ImportStatus, IoPath, LastBatch, LeftBehind, Progress, Status,
 };
 use crate::control::server::Handler;
 use crate::flush::{FlushError, Flusher, Report, Wish};
@@ -235,11 +235,25 @@ impl Service {
             tracing::error!(%error, "cannot count what waits");
             // Unknown is not nothing: it must not read as safe.
             Waiting {
+                unlisted_dirs: 1,
                 names: 1,
                 inodes: 0,
                 kept_local: 0,
             }
         })
+    }
+
+    fn import(&self, waiting: &Waiting) -> ImportStatus {
+        let progress = self.fs.import_progress_with(waiting.unlisted_dirs);
+        let item = |(path, reason)| LeftBehind { path, reason };
+        ImportStatus {
+            complete: progress.dirs_left == 0,
+            directories_done: progress.dirs_done,
+            directories_known: progress.dirs_done + progress.dirs_left,
+            files: progress.entries,
+            unreadable: progress.unreadable.into_iter().map(item).collect(),
+            unreadable_count: progress.unreadable_count,
+        }
     }
 
     fn attention(&self) -> Vec<String> {
@@ -364,6 +378,7 @@ impl Handler for Service {
             warnings: self.monitor.warnings(),
             last_error: self.what_is_wrong(),
             attention: self.attention(),
+            import: self.import(&waiting),
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),

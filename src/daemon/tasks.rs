@@ -34,6 +34,13 @@ const CONSIDER_EVERY: Duration = Duration::from_millis(500);
 /// Pause before a task that panicked begins anew.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
+/// While programs are at work the walk takes a directory at a time, after so many pauses of that length.
+const PAUSES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Pause of the walk after a directory that could not be read.
+const AFTER_FAILURE: Duration = Duration::from_millis(50);
+
 /// Longest wait between attempts after flushes that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
@@ -211,6 +218,12 @@ fn walk(service: &Service, stop: &AtomicBool) {
             rest(stop, Duration::from_secs(2));
             continue;
         }
+        for _ in 0..PAUSES {
+            if !service.fs.is_busy() {
+                break;
+            }
+            rest(stop, PAUSE);
+        }
         match service.fs.import_next(after) {
             Ok(Some(_)) => {}
             Ok(None) => {
@@ -220,7 +233,7 @@ fn walk(service: &Service, stop: &AtomicBool) {
             Err((dir, error)) => {
                 tracing::debug!(dir = dir.0, %error, "directory not imported yet");
                 after = dir;
-                rest(stop, Duration::from_millis(500));
+                rest(stop, AFTER_FAILURE);
             }
         }
     }

@@ -4,20 +4,28 @@
 //! rows that the next import finds by name and keeps; nobody is shown the directory before the flag is set.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::described::{Described, Found, Told};
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
-use crate::base::{FileKind, Ino, Name};
+use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::{Flags, Inode, PlacedEntry, State};
+use crate::rules::hidden;
 use crate::rules::layout;
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
 
 /// Entries taken in under one hold of the index lock.
 const CHUNK: usize = 256;
+
+/// How deep directories are followed: deeper than any path that can be spelled in one call.
+const MAX_DEPTH: usize = 2100;
+
+/// Over how many levels a tree may repeat itself that is still seen to.
+const LONGEST_PERIOD: usize = 8;
 
 /// The directories that are being imported right now.
 #[derive(Default)]
@@ -75,7 +83,7 @@ impl Fs {
             state.backend_path(dir)?
         };
         let (mut entries, told) = match path {
-            Some(_) => self.read_backend_dir(dir)?,
+            Some(path) => self.read_sound_dir(dir, &path)?,
             None => Default::default(), // The backend does not have it, so all there is is here.
         };
         let in_root = dir == Ino::ROOT;
@@ -100,12 +108,17 @@ impl Fs {
                 self.import_special(&mut state, dir, name, described, &told)?;
             }
             state.commit()?;
+            drop(state);
+            // Whoever waits for the index comes first.
+            std::thread::yield_now();
         }
         let mut state = self.index.lock();
         self.count_links(&mut state, dir, &told)?;
         if dir == Ino::ROOT {
             self.believe_of_root(&mut state, &told)?;
         }
+        let counted = self.progress.counted().and(entries.len());
+        state.set_meta(super::progress::IMPORTED, &counted.text())?;
         let mut inode = self.known(&mut state, dir)?;
         let subdirs = entries
             .iter()
@@ -115,7 +128,61 @@ impl Fs {
         inode.flags.set(Flags::LISTED);
         state.put_inode(inode);
         state.commit()?;
+        self.progress.done(dir, counted);
         Ok(())
+    }
+
+    /// The entries of `dir`, which the backend has at `path`, that are to be shown, and what the catalog says of them.
+    ///
+    /// A damaged drive may have a directory that contains itself, and to follow it would fill the SSD: ELOOP.
+    fn read_sound_dir(&self, dir: Ino, path: &RelPath) -> Result<(Vec<Entry>, Told)> {
+        if path.depth() > MAX_DEPTH {
+            return Err(FsError::Errno(libc::ELOOP));
+        }
+        let (mut entries, told) = self.read_backend_dir(dir)?;
+        if self.repeats(dir, &entries)? {
+            return Err(FsError::Errno(libc::ELOOP));
+        }
+        entries.retain(|entry| !self.is_hidden(dir, entry));
+        Ok((entries, told))
+    }
+
+    /// Whether `entries`, those of `dir`, are those of one of its ancestors, and of another one the same distance further up: the
+    /// same names, kinds, sizes and times. Nobody makes that by hand, as the innermost copy of a tree lacks the copy; but a chain of
+    /// directories with nothing else in them may look like it, and is let be: it grows no faster than it is followed.
+    fn repeats(&self, dir: Ino, entries: &[Entry]) -> Result<bool> {
+        if entries.len() < 2 || !entries.iter().any(|e| e.meta.kind == FileKind::Directory) {
+            return Ok(false);
+        }
+        let mut state = self.index.lock();
+        let mut above = Vec::new();
+        let mut at = dir;
+        while above.len() < 2 * LONGEST_PERIOD
+            && let Some((key, _)) = state.a_place_of(at)?
+        {
+            at = key.parent;
+            above.push(at);
+        }
+        for period in 1..=above.len() / 2 {
+            if same_as_placed(&mut state, above[period - 1], entries)?
+                && same_as_placed(&mut state, above[2 * period - 1], entries)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether this is for another system, and not to be shown.
+    pub(super) fn is_hidden(&self, dir: Ino, entry: &Entry) -> bool {
+        if dir != Ino::ROOT || self.shows_system.load(Ordering::Acquire) {
+            return false;
+        }
+        let name = entry.name.as_bytes();
+        if hidden::is_lost_found(name) {
+            return self.capabilities.permissions && entry.meta.permissions == 0o700;
+        }
+        hidden::is_system_name(name)
     }
 
     /// What stands in a directory of the backend, and what the catalog says of it, both of the same moment.
@@ -244,16 +311,33 @@ impl Fs {
             .an_unlisted_dir(after)
             .map_err(|error| (after, error.into()))?;
         match next {
-            Some(dir) => self
-                .import_dir(dir)
-                .map(|()| Some(dir))
-                .map_err(|error| (dir, error)),
+            Some(dir) => self.import_dir(dir).map(|()| Some(dir)).map_err(|error| {
+                if self.drive.is_attached() {
+                    self.note_unreadable(dir, &error);
+                }
+                (dir, error)
+            }),
             None => Ok(None),
         }
     }
 }
 
+/// Whether `entries` are what was found in the directory `dir` before. Ends at the first that is not.
+fn same_as_placed(state: &mut State, dir: Ino, entries: &[Entry]) -> Result<bool> {
+    for entry in entries.iter().filter(|entry| !is_own(dir, entry)) {
+        let same = state.placed(dir, &entry.name)?.is_some_and(|placed| {
+            let is_dir = entry.meta.kind == FileKind::Directory;
+            (placed.kind == PlainKind::Directory) == is_dir
+                && (placed.size, placed.mtime) == (entry.meta.size, entry.meta.modified)
+        });
+        if !same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Whether this is ferryfs' own directory at the root of the backend.
 fn is_own(dir: Ino, entry: &Entry) -> bool {
-    dir == Ino::ROOT && layout::is_reserved(&crate::base::RelPath::root().join(&entry.name))
+    dir == Ino::ROOT && layout::is_reserved(&RelPath::root().join(&entry.name))
 }

@@ -20,12 +20,13 @@ mod import;
 mod names;
 mod open;
 mod pressure;
+mod progress;
 mod read;
 mod recover;
 mod sync;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -43,6 +44,7 @@ pub use error::{FsError, Result};
 pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
+pub use progress::ImportProgress;
 pub use read::SeekFor;
 pub use recover::{Recovered, UncleanEnd};
 pub use sync::Syncer;
@@ -127,6 +129,9 @@ pub struct Fs {
     dirs: RwLock<std::collections::HashMap<u64, Arc<dir::DirHandle>>>,
     next_handle: AtomicU64,
     importing: import::Importing,
+    progress: progress::Progress,
+    /// What other systems keep for themselves on the drive is shown.
+    shows_system: AtomicBool,
     unsynced: sync::Unsynced,
     pressure: pressure::Pressure,
     /// One eviction at a time; when it last looked at damaged objects.
@@ -156,6 +161,8 @@ impl Fs {
             dirs: RwLock::default(),
             next_handle: AtomicU64::new(1),
             importing: import::Importing::default(),
+            progress: progress::Progress::default(),
+            shows_system: AtomicBool::new(false),
             unsynced: sync::Unsynced::default(),
             pressure: pressure::Pressure::default(),
             reaping: Mutex::new(None),
@@ -165,6 +172,8 @@ impl Fs {
         fs.recall_damage()?;
         fs.hold_reserve();
         fs.make_root()?;
+        let imported = fs.index.lock().meta(progress::IMPORTED)?;
+        fs.progress.begin(imported.as_deref());
         Ok(fs)
     }
 
@@ -196,6 +205,11 @@ impl Fs {
             state.commit()?;
         }
         Ok(())
+    }
+
+    /// From now on what other systems keep for themselves on the drive is taken in as well.
+    pub fn show_system(&self) {
+        self.shows_system.store(true, Ordering::Release);
     }
 
     fn new_handle(&self) -> u64 {

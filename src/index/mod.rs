@@ -299,7 +299,11 @@ impl Index {
     /// # Errors
     /// If SQLite cannot open one.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        Snapshot::open(connect(&self.path, OpenFlags::empty())?)
+        let conn = connect(&self.path, OpenFlags::empty())?;
+        // It is read once through and closed, often on a thread of its own, whose memory the allocator may keep.
+        conn.execute_batch("PRAGMA cache_size=-2000;")
+            .context("configure")?;
+        Snapshot::open(conn)
     }
 }
 

@@ -13,6 +13,8 @@ use crate::rules::plan::NameKey;
 /// How much waits for the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Waiting {
+    /// Directories whose entries are only on the backend yet.
+    pub unlisted_dirs: u64,
     /// Names that were made, moved or removed.
     pub names: u64,
     /// Files and directories that the backend has in an older version.
@@ -46,6 +48,7 @@ impl Snapshot {
                 .map(|n| n as u64)
         };
         Ok(Waiting {
+            unlisted_dirs: self.unlisted_dirs()?,
             names: count("SELECT count(*) FROM dirty_names")?,
             // Of a directory in which names wait, nobody wants to be told besides that its time has changed.
             inodes: count(
@@ -57,6 +60,19 @@ impl Snapshot {
                  AND NOT EXISTS(SELECT 1 FROM dirents d JOIN dirty_names n ON n.parent=d.parent AND n.name=coalesce(d.stored, d.name) WHERE d.ino=i.ino)",
             )?,
         })
+    }
+
+    /// How many directories are known whose entries are only on the backend yet.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn unlisted_dirs(&self) -> Result<u64> {
+        // The condition is that of the index `inodes_unlisted`, word for word.
+        let sql = "SELECT count(*) FROM inodes WHERE mode & 61440 = 16384 AND flags & 8 = 0";
+        self.conn
+            .query_row(sql, [], |row| row.get::<_, i64>(0))
+            .context("count the directories to list")
+            .map(|count| count as u64)
     }
 
     /// Every marked name, in order, with the change that marked it.

@@ -20,6 +20,7 @@ use super::convert::{
     set_time, ttl,
 };
 use super::fatal::Caught;
+use super::shown::Shown;
 use super::workers::Workers;
 use crate::base::Name;
 use crate::fs::{Ctx, Fs, FsError, NewNode, Result, SeekFor, SetAttr, SetXattr, Syncer};
@@ -36,6 +37,7 @@ pub(super) struct Adapter {
     fs: Arc<Fs>,
     workers: Workers,
     syncer: Arc<Syncer>,
+    shown: Shown,
 }
 
 /// What every reply can do.
@@ -121,11 +123,12 @@ fn run_waiting<R, T, O, D>(
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Fs>, workers: Workers, syncer: Arc<Syncer>) -> Adapter {
+    pub(super) fn new(fs: Arc<Fs>, workers: Workers, syncer: Arc<Syncer>, shown: Shown) -> Adapter {
         Adapter {
             fs,
             workers,
             syncer,
+            shown,
         }
     }
 
@@ -136,6 +139,7 @@ impl Adapter {
         O: Fn(&Fs, &Ctx) -> Result<T> + Send + 'static,
         D: FnOnce(R, T) + Send + 'static,
     {
+        self.fs.note_request();
         match guarded(|| {
             panic_if_asked_to(request);
             operation(&self.fs, &ctx)
@@ -171,8 +175,9 @@ impl Adapter {
     }
 }
 
-fn reply_entry(reply: ReplyEntry, inode: Inode) {
-    reply.entry(&ttl(&inode), &attr(&inode), GENERATION);
+/// What answers with an entry, shown as `shown` says.
+fn reply_entry(shown: Shown) -> impl FnOnce(ReplyEntry, Inode) + Send + 'static {
+    move |reply, inode| reply.entry(&ttl(&inode), &attr(&shown.of(&inode)), GENERATION)
 }
 
 /// Gives the kernel a value of the size that it asked for.
@@ -226,13 +231,14 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, called: &OsStr, reply: ReplyEntry) {
         let called = checked!(reply, name(called));
         let operation = move |fs: &Fs, ctx: &Ctx| fs.lookup(ctx, ino(parent), &called);
+        let shown = self.shown;
         self.run(
             "lookup",
             ctx(request),
             reply,
             operation,
-            |reply, found| match found {
-                Some(inode) => reply_entry(reply, inode),
+            move |reply, found| match found {
+                Some(inode) => reply_entry(shown)(reply, inode),
                 // Inode 0 says that there is nothing, and lets the kernel remember it: only the kernel can change that.
                 None => reply.entry(&TTL_OF_NOTHING, &nothing(), GENERATION),
             },
@@ -253,9 +259,10 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let operation = move |fs: &Fs, _: &Ctx| fs.getattr(ino(number));
-        self.run("getattr", ctx(request), reply, operation, |reply, inode| {
-            reply.attr(&ttl(&inode), &attr(&inode))
-        });
+        let shown = self.shown;
+        let done =
+            move |reply: ReplyAttr, inode| reply.attr(&ttl(&inode), &attr(&shown.of(&inode)));
+        self.run("getattr", ctx(request), reply, operation, done);
     }
 
     fn setattr(
@@ -276,7 +283,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let set = SetAttr {
+        let mut set = SetAttr {
             mode,
             uid,
             gid,
@@ -284,10 +291,16 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let operation = move |fs: &Fs, ctx: &Ctx| fs.setattr(ctx, ino(number), &set);
-        self.run("setattr", ctx(request), reply, operation, |reply, inode| {
-            reply.attr(&ttl(&inode), &attr(&inode))
-        });
+        checked!(reply, self.shown.allow(&mut set));
+        let operation = move |fs: &Fs, ctx: &Ctx| match set == SetAttr::default() {
+            // All that was asked for would not be seen.
+            true => fs.getattr(ino(number)),
+            false => fs.setattr(ctx, ino(number), &set),
+        };
+        let shown = self.shown;
+        let done =
+            move |reply: ReplyAttr, inode| reply.attr(&ttl(&inode), &attr(&shown.of(&inode)));
+        self.run("setattr", ctx(request), reply, operation, done);
     }
 
     fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
@@ -319,7 +332,13 @@ impl Filesystem for Adapter {
         };
         let operation =
             move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
-        self.run("mknod", ctx(request), reply, operation, reply_entry);
+        self.run(
+            "mknod",
+            ctx(request),
+            reply,
+            operation,
+            reply_entry(self.shown),
+        );
     }
 
     fn mkdir(
@@ -339,7 +358,13 @@ impl Filesystem for Adapter {
         };
         let operation =
             move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
-        self.run("mkdir", ctx(request), reply, operation, reply_entry);
+        self.run(
+            "mkdir",
+            ctx(request),
+            reply,
+            operation,
+            reply_entry(self.shown),
+        );
     }
 
     fn symlink(
@@ -358,7 +383,13 @@ impl Filesystem for Adapter {
         };
         let operation =
             move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
-        self.run("symlink", ctx(request), reply, operation, reply_entry);
+        self.run(
+            "symlink",
+            ctx(request),
+            reply,
+            operation,
+            reply_entry(self.shown),
+        );
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, called: &OsStr, reply: ReplyEmpty) {
@@ -408,7 +439,13 @@ impl Filesystem for Adapter {
     ) {
         let called = checked!(reply, name(called));
         let operation = move |fs: &Fs, ctx: &Ctx| fs.link(ctx, ino(number), ino(parent), &called);
-        self.run("link", ctx(request), reply, operation, reply_entry);
+        self.run(
+            "link",
+            ctx(request),
+            reply,
+            operation,
+            reply_entry(self.shown),
+        );
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -433,15 +470,16 @@ impl Filesystem for Adapter {
         let operation = move |fs: &Fs, ctx: &Ctx| {
             fs.create(ctx, ino(parent), &called, mode, open_mode(flags), exclusive)
         };
+        let shown = self.shown;
         self.run(
             "create",
             ctx(request),
             reply,
             operation,
-            |reply, (inode, handle)| {
+            move |reply, (inode, handle)| {
                 reply.created(
                     &ttl(&inode),
-                    &attr(&inode),
+                    &attr(&shown.of(&inode)),
                     GENERATION,
                     FileHandle(handle),
                     OPEN_FLAGS,
@@ -617,7 +655,7 @@ impl Filesystem for Adapter {
                     entry.offset,
                     name,
                     &ttl(&entry.inode),
-                    &attr(&entry.inode),
+                    &attr(&self.shown.of(&entry.inode)),
                     GENERATION,
                 )
             })

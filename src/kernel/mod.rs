@@ -6,6 +6,7 @@
 mod adapter;
 mod convert;
 mod fatal;
+mod shown;
 mod workers;
 
 use std::fs::OpenOptions;
@@ -19,6 +20,7 @@ use nix::mount::MsFlags;
 
 use crate::fs::{Fs, Syncer};
 
+pub use shown::Shown;
 pub use workers::Workers;
 
 /// Options of the mount that the kernel is told.
@@ -34,6 +36,8 @@ pub struct SessionOptions {
     pub dev: bool,
     /// Programs may be run.
     pub exec: bool,
+    /// What is shown in the place of owners and modes.
+    pub shown: Shown,
 }
 
 /// A mounted file system with its event loops running.
@@ -75,7 +79,7 @@ impl Session {
                 .clamp(2, 8),
         );
         config.clone_fd = true;
-        let adapter = adapter::Adapter::new(fs, workers, syncer);
+        let adapter = adapter::Adapter::new(fs, workers, syncer, options.shown);
         let background = if nix::unistd::geteuid().is_root() {
             let device = mount_as_root(mountpoint, options)?;
             fuser::Session::from_fd(adapter, device, config.acl, config.clone())

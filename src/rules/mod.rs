@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod delta;
 pub mod describe;
 pub mod given;
+pub mod hidden;
 pub mod known;
 pub mod layout;
 pub mod lease;

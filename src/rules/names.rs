@@ -13,8 +13,8 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::backend::Capabilities;
 use crate::base::Name;
-use crate::rules::layout;
 use crate::rules::upcase::upcase;
+use crate::rules::{hidden, layout};
 
 /// Why a backend cannot hold a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +22,9 @@ pub enum NameRefusal {
     /// It is that of our own directory.
     #[error("the name .ferryfs at the root of a volume belongs to ferryfs")]
     Reserved,
+    /// Another system uses it for itself.
+    #[error("the name at the root of a volume belongs to another system")]
+    System,
     /// The backend takes UTF-8 only.
     #[error("the drive holds only names in UTF-8")]
     NotUtf8,
@@ -91,6 +94,9 @@ impl NameRules {
         let bytes = name.as_bytes();
         if in_root && is_reserved(bytes) {
             return Err(NameRefusal::Reserved);
+        }
+        if in_root && hidden::is_system_name(bytes) {
+            return Err(NameRefusal::System);
         }
         if self.utf8_only && std::str::from_utf8(bytes).is_err() {
             return Err(NameRefusal::NotUtf8);

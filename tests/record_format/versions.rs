@@ -4,6 +4,8 @@ use ferryfs::rules::record::{RecordError, decode, encode, seal};
 
 use crate::{FIXTURE, FIXTURE_2, body, known, known_2, patched, resealed, section};
 
+const SEGMENT: &[u8] = include_bytes!("../fixtures/segment-v1.bin");
+
 const DOCUMENT: &str = include_str!("../../docs/on-drive-format.md");
 
 #[test]
@@ -51,16 +53,22 @@ fn a_record_says_format_2_only_if_it_has_something_of_it() {
 }
 
 #[test]
-fn the_hexdump_in_the_document_is_the_fixture() {
-    let dumped: Vec<u8> = DOCUMENT
-        .lines()
-        .filter_map(|line| line.split_once(": "))
-        .filter(|(offset, _)| offset.len() == 8 && u32::from_str_radix(offset, 16).is_ok())
-        .flat_map(|(_, rest)| rest.split("  ").next().unwrap_or("").split(' '))
-        .flat_map(|word| (0..word.len()).step_by(2).map(move |at| &word[at..at + 2]))
-        .map(|digits| u8::from_str_radix(digits, 16).unwrap())
-        .collect();
-    assert_eq!(dumped, FIXTURE);
+fn the_hexdumps_in_the_document_are_the_fixtures() {
+    let mut dumps: Vec<Vec<u8>> = Vec::new();
+    let lines = DOCUMENT.lines().filter_map(|line| line.split_once(": "));
+    for (offset, rest) in lines {
+        if offset.len() != 8 || u32::from_str_radix(offset, 16).is_err() {
+            continue;
+        }
+        if offset == "00000000" {
+            dumps.push(Vec::new());
+        }
+        let words = rest.split("  ").next().unwrap_or("").split(' ');
+        let digits = words.flat_map(|word| (0..word.len()).step_by(2).map(|at| &word[at..at + 2]));
+        let bytes = digits.map(|digits| u8::from_str_radix(digits, 16).unwrap());
+        dumps.last_mut().unwrap().extend(bytes);
+    }
+    assert_eq!(dumps, [FIXTURE, SEGMENT]);
 }
 
 #[test]

@@ -518,3 +518,23 @@ fn thousands_of_segments_are_read() {
     assert_eq!(tree.get(&path("d0")).unwrap().permissions, 3000 % 0o1000);
     assert!(log.next(tree.live_bytes()).full, "it is to be compacted");
 }
+
+#[test]
+fn a_redo_leaves_alone_what_another_machine_has_written_since() {
+    for full in [false, true] {
+        let mut lab = four();
+        lab.log.broken = full;
+        let (record, _) = lab.batch(5);
+        // The record was torn when the drive was elsewhere, and is taken from the journal now.
+        let mut theirs = record.catalog.clone().unwrap();
+        (theirs.full, theirs.after) = (false, lab.log.head.map(|head| head.hash));
+        theirs.changes = vec![set("theirs", 0o700)];
+        super::write(&lab.memory, VOLUME, &theirs).unwrap();
+        let sealed = record::seal(&record).unwrap();
+        create_with(&lab.memory, &layout::record_path(record.batch), &sealed).unwrap();
+        recover_without_cache(&lab.memory).unwrap();
+        let (log, tree) = lab.read(None);
+        assert_eq!(log.replay, Replay::Anew(vec![1, 2, 3, 4, 5]));
+        assert!(tree.get(&path("theirs")).is_some() && log.lost.is_empty());
+    }
+}

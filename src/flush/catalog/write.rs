@@ -39,21 +39,30 @@ pub(in super::super) fn write(
 /// one all that it supersedes, and that is synced. After a crash names that were to be removed may be on clusters that are marked free,
 /// so that whatever is written next would get them, and removing the names later would free them again. What is removed is whole in
 /// the record, whatever happens now. True if the segment is there, and is not to be written.
+///
+/// Another whole segment under its number is somebody else's: a machine that found the record torn has gone on without the batch.
+/// What that one says counts, and stays.
 pub(in super::super) fn make_way(
     backend: &dyn Backend,
     volume: Uuid,
     (batch, catalog): (BatchNo, &CatalogBatch),
 ) -> Result<bool> {
     let path = layout::segment_path(catalog.segment);
-    let is_there = match backend.metadata(&path) {
-        Ok(meta) => match look_at(backend, volume, catalog.segment, meta.kind)? {
-            Found::Whole(link) => {
-                segment::hash_of(&segment::encode(volume, catalog)) == Some(link.hash)
-            }
-            Found::Bad(_) => false,
-        },
-        Err(error) if is_absent(&error) => false,
+    let found = match backend.metadata(&path) {
+        Ok(meta) => Some(look_at(backend, volume, catalog.segment, meta.kind)?),
+        Err(error) if is_absent(&error) => None,
         Err(error) => return Err(error.into()),
+    };
+    let is_there = match found {
+        Some(Found::Whole(link)) => {
+            let own = segment::hash_of(&segment::encode(volume, catalog));
+            if own != Some(link.hash) {
+                tracing::error!(%batch, %path, "another machine has changed the catalog since; what the batch says of attributes is lost");
+                return Ok(true);
+            }
+            true
+        }
+        Some(Found::Bad(_)) | None => false,
     };
     let removed = !is_there && remove_all(backend, batch, &path)?;
     if remove_superseded(backend, volume, (batch, catalog))? || removed {

@@ -21,7 +21,7 @@ use std::borrow::Cow;
 
 use super::{NameRules, suffix};
 use crate::base::{Name, STORED_NAME_MAX};
-use crate::rules::layout;
+use crate::rules::{hidden, layout};
 
 /// Says that what follows is not what it looks like.
 pub(super) const QUOTE: char = '\u{201b}';
@@ -98,13 +98,14 @@ impl NameRules {
     /// Every spelling under which `name` may be stored in the backend's root directory (`in_root`) or in another, the best first. The
     /// first one that is not taken is to be used: there is no end to them, so some are free.
     ///
-    /// The first is the plain one unless it is too long; the others have a suffix. The three after it can be read back without help
+    /// The first is the plain one unless it is too long, or in the root one that another system uses for itself
+    /// ([`hidden::is_system_name`]); the others have a suffix. The three after it can be read back without help
     /// ([`NameRules::decode`]) unless they had to be cut. Those after these are for drives that somebody has filled with just these
     /// names.
     pub fn spellings(&self, name: &Name, in_root: bool) -> impl Iterator<Item = Name> {
         let bytes = name.as_bytes();
         let plain = self.spell(bytes, in_root).into_owned();
-        let fits = self.fits(&plain);
+        let fits = self.fits(&plain) && !(in_root && hidden::is_system_name(&plain));
         let full = self.spell_in_full(bytes, in_root);
         let name = name.clone();
         let suffixed = (0..).map(move |round| {
@@ -120,7 +121,9 @@ impl NameRules {
     /// Whether the best spelling of `name` is the name itself.
     pub fn is_plain(&self, name: &Name, in_root: bool) -> bool {
         let bytes = name.as_bytes();
-        self.fits(bytes) && *self.spell(bytes, in_root) == *bytes
+        self.fits(bytes)
+            && *self.spell(bytes, in_root) == *bytes
+            && !(in_root && hidden::is_system_name(bytes))
     }
 
     /// The name of the mount whose spelling, one of the first [`suffix::READABLE`] of [`NameRules::spellings`] or the plain one,
@@ -130,7 +133,7 @@ impl NameRules {
     /// somebody else's and shown as it is.
     pub fn decode(&self, stored: &Name, in_root: bool) -> Option<Name> {
         let spelling = stored.as_bytes();
-        if !self.fits(spelling) {
+        if !self.fits(spelling) || (in_root && hidden::is_system_name(spelling)) {
             return None;
         }
         let Some((full, digits)) =
