@@ -1,11 +1,13 @@
 //! What must hold of any bytes whatsoever, for each thing that ferryfs reads from a drive or a socket. Shared by the fuzz targets
 //! and by `tests/parsers`, which runs the same checks over the seeds and their mutations on every machine.
 
+use ferryfs::backend::Capabilities;
 use ferryfs::base::{Name, RelPath};
 use ferryfs::control::protocol::{self, Reply, Request};
 use ferryfs::rules::catalog::segment::{self, Segment};
 use ferryfs::rules::catalog::store::CatalogStore;
 use ferryfs::rules::catalog::{self, CatalogBatch, CatalogTree};
+use ferryfs::rules::names::{NameRules, safe_names};
 use ferryfs::rules::{layout, marker, record};
 
 const CHECKSUM: usize = 32;
@@ -132,6 +134,7 @@ pub fn names(bytes: &[u8]) {
         let _ = (layout::is_reserved(&path), path.to_string());
     }
     let Ok(name) = Name::new(bytes) else { return };
+    stored_names(&name);
     assert!(!bytes.contains(&b'/') && !bytes.contains(&0));
     let last = |path: RelPath| path.split_last().expect("not the root").1;
     if let Some(batch) = layout::parse_record_name(&name) {
@@ -145,6 +148,42 @@ pub fn names(bytes: &[u8]) {
     }
     if let Some(slot) = layout::parse_slot_name(&name) {
         assert_eq!(slot.file_name().as_bytes(), name.as_bytes());
+    }
+}
+
+/// Any bytes may be found on a drive as a name, and any that are short enough may become one there.
+fn stored_names(name: &Name) {
+    for capabilities in [Capabilities::everything(), exfat()] {
+        let rules = NameRules::new(&capabilities);
+        for in_root in [true, false] {
+            if let Some(read) = rules.decode(name, in_root) {
+                assert!(read.is_mountable());
+                assert!(
+                    rules
+                        .spellings(&read, in_root)
+                        .take(4)
+                        .any(|again| again == *name)
+                );
+            }
+            if name.is_mountable() {
+                for spelling in rules.spellings(name, in_root).take(5) {
+                    assert_eq!(rules.check(&spelling, in_root), Ok(()));
+                }
+            }
+        }
+    }
+    assert!(safe_names(name).take(5).all(|safe| safe.is_mountable()));
+}
+
+fn exfat() -> Capabilities {
+    Capabilities {
+        forbidden: (1..0x20).chain(*b"\"*:<>?\\|").collect(),
+        case_insensitive: true,
+        utf8_only: true,
+        no_trailing_dot: true,
+        no_trailing_space: true,
+        max_utf16: Some(255),
+        ..Capabilities::plain()
     }
 }
 

@@ -89,6 +89,7 @@ fn the_backend_in_memory_conforms_in_both_tempers() {
     );
     let between = Capabilities {
         symlinks: true,
+        target_bytes: 4095,
         permissions: true,
         ..Capabilities::plain()
     };

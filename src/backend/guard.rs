@@ -30,7 +30,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{
     Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs, gone,
 };
-use crate::base::{FileKind, RelPath, Timestamp};
+use crate::base::{FileKind, Name, RelPath, Timestamp};
 use health::Health;
 use threads::{GivenUp, Threads, Ticket};
 
@@ -328,6 +328,13 @@ impl Backend for Guard {
         let theirs = path.clone();
         self.read("read attributes of", path, move |inner| {
             inner.xattrs(&theirs)
+        })
+    }
+
+    fn xattrs_in(&self, dir: &RelPath, names: &[Name]) -> Result<Vec<(Name, Xattrs)>> {
+        let (theirs, names) = (dir.clone(), names.to_vec());
+        self.read("read attributes in", dir, move |inner| {
+            inner.xattrs_in(&theirs, &names)
         })
     }
 

@@ -108,6 +108,9 @@ pub struct Capabilities {
     /// Devices can be made.
     #[serde(default)]
     pub devices: bool,
+    /// Longest target of a symbolic link, in bytes.
+    #[serde(default)]
+    pub target_bytes: u32,
     /// Name spaces of extended attributes that are kept ("user.").
     #[serde(default)]
     pub xattrs: Vec<String>,
@@ -137,6 +140,7 @@ impl Capabilities {
             own: Some((0, 0)),
             special_files: true,
             devices: true,
+            target_bytes: crate::rules::steps::MAX_TARGET_BYTES as u32,
             xattrs: ["user.", "trusted.", "security."].map(String::from).into(),
             xattr_bytes: crate::rules::given::XATTR_UNBOUNDED,
         }
@@ -167,6 +171,7 @@ impl Capabilities {
             owners: false,
             special_files: false,
             devices: false,
+            target_bytes: 0,
             xattrs: Vec::new(),
             xattr_bytes: 0,
             ..Capabilities::everything()
@@ -453,6 +458,24 @@ pub trait Backend: Send + Sync {
     /// EOPNOTSUPP, or another word of refusal, where the backend has none.
     fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
         Err(not_supported("read attributes of", path))
+    }
+
+    /// The same for many entries of one directory, those that have any. What is gone or has none is left out.
+    ///
+    /// # Errors
+    /// If the medium is gone, or does not answer.
+    fn xattrs_in(&self, dir: &RelPath, names: &[Name]) -> Result<Vec<(Name, Xattrs)>> {
+        let mut found = Vec::new();
+        for name in names {
+            guard::sign_of_life();
+            match self.xattrs(&dir.join(name)) {
+                Ok(xattrs) if xattrs.is_empty() => {}
+                Ok(xattrs) => found.push((name.clone(), xattrs)),
+                Err(error) if error.is_gone() || error.is_stalled() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(found)
     }
 
     /// Makes the carried extended attributes of what stands at `path` exactly these. Cut short, it leaves some of them.

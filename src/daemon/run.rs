@@ -133,6 +133,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
         return Err(error);
     }
     drive.refresh_space();
+    if let Err(error) = fs.take_root() {
+        tracing::warn!(%error, "the attributes of the drive's own directory");
+    }
     serve(
         &options,
         ready,

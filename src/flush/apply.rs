@@ -2,6 +2,8 @@
 //! interrupts it is repaired by [`super::redo`]. The mark between the phases makes it known that clearing is over; see
 //! [`Steps::needs_barrier`] for when it is needed.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
 use super::report::{FlushError, Result};
@@ -22,6 +24,10 @@ pub(super) struct Applied {
     pub(super) kept: Vec<RelPath>,
     /// What was to be moved, by its new name, but is nowhere: somebody else has removed it, or the drive has lost it.
     pub(super) vanished: Vec<RelPath>,
+    /// Further names of files that the backend does not want to give them.
+    pub(super) not_linked: Vec<RelPath>,
+    /// What the backend does not want to give its attributes to.
+    pub(super) not_set: Vec<RelPath>,
     /// Directories that were to be moved, by their new names, and are nowhere: the drive has lost them with all that was in
     /// them. Each has been made anew, with nothing in it but what the batch places there.
     pub(super) lost_dirs: Vec<RelPath>,
@@ -34,14 +40,23 @@ const VANISHED: &str = "moved in the mount, but the drive has it no more; if the
 
 const LOST_DIR: &str = "moved in the mount, but the drive has lost the directory with what was in it; what the cache has of it the next flush puts back, for the rest run fsck on the drive";
 
+const NOT_LINKED: &str =
+    "the drive does not take it as a further name of its file; make it a copy, or remove it";
+
+const NOT_SET: &str = "the drive does not take all of its attributes (mode, owner, extended attributes); they stay in the cache";
+
 impl Applied {
     /// The same for people: path and reason.
     pub(super) fn surprises(&self) -> impl Iterator<Item = (String, String)> {
         let kept = self.kept.iter().map(|path| (path, NOT_EMPTY));
         let vanished = self.vanished.iter().map(|path| (path, VANISHED));
         let lost_dirs = self.lost_dirs.iter().map(|path| (path, LOST_DIR));
+        let not_linked = self.not_linked.iter().map(|path| (path, NOT_LINKED));
+        let not_set = self.not_set.iter().map(|path| (path, NOT_SET));
         kept.chain(vanished)
             .chain(lost_dirs)
+            .chain(not_linked)
+            .chain(not_set)
             .map(|(path, reason)| (path.to_string(), reason.to_string()))
     }
 }
@@ -72,11 +87,12 @@ impl Applier<'_> {
         } else if self.steps.needs_sync_between() {
             self.backend.sync()?;
         }
+        let private = self.private_paths();
         for (count, step) in self.steps.place.iter().enumerate() {
-            self.place(step, &mut applied)?;
+            self.place(step, &private, &mut applied)?;
             done(count + 1);
         }
-        real::set_attributes(self.backend, &self.steps.attributes)?;
+        real::set_attributes(self.backend, &self.steps.attributes, &mut applied)?;
         self.backend.sync()?;
         // What a full segment supersedes is gone for good before the record goes: a redo that finds no record looks for none.
         if let Some(catalog) = self.catalog
@@ -118,13 +134,23 @@ impl Applier<'_> {
         }
     }
 
-    fn place(&self, step: &PlaceStep<FileContent>, applied: &mut Applied) -> Result<()> {
+    fn place(
+        &self,
+        step: &PlaceStep<FileContent>,
+        private: &HashSet<&RelPath>,
+        applied: &mut Applied,
+    ) -> Result<()> {
         match step {
             PlaceStep::MakeDir { path } => match self.backend.make_dir(path) {
                 Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {
                     self.must_be_dir(path)
                 }
-                result => Ok(result?),
+                // Closed before there is anything in it.
+                Ok(()) if private.contains(path) => {
+                    Ok(self.backend.set_permissions(path, 0o700)?)
+                }
+                Ok(()) => Ok(()),
+                Err(error) => Err(error.into()),
             },
             PlaceStep::Attach { slot, to, .. } => {
                 let from = layout::slot_path(self.batch, *slot);
@@ -144,9 +170,17 @@ impl Applier<'_> {
                 let from = layout::slot_path(self.batch, *slot);
                 Ok(self.backend.rename(&from, to)?)
             }
-            PlaceStep::Link { from, to } => real::link(self.backend, from, to),
+            PlaceStep::Link { from, to } => real::link(self.backend, self.batch, from, to, applied),
             PlaceStep::Touch { path, modified } => set_time(self.backend, path, *modified),
         }
+    }
+
+    /// What others may not look into once it has its attributes.
+    fn private_paths(&self) -> HashSet<&RelPath> {
+        let is_private = |mode: u32| mode & 0o055 != 0o055;
+        let steps = self.steps.attributes.iter();
+        let private = steps.filter(|step| step.mode.is_some_and(is_private));
+        private.map(|step| &step.path).collect()
     }
 
     fn must_be_dir(&self, path: &RelPath) -> Result<()> {

@@ -12,7 +12,7 @@ use super::preflight::{Foreign, find_foreign};
 use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
 use super::stage::{Staged, Stager, discard};
-use super::{Flusher, Parts, catalog, room, told, verify};
+use super::{Flusher, Parts, attributes, catalog, room, told, verify};
 use crate::backend::Backend;
 use crate::base::Ino;
 use crate::base::steps::CacheStep;
@@ -70,7 +70,9 @@ impl Carrier<'_> {
         let mut bad = gathered.damaged(&self.parts.store);
         gathered.leave_out(&bad.keys().copied().collect());
         for _ in 0..PLANS {
-            let plan = plan(&gathered.delta)?;
+            let mut plan = plan(&gathered.delta)?;
+            let capabilities = &self.parts.capabilities;
+            plan.steps.attributes = attributes::steps(&plan, &gathered, capabilities);
             let report = Report {
                 left_behind: self.left_behind(&plan, &foreign, &bad)?,
                 ..Report::default()
@@ -108,6 +110,11 @@ impl Carrier<'_> {
             store: &self.parts.store,
             batch: self.active.batch,
             sizes: &gathered.sizes,
+            inodes: self
+                .parts
+                .capabilities
+                .permissions
+                .then_some(&gathered.inodes),
             deadline: self.wish.deadline,
             progress: self.progress,
         };
@@ -218,7 +225,8 @@ impl Carrier<'_> {
             })?;
             report.left_behind.extend(applied.surprises());
             if self.wish.verify {
-                verify::placed(self.backend, self.active.batch, &journal.record.steps)?;
+                let steps = &journal.record.steps;
+                verify::placed(self.backend, self.active.batch, steps, &applied)?;
             }
             (self.progress)(phase(Phase::Confirm));
             let outcome = match report.left_behind.is_empty() {

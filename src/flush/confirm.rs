@@ -18,14 +18,19 @@ use crate::rules::steps::{FileContent, PlaceStep, PlainKind, SlotNo};
 /// Names noted under one hold of the index lock.
 const CHUNK: usize = 256;
 
+/// What is in a slot: a file, or a node and the size that is told of it.
+enum Staging {
+    File(FileContent),
+    Node(u64),
+}
+
 /// What holds for each name once the steps of `staged` have been taken.
 pub(super) fn conclusions(plan: &Plan, gathered: &Gathered, staged: &Staged) -> Vec<Confirmed> {
-    let contents: BTreeMap<SlotNo, FileContent> = staged
-        .steps
-        .place
-        .iter()
+    let place = staged.steps.place.iter();
+    let contents: BTreeMap<SlotNo, Staging> = place
         .filter_map(|step| match step {
-            PlaceStep::Install { slot, content, .. } => Some((*slot, *content)),
+            PlaceStep::Install { slot, content, .. } => Some((*slot, Staging::File(*content))),
+            PlaceStep::InstallNode { slot, node, .. } => Some((*slot, Staging::Node(node.size()))),
             _ => None,
         })
         .collect();
@@ -70,7 +75,7 @@ pub(super) fn conclusions(plan: &Plan, gathered: &Gathered, staged: &Staged) -> 
 fn placed(
     outcome: &Outcome,
     gathered: &Gathered,
-    contents: &BTreeMap<SlotNo, FileContent>,
+    contents: &BTreeMap<SlotNo, Staging>,
 ) -> Option<PlacedEntry> {
     match &outcome.placed {
         Placed::Nothing => None,
@@ -94,13 +99,20 @@ fn placed(
             })
         }
         Placed::Staged { ino, slot } => {
-            let content = contents.get(slot)?;
+            let (size, mtime, hash) = match contents.get(slot)? {
+                Staging::File(content) => (content.size, content.modified, Some(content.hash)),
+                Staging::Node(size) => {
+                    let inode = gathered.inodes.get(ino);
+                    let mtime = inode.map_or(Timestamp(0), |inode| inode.mtime);
+                    (*size, mtime, None)
+                }
+            };
             Some(PlacedEntry {
                 ino: *ino,
                 kind: PlainKind::File,
-                size: content.size,
-                mtime: content.modified,
-                hash: Some(content.hash),
+                size,
+                mtime,
+                hash,
             })
         }
     }
@@ -167,7 +179,7 @@ impl Flusher {
             self.note_lost_dir(path, cut)?;
         }
         self.note_conclusions(journal, cut)?;
-        for path in &applied.vanished {
+        for path in applied.vanished.iter().chain(&applied.not_linked) {
             self.note_vanished(path, cut)?;
         }
         if let Some(batch) = &journal.record.catalog {

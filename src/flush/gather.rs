@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::Result;
 use super::subjects::Subjects;
-use crate::base::{FileKind, Ino, ObjectId};
+use crate::backend::{Capabilities, Xattrs};
+use crate::base::{FileKind, Ino, ObjectId, RelPath};
 use crate::cache::Store;
 use crate::index::{ActiveBatch, Flags, Inode, PlacedEntry, Snapshot};
+use crate::rules::given;
 use crate::rules::names::NameRules;
 use crate::rules::plan::{
     Delta, DirPaths, NameChange, NameKey, NewContent, NewEntry, OldEntry, StageSource,
 };
+use crate::rules::steps::Node;
 
 /// The object number that stands for an empty file that has none.
 pub(super) const EMPTY: ObjectId = ObjectId(0);
@@ -28,11 +31,18 @@ pub(super) struct Gathered {
     pub(super) attributes: BTreeSet<Ino>,
     /// What the catalog may be told of.
     pub(super) subjects: Subjects,
+    /// What the cut knows of the inodes that have a listed name, hold one, or are among `attributes`.
+    pub(super) inodes: BTreeMap<Ino, Inode>,
+    /// Their extended attributes, where there are any.
+    pub(super) xattrs: BTreeMap<Ino, Xattrs>,
+    /// Where the directories among `attributes` stand after the batch.
+    pub(super) told_dirs: BTreeMap<Ino, RelPath>,
 }
 
 struct Gatherer<'a> {
     snapshot: &'a Snapshot,
     rules: &'a NameRules,
+    capabilities: &'a Capabilities,
     /// What no whole version can be had of.
     live: &'a HashSet<Ino>,
     keys: BTreeSet<NameKey>,
@@ -54,7 +64,7 @@ impl Gathered {
             let source = match &new.content {
                 NewContent::Changed(source) => Some(source),
                 NewContent::Touched { copy, .. } | NewContent::Unchanged { copy } => copy.as_ref(),
-                NewContent::Directory | NewContent::Live => None,
+                NewContent::Directory | NewContent::Node(_) | NewContent::Live => None,
             };
             if let Some(StageSource::Object { ino, object, .. }) = source
                 && let Some(damage) = store.damage(*object)
@@ -82,11 +92,13 @@ impl Gathered {
 pub(super) fn gather(
     snapshot: &Snapshot,
     rules: &NameRules,
+    capabilities: &Capabilities,
     active: &ActiveBatch,
 ) -> Result<Gathered> {
     let mut gatherer = Gatherer {
         snapshot,
         rules,
+        capabilities,
         live: &active.writing,
         keys: BTreeSet::new(),
         inodes: BTreeMap::new(),
@@ -130,7 +142,10 @@ impl Gatherer<'_> {
             !inode.is_dir()
                 && (self.live.contains(&ino)
                     || inode.flags.has(Flags::DATA_DIRTY)
-                    || inode.flags.has(Flags::TIME_DIRTY))
+                    || inode.flags.has(Flags::TIME_DIRTY)
+                    || (self.capabilities.hard_links && inode.nlink > 1)
+                    || (given::has_attributes(self.capabilities)
+                        && inode.flags.has(Flags::ATTR_DIRTY)))
         });
         if differs {
             open.extend(self.snapshot.names_of(ino)?);
@@ -159,7 +174,11 @@ impl Gatherer<'_> {
             settled: Vec::new(),
             attributes: std::mem::take(&mut self.attributes),
             subjects: Subjects::default(),
+            inodes: BTreeMap::new(),
+            xattrs: BTreeMap::new(),
+            told_dirs: BTreeMap::new(),
         };
+        gathered.delta.hard_links = self.capabilities.hard_links;
         for key in std::mem::take(&mut self.keys) {
             let placed = self.snapshot.placed(&key)?;
             let new = match self.snapshot.lookup(&key, &self.rules.fold(&key.name))? {
@@ -195,7 +214,34 @@ impl Gatherer<'_> {
             }
             gathered.delta.names.push(NameChange { key, old, new });
         }
+        self.describe(&mut gathered)?;
         Ok(gathered)
+    }
+
+    /// Notes what the cut knows of everything that the batch may have to give attributes to.
+    fn describe(self, gathered: &mut Gathered) -> Result<()> {
+        let snapshot = self.snapshot;
+        let known = self.inodes.into_iter();
+        gathered.inodes = known.filter_map(|(ino, it)| Some((ino, it?))).collect();
+        for dir in gathered.delta.dirs.keys() {
+            if !gathered.inodes.contains_key(dir)
+                && let Some(inode) = snapshot.inode(*dir)?
+            {
+                gathered.inodes.insert(*dir, inode);
+            }
+        }
+        for (ino, inode) in &gathered.inodes {
+            if inode.flags.has(Flags::XATTRS) {
+                gathered.xattrs.insert(*ino, snapshot.xattrs(*ino)?);
+            }
+            if inode.is_dir()
+                && gathered.attributes.contains(ino)
+                && let Some(path) = snapshot.mount_dir(*ino)?
+            {
+                gathered.told_dirs.insert(*ino, path);
+            }
+        }
+        Ok(())
     }
 
     fn new_entry(&self, ino: Ino) -> Result<Option<NewEntry>> {
@@ -205,6 +251,10 @@ impl Gatherer<'_> {
         let content = match inode.kind() {
             FileKind::Directory => NewContent::Directory,
             FileKind::Regular => self.content(inode)?,
+            kind if given::has_kind(self.capabilities, kind, inode.size) => match node(inode) {
+                Some(node) => NewContent::Node(node),
+                None => return Ok(None),
+            },
             // What the backend cannot hold; unless it was found there, and so it can.
             _ if self.snapshot.places_of(ino)?.is_empty() => return Ok(None),
             _ => NewContent::Unchanged { copy: None },
@@ -265,4 +315,19 @@ impl Gatherer<'_> {
         }
         Ok(None)
     }
+}
+
+/// What is staged for a link or a special file.
+fn node(inode: &Inode) -> Option<Node> {
+    let rdev = inode.rdev;
+    Some(match inode.kind() {
+        FileKind::Symlink => Node::Symlink {
+            target: inode.target.clone()?,
+        },
+        FileKind::Fifo => Node::Fifo,
+        FileKind::Socket => Node::Socket,
+        FileKind::CharDevice => Node::CharDevice { rdev },
+        FileKind::BlockDevice => Node::BlockDevice { rdev },
+        FileKind::Regular | FileKind::Directory => return None,
+    })
 }

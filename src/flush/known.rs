@@ -72,7 +72,9 @@ impl<'a> Before<'a> {
         let mut attached = HashMap::new();
         for step in &staged.steps.place {
             match step {
-                PlaceStep::Install { to, .. } => {
+                PlaceStep::Install { to, .. }
+                | PlaceStep::InstallNode { to, .. }
+                | PlaceStep::Link { to, .. } => {
                     moves.installed.insert(to);
                 }
                 PlaceStep::Attach { slot, to, .. } => {
@@ -141,10 +143,21 @@ impl<'a> Before<'a> {
             }
         }
         for step in &steps.place {
-            if let PlaceStep::Install { slot, to, .. } | PlaceStep::Attach { slot, to, .. } = step
-                && let Some(entry) = self.new.get(to)
-            {
-                known.replaced.insert(*slot, believed(entry));
+            let Some(entry) = self.new.get(step.path()) else {
+                continue;
+            };
+            match step {
+                PlaceStep::Install { slot, .. }
+                | PlaceStep::InstallNode { slot, .. }
+                | PlaceStep::Attach { slot, .. } => {
+                    known.replaced.insert(*slot, believed(entry));
+                }
+                // A further name goes through no slot.
+                PlaceStep::Link { to, .. } => {
+                    let removed = known.removed.entry(to.clone());
+                    removed.or_insert_with(|| believed(entry));
+                }
+                PlaceStep::MakeDir { .. } | PlaceStep::Touch { .. } => {}
             }
         }
         known

@@ -17,6 +17,7 @@
 //! Nothing is continued blindly.
 
 mod apply;
+mod attributes;
 mod carry;
 mod catalog;
 mod confirm;

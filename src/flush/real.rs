@@ -1,87 +1,151 @@
 //! What a backend can hold beyond plain files and directories: nodes, further names, attributes. Taken for the first time and again.
+//!
+//! Every step may be taken again after anything. A node stands whole in the record, so it can always be made anew. A further name is
+//! first given under a name of ours and then moved over what stands there: so a file is never absent, and where nothing
+//! shows that it has been done it is done once more. Attributes are simply set again.
 
 use super::apply::{Applied, exists, is_absent, set_time};
-use super::report::Result;
-use crate::backend::{Backend, BackendError};
-use crate::base::{BatchNo, RelPath};
+use super::report::{FlushError, Result};
+use crate::backend::{Backend, BackendError, Metadata, Xattrs};
+use crate::base::{BatchNo, FileKind, RelPath};
 use crate::rules::layout;
-use crate::rules::steps::{AttributeStep, FileContent, Node, PlaceStep, SlotNo, Steps};
+use crate::rules::steps::{AttributeStep, Node};
 
-/// Gives what stands at `from` the further name `to`; a file that stands there makes way. A crash between the two leaves no file
-/// there, and the redo links again.
-pub(super) fn link(backend: &dyn Backend, from: &RelPath, to: &RelPath) -> Result<()> {
-    match backend.make_hard_link(from, to) {
-        Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {
-            backend.remove_file(to)?;
-            Ok(backend.make_hard_link(from, to)?)
+/// Makes a node where nothing stands.
+pub(super) fn make_node(
+    backend: &dyn Backend,
+    node: &Node,
+    path: &RelPath,
+) -> std::result::Result<(), BackendError> {
+    match node {
+        Node::Symlink { target } => backend.make_symlink(target, path),
+        Node::Fifo | Node::Socket => backend.make_node(node.kind(), 0, path),
+        Node::CharDevice { rdev } | Node::BlockDevice { rdev } => {
+            backend.make_node(node.kind(), *rdev, path)
         }
-        result => Ok(result?),
     }
 }
 
-/// Sets what is to be set. What the backend refuses to keep, or whose file is gone, is no error: the index has it.
-pub(super) fn set_attributes(backend: &dyn Backend, steps: &[AttributeStep]) -> Result<()> {
-    for step in steps {
-        if let Some(mode) = step.mode {
-            match backend.set_permissions(&step.path, mode) {
-                Err(error) if is_absent(&error) || is_refused(&error) => {}
-                result => result?,
-            }
+/// What stands somewhere, as a node; `None` for a file or directory.
+pub(super) fn node_of(meta: &Metadata) -> Option<Node> {
+    let rdev = meta.rdev;
+    Some(match meta.kind {
+        FileKind::Symlink => Node::Symlink {
+            target: meta.target.clone()?.into(),
+        },
+        FileKind::Fifo => Node::Fifo,
+        FileKind::Socket => Node::Socket,
+        FileKind::CharDevice => Node::CharDevice { rdev },
+        FileKind::BlockDevice => Node::BlockDevice { rdev },
+        FileKind::Regular | FileKind::Directory => return None,
+    })
+}
+
+/// Whether two names are of one file, by what is told of them.
+pub(super) fn are_one(one: &Metadata, other: &Metadata) -> bool {
+    one.file.is_some() && one.file == other.file && one.kind == other.kind
+}
+
+/// Gives what stands at `from` the further name `to`, in place of a file that stands there. A crash leaves `to` as it was or as
+/// it is to be, and perhaps one more name in the staging directory, which the next attempt removes.
+pub(super) fn link(
+    backend: &dyn Backend,
+    batch: BatchNo,
+    from: &RelPath,
+    to: &RelPath,
+    applied: &mut Applied,
+) -> Result<()> {
+    match backend.make_hard_link(from, to) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) if is_absent(&error) && !exists(backend, from)? => {
+            applied.vanished.push(to.clone());
+            return Ok(());
         }
-        if let Some(modified) = step.modified {
-            set_time(backend, &step.path, modified)?;
+        Err(error) => return not_linked(error, to, applied),
+    }
+    // Moving one name of a file over another does nothing and leaves both.
+    if are_one(&backend.metadata(from)?, &backend.metadata(to)?) {
+        return Ok(());
+    }
+    let between = layout::link_path(batch);
+    match backend.remove_file(&between) {
+        Err(error) if !is_absent(&error) => return Err(error.into()),
+        _ => {}
+    }
+    match backend.make_hard_link(from, &between) {
+        Err(error) => not_linked(error, to, applied),
+        Ok(()) => Ok(backend.rename(&between, to)?),
+    }
+}
+
+/// A backend may refuse one more name for reasons of its own: too many of one file, another file system in between. The batch cannot
+/// wait for that to change; what stands there is then no version of the file that the index knows.
+fn not_linked(error: BackendError, to: &RelPath, applied: &mut Applied) -> Result<()> {
+    if !is_refused(&error) {
+        return Err(error.into());
+    }
+    tracing::warn!(%error, "a further name of a file");
+    applied.not_linked.push(to.clone());
+    Ok(())
+}
+
+/// Sets what is to be set. What the backend refuses to keep is named, and no error: the index has it. What is gone is told elsewhere.
+pub(super) fn set_attributes(
+    backend: &dyn Backend,
+    steps: &[AttributeStep],
+    applied: &mut Applied,
+) -> Result<()> {
+    for step in steps {
+        match set(backend, step) {
+            Ok(()) => {}
+            Err(FlushError::Backend(error)) if is_absent(&error) => {}
+            Err(FlushError::Backend(error)) if is_refused(&error) => {
+                tracing::warn!(%error, "attributes");
+                applied.not_set.push(step.path.clone());
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
+/// In this order: another owner takes privileges away, and everything but the time may change the time.
+fn set(backend: &dyn Backend, step: &AttributeStep) -> Result<()> {
+    let path = &step.path;
+    if step.owner.is_some() || step.group.is_some() {
+        backend.set_owner(path, step.owner, step.group)?;
+    }
+    if let Some(mode) = step.mode {
+        backend.set_permissions(path, mode)?;
+    }
+    if let Some(xattrs) = &step.xattrs {
+        let xattrs: Xattrs = xattrs.iter().cloned().collect();
+        backend.set_xattrs(path, &xattrs)?;
+    }
+    if let Some(modified) = step.modified {
+        set_time(backend, path, modified)?;
+    }
+    Ok(())
+}
+
+/// Whether this is the backend's considered no, which asking again does not change.
 fn is_refused(error: &BackendError) -> bool {
     matches!(
         error.source.raw_os_error(),
-        Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)
+        Some(
+            libc::EPERM
+                | libc::EACCES
+                | libc::EOPNOTSUPP
+                | libc::ENOSYS
+                | libc::EINVAL
+                | libc::EMLINK
+                | libc::EXDEV
+                | libc::ELOOP
+                | libc::E2BIG
+                | libc::ERANGE
+                | libc::ENOSPC
+                | libc::EDQUOT
+        )
     )
-}
-
-/// Takes the steps about nodes, names and attributes once more, after everything else has its name. A node that is in its slot still
-/// is moved; one that is nowhere is named.
-pub(super) fn redo(
-    backend: &dyn Backend,
-    batch: BatchNo,
-    steps: &Steps<FileContent>,
-    applied: &mut Applied,
-) -> Result<()> {
-    for step in &steps.place {
-        match step {
-            PlaceStep::InstallNode { slot, to, node } => {
-                redo_node(backend, (batch, *slot), to, node, applied)?;
-            }
-            PlaceStep::Link { from, to } => match exists(backend, from)? {
-                true => link(backend, from, to)?,
-                false => applied.vanished.push(to.clone()),
-            },
-            _ => {}
-        }
-    }
-    set_attributes(backend, &steps.attributes)
-}
-
-fn redo_node(
-    backend: &dyn Backend,
-    (batch, slot): (BatchNo, SlotNo),
-    to: &RelPath,
-    node: &Node,
-    applied: &mut Applied,
-) -> Result<()> {
-    let from = layout::slot_path(batch, slot);
-    if exists(backend, &from)? {
-        return Ok(backend.rename(&from, to)?);
-    }
-    match backend.metadata(to) {
-        Ok(meta) if meta.kind == node.kind() => Ok(()),
-        Err(error) if !is_absent(&error) => Err(error.into()),
-        _ => {
-            applied.vanished.push(to.clone());
-            Ok(())
-        }
-    }
 }

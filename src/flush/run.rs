@@ -183,7 +183,12 @@ impl Flusher {
         active: &ActiveBatch,
         snapshot: Snapshot,
     ) -> Result<Gathered> {
-        let mut gathered = gather(&snapshot, &self.parts.rules, active)?;
+        let mut gathered = gather(
+            &snapshot,
+            &self.parts.rules,
+            &self.parts.capabilities,
+            active,
+        )?;
         gathered.subjects =
             subjects::find(&snapshot, &self.parts.rules, &self.parts.origin, &gathered)?;
         // While it lives the index's WAL cannot begin anew.

@@ -9,14 +9,16 @@ use std::time::Instant;
 use crossbeam_channel::bounded;
 
 use super::gather::EMPTY;
+use super::real;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
 use crate::cache::Store;
 use crate::control::protocol::{Phase, Progress};
+use crate::index::Inode;
 use crate::rules::layout;
 use crate::rules::plan::StageSource;
-use crate::rules::steps::{FileContent, PlaceStep, SlotNo, Steps};
+use crate::rules::steps::{FileContent, Node, PlaceStep, SlotNo, Steps};
 use crate::sys;
 
 /// Bytes read and written at a time.
@@ -259,6 +261,8 @@ pub(super) struct Stager<'a> {
     pub(super) store: &'a Store,
     pub(super) batch: BatchNo,
     pub(super) sizes: &'a BTreeMap<Ino, u64>,
+    /// Whose files they are, where the backend keeps permissions.
+    pub(super) inodes: Option<&'a BTreeMap<Ino, Inode>>,
     pub(super) deadline: Option<Instant>,
     pub(super) progress: &'a dyn Fn(Progress),
 }
@@ -291,6 +295,7 @@ impl Stager<'_> {
                             }
                             measured => measured?,
                         };
+                    self.hide_private(&content, slot)?;
                     staged.files += 1;
                     staged.bytes += measured.size;
                     staged.sources.insert(slot, content);
@@ -303,6 +308,8 @@ impl Stager<'_> {
                 PlaceStep::MakeDir { path } => PlaceStep::MakeDir { path },
                 PlaceStep::Attach { slot, to, kind } => PlaceStep::Attach { slot, to, kind },
                 PlaceStep::InstallNode { slot, to, node } => {
+                    self.stage_node(&node, slot, &to)?;
+                    staged.files += 1;
                     PlaceStep::InstallNode { slot, to, node }
                 }
                 PlaceStep::Link { from, to } => PlaceStep::Link { from, to },
@@ -315,6 +322,33 @@ impl Stager<'_> {
         }
         self.backend.sync()?;
         Ok(staged)
+    }
+
+    fn stage_node(&self, node: &Node, slot: SlotNo, to: &RelPath) -> Result<()> {
+        let path = layout::slot_path(self.batch, slot);
+        real::make_node(self.backend, node, &path).map_err(|error| match error.is_full() {
+            true => FlushError::Full {
+                path: to.clone(),
+                size: 0,
+                available: self.backend.space().map_or(0, |space| space.available),
+                needed: 0,
+                freed: 0,
+            },
+            false => error.into(),
+        })
+    }
+
+    /// What others may not read in the mount they may not read in its slot, nor under its name before it gets its attributes.
+    fn hide_private(&self, source: &StageSource, slot: SlotNo) -> Result<()> {
+        let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = source;
+        let inode = self.inodes.and_then(|inodes| inodes.get(ino));
+        match inode {
+            Some(inode) if inode.mode & 0o044 != 0o044 => {
+                let path = layout::slot_path(self.batch, slot);
+                Ok(self.backend.set_permissions(&path, 0o600)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn totals(&self, place: &[PlaceStep<StageSource>]) -> Progress {
@@ -415,9 +449,11 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     Ok(backend.remove_dir(dir)?)
 }
 
-/// Whether a name in a staging directory is that of an empty file of ours.
+/// Whether a name in a staging directory is that of an empty file of ours, or of a file that has another name as well.
 fn is_note(name: &Name) -> bool {
-    name.as_bytes() == layout::BARRIER.as_bytes() || layout::parse_lost_name(name).is_some()
+    name.as_bytes() == layout::BARRIER.as_bytes()
+        || name.as_bytes() == layout::LINK.as_bytes()
+        || layout::parse_lost_name(name).is_some()
 }
 
 fn keep(backend: &dyn Backend, dir: &RelPath, path: &RelPath, slot: &Name) -> Result<()> {

@@ -13,7 +13,8 @@
 
 use std::time::Instant;
 
-use super::apply::hash_file;
+use super::apply::{Applied, hash_file};
+use super::real;
 use super::report::{FlushError, Result};
 use super::run::phase;
 use crate::backend::Backend;
@@ -60,15 +61,30 @@ pub(super) fn staged(
     Ok(())
 }
 
-/// Looks whether every placed file stands under its name in its size.
+/// Looks whether every placed file stands under its name in its size, every node as what it is, every further name as one.
 pub(super) fn placed(
     backend: &dyn Backend,
     batch: BatchNo,
     steps: &Steps<FileContent>,
+    applied: &Applied,
 ) -> Result<()> {
-    for (_, to, content) in installs(steps) {
-        let meta = backend.metadata(to)?;
-        if meta.kind != FileKind::Regular || meta.size != content.size {
+    for step in &steps.place {
+        let to = step.path();
+        let is_there = match step {
+            PlaceStep::Install { content, .. } => {
+                let meta = backend.metadata(to)?;
+                meta.kind == FileKind::Regular && meta.size == content.size
+            }
+            PlaceStep::InstallNode { node, .. } => {
+                real::node_of(&backend.metadata(to)?).as_ref() == Some(node)
+            }
+            PlaceStep::Link { from, .. } => {
+                let refused = applied.not_linked.contains(to) || applied.vanished.contains(to);
+                refused || real::are_one(&backend.metadata(from)?, &backend.metadata(to)?)
+            }
+            _ => true,
+        };
+        if !is_there {
             return Err(FlushError::Unfinished {
                 batch,
                 problem: format!("{to} is not on the drive as it was put there"),

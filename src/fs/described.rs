@@ -38,7 +38,7 @@ impl Found {
 }
 
 /// What is said of one name, with the numbers that its owners have here.
-pub(super) struct Described {
+pub(in crate::fs) struct Described {
     pub(super) it: Description,
     uid: u32,
     gid: u32,
@@ -46,7 +46,7 @@ pub(super) struct Described {
 
 /// What is said of the names in one directory, in the backend's spelling.
 #[derive(Default)]
-pub(super) struct Told {
+pub(in crate::fs) struct Told {
     /// The directory on the backend.
     dir: RelPath,
     /// Of itself, for the volume's own directory, which no other speaks of.

@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::described::{Described, Found, Told};
+mod attributes;
+
+use super::described::{Described, Found};
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
 use crate::base::{FileKind, Ino, Name, RelPath};
@@ -17,6 +19,7 @@ use crate::rules::hidden;
 use crate::rules::layout;
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
+use attributes::{Linked, Listed};
 
 /// Entries taken in under one hold of the index lock.
 const CHUNK: usize = 256;
@@ -32,6 +35,7 @@ const LONGEST_PERIOD: usize = 8;
 pub(super) struct Importing {
     dirs: Mutex<HashSet<Ino>>,
     done: Condvar,
+    linked: Linked,
 }
 
 /// Takes the directory off the list again, however the import ends.
@@ -82,40 +86,45 @@ impl Fs {
             }
             state.backend_path(dir)?
         };
-        let (mut entries, told) = match path {
+        let mut listed = match path {
             Some(path) => self.read_sound_dir(dir, &path)?,
-            None => Default::default(), // The backend does not have it, so all there is is here.
+            None => Listed::default(), // The backend does not have it, so all there is is here.
         };
         let in_root = dir == Ino::ROOT;
         // Who gets which name is to depend neither on the backend's order nor on where an earlier import was cut off.
+        let Listed { entries, told, .. } = &mut listed;
         entries.sort_by_cached_key(|entry| {
             let exact = told.of(&entry.name, entry.meta.kind);
             let exact = exact.is_some_and(|told| told.it.name.is_some());
             let foreign = self.rules.decode(&entry.name, in_root).is_none();
             (!exact, foreign, entry.name.clone())
         });
+        let entries = &listed.entries;
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
             for entry in chunk {
-                self.import_entry(&mut state, dir, entry, &told)?;
-            }
-            state.commit()?;
-        }
-        let specials: Vec<_> = told.specials().collect();
-        for chunk in specials.chunks(CHUNK) {
-            let mut state = self.index.lock();
-            for (name, described) in chunk {
-                self.import_special(&mut state, dir, name, described, &told)?;
+                self.import_entry(&mut state, dir, entry, &listed)?;
             }
             state.commit()?;
             drop(state);
             // Whoever waits for the index comes first.
             std::thread::yield_now();
         }
+        let specials: Vec<_> = listed.told.specials().collect();
+        for chunk in specials.chunks(CHUNK) {
+            let mut state = self.index.lock();
+            for (name, described) in chunk {
+                self.import_special(&mut state, dir, name, described, &listed.told)?;
+            }
+            state.commit()?;
+        }
         let mut state = self.index.lock();
-        self.count_links(&mut state, dir, &told)?;
+        self.count_links(&mut state, dir, &listed.told)?;
+        if let Some((meta, xattrs)) = &listed.root {
+            state.take_root(meta, xattrs)?;
+        }
         if dir == Ino::ROOT {
-            self.believe_of_root(&mut state, &told)?;
+            self.believe_of_root(&mut state, &listed.told)?;
         }
         let counted = self.progress.counted().and(entries.len());
         state.set_meta(super::progress::IMPORTED, &counted.text())?;
@@ -132,19 +141,19 @@ impl Fs {
         Ok(())
     }
 
-    /// The entries of `dir`, which the backend has at `path`, that are to be shown, and what the catalog says of them.
+    /// The entries of `dir`, which the backend has at `path`, that are to be shown.
     ///
     /// A damaged drive may have a directory that contains itself, and to follow it would fill the SSD: ELOOP.
-    fn read_sound_dir(&self, dir: Ino, path: &RelPath) -> Result<(Vec<Entry>, Told)> {
+    fn read_sound_dir(&self, dir: Ino, path: &RelPath) -> Result<Listed> {
         if path.depth() > MAX_DEPTH {
             return Err(FsError::Errno(libc::ELOOP));
         }
-        let (mut entries, told) = self.read_backend_dir(dir)?;
-        if self.repeats(dir, &entries)? {
+        let mut listed = self.read_backend_dir(dir)?;
+        if self.repeats(dir, &listed.entries)? {
             return Err(FsError::Errno(libc::ELOOP));
         }
-        entries.retain(|entry| !self.is_hidden(dir, entry));
-        Ok((entries, told))
+        listed.entries.retain(|entry| !self.is_hidden(dir, entry));
+        Ok(listed)
     }
 
     /// Whether `entries`, those of `dir`, are those of one of its ancestors, and of another one the same distance further up: the
@@ -186,20 +195,26 @@ impl Fs {
     }
 
     /// What stands in a directory of the backend, and what the catalog says of it, both of the same moment.
-    fn read_backend_dir(&self, dir: Ino) -> Result<(Vec<Entry>, Told)> {
+    fn read_backend_dir(&self, dir: Ino) -> Result<Listed> {
         let backend = self.drive.get().ok_or(FsError::Detached)?;
         let _names = self
             .drive
             .hold_names(self.io_timeout)
             .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
         let path = self.index.lock().backend_path(dir)?.ok_or(FsError::STALE)?;
-        let entries = backend
-            .read_dir(&path)
+        let mut listed = Listed::read(&*backend, &path, &self.capabilities)
             .map_err(|error| self.note_backend_error(error))?;
-        Ok((entries, self.told_in(&path)?))
+        listed.told = self.told_in(&path)?;
+        Ok(listed)
     }
 
-    fn import_entry(&self, state: &mut State, dir: Ino, entry: &Entry, told: &Told) -> Result<()> {
+    fn import_entry(
+        &self,
+        state: &mut State,
+        dir: Ino,
+        entry: &Entry,
+        listed: &Listed,
+    ) -> Result<()> {
         if is_own(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup_stored(dir, &entry.name)?.is_some()
@@ -207,14 +222,17 @@ impl Fs {
             return Ok(());
         }
         let meta = &entry.meta;
-        let described = told.of(&entry.name, meta.kind);
+        if self.import_further_name(state, dir, entry)? {
+            return Ok(());
+        }
+        let described = listed.told.of(&entry.name, meta.kind);
         let links = match described {
             Some(it) => self.one_of_links(state, it, Some(Found::new(meta)))?,
             None => None,
         };
         let ino = match links {
             Some(ino) => ino,
-            None => self.import_inode(state, entry, described, told)?,
+            None => self.import_inode(state, entry, described, listed)?,
         };
         let kind = match meta.kind {
             FileKind::Directory => PlainKind::Directory,
@@ -243,7 +261,7 @@ impl Fs {
         state: &mut State,
         entry: &Entry,
         described: Option<&Described>,
-        told: &Told,
+        listed: &Listed,
     ) -> Result<Ino> {
         let meta = &entry.meta;
         let permissions = match (self.capabilities.permissions, meta.kind) {
@@ -252,22 +270,20 @@ impl Fs {
             (false, _) => 0o644,
         };
         let mode = meta.kind.mode_bits() | permissions;
-        let mut inode = Inode::new(
-            state.new_ino()?,
-            mode,
-            self.owner.0,
-            self.owner.1,
-            meta.modified,
-        );
+        let (uid, gid) = self.owner_of(meta);
+        let mut inode = Inode::new(state.new_ino()?, mode, uid, gid, meta.modified);
         inode.flags.set(Flags::ON_BACKEND);
+        inode.rdev = meta.rdev;
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
+        listed.put_xattrs(state, &entry.name, &mut inode)?;
         if let Some(it) = described {
             self.believe(state, &mut inode, it, Some(Found::new(meta)))?;
-            let path = told.path(&entry.name);
+            let path = listed.told.path(&entry.name);
             self.first_of_links(state, &mut inode, it, Some(Found::new(meta)), &path)?;
         }
+        self.importing.linked.note(meta, inode.ino);
         let ino = inode.ino;
         state.put_inode(inode);
         Ok(ino)
@@ -280,7 +296,7 @@ impl Fs {
         dir: Ino,
         stored: &Name,
         described: &Described,
-        told: &Told,
+        told: &super::described::Told,
     ) -> Result<()> {
         if state.placed(dir, stored)?.is_some() || state.lookup_stored(dir, stored)?.is_some() {
             return Ok(());

@@ -91,9 +91,9 @@ const CONTRADICTIONS: [(&str, &str); 9] = [
 /// The same where names have two spellings, from version 3 on.
 const SPELLED_ALIKE: (&str, &str) = (
     "names of one directory that the drive would have under one name",
-    "SELECT count(*) FROM dirents a WHERE stored IS NOT NULL AND (
-     EXISTS(SELECT 1 FROM dirents b WHERE b.parent=a.parent AND b.fold=a.stored_fold AND b.name=a.stored AND b.stored IS NULL)
-     OR (SELECT count(*) FROM dirents b WHERE b.parent=a.parent AND b.stored=a.stored) > 1)",
+    "SELECT (SELECT count(*) FROM dirents a JOIN dirents b ON b.parent=a.parent AND b.fold=a.stored_fold AND b.name=a.stored
+     WHERE a.stored IS NOT NULL AND b.stored IS NULL)
+     + (SELECT count(*) FROM (SELECT 1 FROM dirents WHERE stored IS NOT NULL GROUP BY parent, stored HAVING count(*) > 1))",
 );
 
 /// What is odd without doing harm.

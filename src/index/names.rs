@@ -18,9 +18,20 @@ use crate::rules::plan::NameKey;
 const FOLD: &str = "fold";
 
 /// The inode behind a stored name: parent, its key, the name, the name again.
-pub(super) const LOOK_UP_STORED: &str =
+const LOOK_UP_STORED: &str =
     "SELECT ino FROM dirents WHERE parent=?1 AND fold=?2 AND name=?3 AND stored IS NULL
- UNION ALL SELECT ino FROM dirents WHERE parent=?1 AND stored=?3 LIMIT 1";
+ UNION ALL SELECT ino FROM dirents INDEXED BY dirents_stored WHERE parent=?1 AND stored=?3 AND stored IS NOT NULL LIMIT 1";
+
+// The planner knows nothing of these tables and would rather walk a directory than use an index of few names: it is told.
+
+/// Whether a stored name of a directory is spelled like this.
+const TAKEN: &str = "SELECT EXISTS(SELECT 1 FROM dirents WHERE parent=?1 AND fold=x'' AND name=?2 AND stored IS NULL)
+ OR EXISTS(SELECT 1 FROM dirents INDEXED BY dirents_stored WHERE parent=?1 AND stored=?2 AND stored IS NOT NULL)";
+
+/// The same of its key.
+const TAKEN_BY_KEY: &str =
+    "SELECT EXISTS(SELECT 1 FROM dirents WHERE parent=?1 AND fold=?2 AND stored IS NULL)
+ OR EXISTS(SELECT 1 FROM dirents INDEXED BY dirents_stored_fold WHERE parent=?1 AND stored_fold=?2 AND stored_fold IS NOT NULL)";
 
 impl State {
     /// How `name`, which `parent` does not have yet, is to be spelled on the backend.
@@ -49,16 +60,8 @@ impl State {
     fn is_taken(&self, parent: Ino, spelling: &Name) -> Result<bool> {
         let fold = self.rules.fold(spelling);
         let (sql, key) = match fold.is_empty() {
-            true => (
-                "SELECT EXISTS(SELECT 1 FROM dirents WHERE parent=?1 AND fold=x'' AND name=?2 AND stored IS NULL)
-                 OR EXISTS(SELECT 1 FROM dirents WHERE parent=?1 AND stored=?2)",
-                spelling.as_bytes(),
-            ),
-            false => (
-                "SELECT EXISTS(SELECT 1 FROM dirents WHERE parent=?1 AND fold=?2 AND stored IS NULL)
-                 OR EXISTS(SELECT 1 FROM dirents WHERE parent=?1 AND stored_fold=?2)",
-                &fold[..],
-            ),
+            true => (TAKEN, spelling.as_bytes()),
+            false => (TAKEN_BY_KEY, &fold[..]),
         };
         self.conn
             .prepare_cached(sql)
@@ -152,7 +155,8 @@ impl State {
 pub(super) fn mount_name_of(conn: &Connection, key: &NameKey, fold: &[u8]) -> Result<Option<Name>> {
     conn.prepare_cached(
         "SELECT name FROM dirents WHERE parent=?1 AND fold=?2 AND name=?3 AND stored IS NULL
-         UNION ALL SELECT name FROM dirents WHERE parent=?1 AND stored=?3 LIMIT 1",
+         UNION ALL SELECT name FROM dirents INDEXED BY dirents_stored
+         WHERE parent=?1 AND stored=?3 AND stored IS NOT NULL LIMIT 1",
     )
     .and_then(|mut s| {
         s.query_row(

@@ -120,6 +120,23 @@ impl Snapshot {
             .context("read an inode")
     }
 
+    /// The extended attributes of `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn xattrs(&self, ino: Ino) -> Result<Xattrs> {
+        let bytes = |row: &rusqlite::Row<'_>, column| -> rusqlite::Result<Box<[u8]>> {
+            Ok(row.get::<_, Vec<u8>>(column)?.into())
+        };
+        self.conn
+            .prepare_cached("SELECT name, value FROM xattrs WHERE ino=?")
+            .and_then(|mut s| {
+                s.query_map([int(ino.0)], |row| Ok((bytes(row, 0)?, bytes(row, 1)?)))?
+                    .collect()
+            })
+            .context("read xattrs")
+    }
+
     /// Every name of `ino` in the mount, as it is stored.
     ///
     /// # Errors
@@ -152,23 +169,6 @@ impl Snapshot {
             ))
             .and_then(|mut s| s.query_map([int(ino.0)], placed_from_row)?.collect())
             .context("list the places of an inode")
-    }
-
-    /// The extended attributes of `ino`.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn xattrs(&self, ino: Ino) -> Result<Xattrs> {
-        self.conn
-            .prepare_cached("SELECT name, value FROM xattrs WHERE ino=?")
-            .and_then(|mut s| {
-                s.query_map([int(ino.0)], |row| {
-                    let (name, value): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
-                    Ok((name.into_boxed_slice(), value.into_boxed_slice()))
-                })?
-                .collect()
-            })
-            .context("list xattrs")
     }
 
     /// The inode whose name in the mount is stored under `key`, of which `fold` is the canonical key.

@@ -4,9 +4,13 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::inode::{Flags, Inode};
 use super::{Context, IndexError, Result, State, int};
+use crate::backend::{Metadata, Xattrs};
 use crate::base::{ContentHash, Ino, Name, RelPath, Timestamp};
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
+
+/// Key of the setting that says that the root has the attributes that it had on the backend.
+const ROOT_TAKEN: &str = "root_taken";
 
 /// A name of the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -469,6 +473,37 @@ impl State {
             .and_then(|mut s| s.query_row([int(after.0)], |row| row.get::<_, i64>(0)).optional())
             .context("find a directory to list")
             .map(|found| found.map(|ino| Ino(ino as u64)))
+    }
+
+    /// Whether [`State::take_root`] has been done.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn has_root(&self) -> Result<bool> {
+        Ok(self.meta(ROOT_TAKEN)?.is_some())
+    }
+
+    /// Takes the attributes of the backend's own directory for those of the root, once in the life of a cache: from then on what is
+    /// done in the mount counts. A time that a change in the mount has set stays.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn take_root(&mut self, meta: &Metadata, xattrs: &Xattrs) -> Result<()> {
+        if self.has_root()? {
+            return Ok(());
+        }
+        let mut root = self.expect_inode(Ino::ROOT)?;
+        root.mode = libc::S_IFDIR | (meta.permissions & 0o7777);
+        (root.uid, root.gid) = (meta.uid, meta.gid);
+        if !root.flags.has(Flags::ATTR_DIRTY) {
+            root.mtime = meta.modified;
+        }
+        for (name, value) in xattrs {
+            self.put_xattr(Ino::ROOT, name, Some(value))?;
+            root.flags.set(Flags::XATTRS);
+        }
+        self.put_inode(root);
+        self.set_meta(ROOT_TAKEN, "1")
     }
 
     /// The value of an extended attribute.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use crate::base::{Ino, Name, ObjectId, RelPath, Timestamp};
-use crate::rules::steps::{PlainKind, SlotNo, Steps};
+use crate::rules::steps::{Node, PlainKind, SlotNo, Steps};
 
 /// Stands for the inode of a file on the backend that is no inode's content any more: what an earlier batch left under a
 /// name ([`Plan::leftovers`]). FUSE numbers inodes from 1, so no inode has it. Such a file is never moved, only removed,
@@ -96,6 +96,9 @@ pub enum NewContent {
     },
     /// A file whose bytes the backend does not have.
     Changed(StageSource),
+    /// A link or a special file, on a backend that has them. It never changes, so wherever the backend has it, it has this, and
+    /// it can be made anew anywhere.
+    Node(Node),
     /// A file that is open for writing: no whole version of it can be had. What the backend has of it stays.
     Live,
 }
@@ -135,6 +138,9 @@ pub struct Delta {
     pub dirs: HashMap<Ino, DirPaths>,
     /// The names, each once.
     pub names: Vec<NameChange>,
+    /// Whether further names of a file can be given to it, rather than to copies. All names of an inode that has several are then
+    /// listed as soon as one is.
+    pub hard_links: bool,
 }
 
 /// What the backend has under a name after the batch.
@@ -153,7 +159,7 @@ pub enum Placed {
         /// The new time of last change.
         modified: Option<Timestamp>,
     },
-    /// A file that was staged in `slot`.
+    /// What was staged in `slot`, under this name or under another one of the same file.
     Staged {
         /// The inode.
         ino: Ino,

@@ -72,7 +72,7 @@ fn says_all(facts: &Facts, backend: &Capabilities) -> bool {
         xattrs: facts.xattrs.clone(),
     };
     let step = i64::try_from(backend.time_granularity_ns).unwrap_or(i64::MAX);
-    has_kind(backend, facts.kind)
+    has_kind(backend, facts.kind, facts.size)
         && Given::new(backend, &attributes).is_all()
         && (facts.link.is_none() || backend.hard_links)
         && facts.modified.0 % step.max(1) == 0
@@ -110,7 +110,9 @@ pub fn describe(
             FileKind::CharDevice | FileKind::BlockDevice => facts.rdev,
             _ => 0,
         },
-        link: facts.link.filter(|_| facts.kind != FileKind::Directory),
+        link: facts
+            .link
+            .filter(|_| facts.kind != FileKind::Directory && !backend.hard_links),
         xattrs: facts.xattrs,
         name: facts.name,
         holes: match facts.kind {

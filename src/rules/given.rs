@@ -27,14 +27,19 @@ pub fn is_carried(name: &[u8]) -> bool {
         && !LABELS.iter().any(|label| name.starts_with(label))
 }
 
-/// Whether the backend can hold such an entry as itself.
-pub fn has_kind(capabilities: &Capabilities, kind: FileKind) -> bool {
+/// Whether the backend can hold such an entry as itself; `size` is the length of a symbolic link's target, in bytes.
+pub fn has_kind(capabilities: &Capabilities, kind: FileKind, size: u64) -> bool {
     match kind {
         FileKind::Regular | FileKind::Directory => true,
-        FileKind::Symlink => capabilities.symlinks,
+        FileKind::Symlink => capabilities.symlinks && size <= capabilities.target_bytes.into(),
         FileKind::Fifo | FileKind::Socket => capabilities.special_files,
         FileKind::CharDevice | FileKind::BlockDevice => capabilities.devices,
     }
+}
+
+/// Whether the backend keeps any attributes beside the time of a file.
+pub fn has_attributes(capabilities: &Capabilities) -> bool {
+    capabilities.permissions || capabilities.owners || !capabilities.xattrs.is_empty()
 }
 
 /// Attributes as the mount has them.

@@ -29,16 +29,25 @@ impl Believed {
         hash: None,
     };
 
+    /// Whether it may be of this kind: a link or a special file has no bytes, and so no hash of them.
+    pub fn may_have_kind(&self, kind: FileKind) -> bool {
+        match kind {
+            FileKind::Regular => true,
+            FileKind::Directory => false,
+            _ => self.hash.is_none(),
+        }
+    }
+
     /// Whether a file with these attributes may be it.
     pub fn agrees(&self, meta: &Metadata) -> bool {
-        meta.kind == FileKind::Regular
+        self.may_have_kind(meta.kind)
             && meta.size == self.size
             && meta.modified.0.abs_diff(self.modified.0) <= SLACK_NS
     }
 
     /// The same, also for one that a check of the file system has cut short: it leaves the time as it was.
     pub fn may_be(&self, meta: &Metadata) -> bool {
-        meta.kind == FileKind::Regular
+        self.may_have_kind(meta.kind)
             && meta.size <= self.size
             && meta.modified.0.abs_diff(self.modified.0) <= SLACK_NS
     }

@@ -45,6 +45,9 @@ pub const MAX_BATCH: BatchNo = BatchNo(i64::MAX as u64);
 /// The highest number that a segment of the catalog can have: nobody gets there by counting.
 pub const MAX_SEGMENT: u64 = i64::MAX as u64;
 
+/// Name in a staging directory under which a file gets a further name before that is moved to where it belongs.
+pub const LINK: &str = "link";
+
 /// Suffix of the note that a directory is lost.
 const LOST: &str = ".lost";
 
@@ -81,6 +84,11 @@ pub fn staging_root() -> RelPath {
 /// The directory that holds the records of batches.
 pub fn batches_dir() -> RelPath {
     RelPath::fixed(BATCHES)
+}
+
+/// Where a further name is made before it is moved to its place.
+pub fn link_path(batch: BatchNo) -> RelPath {
+    staging_dir(batch).join(&own_name(LINK))
 }
 
 /// The directory that holds the segments of the catalog.

@@ -20,7 +20,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::base::{Ino, RelPath, Timestamp};
-use crate::rules::steps::{ClearStep, PlaceStep, PlainKind, SlotNo, Steps};
+use crate::rules::steps::{ClearStep, Node, PlaceStep, PlainKind, SlotNo, Steps};
 
 pub use self::error::PlanError;
 pub use crate::rules::delta::{
@@ -53,6 +53,10 @@ enum Arrival<'a> {
     },
     /// A staged file.
     Staged(&'a StageSource),
+    /// A link or special file, staged.
+    Node(&'a Node),
+    /// The file of the row `to` gets this name as well.
+    Linked { to: usize },
     /// A directory is made.
     Made,
     /// It has a version of the file, which is live.
@@ -83,6 +87,14 @@ struct Links<'a> {
 /// The listed names of every inode.
 type Inodes<'a> = BTreeMap<Ino, Links<'a>>;
 
+/// When a name has its turn in the second phase.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    Directory,
+    File,
+    FurtherName,
+}
+
 /// Hands out slot numbers from 0.
 #[derive(Default)]
 struct Slots(u32);
@@ -106,7 +118,11 @@ pub fn plan(delta: &Delta) -> Result<Plan, PlanError> {
     check::directories(delta, &rows, &inodes)?;
     let mut left_behind = Vec::new();
     for links in inodes.values() {
-        decide(links, &mut rows, &mut left_behind);
+        decide(links, &mut rows);
+        if delta.hard_links {
+            unite(links, &mut rows);
+        }
+        note_left(links, &rows, &mut left_behind);
     }
     left_behind.sort_by(|a, b| a.key.cmp(&b.key));
     let mut slots = Slots::default();
@@ -142,9 +158,9 @@ fn sorted_rows(delta: &Delta) -> Result<Vec<Row<'_>>, PlanError> {
     Ok(rows.collect())
 }
 
-/// Decides for all names of one inode. Old names that the inode loses are paired with names that it gains, in order of
+/// Decides for all names of one inode, as if each had bytes of its own. Old names that the inode loses are paired with names that it gains, in order of
 /// their keys, as moves; `Changed` content has nothing to move.
-fn decide<'a>(links: &Links<'a>, rows: &mut [Row<'a>], left: &mut Vec<LeftBehind>) {
+fn decide<'a>(links: &Links<'a>, rows: &mut [Row<'a>]) {
     let only_in = |these: &[usize], others: &[usize]| -> Vec<usize> {
         let lacks = |row: &usize| others.binary_search(row).is_err();
         these.iter().copied().filter(lacks).collect()
@@ -179,6 +195,43 @@ fn decide<'a>(links: &Links<'a>, rows: &mut [Row<'a>], left: &mut Vec<LeftBehind
             let is_there = links.old.binary_search(&here).is_ok();
             row.arrival = arrival(&entry.content, is_there);
         }
+    }
+}
+
+/// Where one file can have many names: the first that has it, or else the first that gets it, is the one of which all others that
+/// would get a copy are further names. Bytes that have changed replace the file under all its names, so that it stays one.
+fn unite(links: &Links<'_>, rows: &mut [Row<'_>]) {
+    if links.content == Some(&NewContent::Live) {
+        return;
+    }
+    let stands =
+        |row: &Row<'_>| matches!(row.arrival, Arrival::There { .. } | Arrival::Moved { .. });
+    let staged = |row: &Row<'_>| matches!(row.arrival, Arrival::Staged(_) | Arrival::Node(_));
+    let mut all = links.new.iter().copied();
+    let Some(first) = (all.clone().find(|&row| stands(&rows[row])))
+        .or_else(|| all.find(|&row| staged(&rows[row])))
+    else {
+        return;
+    };
+    for &other in &links.new {
+        let row = &mut rows[other];
+        let lacks = matches!(
+            row.arrival,
+            Arrival::Staged(_) | Arrival::Node(_) | Arrival::Unfilled
+        );
+        if other != first && lacks {
+            row.arrival = Arrival::Linked { to: first };
+        }
+    }
+}
+
+/// Notes the names of one inode that stay behind.
+fn note_left(links: &Links<'_>, rows: &[Row<'_>], left: &mut Vec<LeftBehind>) {
+    for &here in &links.new {
+        let row = &rows[here];
+        let Some(entry) = &row.change.new else {
+            continue;
+        };
         let reason = match (&entry.content, row.arrival) {
             (NewContent::Live, _) => LeftReason::OpenForWriting,
             (_, Arrival::Unfilled) => LeftReason::NoSource,
@@ -201,10 +254,11 @@ fn arrival(content: &NewContent, is_there: bool) -> Arrival<'_> {
         NewContent::Touched { modified, .. } if is_there => Arrival::There {
             touch: Some(*modified),
         },
-        NewContent::Directory | NewContent::Unchanged { .. } if is_there => {
+        NewContent::Directory | NewContent::Unchanged { .. } | NewContent::Node(_) if is_there => {
             Arrival::There { touch: None }
         }
         NewContent::Directory => Arrival::Made,
+        NewContent::Node(node) => Arrival::Node(node),
         NewContent::Unchanged { copy } | NewContent::Touched { copy, .. } => {
             copy.as_ref().map_or(Arrival::Unfilled, Arrival::Staged)
         }
@@ -245,7 +299,7 @@ fn clear_steps(
     Ok(steps)
 }
 
-/// The second phase: directories, parents first, then files; in new paths.
+/// The second phase: directories, parents first, then files, then further names of them; in new paths.
 fn place_steps(
     delta: &Delta,
     rows: &mut [Row<'_>],
@@ -255,8 +309,12 @@ fn place_steps(
     for (number, row) in rows.iter().enumerate() {
         if row.change.new.is_some() {
             let path = new_path(delta, &row.change.key)?;
-            let is_file = row.new_kind() == Some(PlainKind::File);
-            order.push((is_file, path.depth(), path, number));
+            let turn = match (row.arrival, row.new_kind()) {
+                (Arrival::Linked { .. }, _) => Turn::FurtherName,
+                (_, Some(PlainKind::Directory)) => Turn::Directory,
+                _ => Turn::File,
+            };
+            order.push((turn, path.depth(), path, number));
         }
     }
     order.sort_unstable();
@@ -277,6 +335,21 @@ fn place_steps(
                     to: path,
                     content: source.clone(),
                 });
+                continue;
+            }
+            Arrival::Node(node) => {
+                let slot = slots.next(&rows[number].change.key)?;
+                rows[number].staged = Some(slot);
+                steps.push(PlaceStep::InstallNode {
+                    slot,
+                    to: path,
+                    node: node.clone(),
+                });
+                continue;
+            }
+            Arrival::Linked { to: first } => {
+                let from = new_path(delta, &rows[first].change.key)?;
+                steps.push(PlaceStep::Link { from, to: path });
                 continue;
             }
             Arrival::Nothing | Arrival::Live | Arrival::Unfilled => continue,
@@ -312,7 +385,10 @@ impl Row<'_> {
 
     /// Whether placing the new entry ends the old one, so that the name is never empty.
     fn is_replaced(&self) -> bool {
-        let placed = matches!(self.arrival, Arrival::Moved { .. } | Arrival::Staged(_));
+        let placed = matches!(
+            self.arrival,
+            Arrival::Moved { .. } | Arrival::Staged(_) | Arrival::Node(_) | Arrival::Linked { .. }
+        );
         placed
             && self.old_kind() == Some(PlainKind::File)
             && self.new_kind() == Some(PlainKind::File)
@@ -338,10 +414,19 @@ impl Row<'_> {
             (_, Arrival::Live) => return None,
             (_, Arrival::Unfilled) if self.is_cleared() => Placed::Nothing,
             (_, Arrival::Unfilled) => return None,
-            (Some(new), Arrival::Staged(_)) => Placed::Staged {
+            (Some(new), Arrival::Staged(_) | Arrival::Node(_)) => Placed::Staged {
                 ino: new.ino,
                 slot: self.staged?,
             },
+            (Some(_), Arrival::Linked { to }) => {
+                let first = &rows[to];
+                let placed = match first.arrival {
+                    Arrival::Linked { .. } => return None,
+                    _ => first.outcome(rows)?.placed,
+                };
+                let key = key.clone();
+                return Some(Outcome { key, placed });
+            }
             (Some(new), _) if new.content == NewContent::Directory => Placed::Directory(new.ino),
             (Some(new), Arrival::Moved { from, touch }) => {
                 kept(new.ino, &rows[from].change.key, touch)

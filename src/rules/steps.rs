@@ -58,6 +58,14 @@ pub enum Node {
 pub const MAX_TARGET_BYTES: usize = 4095;
 
 impl Node {
+    /// The size that is told of it, in bytes: the length of a link's target, else 0.
+    pub fn size(&self) -> u64 {
+        match self {
+            Node::Symlink { target } => target.len() as u64,
+            _ => 0,
+        }
+    }
+
     /// What kind of entry it is.
     pub fn kind(&self) -> FileKind {
         match self {

@@ -95,6 +95,8 @@ pub(super) struct Medium {
     pub(super) chains: BTreeMap<Chain, Cluster>,
     /// Chains that an entry points at although they are marked free: the next file may be given them.
     pub(super) loose: BTreeSet<Chain>,
+    /// What the root is itself. It has no name.
+    pub(super) root: Entry,
 }
 
 impl Default for Medium {
@@ -103,6 +105,17 @@ impl Default for Medium {
         Medium {
             chains: BTreeMap::from([(ROOT, root)]),
             loose: BTreeSet::new(),
+            root: Entry {
+                name: Name::new(b"root").expect("a name"),
+                key: Vec::new(),
+                id: 0,
+                kind: Kind::Directory,
+                chain: Some(ROOT),
+                modified: Timestamp(0),
+                permissions: 0o755,
+                owner: (0, 0),
+                xattrs: Xattrs::new(),
+            },
         }
     }
 }

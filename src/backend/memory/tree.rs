@@ -161,18 +161,7 @@ impl Tree {
 
     pub(super) fn metadata(&self, place: &Place) -> io::Result<Metadata> {
         if place.is_root() {
-            return Ok(Metadata {
-                kind: FileKind::Directory,
-                size: 0,
-                modified: Timestamp(0),
-                permissions: 0o755,
-                target: None,
-                uid: 0,
-                gid: 0,
-                rdev: 0,
-                nlink: 1,
-                file: None,
-            });
+            return Ok(self.medium.root.metadata(1));
         }
         Ok(self.told(self.find(place, libc::EINVAL)?.2))
     }
@@ -265,6 +254,9 @@ impl Tree {
     }
 
     pub(super) fn xattrs(&self, place: &Place) -> io::Result<Xattrs> {
+        if place.is_root() {
+            return Ok(self.medium.root.xattrs.clone());
+        }
         Ok(self.find(place, libc::EINVAL)?.2.xattrs.clone())
     }
 
@@ -371,6 +363,10 @@ impl Tree {
         place: &Place,
         with: impl FnOnce(&mut Entry),
     ) -> io::Result<()> {
+        if place.is_root() {
+            with(&mut self.medium.root);
+            return Ok(());
+        }
         let (dir, slot, entry) = self.find(place, libc::EINVAL)?;
         let mut entry = entry.clone();
         with(&mut entry);

@@ -4,6 +4,7 @@ use super::{Probe, Result, clear};
 use crate::backend::{BackendError, Xattrs};
 use crate::base::{FileKind, Timestamp};
 use crate::rules::given::XATTR_UNBOUNDED;
+use crate::rules::steps::MAX_TARGET_BYTES;
 
 /// Owners and groups that no file has by itself; small enough for a user name space.
 const OWNERS: [(u32, u32); 2] = [(12_345, 23_456), (34_567, 45_678)];
@@ -14,6 +15,9 @@ const SPACES: [&str; 3] = ["user.", "trusted.", "security."];
 /// Sizes that file systems bound the attributes of a file to, in bytes, largest first, with room for what goes along: none;
 /// one block of 4 KiB (ext4, tmpfs in some kernels); one of 1 KiB; what fits into an inode.
 const SIZES: [u32; 4] = [XATTR_UNBOUNDED, 3_800, 800, 60];
+
+/// Lengths of targets that file systems take: all that Linux has; one block of 1 KiB (XFS, ext4 with such blocks) and its NUL.
+const TARGETS: [u32; 3] = [MAX_TARGET_BYTES as u32, 1_023, 255];
 
 /// The device that reads as nothing.
 const NULL_DEVICE: u32 = 0x103;
@@ -57,6 +61,27 @@ impl Probe<'_> {
         };
         clear(self.backend, self.scratch_dir)?;
         Ok(kept)
+    }
+
+    /// How long the target of a symbolic link may be: some file systems keep no more than fits into a block of theirs.
+    pub(super) fn target_bytes(&self) -> Result<u32> {
+        let path = self.path(b"symlink")?;
+        for length in TARGETS {
+            // Of names that could be, so that whoever resolves it is not offended.
+            let target: Vec<u8> = (1..=length)
+                .map(|at| if at % 100 == 0 { b'/' } else { b't' })
+                .collect();
+            let make = || self.backend.make_symlink(&target, &path);
+            let kept = match self.unless_io_error(&path, make)? {
+                Some(()) => self.backend.metadata(&path)?.target == Some(target.clone()),
+                None => false,
+            };
+            clear(self.backend, self.scratch_dir)?;
+            if kept {
+                return Ok(length);
+            }
+        }
+        Ok(0)
     }
 
     pub(super) fn xattr_spaces(&self) -> Result<Vec<String>> {

@@ -246,6 +246,15 @@ fn copy(backend: &dyn Backend, path: &RelPath, to: &Path) -> Result<bool> {
     let from = match backend.open(path) {
         Ok(from) => from,
         Err(error) if error.is_not_found() => return Ok(false),
+        // Links and special files have no bytes to keep.
+        Err(error)
+            if matches!(
+                error.source.raw_os_error(),
+                Some(libc::ELOOP | libc::EINVAL)
+            ) =>
+        {
+            return Ok(false);
+        }
         Err(error) => return Err(error.into()),
     };
     let write_failed = |error| failed("write", to, error);

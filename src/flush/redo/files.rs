@@ -44,7 +44,8 @@ impl Redo<'_> {
                 set_time(self.backend, path, *modified)?;
             }
         }
-        real::redo(self.backend, self.batch, self.steps, applied)
+        self.place_nodes_and_links(slots, applied)?;
+        real::set_attributes(self.backend, &self.steps.attributes, applied)
     }
 
     pub(super) fn wanted(&self) -> Vec<Wanted<'_>> {
@@ -219,7 +220,9 @@ impl Redo<'_> {
         }
         match task {
             Task::Move | Task::Rebuild => self.remove_all(here),
-            Task::MoveAside | Task::RebuildAside => self.to_lost_found(here, file, "theirs"),
+            Task::MoveAside | Task::RebuildAside => {
+                self.to_lost_found(here, file.to, &file.slot.file_name(), "theirs")
+            }
             _ => Ok(()),
         }
     }
@@ -227,27 +230,30 @@ impl Redo<'_> {
     /// Keeps what is in a slot and is not what was moved there: it gets no final name.
     fn keep_damaged(&self, file: &Wanted<'_>, slots: &mut Slots) -> Result<()> {
         for from in slots.all(file.slot) {
-            self.to_lost_found(&from, file, "damaged")?;
+            self.to_lost_found(&from, file.to, &file.slot.file_name(), "damaged")?;
         }
         slots.forget(file.slot);
         Ok(())
     }
 
-    fn to_lost_found(&self, from: &RelPath, file: &Wanted<'_>, what: &str) -> Result<()> {
+    /// Keeps what stands at `from`, in the way of what is to have the name `to`.
+    pub(super) fn to_lost_found(
+        &self,
+        from: &RelPath,
+        to: &RelPath,
+        slot: &str,
+        what: &str,
+    ) -> Result<()> {
         let dir = layout::lost_found();
         self.make_dir(&dir)?;
         let mut number = 0;
         loop {
-            let name = format!(
-                "{:016x}-{}-{what}{number}",
-                self.batch.0,
-                file.slot.file_name()
-            );
+            let name = format!("{:016x}-{slot}-{what}{number}", self.batch.0);
             let name = Name::new(name.as_bytes()).expect("names formed here are well formed");
-            let to = dir.join(&name);
-            if look(self.backend, &to)?.is_none() {
-                tracing::error!(path = %file.to, kept = %to, what, "kept on the drive, not under its name");
-                return Ok(self.backend.rename(from, &to)?);
+            let kept = dir.join(&name);
+            if look(self.backend, &kept)?.is_none() {
+                tracing::error!(path = %to, kept = %kept, what, "kept on the drive, not under its name");
+                return Ok(self.backend.rename(from, &kept)?);
             }
             number += 1;
         }

@@ -19,6 +19,7 @@
 mod clear;
 mod files;
 mod judge;
+mod nodes;
 mod standing;
 mod trees;
 mod twins;
@@ -178,7 +179,7 @@ impl Redo<'_> {
                 None => State::Nothing,
             });
         };
-        if found.kind != FileKind::Regular || found.size != wanted.size {
+        if !wanted.may_have_kind(found.kind) || found.size != wanted.size {
             return Ok(State::Bad);
         }
         let Some(hash) = wanted.hash else {

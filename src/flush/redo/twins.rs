@@ -6,6 +6,7 @@
 //! counts from then on. A directory is not copied: its entries are moved into a new one, and the two old names, empty by
 //! then, are removed.
 
+use super::super::real::{make_node, node_of};
 use super::standing::Slots;
 use super::{Redo, is_dir, is_file, look};
 use crate::backend::{BackendError, Entry};
@@ -37,13 +38,11 @@ impl Redo<'_> {
         let copy = slots.next_copy(slot);
         self.remove_all(&copy)?;
         tracing::warn!(path = %source, "stands under two names on the drive; it is copied, and both are removed");
-        let file = self.backend.open(source)?;
-        let modified = file
-            .metadata()
-            .map_err(|error| BackendError::new("stat", source, error))?
-            .modified;
-        let source = SlotSource::OnBackend(file, modified);
-        restage(self.backend, None, source, &copy, None)?;
+        if let Some(node) = look(self.backend, source)?.as_ref().and_then(node_of) {
+            make_node(self.backend, &node, &copy)?;
+        } else {
+            self.copy_file(source, &copy)?;
+        }
         self.backend.sync()?;
         for name in names.iter().filter(|name| **name != copy) {
             self.remove_all(name)?;
@@ -51,6 +50,17 @@ impl Redo<'_> {
         self.backend.sync()?;
         slots.only(slot, &copy);
         Ok(copy)
+    }
+
+    fn copy_file(&self, source: &RelPath, copy: &RelPath) -> Result<()> {
+        let file = self.backend.open(source)?;
+        let modified = file
+            .metadata()
+            .map_err(|error| BackendError::new("stat", source, error))?
+            .modified;
+        let source = SlotSource::OnBackend(file, modified);
+        restage(self.backend, None, source, copy, None)?;
+        Ok(())
     }
 
     /// Whether the directory at `here` is one that stands under one of `names`, too.

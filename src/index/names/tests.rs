@@ -107,6 +107,33 @@ fn index_snapshot(dir: &tempfile::TempDir) -> super::super::Snapshot {
 }
 
 #[test]
+fn no_look_up_of_a_name_grows_with_the_number_of_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(&dir, exfat());
+    let state = index.lock();
+    for sql in [TAKEN, TAKEN_BY_KEY, LOOK_UP_STORED] {
+        let mut plan = state
+            .conn
+            .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
+            .unwrap();
+        let steps: Vec<String> = plan
+            .query_map(
+                rusqlite::params_from_iter(vec!["x"; plan.parameter_count()]),
+                |row| row.get(3),
+            )
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap();
+        let steps = steps.join("; ");
+        assert!(!steps.contains("SCAN dirents"), "{sql}: {steps}");
+        // Not by the directory alone.
+        let by_parent_only = steps.split("; ").any(|step| step.ends_with("(parent=?)"));
+        assert!(!by_parent_only, "{sql}: {steps}");
+        assert_eq!(steps.matches("SEARCH dirents").count(), 2, "{sql}: {steps}");
+    }
+}
+
+#[test]
 fn what_is_marked_for_the_backend_is_the_stored_name() {
     let dir = tempfile::tempdir().unwrap();
     let index = open(&dir, exfat());

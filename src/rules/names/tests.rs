@@ -219,6 +219,15 @@ fn a_suffix_stands_before_the_extension_and_proves_itself() {
 }
 
 #[test]
+fn the_suffix_in_the_format_document_is_the_one_that_is_written() {
+    let rules = NameRules::new(&exfat());
+    let name = name("readme.md");
+    let second = rules.spellings(&name, false).nth(1).unwrap().to_string();
+    let document = include_str!("../../../docs/on-drive-format.md");
+    assert!(document.contains(&format!("`{second}`")), "{second}");
+}
+
+#[test]
 fn what_looks_like_ours_but_is_not_what_we_would_write_is_not_read() {
     let rules = NameRules::new(&exfat());
     for other in [

@@ -26,7 +26,11 @@ fn delta(dirs: &[(Ino, &str, &str)], names: Vec<NameChange>) -> Delta {
             (ino, DirPaths { old, new })
         })
         .collect();
-    Delta { dirs, names }
+    Delta {
+        dirs,
+        names,
+        hard_links: false,
+    }
 }
 
 type Old = Option<OldEntry>;
@@ -338,4 +342,103 @@ fn a_listed_directory_that_stays_takes_no_step() {
     let plan = plan(&delta(&[], vec![name(ROOT, "a", was(D1), dir(D1))])).unwrap();
     assert!(plan.steps.is_empty());
     assert_eq!(placed(&plan, &key(ROOT, "a")), Some(&Placed::Directory(D1)));
+}
+
+/// The same with hard links.
+fn linked(mut delta: Delta) -> Plan {
+    delta.hard_links = true;
+    plan(&delta).unwrap()
+}
+
+fn node(ino: u64) -> New {
+    is(Ino(ino), NewContent::Node(Node::Fifo))
+}
+
+#[test]
+fn a_further_name_is_a_link_and_no_copy() {
+    let names = vec![
+        name(ROOT, "a", was(Ino(1)), same(1)),
+        name(ROOT, "b", None, same(1)),
+    ];
+    let made = linked(delta(&[], names));
+    assert_eq!(shown(&made), ["link a b"]);
+    assert_eq!(
+        placed(&made, &key(ROOT, "b")),
+        Some(&kept(1, key(ROOT, "a")))
+    );
+    assert!(made.left_behind.is_empty());
+}
+
+#[test]
+fn a_rewritten_file_is_one_file_again_under_all_its_names() {
+    let names = vec![
+        name(ROOT, "a", was(Ino(1)), changed(1)),
+        name(D1, "b", was(Ino(1)), changed(1)),
+        name(D1, "gone", was(Ino(1)), None),
+        name(D1, "taken", was(Ino(2)), changed(1)),
+    ];
+    let made = linked(delta(&[(D1, "d", "d")], names));
+    assert_eq!(
+        shown(&made),
+        [
+            "remove d/gone",
+            "install 0 a",
+            "link a d/b",
+            "link a d/taken"
+        ]
+    );
+    let staged = Placed::Staged {
+        ino: Ino(1),
+        slot: SlotNo(0),
+    };
+    for at in [key(ROOT, "a"), key(D1, "b"), key(D1, "taken")] {
+        assert_eq!(placed(&made, &at), Some(&staged));
+    }
+}
+
+#[test]
+fn a_file_that_moves_is_linked_from_where_it_goes() {
+    let names = vec![
+        name(ROOT, "a", was(Ino(1)), None),
+        name(ROOT, "b", None, same(1)),
+        name(ROOT, "c", None, same(1)),
+    ];
+    let made = linked(delta(&[], names));
+    assert_eq!(shown(&made), ["detach a 0", "attach 0 b", "link b c"]);
+    assert_eq!(
+        placed(&made, &key(ROOT, "c")),
+        Some(&kept(1, key(ROOT, "a")))
+    );
+}
+
+#[test]
+fn a_node_is_staged_once_moved_like_a_file_and_linked_like_one() {
+    let names = vec![
+        name(ROOT, "a", None, node(1)),
+        name(ROOT, "b", None, node(1)),
+        name(ROOT, "c", was(Ino(2)), None),
+        name(ROOT, "d", None, node(2)),
+        name(ROOT, "e", was(Ino(3)), node(3)),
+    ];
+    let made = linked(delta(&[], names.clone()));
+    assert_eq!(
+        shown(&made),
+        ["detach c 0", "node 1 a", "attach 0 d", "link a b"]
+    );
+    let apart = plan(&delta(&[], names)).unwrap();
+    assert_eq!(
+        shown(&apart),
+        ["detach c 0", "node 1 a", "node 2 b", "attach 0 d"]
+    );
+}
+
+#[test]
+fn a_file_that_is_being_written_gets_no_further_name_yet() {
+    let names = vec![
+        name(ROOT, "a", was(Ino(1)), live(1)),
+        name(ROOT, "b", None, live(1)),
+    ];
+    let made = linked(delta(&[], names));
+    assert!(made.steps.is_empty());
+    assert_eq!(made.left_behind.len(), 2);
 }

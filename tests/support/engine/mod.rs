@@ -39,8 +39,10 @@ use uuid::Uuid;
 /// Which drive a world has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Case counts, times are exact.
+    /// Case counts, times are exact; there is nothing but files and directories.
     Plain,
+    /// As ext4 with root's rights: everything is there, and a journal.
+    Linux,
     /// As exFAT under the kernel's driver.
     Exfat,
 }
@@ -50,13 +52,16 @@ impl Kind {
     pub fn options(self) -> MemoryOptions {
         match self {
             Kind::Plain => MemoryOptions::default(),
+            Kind::Linux => MemoryOptions::linux_like(),
             Kind::Exfat => MemoryOptions::exfat_like(),
         }
     }
 
-    /// What a probe of such a drive finds.
+    /// What a probe of such a drive finds; of a plain one, as if it had not found links and permissions.
     pub fn capabilities(self) -> Capabilities {
-        let options = self.options();
+        let mut options = self.options();
+        options.symlinks &= self == Kind::Linux;
+        options.permissions &= self == Kind::Linux;
         Capabilities {
             forbidden: options.forbidden,
             case_insensitive: options.case_insensitive,
@@ -67,6 +72,7 @@ impl Kind {
             max_utf16: options.max_utf16,
             max_bytes: 255,
             symlinks: options.symlinks,
+            target_bytes: if options.symlinks { 4095 } else { 0 },
             permissions: options.permissions,
             time_granularity_ns: options.time_granularity_ns,
             ..match options.rich {
