@@ -12,7 +12,6 @@ use survey::{Open, Survey, build};
 
 /// What may differ on exFAT after a round trip, and why. What is listed and does not differ is an error, too.
 const OPEN_ON_EXFAT: Open = &[
-    ("cannot be made", "names are not mapped yet"),
     ("data", "nobody tells of holes yet"),
     ("gid", NO_CATALOG),
     ("missing", NO_CATALOG),
@@ -20,6 +19,10 @@ const OPEN_ON_EXFAT: Open = &[
     ("mtime of dir", NO_CATALOG),
     ("mtime of file", NO_CATALOG),
     ("nlink", NO_CATALOG),
+    (
+        "not there before",
+        "shortened names are in the catalog alone",
+    ),
     ("same_as", NO_CATALOG),
     ("sparse", NO_CATALOG),
     ("uid", NO_CATALOG),
@@ -140,7 +143,7 @@ fn what_another_machine_changes_comes_back_from_a_plain_directory() {
 }
 
 /// `rsync -aHAXnc` between the two shows no difference: by way of a copy on a file system that holds everything.
-fn rsync_finds_no_difference(backend: Backend) {
+fn rsync_finds_no_difference(backend: Backend, not_held: &[&str]) {
     if !nix::unistd::geteuid().is_root() {
         return skip("owners and devices need root");
     }
@@ -166,6 +169,7 @@ fn rsync_finds_no_difference(backend: Backend) {
         command
             .args(["-aHAX", "--numeric-ids"])
             .args(skipped)
+            .args(not_held)
             .args(options);
         let (from, to) = (
             format!("{}/", lab::text(&lab.mnt)),
@@ -190,13 +194,14 @@ fn rsync_finds_no_difference(backend: Backend) {
 #[test]
 #[ignore = "the catalog is not written yet"]
 fn rsync_finds_no_difference_between_two_machines_over_exfat() {
-    rsync_finds_no_difference(Backend::EXFAT);
+    rsync_finds_no_difference(Backend::EXFAT, &[]);
 }
 
 #[test]
-#[ignore = "the catalog is not written yet"]
 fn rsync_finds_no_difference_between_two_machines_over_a_plain_directory() {
-    rsync_finds_no_difference(Backend::Ext4Dir);
+    // More than a block of attributes is more than ext4 holds.
+    let not_held = ["--exclude=/xattrs/size-*", "--exclude=/xattrs/two-big"];
+    rsync_finds_no_difference(Backend::Ext4Dir, &not_held);
 }
 
 #[test]
