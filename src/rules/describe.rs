@@ -61,8 +61,11 @@ pub struct Facts {
 /// Holes that are told of one file, the largest if it has more; the others read as zeros all the same.
 pub const TOLD_HOLES: usize = 4096;
 
-/// Whether the backend says all of this by itself, as it is given all that it can hold. Holes are no reason for a description: they
-/// read as zeros without one.
+/// The first moment that a file system for Linux is sure to tell: 32 bits of seconds before 1970. The last are far.
+const EARLIEST: i64 = -2_147_483_648_000_000_000;
+
+/// Whether the backend says all of this by itself, as it is given all that it can hold. Holes are written as the zeros that they
+/// read as, wherever it may be.
 fn says_all(facts: &Facts, backend: &Capabilities) -> bool {
     let attributes = Attributes {
         kind: facts.kind,
@@ -76,6 +79,8 @@ fn says_all(facts: &Facts, backend: &Capabilities) -> bool {
         && Given::new(backend, &attributes).is_all()
         && (facts.link.is_none() || backend.hard_links)
         && facts.modified.0 % step.max(1) == 0
+        && facts.modified.0 >= EARLIEST
+        && facts.holes.is_empty()
         && facts.name.is_none()
 }
 

@@ -36,7 +36,7 @@ fn after_a_flush_that_fails_at(n: u64, (dies, loses): (bool, bool)) -> bool {
         at,
         errno: libc::EIO,
         stays_dead: true,
-        takes_effect: n % 2 == 0,
+        takes_effect: n.is_multiple_of(2),
     });
     let _ = engine.flush();
     let failed = world.faulty.calls() >= at;

@@ -61,9 +61,18 @@ const B: Machine = Machine(&[(501, "ada"), (7, "wheel")]);
 
 #[test]
 fn a_backend_that_says_all_itself_needs_no_description() {
-    assert_eq!(
-        describe(facts(), false, &Capabilities::everything(), &A),
-        None
+    let whole = Facts {
+        holes: Vec::new(),
+        ..facts()
+    };
+    let of = |facts| describe(facts, false, &Capabilities::everything(), &A);
+    assert_eq!(of(whole.clone()), None);
+    assert!(of(facts()).is_some(), "holes are not carried as such");
+    let modified = Timestamp(i64::MIN);
+    let early = Facts { modified, ..whole };
+    assert!(
+        of(early).is_some(),
+        "who knows whether it can tell that time"
     );
     assert!(describe(facts(), false, &exfat(), &A).is_some());
 }
