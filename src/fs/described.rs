@@ -75,6 +75,15 @@ impl Described {
 }
 
 impl Told {
+    /// What is said of one name alone. Its owners are looked up, which is quick for those that were met a moment ago.
+    pub(super) fn of_one(dir: RelPath, name: &Name, it: Description) -> Told {
+        Told {
+            dir,
+            own: None,
+            names: BTreeMap::from([(name.clone(), Described::new(it))]),
+        }
+    }
+
     /// What is said of an entry of the backend; nothing if it is of another kind now.
     pub(super) fn of(&self, name: &Name, kind: FileKind) -> Option<&Described> {
         self.names.get(name).filter(|told| told.it.kind == kind)

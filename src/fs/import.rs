@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 mod attributes;
 
-use super::described::{Described, Found};
+use super::described::{Described, Found, Told};
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
 use crate::base::{FileKind, Ino, Name, RelPath};
@@ -39,7 +39,7 @@ pub(super) struct Importing {
 }
 
 /// Takes the directory off the list again, however the import ends.
-struct Claim<'a>(&'a Importing, Ino);
+pub(super) struct Claim<'a>(&'a Importing, Ino);
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
@@ -50,7 +50,7 @@ impl Drop for Claim<'_> {
 
 impl Importing {
     /// Claims the directory, waiting for whoever has it; he in turn waits for the backend in bounded time.
-    fn claim(&self, dir: Ino) -> Claim<'_> {
+    pub(super) fn claim(&self, dir: Ino) -> Claim<'_> {
         let mut dirs = self.dirs.lock();
         while !dirs.insert(dir) {
             self.done.wait(&mut dirs);
@@ -102,6 +102,8 @@ impl Fs {
         let entries = &listed.entries;
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
+            // Meanwhile it may have been found to be gone.
+            self.known_dir(&mut state, dir)?;
             for entry in chunk {
                 self.import_entry(&mut state, dir, entry, &listed)?;
             }
@@ -208,6 +210,17 @@ impl Fs {
         Ok(listed)
     }
 
+    /// Takes in one entry of `dir` that has appeared there.
+    pub(super) fn import_found(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+        let mut listed = Listed::default();
+        if let Some(path) = state.backend_path(dir)?
+            && let Some(it) = state.description(&path.join(&entry.name))?
+        {
+            listed.told = Told::of_one(path, &entry.name, it);
+        }
+        self.import_entry(state, dir, entry, &listed)
+    }
+
     fn import_entry(
         &self,
         state: &mut State,
@@ -215,54 +228,52 @@ impl Fs {
         entry: &Entry,
         listed: &Listed,
     ) -> Result<()> {
-        if is_own(dir, entry)
+        if self.is_left_out(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup_stored(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
-        let meta = &entry.meta;
         if self.import_further_name(state, dir, entry)? {
             return Ok(());
         }
+        let meta = &entry.meta;
+        let key = NameKey {
+            parent: dir,
+            name: entry.name.clone(),
+        };
         let described = listed.told.of(&entry.name, meta.kind);
         let links = match described {
             Some(it) => self.one_of_links(state, it, Some(Found::new(meta)))?,
             None => None,
         };
-        let ino = match links {
-            Some(ino) => ino,
-            None => self.import_inode(state, entry, described, listed)?,
-        };
-        let kind = match meta.kind {
-            FileKind::Directory => PlainKind::Directory,
-            _ => PlainKind::File,
-        };
-        let key = NameKey {
-            parent: dir,
-            name: entry.name.clone(),
-        };
-        let placed = PlacedEntry {
-            ino,
-            kind,
-            size: meta.size,
-            mtime: meta.modified,
-            hash: None,
+        let placed = match links {
+            Some(ino) => placed_as(ino, entry),
+            None => {
+                let (mut inode, placed) = self.found_inode(state, entry)?;
+                listed.put_xattrs(state, &entry.name, &mut inode)?;
+                if let Some(it) = described {
+                    self.believe(state, &mut inode, it, Some(Found::new(meta)))?;
+                    let path = listed.told.path(&entry.name);
+                    self.first_of_links(state, &mut inode, it, Some(Found::new(meta)), &path)?;
+                }
+                self.importing.linked.note(meta, inode.ino);
+                state.put_inode(inode);
+                placed
+            }
         };
         state.put_placed(&key, Some(&placed))?;
         let exact = described.and_then(|told| told.it.name.as_ref());
         let name = state.mount_name_for(dir, &entry.name, exact)?;
-        Ok(state.add_clean_name(dir, &name, &entry.name, ino)?)
+        Ok(state.add_clean_name(dir, &name, &entry.name, placed.ino)?)
     }
 
-    /// Makes the inode of what was found, as it is described.
-    fn import_inode(
+    /// A new inode for what was found on the backend, and what the backend has of it.
+    pub(super) fn found_inode(
         &self,
         state: &mut State,
         entry: &Entry,
-        described: Option<&Described>,
-        listed: &Listed,
-    ) -> Result<Ino> {
+    ) -> Result<(Inode, PlacedEntry)> {
         let meta = &entry.meta;
         let permissions = match (self.capabilities.permissions, meta.kind) {
             (true, _) => meta.permissions & 0o7777,
@@ -277,16 +288,8 @@ impl Fs {
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
-        listed.put_xattrs(state, &entry.name, &mut inode)?;
-        if let Some(it) = described {
-            self.believe(state, &mut inode, it, Some(Found::new(meta)))?;
-            let path = listed.told.path(&entry.name);
-            self.first_of_links(state, &mut inode, it, Some(Found::new(meta)), &path)?;
-        }
-        self.importing.linked.note(meta, inode.ino);
-        let ino = inode.ino;
-        state.put_inode(inode);
-        Ok(ino)
+        let placed = placed_as(inode.ino, entry);
+        Ok((inode, placed))
     }
 
     /// Takes in what stands in the catalog only, unless the drive has something there that it should not.
@@ -296,7 +299,7 @@ impl Fs {
         dir: Ino,
         stored: &Name,
         described: &Described,
-        told: &super::described::Told,
+        told: &Told,
     ) -> Result<()> {
         if state.placed(dir, stored)?.is_some() || state.lookup_stored(dir, stored)?.is_some() {
             return Ok(());
@@ -314,6 +317,11 @@ impl Fs {
         };
         let name = state.mount_name_for(dir, stored, described.it.name.as_ref())?;
         Ok(state.add_clean_name(dir, &name, stored, ino)?)
+    }
+
+    /// Whether something on the backend is none of the mount's business.
+    pub(super) fn is_left_out(&self, dir: Ino, entry: &Entry) -> bool {
+        is_own(dir, entry) || self.is_hidden(dir, entry)
     }
 
     /// Imports the next directory after `after` that is not listed. Gives its number; `None` when there are no more.
@@ -335,6 +343,20 @@ impl Fs {
             }),
             None => Ok(None),
         }
+    }
+}
+
+/// What the backend has under the name of an entry that is one of `ino`.
+fn placed_as(ino: Ino, entry: &Entry) -> PlacedEntry {
+    PlacedEntry {
+        ino,
+        kind: match entry.meta.kind {
+            FileKind::Directory => PlainKind::Directory,
+            _ => PlainKind::File,
+        },
+        size: entry.meta.size,
+        mtime: entry.meta.modified,
+        hash: None,
     }
 }
 

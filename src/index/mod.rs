@@ -11,6 +11,7 @@ mod batch;
 mod catalog;
 mod check;
 mod counters;
+mod elsewhere;
 mod guard;
 mod inode;
 mod names;
