@@ -8,7 +8,7 @@ use super::gather::Gathered;
 use super::journal::Journal;
 use super::keep;
 use super::known::Before;
-use super::preflight::{Foreign, find_foreign};
+use super::preflight::{Foreign, changed_elsewhere, find_foreign};
 use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
 use super::stage::{Staged, Stager, discard};
@@ -51,11 +51,19 @@ pub(super) struct Carrier<'a> {
     pub(super) active: &'a ActiveBatch,
     pub(super) wish: &'a Wish,
     pub(super) progress: &'a dyn Fn(Progress),
+    /// What others have changed may be taken in before anything is carried.
+    pub(super) may_look_again: bool,
 }
 
 impl Carrier<'_> {
     /// Carries the difference over. Files that are changed in place before the batch is committed are left out of it.
     pub(super) fn carry(&self, mut gathered: Gathered) -> Result<Report> {
+        if self.may_look_again {
+            let dirs = changed_elsewhere(self.parts, self.backend, &gathered)?;
+            if !dirs.is_empty() {
+                return Err(FlushError::ChangedElsewhere { dirs });
+            }
+        }
         let foreign = find_foreign(
             self.backend,
             &gathered,

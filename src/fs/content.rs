@@ -253,11 +253,12 @@ impl Fs {
     /// Brings a file that only the backend has into the cache. The caller holds its content's lock, or has seen to it
     /// otherwise that nobody changes the file meanwhile.
     pub(super) fn fetch(&self, ino: Ino) -> Result<()> {
+        // Opening it may bring the row up to what stands there.
+        let source = self.open_on_backend(ino)?;
         let (inode, object) = {
             let mut state = self.index.lock();
             (self.known(&mut state, ino)?, state.new_object()?)
         };
-        let source = self.open_on_backend(ino)?;
         let target = object_file(object, self.store.create(object)?);
         let copied = (|| {
             let mut buffer = vec![0; FETCH_BUFFER];

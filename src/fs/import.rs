@@ -38,7 +38,7 @@ pub(super) struct Importing {
 }
 
 /// Takes the directory off the list again, however the import ends.
-struct Claim<'a>(&'a Importing, Ino);
+pub(super) struct Claim<'a>(&'a Importing, Ino);
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
@@ -49,7 +49,7 @@ impl Drop for Claim<'_> {
 
 impl Importing {
     /// Claims the directory, waiting for whoever has it; he in turn waits for the backend in bounded time.
-    fn claim(&self, dir: Ino) -> Claim<'_> {
+    pub(super) fn claim(&self, dir: Ino) -> Claim<'_> {
         let mut dirs = self.dirs.lock();
         while !dirs.insert(dir) {
             self.done.wait(&mut dirs);
@@ -98,6 +98,8 @@ impl Fs {
         let entries = &listed.entries;
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
+            // Meanwhile it may have been found to be gone.
+            self.known_dir(&mut state, dir)?;
             for entry in chunk {
                 self.import_entry(&mut state, dir, entry, &listed)?;
             }
@@ -189,6 +191,11 @@ impl Fs {
             .map_err(|error| self.note_backend_error(error))
     }
 
+    /// Takes in one entry of `dir` that has appeared there.
+    pub(super) fn import_found(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+        self.import_entry(state, dir, entry, &Listed::default())
+    }
+
     fn import_entry(
         &self,
         state: &mut State,
@@ -196,16 +203,36 @@ impl Fs {
         entry: &Entry,
         listed: &Listed,
     ) -> Result<()> {
-        if is_own(dir, entry)
+        if self.is_left_out(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup_stored(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
-        let meta = &entry.meta;
         if self.import_further_name(state, dir, entry)? {
             return Ok(());
         }
+        let key = NameKey {
+            parent: dir,
+            name: entry.name.clone(),
+        };
+        let (mut inode, placed) = self.found_inode(state, entry)?;
+        listed.put_xattrs(state, &entry.name, &mut inode)?;
+        self.importing.linked.note(&entry.meta, inode.ino);
+        let ino = inode.ino;
+        state.put_inode(inode);
+        state.put_placed(&key, Some(&placed))?;
+        let name = state.mount_name_for(dir, &entry.name, None)?;
+        Ok(state.add_clean_name(dir, &name, &entry.name, ino)?)
+    }
+
+    /// A new inode for what was found on the backend, and what the backend has of it.
+    pub(super) fn found_inode(
+        &self,
+        state: &mut State,
+        entry: &Entry,
+    ) -> Result<(Inode, PlacedEntry)> {
+        let meta = &entry.meta;
         let permissions = match (self.capabilities.permissions, meta.kind) {
             (true, _) => meta.permissions & 0o7777,
             (false, FileKind::Directory) => 0o755,
@@ -223,10 +250,6 @@ impl Fs {
             FileKind::Directory => PlainKind::Directory,
             _ => PlainKind::File,
         };
-        let key = NameKey {
-            parent: dir,
-            name: entry.name.clone(),
-        };
         let placed = PlacedEntry {
             ino: inode.ino,
             kind,
@@ -234,12 +257,12 @@ impl Fs {
             mtime: meta.modified,
             hash: None,
         };
-        listed.put_xattrs(state, &entry.name, &mut inode)?;
-        self.importing.linked.note(meta, inode.ino);
-        state.put_inode(inode.clone());
-        state.put_placed(&key, Some(&placed))?;
-        let name = state.mount_name_for(dir, &entry.name, None)?;
-        Ok(state.add_clean_name(dir, &name, &entry.name, inode.ino)?)
+        Ok((inode, placed))
+    }
+
+    /// Whether something on the backend is none of the mount's business.
+    pub(super) fn is_left_out(&self, dir: Ino, entry: &Entry) -> bool {
+        is_own(dir, entry) || self.is_hidden(dir, entry)
     }
 
     /// Imports the next directory after `after` that is not listed. Gives its number; `None` when there are no more.

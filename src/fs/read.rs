@@ -44,7 +44,7 @@ impl BackendReader {
         *self.file.lock() = Some((file, Instant::now()));
     }
 
-    fn close_if(&self, idle: Duration) {
+    pub(super) fn close_if(&self, idle: Duration) {
         let mut file = self.file.lock();
         if file
             .as_ref()
@@ -118,10 +118,11 @@ impl Fs {
             Ok(file) => file.into(),
             Err(error) => return Err(self.note_backend_error(error)),
         };
-        let size = self.known(&mut self.index.lock(), ino)?.size;
         let found = file
             .metadata()
             .map_err(|source| FsError::Backend(BackendError::new("stat", &path, source)))?;
+        self.take_in_opened(ino, &found)?;
+        let size = self.known(&mut self.index.lock(), ino)?.size;
         if found.size != size {
             tracing::warn!(%path, size, found = found.size, "somebody else has changed this file on the drive");
             return Err(FsError::Errno(libc::EIO));

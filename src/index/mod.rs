@@ -10,6 +10,7 @@
 mod batch;
 mod check;
 mod counters;
+mod elsewhere;
 mod guard;
 mod inode;
 mod names;

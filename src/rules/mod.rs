@@ -9,6 +9,7 @@ pub mod known;
 pub mod layout;
 pub mod lease;
 pub mod marker;
+pub mod merge;
 pub mod names;
 pub mod plan;
 pub mod record;
