@@ -20,7 +20,9 @@ impl Hooks for FlushHooks {
     }
 
     fn settle(&self) -> Result<(), String> {
-        self.fs.commit_pending().map_err(|error| error.to_string())
+        self.fs
+            .settle_for_batch()
+            .map_err(|error| error.to_string())
     }
 
     fn look_at(&self, backend: &dyn Backend, dir: Ino) -> Result<(bool, Vec<Ino>), FlushError> {
@@ -36,6 +38,10 @@ impl Hooks for FlushHooks {
     ) -> Result<Changes, FlushError> {
         let taken = self.fs.take_in(backend, dirs, still_right);
         taken.map_err(flush_error)
+    }
+
+    fn catalog_changed(&self) -> Result<(), String> {
+        self.fs.believe_anew().map_err(|error| error.to_string())
     }
 
     fn hold_open(&self, inos: &[Ino]) {

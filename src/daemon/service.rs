@@ -261,6 +261,11 @@ impl Service {
 
     fn attention(&self) -> Vec<String> {
         let mut lines = self.attention.clone();
+        lines.extend(self.flusher.catalog_losses().into_iter().map(|line| {
+            format!(
+                "{line}: modes, owners and other attributes told there are lost, contents are not"
+            )
+        }));
         match self.store.lost_and_found() {
             Ok((0, _)) => {}
             Ok((count, path)) => lines.push(format!(

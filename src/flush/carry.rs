@@ -12,7 +12,7 @@ use super::preflight::{Foreign, changed_elsewhere, find_foreign};
 use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
 use super::stage::{Staged, Stager, discard};
-use super::{Flusher, Parts, attributes, catalog, room, verify};
+use super::{Flusher, Parts, attributes, catalog, room, told, verify};
 use crate::backend::Backend;
 use crate::base::Ino;
 use crate::base::steps::CacheStep;
@@ -106,10 +106,12 @@ impl Carrier<'_> {
 
     fn attempt(&self, plan: &Plan, gathered: &Gathered, mut report: Report) -> Result<Attempt> {
         if plan.steps.is_empty() {
-            // Nothing differs that the backend could hold: the marks go, and no batch is written.
-            let journal = self.journal(plan, gathered, &Staged::empty());
-            self.flusher.note_conclusions(&journal, self.active.cut)?;
-            return Ok(Attempt::Done(report));
+            let journal = self.journal(plan, gathered, &Staged::empty())?;
+            if journal.record.catalog.is_none() {
+                // Nothing differs that the backend could hold: the marks go, and no batch is written.
+                self.flusher.note_conclusions(&journal, self.active.cut)?;
+                return Ok(Attempt::Done(report));
+            }
         }
         let stager = Stager {
             backend: self.backend,
@@ -137,7 +139,7 @@ impl Carrier<'_> {
                 self.progress,
             )?;
         }
-        let journal = self.journal(plan, gathered, &staged);
+        let journal = self.journal(plan, gathered, &staged)?;
         let moves = Before::new(gathered).moves(&staged);
         keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
@@ -169,8 +171,8 @@ impl Carrier<'_> {
         Ok(self.backend.sync()?)
     }
 
-    fn journal(&self, plan: &Plan, gathered: &Gathered, staged: &Staged) -> Journal {
-        Journal {
+    fn journal(&self, plan: &Plan, gathered: &Gathered, staged: &Staged) -> Result<Journal> {
+        Ok(Journal {
             record: BatchRecord {
                 volume: self.parts.volume,
                 batch: self.active.batch,
@@ -178,14 +180,14 @@ impl Carrier<'_> {
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
                 known: Before::new(gathered).known(&staged.steps),
-                catalog: None,
+                catalog: told::catalog_of(self.parts, plan, &staged.steps, &gathered.subjects)?,
             },
             confirmed: conclusions(plan, gathered, staged),
             attributes: settled_attributes(plan, gathered),
             sources: staged.sources.clone(),
             files: staged.files,
             bytes: staged.bytes,
-        }
+        })
     }
 
     /// The point at which the batch becomes fixed: from here on nobody changes a file of it in place any more. If somebody

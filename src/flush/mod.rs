@@ -25,6 +25,7 @@ mod gather;
 mod journal;
 mod keep;
 mod known;
+mod mirror;
 mod preflight;
 mod real;
 mod recover;
@@ -34,7 +35,9 @@ mod report;
 mod room;
 mod run;
 mod stage;
+mod subjects;
 mod sweep;
+mod told;
 mod untrusted;
 mod verify;
 
@@ -73,6 +76,14 @@ pub trait Hooks: Send + Sync {
     /// # Errors
     /// A line that says what failed; what could not be brought up stays behind.
     fn settle(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// The catalog on the drive says something else than before, by another machine.
+    ///
+    /// # Errors
+    /// A line that says what failed; some of it is then not shown.
+    fn catalog_changed(&self) -> std::result::Result<(), String> {
         Ok(())
     }
 
@@ -152,6 +163,7 @@ pub struct Parts {
 pub struct Flusher {
     parts: Parts,
     running: Mutex<()>,
+    catalog_losses: Mutex<Vec<String>>,
     /// Whoever holds that looks for changes of others and writes nothing.
     refreshing: AtomicBool,
 }
@@ -162,6 +174,7 @@ impl Flusher {
         Flusher {
             parts,
             running: Mutex::new(()),
+            catalog_losses: Mutex::default(),
             refreshing: AtomicBool::new(false),
         }
     }

@@ -9,7 +9,7 @@ use super::gather::{Gathered, gather};
 use super::journal::Journal;
 use super::report::{FlushError, Report, Result, Wish};
 use super::stage::discard;
-use super::{Flusher, recover, room};
+use super::{Flusher, recover, room, subjects};
 use crate::backend::Backend;
 use crate::base::BatchNo;
 use crate::base::steps::CacheStep;
@@ -101,6 +101,7 @@ impl Flusher {
         self.may_write(backend)?;
         self.recover_open_batch(backend)?;
         self.sweep_journals()?;
+        self.catch_up_if_lost(backend)?;
         self.parts.drive.names_are_settled(true);
         self.wait_for_closes();
         if let Err(error) = self.parts.hooks.settle() {
@@ -215,6 +216,8 @@ impl Flusher {
             &self.parts.capabilities,
             active,
         )?;
+        gathered.subjects =
+            subjects::find(&snapshot, &self.parts.rules, &self.parts.origin, &gathered)?;
         // While it lives the index's WAL cannot begin anew.
         drop(snapshot);
         if scope == Scope::RemovalsOnly {

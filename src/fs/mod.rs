@@ -12,6 +12,7 @@
 
 mod attr;
 mod content;
+mod described;
 mod dir;
 mod error;
 mod evict;

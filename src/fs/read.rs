@@ -178,11 +178,21 @@ impl Fs {
             };
             return found.ok_or(BEYOND);
         }
-        let size = self.known(&mut self.index.lock(), handle.open.ino)?.size;
-        match seek_for {
-            _ if offset >= size => Err(BEYOND),
-            SeekFor::Data => Ok(offset),
-            SeekFor::Hole => Ok(size),
+        let inode = self.known(&mut self.index.lock(), handle.open.ino)?;
+        let size = inode.size;
+        if offset >= size {
+            return Err(BEYOND);
+        }
+        let holes = self.described_holes(&inode)?;
+        let next = holes.iter().find(|hole| hole.offset + hole.length > offset);
+        match (seek_for, next) {
+            (SeekFor::Data, Some(hole)) if hole.offset <= offset => {
+                let end = hole.offset + hole.length;
+                (end < size).then_some(end).ok_or(BEYOND)
+            }
+            (SeekFor::Data, _) => Ok(offset),
+            (SeekFor::Hole, Some(hole)) => Ok(hole.offset.max(offset)),
+            (SeekFor::Hole, None) => Ok(size),
         }
     }
 }

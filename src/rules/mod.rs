@@ -1,8 +1,9 @@
 //! Decisions without I/O: what a batch does, how names and records are formed and read. Pure functions only.
 
-mod bytes;
+pub(crate) mod bytes;
 pub mod catalog;
 pub mod delta;
+pub mod describe;
 pub mod given;
 pub mod hidden;
 pub mod known;

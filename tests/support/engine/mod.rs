@@ -10,6 +10,7 @@
 pub mod attempt;
 pub mod check;
 pub mod grow;
+pub mod mirror;
 pub mod rng;
 pub mod script;
 pub mod tree;
@@ -107,7 +108,11 @@ impl Hooks for FsHooks {
     }
 
     fn settle(&self) -> Result<(), String> {
-        self.0.commit_pending().map_err(|error| error.to_string())
+        self.0.settle_for_batch().map_err(|error| error.to_string())
+    }
+
+    fn catalog_changed(&self) -> Result<(), String> {
+        self.0.believe_anew().map_err(|error| error.to_string())
     }
 
     fn look_at(&self, backend: &dyn Backend, dir: Ino) -> Result<(bool, Vec<Ino>), FlushError> {
@@ -273,7 +278,10 @@ impl World {
         ];
         let tree = self.memory.tree();
         let ours = tree.keys().filter(|path| layout::is_reserved(path));
-        ours.map(ToString::to_string)
+        // What the catalog's log has to be, `assert_mirrored` says.
+        let in_log = |path: &&RelPath| path.to_string().starts_with(layout::CATALOG);
+        ours.filter(|path| !in_log(path))
+            .map(ToString::to_string)
             .filter(|path| !always.contains(&path.as_str()))
             .collect()
     }
