@@ -59,6 +59,8 @@ impl Handler for Fake {
             open_for_write: 3,
             cached_bytes: 4,
             last_batch: None,
+            last_refresh: None,
+            conflicts: 0,
             safe_to_unplug: false,
             batch_in_progress: true,
             kept_local: 5,

@@ -1,15 +1,14 @@
-//! What somebody else has put on the drive, or changed there, is not overwritten: the mount's own version stays behind, and
-//! is named.
+//! What somebody else has put on the drive, or changed there, is not overwritten by a flush that meets it: it is taken in first,
+//! and where the mount has changed the same, both versions are on the drive in the end.
 
 #[path = "support/engine/mod.rs"]
 mod engine;
 
-use engine::{Kind, World};
+use engine::{Engine, Kind, World};
 use ferryfs::backend::Backend;
 use ferryfs::backend::faulty::Fault;
 use ferryfs::backend::memory::MemNode;
 use ferryfs::base::{RelPath, Timestamp};
-use ferryfs::flush::{FlushError, Report};
 
 const KINDS: [Kind; 2] = [Kind::Plain, Kind::Exfat];
 
@@ -23,56 +22,70 @@ fn put(world: &World, path: &'static str, bytes: &[u8]) {
         .expect("finish");
 }
 
-fn named(report: &Report) -> Vec<&str> {
-    report
-        .left_behind
-        .iter()
-        .map(|(path, _)| &path[..])
-        .collect()
+/// The other versions on the drive: paths with the mark taken out, and bytes.
+fn others(world: &World) -> Vec<(String, Vec<u8>)> {
+    let tree = world.drive_tree().into_iter();
+    let all = tree.filter_map(|(path, node)| {
+        let path = path.to_string();
+        let (stem, rest) = path.split_once(".sync-conflict-")?;
+        let extension = rest.split_once('.').map(|(_, extension)| extension);
+        let plain = extension.map_or(stem.to_string(), |extension| format!("{stem}.{extension}"));
+        match node {
+            MemNode::File { bytes, .. } => Some((plain, bytes.to_vec())),
+            _ => Some((plain, Vec::new())),
+        }
+    });
+    all.collect()
+}
+
+/// The mount shows what is on the drive, and a look finds nothing that is not known.
+fn at_rest(world: &World, engine: &Engine) {
+    engine.flush_all();
+    assert!(engine.refresh().is_nothing());
+    world.check(engine);
+    engine::tree::assert_same(
+        &world.drive_tree(),
+        &engine.expected_on_drive(),
+        "the drive is not what the mount shows",
+    );
 }
 
 #[test]
-fn a_file_that_somebody_put_where_a_new_one_goes_is_not_overwritten() {
+fn a_file_that_somebody_put_where_a_new_one_goes_is_kept_beside_it() {
     for kind in KINDS {
         let world = World::new(kind);
         let engine = world.start(false);
         engine.mkdir("d");
         engine.put("d/known", b"known");
         engine.flush_all();
-        put(&world, "d/new", b"theirs");
-        engine.put("d/new", b"ours");
+        put(&world, "d/new.txt", b"theirs");
+        engine.put("d/new.txt", b"ours");
         engine.put("other", b"other");
-        assert_eq!(named(&engine.flush().expect("flush")), ["d/new"]);
-        assert_eq!(world.on_drive("d/new").as_deref(), Some(&b"theirs"[..]));
-        assert_eq!(world.on_drive("other").as_deref(), Some(&b"other"[..]));
-        assert_eq!(engine.read("d/new"), b"ours");
-        // Renamed, as the reason says, it is carried.
-        engine.rename("d/new", "d/newer");
         engine.flush_all();
-        assert_eq!(world.on_drive("d/new").as_deref(), Some(&b"theirs"[..]));
-        assert_eq!(world.on_drive("d/newer").as_deref(), Some(&b"ours"[..]));
-        world.check(&engine);
+        assert_eq!(world.on_drive("d/new.txt").as_deref(), Some(&b"ours"[..]));
+        assert_eq!(world.on_drive("other").as_deref(), Some(&b"other"[..]));
+        assert_eq!(others(&world), [("d/new.txt".into(), b"theirs".to_vec())]);
+        assert_eq!(engine.read("d/new.txt"), b"ours");
+        at_rest(&world, &engine);
     }
 }
 
 #[test]
-fn a_foreign_file_in_another_case_is_not_overwritten_on_exfat() {
+fn a_foreign_file_in_another_case_is_kept_beside_ours_on_exfat() {
     let world = World::new(Kind::Exfat);
     let engine = world.start(false);
     engine.put("known", b"known");
     engine.flush_all();
     put(&world, "Report.TXT", b"theirs");
     engine.put("report.txt", b"ours");
-    assert_eq!(named(&engine.flush().expect("flush")), ["report.txt"]);
-    assert_eq!(
-        world.on_drive("Report.TXT").as_deref(),
-        Some(&b"theirs"[..])
-    );
-    world.check(&engine);
+    engine.flush_all();
+    assert_eq!(world.on_drive("report.txt").as_deref(), Some(&b"ours"[..]));
+    assert_eq!(others(&world), [("Report.TXT".into(), b"theirs".to_vec())]);
+    at_rest(&world, &engine);
 }
 
 #[test]
-fn a_file_that_somebody_changed_is_not_overwritten() {
+fn a_file_that_somebody_changed_and_the_mount_too_is_kept_in_both_versions() {
     for kind in KINDS {
         for theirs in [&b"theirs, and longer"[..], b"their"] {
             let world = World::new(kind);
@@ -81,9 +94,10 @@ fn a_file_that_somebody_changed_is_not_overwritten() {
             engine.flush_all();
             put(&world, "f", theirs);
             engine.put("f", b"ours");
-            assert_eq!(named(&engine.flush().expect("flush")), ["f"]);
-            assert_eq!(world.on_drive("f").as_deref(), Some(theirs));
-            assert_eq!(engine.read("f"), b"ours");
+            engine.flush_all();
+            assert_eq!(world.on_drive("f").as_deref(), Some(&b"ours"[..]));
+            assert_eq!(others(&world), [("f".into(), theirs.to_vec())]);
+            at_rest(&world, &engine);
         }
     }
 }
@@ -98,10 +112,28 @@ fn a_file_with_another_time_but_the_same_bytes_is_nobody_elses() {
     engine.put("f", b"ours");
     engine.flush_all();
     assert_eq!(world.on_drive("f").as_deref(), Some(&b"ours"[..]));
+    assert_eq!(others(&world), []);
 }
 
 #[test]
-fn a_file_that_somebody_put_where_another_moves_stops_the_flush_and_is_named() {
+fn both_sides_having_made_the_same_file_is_no_conflict() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = world.start(false);
+        engine.put("old", b"old");
+        engine.flush_all();
+        put(&world, "same", b"the same");
+        engine.put("same", b"the same");
+        put(&world, "old", b"anew");
+        engine.put("old", b"anew");
+        engine.flush_all();
+        assert_eq!(others(&world), []);
+        at_rest(&world, &engine);
+    }
+}
+
+#[test]
+fn a_file_that_somebody_put_where_another_moves_is_kept_beside_it() {
     for kind in KINDS {
         let world = World::new(kind);
         let engine = world.start(false);
@@ -109,14 +141,26 @@ fn a_file_that_somebody_put_where_another_moves_stops_the_flush_and_is_named() {
         engine.flush_all();
         put(&world, "g", b"theirs");
         engine.rename("f", "g");
-        let error = engine.flush().expect_err("somebody else's file is there");
-        assert!(matches!(&error, FlushError::Foreign { path } if path.to_string() == "g"));
-        assert_eq!(world.on_drive("g").as_deref(), Some(&b"theirs"[..]));
-        assert_eq!(world.on_drive("f").as_deref(), Some(&b"ours"[..]));
-        engine.rename("g", "h");
         engine.flush_all();
-        assert_eq!(world.on_drive("h").as_deref(), Some(&b"ours"[..]));
-        world.check(&engine);
+        assert_eq!(world.on_drive("g").as_deref(), Some(&b"ours"[..]));
+        assert_eq!(others(&world), [("g".into(), b"theirs".to_vec())]);
+        at_rest(&world, &engine);
+    }
+}
+
+#[test]
+fn a_file_that_somebody_changed_before_it_is_moved_is_moved_as_it_is_now() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = world.start(false);
+        engine.put("f", b"ours");
+        engine.flush_all();
+        put(&world, "f", b"theirs, seen late");
+        engine.rename("f", "g");
+        engine.flush_all();
+        assert_eq!(engine.read("g"), b"theirs, seen late");
+        assert_eq!(others(&world), []);
+        at_rest(&world, &engine);
     }
 }
 
@@ -139,17 +183,20 @@ fn a_directory_that_somebody_else_made_as_well_serves_both() {
             .make_dir(&RelPath::fixed("late"))
             .expect("mkdir");
         put(&world, "late/same", b"theirs");
+        put(&world, "late/their own", b"seen");
         engine.put("late/same", b"ours");
         engine.put("late/own", b"own");
-        assert_eq!(named(&engine.flush().expect("flush")), ["late/same"]);
-        assert_eq!(world.on_drive("late/same").as_deref(), Some(&b"theirs"[..]));
+        engine.flush_all();
+        assert_eq!(world.on_drive("late/same").as_deref(), Some(&b"ours"[..]));
         assert_eq!(world.on_drive("late/own").as_deref(), Some(&b"own"[..]));
-        world.check(&engine);
+        assert_eq!(others(&world), [("late/same".into(), b"theirs".to_vec())]);
+        assert_eq!(engine.read("late/their own"), b"seen");
+        at_rest(&world, &engine);
     }
 }
 
 #[test]
-fn a_file_that_somebody_put_where_a_new_directory_goes_stops_the_flush_and_is_named() {
+fn a_file_that_somebody_put_where_a_new_directory_goes_is_kept_beside_it() {
     for kind in KINDS {
         let world = World::new(kind);
         let engine = world.start(false);
@@ -159,31 +206,39 @@ fn a_file_that_somebody_put_where_a_new_directory_goes_stops_the_flush_and_is_na
         engine.mkdir("d");
         engine.mkdir("d/e");
         engine.put("d/e/f", b"ours");
-        let error = engine.flush().expect_err("somebody else's file is there");
-        assert!(matches!(&error, FlushError::Foreign { path } if path.to_string() == "d"));
-        assert_eq!(world.on_drive("d").as_deref(), Some(&b"theirs"[..]));
+        engine.flush_all();
+        assert_eq!(world.on_drive("d/e/f").as_deref(), Some(&b"ours"[..]));
+        assert_eq!(others(&world), [("d".into(), b"theirs".to_vec())]);
+        at_rest(&world, &engine);
     }
 }
 
 #[test]
-fn what_somebody_put_into_a_directory_that_is_removed_stays_and_the_directory_is_named() {
+fn what_somebody_put_into_a_directory_that_is_removed_brings_it_back() {
     for kind in KINDS {
         let world = World::new(kind);
         let engine = world.start(false);
         engine.mkdir("d");
-        engine.put("d/f", b"ours");
+        engine.mkdir("d/e");
+        engine.put("d/e/f", b"ours");
         engine.flush_all();
-        put(&world, "d/theirs", b"theirs");
-        engine.unlink("d/f");
+        put(&world, "d/e/theirs", b"theirs");
+        engine.unlink("d/e/f");
+        engine.rmdir("d/e");
         engine.rmdir("d");
-        assert_eq!(named(&engine.flush().expect("flush")), ["d"]);
-        assert_eq!(world.on_drive("d/theirs").as_deref(), Some(&b"theirs"[..]));
-        assert_eq!(world.on_drive("d/f"), None);
+        engine.flush_all();
+        assert_eq!(
+            world.on_drive("d/e/theirs").as_deref(),
+            Some(&b"theirs"[..])
+        );
+        assert_eq!(world.on_drive("d/e/f"), None);
+        assert_eq!(engine.read("d/e/theirs"), b"theirs");
+        at_rest(&world, &engine);
     }
 }
 
 #[test]
-fn a_file_that_somebody_changed_and_the_mount_removed_is_not_removed() {
+fn a_file_that_somebody_changed_and_the_mount_removed_stays_as_a_conflict() {
     for kind in KINDS {
         for with_its_directory in [false, true] {
             let world = World::new(kind);
@@ -198,21 +253,18 @@ fn a_file_that_somebody_changed_and_the_mount_removed_is_not_removed() {
             if with_its_directory {
                 engine.rmdir("d");
             }
-            let report = engine.flush().expect("flush");
-            assert!(named(&report)[0].ends_with('f'), "{report:?}");
-            let on_drive = world.on_drive("d/f");
-            assert_eq!(on_drive.as_deref(), Some(&b"theirs, and much longer"[..]));
-            assert_eq!(world.on_drive("d/g"), None);
-            world.check(&engine);
-            // Nothing of it waits any more.
             engine.flush_all();
-            assert_eq!(world.on_drive("d/f").map(|bytes| bytes.len()), Some(23));
+            let theirs = b"theirs, and much longer".to_vec();
+            assert_eq!(others(&world), [("d/f".into(), theirs)]);
+            assert_eq!(world.on_drive("d/f"), None);
+            assert_eq!(world.on_drive("d/g"), None);
+            at_rest(&world, &engine);
         }
     }
 }
 
 #[test]
-fn a_moved_file_that_the_drive_has_no_more_is_named_and_put_back_from_the_cache() {
+fn a_moved_file_that_the_drive_has_no_more_is_put_back_from_the_cache() {
     for kind in KINDS {
         let world = World::new(kind);
         let engine = world.start(false);
@@ -225,19 +277,18 @@ fn a_moved_file_that_the_drive_has_no_more_is_named_and_put_back_from_the_cache(
             .expect("somebody removes it");
         engine.rename("cached", "moved");
         engine.rename("other", "another");
-        assert_eq!(named(&engine.flush().expect("flush")), ["moved"]);
-        assert_eq!(world.on_drive("another").as_deref(), Some(&b"other"[..]));
         engine.flush_all();
+        assert_eq!(world.on_drive("another").as_deref(), Some(&b"other"[..]));
         assert_eq!(
             world.on_drive("moved").as_deref(),
             Some(&b"still in the cache"[..])
         );
-        world.check(&engine);
+        at_rest(&world, &engine);
     }
 }
 
 #[test]
-fn a_moved_file_that_is_nowhere_does_not_keep_the_rest_from_the_drive() {
+fn a_moved_file_that_is_nowhere_goes_and_does_not_keep_the_rest_from_the_drive() {
     for kind in KINDS {
         let mut world = World::new(kind);
         world.limits.max_bytes = 0;
@@ -252,11 +303,31 @@ fn a_moved_file_that_is_nowhere_does_not_keep_the_rest_from_the_drive() {
             .expect("somebody removes it");
         engine.rename("film", "moved");
         engine.put("new", b"new");
-        assert_eq!(named(&engine.flush().expect("flush")), ["moved"]);
+        engine.flush_all();
+        assert!(engine.find("moved").is_none());
         assert_eq!(world.on_drive("new").as_deref(), Some(&b"new"[..]));
-        engine.put("newer", b"newer");
-        engine.flush().expect("the next flush goes on");
-        assert_eq!(world.on_drive("newer").as_deref(), Some(&b"newer"[..]));
+        at_rest(&world, &engine);
+    }
+}
+
+#[test]
+fn a_directory_that_is_gone_from_under_a_new_file_is_made_again() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = world.start(false);
+        engine.mkdir("d");
+        engine.mkdir("d/e");
+        engine.put("d/e/old", b"old");
+        engine.flush_all();
+        let gone = ["d/e/old", "d/e", "d"].map(RelPath::fixed);
+        world.memory.remove_file(&gone[0]).expect("rm");
+        world.memory.remove_dir(&gone[1]).expect("rmdir");
+        world.memory.remove_dir(&gone[2]).expect("rmdir");
+        engine.put("d/e/new", b"new");
+        engine.flush_all();
+        assert_eq!(world.on_drive("d/e/new").as_deref(), Some(&b"new"[..]));
+        assert!(engine.find("d/e/old").is_none());
+        at_rest(&world, &engine);
     }
 }
 

@@ -9,6 +9,7 @@ pub mod mounts;
 pub mod progress;
 pub mod reach;
 pub mod recover;
+pub mod refresh;
 pub mod render;
 pub mod rescue;
 pub mod status;
@@ -50,6 +51,7 @@ enum Command {
     Flush(flush::FlushArgs),
     Eject(eject::EjectArgs),
     Attach(attach::AttachArgs),
+    Refresh(refresh::RefreshArgs),
     Unmount(unmount::UnmountArgs),
     Recover(recover::RecoverArgs),
     Rescue(rescue::RescueArgs),
@@ -75,6 +77,7 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
         Command::Flush(command) => flush::run(&command),
         Command::Eject(command) => eject::run(&command),
         Command::Attach(command) => attach::run(&command),
+        Command::Refresh(command) => refresh::run(&command),
         Command::Unmount(command) => unmount::run(&command),
         Command::Recover(command) => recover::run(&command),
         Command::Rescue(command) => rescue::run(&command),

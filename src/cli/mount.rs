@@ -10,13 +10,18 @@ use super::exit::{Exit, Failure};
 use super::units::{parse_cache_size, parse_duration};
 use crate::daemon::DaemonError;
 use crate::daemon::background::{self, CHILD_FLAG, Ready};
-use crate::daemon::options::{CacheSize, FuseOptions, IoMode, LeaseMode, MountOptions, Verify};
+use crate::daemon::options::{
+    CacheSize, FuseOptions, IoMode, LeaseMode, MountOptions, Refresh, Verify,
+};
 
 /// This very program, also after the file it was started from has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// A drive that is well takes longer than less for a read now and then.
 const SHORTEST_IO_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A look reads every directory that is known.
+const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 
 /// Whoever holds a lease looks twelve times as often.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
@@ -56,6 +61,10 @@ pub struct MountArgs {
     /// When to read back what was written to the drive, past the kernel's memory, and compare it
     #[arg(long, value_enum, default_value_t)]
     verify: Verify,
+    /// How often to look for what others have changed on the drive: "30s", "5m", or "off"; when the drive is plugged in that is
+    /// done in any case [default: 1m on network file systems, else off]
+    #[arg(long, value_name = "DUR", value_parser = parse_refresh)]
+    refresh: Option<Refresh>,
     /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default; uid=N, gid=N,
     /// umask=OCTAL: shown for every file in the place of what it has
     #[arg(short = 'o', value_name = "OPTS")]
@@ -158,6 +167,7 @@ impl MountArgs {
             io_timeout: self.io_timeout,
             io: self.io,
             verify: self.verify,
+            refresh: self.refresh.unwrap_or_default(),
             fuse,
             fsck: self.fsck,
             accept_copy: self.accept_copy,
@@ -177,6 +187,17 @@ fn parse_io_timeout(text: &str) -> Result<Duration, String> {
         return Err("must be at least 100ms".into());
     }
     Ok(timeout)
+}
+
+fn parse_refresh(text: &str) -> Result<Refresh, String> {
+    if text == "off" {
+        return Ok(Refresh::Off);
+    }
+    let every = parse_duration(text).map_err(|error| format!("{error}; or \"off\""))?;
+    if every < SHORTEST_REFRESH {
+        return Err("must be at least 1s, or \"off\"".into());
+    }
+    Ok(Refresh::Every(every))
 }
 
 /// As [`parse_duration`], within what a lease may say.
@@ -230,6 +251,7 @@ mod tests {
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             verify: Verify::Off,
+            refresh: Refresh::Auto,
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,
@@ -246,7 +268,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
-             --verify after-flush --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system -o allow_other -o noexec,suid --foreground rel /m",
+             --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -254,6 +276,7 @@ mod tests {
         assert_eq!(options.cache_size, CacheSize::Bytes(10 << 30));
         assert_eq!(options.flush_after, Duration::from_secs(7200));
         assert_eq!(options.max_age, Duration::from_secs(86_400));
+        assert_eq!(options.refresh, Refresh::Every(Duration::from_secs(300)));
         assert!(!options.auto_flush && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
         assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
@@ -274,6 +297,8 @@ mod tests {
             "--io both /b /m",
             "--max-age soon /b /m",
             "--io-timeout 0 /b /m",
+            "--refresh 10ms /b /m",
+            "--refresh never /b /m",
             "--lease-timeout 3m /b /m",
         ] {
             assert_eq!(options(line).unwrap_err().code, Exit::Usage, "{line}");

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
     AttachReport, BackendState, BatchOutcome, FlushReport, ImportStatus, IoPath, LastBatch,
-    LeftBehind, Status,
+    LeftBehind, RefreshReport, Status,
 };
 use crate::daemon::rescue::RescueReport;
 use crate::daemon::{RecoverReport, Recovery};
@@ -72,6 +72,13 @@ pub fn status(status: &Status) -> String {
         rows.push(("importing", importing(&status.import)));
     }
     rows.push(("last batch", last_batch(status.last_batch.as_ref())));
+    if let Some(last) = &status.last_refresh {
+        let (time, found) = (printable(&last.time), found(&last.report));
+        rows.push(("last look", format!("at {time}: {found}")));
+    }
+    if status.conflicts > 0 {
+        rows.push(("conflicts", conflicts(status.conflicts)));
+    }
     let io = match status.io {
         IoPath::Daemon => "daemon",
         IoPath::Passthrough => "passthrough",
@@ -213,6 +220,46 @@ pub fn attach_report(report: &AttachReport) -> String {
         let _ = writeln!(text, "warning: {}", printable(warning));
     }
     text
+}
+
+/// What `ferryfs refresh` found.
+pub fn refresh_report(report: &RefreshReport) -> String {
+    let mut text = format!("{}\n", found(report));
+    if report.conflicts > 0 {
+        text.push_str("changed on both sides: look for names with .sync-conflict- in them\n");
+    }
+    for skipped in report.skipped.iter().take(LISTED) {
+        let (path, reason) = (printable(&skipped.path), printable(&skipped.reason));
+        let _ = writeln!(text, "not looked at: {path}: {reason}");
+    }
+    text
+}
+
+fn found(report: &RefreshReport) -> String {
+    let counts = [
+        (report.new, "new"),
+        (report.changed, "changed"),
+        (report.moved, "moved"),
+        (report.deleted, "deleted"),
+        (report.conflicts, "in conflict"),
+        (report.skipped.len() as u64, "not looked at"),
+    ];
+    let counts: Vec<String> = (counts.iter())
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    match counts.is_empty() {
+        true => "nothing was changed on the drive by others".into(),
+        false => counts.join(", "),
+    }
+}
+
+fn conflicts(count: u64) -> String {
+    let what = match count {
+        1 => "1 other version is",
+        _ => return format!("{count} other versions are kept: find -name '*.sync-conflict-*'"),
+    };
+    format!("{what} kept: find -name '*.sync-conflict-*'")
 }
 
 /// What `ferryfs unmount` did to the mount at `mountpoint`.

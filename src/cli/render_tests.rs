@@ -18,6 +18,8 @@ fn sample() -> Status {
             bytes: 512,
             outcome: BatchOutcome::Complete,
         }),
+        last_refresh: None,
+        conflicts: 0,
         safe_to_unplug: false,
         batch_in_progress: false,
         kept_local: 2,

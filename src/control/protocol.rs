@@ -50,6 +50,12 @@ pub enum Request {
         #[serde(default)]
         take_over: bool,
     },
+    /// Look for what others have changed on the backend, and take it in.
+    Refresh {
+        /// Where to begin: a path from the mount's root, as text; empty for all of it.
+        #[serde(default)]
+        path: String,
+    },
     /// End the mount and the daemon.
     Unmount {
         /// Flush before.
@@ -109,6 +115,8 @@ pub enum Answer {
     },
     /// To [`Request::Attach`].
     Attached(AttachReport),
+    /// To [`Request::Refresh`].
+    Refreshed(RefreshReport),
     /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
     Report(FlushReport),
 }
@@ -197,6 +205,12 @@ pub struct Status {
     pub cached_bytes: u64,
     /// The batch that ended last; `None` if there was none.
     pub last_batch: Option<LastBatch>,
+    /// The last look for changes of others; `None` if there was none.
+    #[serde(default)]
+    pub last_refresh: Option<LastRefresh>,
+    /// How many versions of others are in the mount beside its own, as `name.sync-conflict-...`.
+    #[serde(default)]
+    pub conflicts: u64,
     /// Whether the backend may be unplugged now without anything waiting for it or being written to it.
     pub safe_to_unplug: bool,
     /// Whether a batch is on its way.
@@ -291,6 +305,44 @@ pub struct FlushReport {
     pub left_behind: Vec<LeftBehind>,
     /// Entries that the backend cannot hold and that live in the index only.
     pub kept_local: u64,
+}
+
+/// What a look for changes of others has found, counted by names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RefreshReport {
+    /// What had appeared.
+    pub new: u64,
+    /// Files with other bytes.
+    pub changed: u64,
+    /// What had been moved.
+    pub moved: u64,
+    /// What was gone.
+    pub deleted: u64,
+    /// What the mount had changed as well: both versions are kept.
+    pub conflicts: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Directories that could not be read, a hundred of them at most. Nothing was concluded from them.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A directory of the backend that could not be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its path on the backend.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The look for changes of others that ended last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastRefresh {
+    /// When it ended: RFC 3339, UTC.
+    pub time: String,
+    /// What it has found.
+    #[serde(flatten)]
+    pub report: RefreshReport,
 }
 
 /// What an attach did.

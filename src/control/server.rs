@@ -25,7 +25,8 @@ use parking_lot::{Condvar, Mutex};
 use super::address::at_socket;
 use super::connection::{self, Limits};
 use super::protocol::{
-    AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, Progress, SOCKET_NAME, Status,
+    AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, Progress, RefreshReport,
+    SOCKET_NAME, Status,
 };
 
 /// What the daemon does when it is asked. Called from many threads at once.
@@ -82,6 +83,16 @@ pub trait Handler: Send + Sync {
     ) -> Result<AttachReport, ControlError> {
         let _ = (path, accept_copy, fsck, take_over);
         let message = "nothing can be attached here";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
+    }
+
+    /// Looks for what others have changed on the backend, at `path` from the mount's root (empty for all) and below it.
+    ///
+    /// # Errors
+    /// If the backend is not there, or cannot be looked at.
+    fn refresh(&self, path: &str) -> Result<RefreshReport, ControlError> {
+        let _ = path;
+        let message = "nothing can be looked at here";
         Err(ControlError::new(ErrorCode::BadRequest, message))
     }
 

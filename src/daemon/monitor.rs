@@ -139,6 +139,8 @@ pub(super) struct Parts {
     pub(super) lease: Arc<Keeper>,
     /// Called when the backend has been let go of.
     pub(super) on_detach: Box<dyn Fn() + Send + Sync>,
+    /// Called when it has been attached again.
+    pub(super) on_attach: Box<dyn Fn() + Send + Sync>,
 }
 
 /// Watches one backend.
@@ -448,6 +450,7 @@ impl Monitor {
         *self.retry.lock() = (Instant::now(), Duration::ZERO);
         *self.presence.lock() = Presence::Attached;
         self.parts.drive.refresh_space();
+        (self.parts.on_attach)();
         Ok(())
     }
 

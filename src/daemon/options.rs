@@ -26,6 +26,8 @@ pub struct MountOptions {
     pub io: IoMode,
     /// Whether what a flush has written is read back.
     pub verify: Verify,
+    /// How often changes of others are looked for.
+    pub refresh: Refresh,
     /// What the kernel is told of the mount.
     pub fuse: FuseOptions,
     /// Check the drive's file system first, unless it says that it was let go of in order.
@@ -67,6 +69,32 @@ pub enum Verify {
     Off,
     /// In every flush, before the cache lets go of anything. Reads once more all that is written.
     AfterFlush,
+}
+
+/// How often it is looked what others have changed on the backend. When it is attached that is done in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refresh {
+    /// Every minute on a network file system, where others may be at work; else not: it would wake a drive.
+    #[default]
+    Auto,
+    /// Not by itself, but for that.
+    Off,
+    /// This often.
+    Every(Duration),
+}
+
+impl Refresh {
+    /// On a network file system, where nobody says otherwise.
+    const ON_NETWORK: Duration = Duration::from_secs(60);
+
+    /// The time between two looks; `None` for none by itself.
+    pub fn every(self, on_network: bool) -> Option<Duration> {
+        match self {
+            Refresh::Auto => on_network.then_some(Refresh::ON_NETWORK),
+            Refresh::Off => None,
+            Refresh::Every(time) => Some(time),
+        }
+    }
 }
 
 /// Which directories are held by a lease, so that only one machine works on them.

@@ -36,6 +36,7 @@ impl Place {
             verify: Default::default(),
             fuse: FuseOptions::default(),
             fsck: false,
+            refresh: Default::default(),
             accept_copy: false,
             lease: crate::daemon::options::LeaseMode::Auto,
             lease_timeout: std::time::Duration::from_secs(60),

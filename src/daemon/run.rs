@@ -8,24 +8,25 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
-use super::lease::Keeper;
+use super::hooks::FlushHooks;
 use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
 use super::opening::{Opened, open_cache};
 use super::options::{CacheSize, IoMode, MountOptions, Verify};
+use super::refresh::Refreshing;
 use super::service::Service;
 use super::tasks::{AutoFlush, Tasks};
 use super::{DaemonError, Ready, ending, starting, volume};
-use crate::backend::Backend;
 use crate::backend::drive::Drive;
-use crate::base::{Clock, Ino};
+use crate::base::Clock;
 use crate::cache::{Reserve, Store};
 use crate::cli::render;
 use crate::control::server::{self, Handler};
-use crate::flush::{Flusher, Hooks, Parts as FlushParts};
+use crate::flush::{Flusher, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
 use crate::index::{self, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Shown, Workers};
 use crate::rules::names::NameRules;
+use crate::sys::mounts::Mount;
 use crate::sys::time::CoarseClock;
 
 /// How many times the time that a read may go unanswered a backend may not answer before an end is made without it.
@@ -47,34 +48,6 @@ const LEAVING: Duration = Duration::from_secs(5);
 enum End {
     Unmounted,
     Signal,
-}
-
-struct FlushHooks {
-    fs: Arc<Fs>,
-    lease: Arc<Keeper>,
-}
-
-impl Hooks for FlushHooks {
-    fn sync_cache(&self) -> Result<(), String> {
-        self.fs.sync().map_err(|error| error.to_string())
-    }
-
-    fn settle(&self) -> Result<(), String> {
-        self.fs.commit_pending().map_err(|error| error.to_string())
-    }
-
-    fn hold_open(&self, inos: &[Ino]) {
-        self.fs.hold_open_for_readers(inos);
-    }
-
-    fn may_write(&self, backend: &dyn Backend) -> Result<(), String> {
-        let checked = self.lease.check(backend);
-        checked.map_err(|error| error.to_string())
-    }
-
-    fn give_up_reserve(&self) -> bool {
-        self.fs.give_up_reserve()
-    }
 }
 
 pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
@@ -197,7 +170,9 @@ fn serve(
         },
     };
     let (ended, end) = unbounded();
-    let readers = fs.clone();
+    let on_network = (site.mount.as_ref()).is_some_and(Mount::is_shared);
+    let refreshing = Arc::new(Refreshing::new(options.refresh.every(on_network)));
+    let (readers, again) = (fs.clone(), refreshing.clone());
     let monitor = Monitor::new(
         MonitorParts {
             drive: drive.clone(),
@@ -208,6 +183,7 @@ fn serve(
             facts: opened.facts.clone(),
             lease: opened.lease.clone(),
             on_detach: Box::new(move || readers.close_idle_readers(true)),
+            on_attach: Box::new(move || again.note_attached()),
         },
         site,
         opened.warning.clone(),
@@ -225,6 +201,7 @@ fn serve(
         patience: options.io_timeout * HOPELESS,
         store,
         attention,
+        refreshing,
         ended,
         ending: false.into(),
         over: false.into(),

@@ -11,13 +11,14 @@ use uuid::Uuid;
 
 use super::flight::{self, Patience};
 use super::monitor::{Monitor, Presence};
+use super::refresh::Refreshing;
 use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
-use crate::base::Timestamp;
+use crate::base::{RelPath, Timestamp};
 use crate::cache::Store;
 use crate::control::protocol::{
     AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish,
-    ImportStatus, IoPath, LastBatch, LeftBehind, Progress, Status,
+    ImportStatus, IoPath, LastBatch, LeftBehind, Progress, RefreshReport, Status,
 };
 use crate::control::server::Handler;
 use crate::flush::{FlushError, Flusher, Report, Wish};
@@ -43,6 +44,8 @@ pub(super) struct Service {
     pub(super) store: Arc<Store>,
     /// What the start of this daemon has found that its owner must know.
     pub(super) attention: Vec<String>,
+    /// What is known of looks for changes of others.
+    pub(super) refreshing: Arc<Refreshing>,
     /// Told when the mount has been ended on request.
     pub(super) ended: Sender<()>,
     /// No new flush begins by itself.
@@ -258,6 +261,11 @@ impl Service {
 
     fn attention(&self) -> Vec<String> {
         let mut lines = self.attention.clone();
+        lines.extend(self.flusher.catalog_losses().into_iter().map(|line| {
+            format!(
+                "{line}: modes, owners and other attributes told there are lost, contents are not"
+            )
+        }));
         match self.store.lost_and_found() {
             Ok((0, _)) => {}
             Ok((count, path)) => lines.push(format!(
@@ -367,6 +375,8 @@ impl Handler for Service {
             open_for_write: writing as u64,
             cached_bytes: totals.cached_bytes,
             last_batch: last.map(last_batch),
+            last_refresh: self.refreshing.last(),
+            conflicts: self.conflicts(),
             safe_to_unplug: dirty_files == 0 && !busy,
             batch_in_progress: busy,
             kept_local: waiting.kept_local,
@@ -452,6 +462,29 @@ impl Handler for Service {
             return Err(ControlError::new(ErrorCode::BadRequest, message));
         }
         self.monitor.attach(path, accept_copy, fsck, take_over)
+    }
+
+    fn refresh(&self, path: &str) -> Result<RefreshReport, ControlError> {
+        if self.monitor.presence() != Presence::Attached || !self.drive.is_attached() {
+            return Err(control_error(&FlushError::Detached));
+        }
+        if let Some(stall) = self.drive.stalled() {
+            let message = format!(
+                "the backend has not answered for {} s",
+                stall.lasts().as_secs()
+            );
+            return Err(ControlError::new(ErrorCode::BackendAbsent, message)
+                .with_hint("see whether the NAS or drive is well, and try again"));
+        }
+        let wrong = || ControlError::new(ErrorCode::BadRequest, "not a path below the mount");
+        let path = RelPath::parse(path.as_bytes()).map_err(|_| wrong())?;
+        let (dir, below) = self.directory_at(&path).ok_or_else(wrong)?;
+        let over = || self.over.load(Ordering::Acquire);
+        self.look_for_changes(dir, below, &over)
+            .map_err(|error| match error {
+                FlushError::TimedOut => ControlError::new(ErrorCode::Busy, "the mount is ending"),
+                error => control_error(&error),
+            })
     }
 
     fn unmount(

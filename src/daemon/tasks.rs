@@ -89,6 +89,8 @@ impl Tasks {
                 s.monitor.wait();
             }
         })?;
+        let s = service.clone();
+        tasks.spawn("ferryfs-others", move |stop| super::refresh::run(&s, stop))?;
         if let Some(auto) = auto {
             let s = service.clone();
             tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, auto, stop))?;
@@ -129,7 +131,7 @@ impl Tasks {
 }
 
 /// Sleeps in short steps, so that a stop is not waited for.
-fn rest(stop: &AtomicBool, time: Duration) {
+pub(super) fn rest(stop: &AtomicBool, time: Duration) {
     let end = Instant::now() + time;
     while !stop.load(Ordering::Acquire) {
         let left = end.saturating_duration_since(Instant::now());

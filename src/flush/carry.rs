@@ -8,11 +8,11 @@ use super::gather::Gathered;
 use super::journal::Journal;
 use super::keep;
 use super::known::Before;
-use super::preflight::{Foreign, find_foreign};
+use super::preflight::{Foreign, changed_elsewhere, find_foreign};
 use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
 use super::stage::{Staged, Stager, discard};
-use super::{Flusher, Parts, attributes, catalog, room, verify};
+use super::{Flusher, Parts, attributes, catalog, room, told, verify};
 use crate::backend::Backend;
 use crate::base::Ino;
 use crate::base::steps::CacheStep;
@@ -51,11 +51,19 @@ pub(super) struct Carrier<'a> {
     pub(super) active: &'a ActiveBatch,
     pub(super) wish: &'a Wish,
     pub(super) progress: &'a dyn Fn(Progress),
+    /// What others have changed may be taken in before anything is carried.
+    pub(super) may_look_again: bool,
 }
 
 impl Carrier<'_> {
     /// Carries the difference over. Files that are changed in place before the batch is committed are left out of it.
     pub(super) fn carry(&self, mut gathered: Gathered) -> Result<Report> {
+        if self.may_look_again {
+            let dirs = changed_elsewhere(self.parts, self.backend, &gathered)?;
+            if !dirs.is_empty() {
+                return Err(FlushError::ChangedElsewhere { dirs });
+            }
+        }
         let foreign = find_foreign(
             self.backend,
             &gathered,
@@ -98,10 +106,12 @@ impl Carrier<'_> {
 
     fn attempt(&self, plan: &Plan, gathered: &Gathered, mut report: Report) -> Result<Attempt> {
         if plan.steps.is_empty() {
-            // Nothing differs that the backend could hold: the marks go, and no batch is written.
-            let journal = self.journal(plan, gathered, &Staged::empty());
-            self.flusher.note_conclusions(&journal, self.active.cut)?;
-            return Ok(Attempt::Done(report));
+            let journal = self.journal(plan, gathered, &Staged::empty())?;
+            if journal.record.catalog.is_none() {
+                // Nothing differs that the backend could hold: the marks go, and no batch is written.
+                self.flusher.note_conclusions(&journal, self.active.cut)?;
+                return Ok(Attempt::Done(report));
+            }
         }
         let stager = Stager {
             backend: self.backend,
@@ -129,7 +139,7 @@ impl Carrier<'_> {
                 self.progress,
             )?;
         }
-        let journal = self.journal(plan, gathered, &staged);
+        let journal = self.journal(plan, gathered, &staged)?;
         let moves = Before::new(gathered).moves(&staged);
         keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
@@ -161,8 +171,8 @@ impl Carrier<'_> {
         Ok(self.backend.sync()?)
     }
 
-    fn journal(&self, plan: &Plan, gathered: &Gathered, staged: &Staged) -> Journal {
-        Journal {
+    fn journal(&self, plan: &Plan, gathered: &Gathered, staged: &Staged) -> Result<Journal> {
+        Ok(Journal {
             record: BatchRecord {
                 volume: self.parts.volume,
                 batch: self.active.batch,
@@ -170,14 +180,14 @@ impl Carrier<'_> {
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
                 known: Before::new(gathered).known(&staged.steps),
-                catalog: None,
+                catalog: told::catalog_of(self.parts, plan, &staged.steps, &gathered.subjects)?,
             },
             confirmed: conclusions(plan, gathered, staged),
             attributes: settled_attributes(plan, gathered),
             sources: staged.sources.clone(),
             files: staged.files,
             bytes: staged.bytes,
-        }
+        })
     }
 
     /// The point at which the batch becomes fixed: from here on nobody changes a file of it in place any more. If somebody

@@ -182,6 +182,9 @@ impl Flusher {
         for path in applied.vanished.iter().chain(&applied.not_linked) {
             self.note_vanished(path, cut)?;
         }
+        if let Some(batch) = &journal.record.catalog {
+            self.confirm_catalog(batch)?;
+        }
         let summary = BatchSummary {
             batch: journal.record.batch,
             time: self.parts.clock.now(),

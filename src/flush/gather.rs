@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::Result;
+use super::subjects::Subjects;
 use crate::backend::{Capabilities, Xattrs};
 use crate::base::{FileKind, Ino, ObjectId, RelPath};
 use crate::cache::Store;
@@ -28,6 +29,8 @@ pub(super) struct Gathered {
     pub(super) settled: Vec<NameKey>,
     /// Inodes with other attributes than the backend, or the catalog on it, was last told of.
     pub(super) attributes: BTreeSet<Ino>,
+    /// What the catalog may be told of.
+    pub(super) subjects: Subjects,
     /// What the cut knows of the inodes that have a listed name, hold one, or are among `attributes`.
     pub(super) inodes: BTreeMap<Ino, Inode>,
     /// Their extended attributes, where there are any.
@@ -170,6 +173,7 @@ impl Gatherer<'_> {
             sizes: BTreeMap::new(),
             settled: Vec::new(),
             attributes: std::mem::take(&mut self.attributes),
+            subjects: Subjects::default(),
             inodes: BTreeMap::new(),
             xattrs: BTreeMap::new(),
             told_dirs: BTreeMap::new(),
@@ -260,6 +264,12 @@ impl Gatherer<'_> {
 
     fn content(&self, inode: &Inode) -> Result<NewContent> {
         if self.live.contains(&inode.ino) || inode.flags.has(Flags::INTERRUPTED) {
+            return Ok(NewContent::Live);
+        }
+        // Names of it that nobody has met yet would keep the old version, and be another file's from then on.
+        if inode.nlink > 1
+            && (self.snapshot.link_group_of(inode.ino)?).is_some_and(|group| group.pending > 0)
+        {
             return Ok(NewContent::Live);
         }
         if inode.flags.has(Flags::DATA_DIRTY) {

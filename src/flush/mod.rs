@@ -25,20 +25,25 @@ mod gather;
 mod journal;
 mod keep;
 mod known;
+mod mirror;
 mod preflight;
 mod real;
 mod recover;
 mod redo;
+mod refresh;
 mod report;
 mod room;
 mod run;
 mod stage;
+mod subjects;
 mod sweep;
+mod told;
 mod untrusted;
 mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -48,6 +53,7 @@ use crate::backend::{Backend, Capabilities};
 use crate::base::{Clock, Ino};
 use crate::cache::Store;
 use crate::index::Index;
+use crate::rules::merge::Changes;
 use crate::rules::names::NameRules;
 
 pub use catalog::{CatalogLog, read_catalog};
@@ -71,6 +77,39 @@ pub trait Hooks: Send + Sync {
     /// A line that says what failed; what could not be brought up stays behind.
     fn settle(&self) -> std::result::Result<(), String> {
         Ok(())
+    }
+
+    /// The catalog on the drive says something else than before, by another machine.
+    ///
+    /// # Errors
+    /// A line that says what failed; some of it is then not shown.
+    fn catalog_changed(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// What a directory of the backend looks like beside what the index believes of it: whether anything differs, and the
+    /// directories in it whose contents are known.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn look_at(&self, backend: &dyn Backend, dir: Ino) -> Result<(bool, Vec<Ino>)> {
+        let _ = (backend, dir);
+        Ok((false, Vec::new()))
+    }
+
+    /// Takes what others have changed in `dirs` into the index; no batch is under way. Before anything is concluded from what
+    /// was listed, `still_right` is asked whether that was the volume.
+    ///
+    /// # Errors
+    /// If it was not, or the backend or the index fails.
+    fn take_in(
+        &self,
+        backend: &dyn Backend,
+        dirs: &[Ino],
+        still_right: &mut dyn FnMut() -> bool,
+    ) -> Result<Changes> {
+        let _ = (backend, dirs, still_right);
+        Ok(Changes::default())
     }
 
     /// Opens what the batch is about to take off the backend for those who are still reading it.
@@ -124,6 +163,9 @@ pub struct Parts {
 pub struct Flusher {
     parts: Parts,
     running: Mutex<()>,
+    catalog_losses: Mutex<Vec<String>>,
+    /// Whoever holds that looks for changes of others and writes nothing.
+    refreshing: AtomicBool,
 }
 
 impl Flusher {
@@ -132,11 +174,13 @@ impl Flusher {
         Flusher {
             parts,
             running: Mutex::new(()),
+            catalog_losses: Mutex::default(),
+            refreshing: AtomicBool::new(false),
         }
     }
 
     /// Whether a flush is under way.
     pub fn is_running(&self) -> bool {
-        self.running.is_locked()
+        self.running.is_locked() && !self.refreshing.load(Ordering::Acquire)
     }
 }

@@ -1,17 +1,19 @@
-//! Before anything is staged: what stands on the backend where the batch is to write is compared with what the index believes.
-//! What somebody else has put there or changed is not overwritten; the name stays behind, with the reason.
+//! Before anything is staged: what stands on the backend where the batch is to write, whence it moves something, and in what it
+//! removes is compared with what the index believes ([`changed_elsewhere`]). Where they differ the batch is given up, what others
+//! have done is taken in, and another is begun. Only if that does not end, because they go on, the batch goes without:
+//! what somebody else has put there or changed is not overwritten ([`find_foreign`]); the name stays behind, with the reason.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::Result;
 use super::apply::hash_file;
 use super::gather::Gathered;
+use super::{Parts, Result};
 use crate::backend::{Backend, Metadata};
 use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
-use crate::rules::known::SLACK_NS;
+use crate::rules::layout;
 use crate::rules::names::NameRules;
-use crate::rules::plan::{NameKey, NewContent, OldEntry};
+use crate::rules::plan::{NameChange, NameKey, NewContent, OldEntry};
 use crate::rules::steps::PlainKind;
 
 /// Names on the backend that are taken by something unknown, where the batch would put something of its own.
@@ -32,11 +34,9 @@ pub(super) fn find_foreign(
     rules: &NameRules,
     granularity_ns: u64,
 ) -> Result<Foreign> {
-    let slack = i64::try_from(granularity_ns)
-        .unwrap_or(i64::MAX)
-        .max(SLACK_NS.cast_signed());
+    let slack = slack(granularity_ns);
     let mut foreign = Foreign::default();
-    let standing = Standing::new(gathered);
+    let standing = Standing::new(gathered, rules);
     let mut listings = Listings {
         backend,
         rules,
@@ -104,6 +104,117 @@ pub(super) fn find_foreign(
     Ok(foreign)
 }
 
+/// The directories in which anything that the batch touches is not as the index believes, or in which, as they are to be
+/// removed, there is something unknown.
+pub(super) fn changed_elsewhere(
+    parts: &Parts,
+    backend: &dyn Backend,
+    gathered: &Gathered,
+) -> Result<Vec<Ino>> {
+    let mut comparing = Comparing {
+        backend,
+        slack: slack(parts.time_granularity_ns),
+        gathered,
+        standing: Standing::new(gathered, &parts.rules),
+        listings: Listings {
+            backend,
+            rules: &parts.rules,
+            before: &gathered.before,
+            dirs: HashMap::new(),
+        },
+        moved: moved(gathered),
+        changed: BTreeSet::new(),
+    };
+    for change in &gathered.delta.names {
+        comparing.compare(change)?;
+    }
+    Ok(comparing.changed.into_iter().collect())
+}
+
+/// The names from which the batch moves something.
+fn moved(gathered: &Gathered) -> HashSet<&NameKey> {
+    let names = &gathered.delta.names;
+    let mut places: HashMap<Ino, Vec<&NameKey>> = HashMap::new();
+    for change in names {
+        if let Some(old) = change.old {
+            places.entry(old.ino).or_default().push(&change.key);
+        }
+    }
+    let mut moved = HashSet::new();
+    for change in names {
+        let Some(new) = &change.new else { continue };
+        if matches!(new.content, NewContent::Changed(_) | NewContent::Live) {
+            continue;
+        }
+        let olds = places.get(&new.ino).into_iter().flatten();
+        moved.extend(olds.filter(|old| **old != &change.key));
+    }
+    moved
+}
+
+/// Comparing what a batch touches with what stands there.
+struct Comparing<'a> {
+    backend: &'a dyn Backend,
+    slack: i64,
+    gathered: &'a Gathered,
+    standing: Standing<'a>,
+    listings: Listings<'a>,
+    moved: HashSet<&'a NameKey>,
+    /// The directories in which something differs.
+    changed: BTreeSet<Ino>,
+}
+
+impl Comparing<'_> {
+    fn compare(&mut self, change: &NameChange) -> Result<()> {
+        let parent = change.key.parent;
+        let stays = change.new.as_ref().is_some_and(|new| match new.content {
+            NewContent::Live => true,
+            NewContent::Unchanged { .. } | NewContent::Directory => {
+                change.old.is_some_and(|old| old.ino == new.ino)
+            }
+            _ => false,
+        });
+        if stays || self.changed.contains(&parent) {
+            return Ok(());
+        }
+        let Some(dir) = self.standing.path_of(parent) else {
+            return Ok(());
+        };
+        let believed = self.gathered.before.get(&change.key);
+        let found = self.listings.find(&dir, &change.key)?;
+        let was_there =
+            (self.gathered.delta.dirs.get(&parent)).is_some_and(|dir| dir.old.is_some());
+        if was_there && self.listings.is_missing(&dir) {
+            self.changed.insert(parent);
+            return Ok(());
+        }
+        // Nobody misses what is gone if it was to go; but it can neither be moved nor replaced.
+        let is_wanted = change.new.is_some() || self.moved.contains(&change.key);
+        let is_missed = found.is_none() && believed.is_some() && is_wanted;
+        let path = dir.join(&change.key.name);
+        if is_missed || !agrees(self.backend, &path, found.as_ref(), believed, self.slack)? {
+            self.changed.insert(parent);
+            return Ok(());
+        }
+        match change.old {
+            Some(old)
+                if old.kind == PlainKind::Directory
+                    && found.is_some()
+                    && !self.moved.contains(&change.key)
+                    && self.listings.holds_unknown(&path, old.ino)? =>
+            {
+                self.changed.insert(old.ino);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn slack(granularity_ns: u64) -> i64 {
+    i64::try_from(granularity_ns).unwrap_or(i64::MAX).max(1)
+}
+
 impl Foreign {
     /// Takes what is kept out of the difference: the index is to know nothing of it any more.
     pub(super) fn keep(&self, gathered: &mut Gathered) {
@@ -117,12 +228,15 @@ impl Foreign {
 /// Where the directories of the difference stand on the backend before the batch.
 struct Standing<'a> {
     gathered: &'a Gathered,
+    rules: &'a NameRules,
     /// The name under which each directory is, or will be.
     names: HashMap<Ino, &'a NameKey>,
+    /// What is known to stand there, as the backend compares names.
+    known: HashSet<(Ino, Vec<u8>)>,
 }
 
 impl Standing<'_> {
-    fn new(gathered: &Gathered) -> Standing<'_> {
+    fn new<'a>(gathered: &'a Gathered, rules: &'a NameRules) -> Standing<'a> {
         let changes = gathered.delta.names.iter();
         let names = changes
             .filter_map(|change| match &change.new {
@@ -130,7 +244,16 @@ impl Standing<'_> {
                 _ => None,
             })
             .collect();
-        Standing { gathered, names }
+        let known = gathered.before.keys();
+        Standing {
+            known: known
+                .map(|key| (key.parent, rules.fold(&key.name)))
+                .filter(|(_, fold)| !fold.is_empty())
+                .collect(),
+            gathered,
+            rules,
+            names,
+        }
     }
 
     /// The path of `dir`: its own, or for one that the batch will make, where somebody else may have made it already.
@@ -141,33 +264,67 @@ impl Standing<'_> {
             return Some(old.clone());
         }
         let key = self.names.get(&dir)?;
-        if self.gathered.before.contains_key(*key) {
+        let folded = (key.parent, self.rules.fold(&key.name));
+        if self.gathered.before.contains_key(*key) || self.known.contains(&folded) {
             return None;
         }
         Some(self.path_of(key.parent)?.join(&key.name))
     }
 }
 
-/// What stands in one directory, by name as it is spelled.
-type Listing = BTreeMap<Vec<u8>, Metadata>;
+/// What stands in one directory.
+struct Listed {
+    /// By name as it is spelled.
+    exact: BTreeMap<Vec<u8>, Metadata>,
+    /// The names by how the backend compares them.
+    folded: HashMap<Vec<u8>, Name>,
+    /// There is no such directory.
+    missing: bool,
+}
 
 /// Directories are listed once rather than asked for each name: that is one pass of the disk.
 struct Listings<'a> {
     backend: &'a dyn Backend,
     rules: &'a NameRules,
     before: &'a BTreeMap<NameKey, PlacedEntry>,
-    dirs: HashMap<RelPath, (Listing, HashMap<Vec<u8>, Name>)>,
+    dirs: HashMap<RelPath, Listed>,
 }
 
 impl Listings<'_> {
-    /// What the backend has under the name `key` in `dir`, also in another spelling that it takes for the same; unless
-    /// that spelling is a name of its own in the index, of which the batch knows what becomes.
-    fn find(&mut self, dir: &RelPath, key: &NameKey) -> Result<Option<Metadata>> {
+    /// Whether there is anything in the directory `ino` at `path` of which the batch does not know.
+    fn holds_unknown(&mut self, path: &RelPath, ino: Ino) -> Result<bool> {
+        self.list_once(path)?;
+        let Some(listed) = self.dirs.get(path) else {
+            return Ok(false);
+        };
+        let is_unknown = |name: &Vec<u8>| {
+            Name::new(name).is_ok_and(|name| {
+                let reserved = layout::is_reserved(&path.join(&name));
+                let key = NameKey { parent: ino, name };
+                !reserved && !self.before.contains_key(&key)
+            })
+        };
+        Ok(listed.exact.keys().any(is_unknown))
+    }
+
+    /// Whether no directory stands at `dir`, which has been looked at.
+    fn is_missing(&self, dir: &RelPath) -> bool {
+        self.dirs.get(dir).is_some_and(|listed| listed.missing)
+    }
+
+    fn list_once(&mut self, dir: &RelPath) -> Result<()> {
         if !self.dirs.contains_key(dir) {
             let listed = self.list(dir)?;
             self.dirs.insert(dir.clone(), listed);
         }
-        let Some((exact, folded)) = self.dirs.get(dir) else {
+        Ok(())
+    }
+
+    /// What the backend has under the name `key` in `dir`, also in another spelling that it takes for the same; unless
+    /// that spelling is a name of its own in the index, of which the batch knows what becomes.
+    fn find(&mut self, dir: &RelPath, key: &NameKey) -> Result<Option<Metadata>> {
+        self.list_once(dir)?;
+        let Some(Listed { exact, folded, .. }) = self.dirs.get(dir) else {
             return Ok(None);
         };
         if let Some(found) = exact.get(key.name.as_bytes()) {
@@ -186,7 +343,8 @@ impl Listings<'_> {
         Ok(exact.get(spelled.as_bytes()).cloned())
     }
 
-    fn list(&self, dir: &RelPath) -> Result<(Listing, HashMap<Vec<u8>, Name>)> {
+    fn list(&self, dir: &RelPath) -> Result<Listed> {
+        let mut missing = false;
         let entries = match self.backend.read_dir(dir) {
             Ok(entries) => entries,
             // A file in its place is found under the directory's own name.
@@ -194,6 +352,7 @@ impl Listings<'_> {
                 if error.is_not_found()
                     || error.source.kind() == std::io::ErrorKind::NotADirectory =>
             {
+                missing = true;
                 Vec::new()
             }
             Err(error) => return Err(error.into()),
@@ -207,7 +366,11 @@ impl Listings<'_> {
             }
             exact.insert(entry.name.as_bytes().to_vec(), entry.meta);
         }
-        Ok((exact, folded))
+        Ok(Listed {
+            exact,
+            folded,
+            missing,
+        })
     }
 }
 

@@ -81,6 +81,12 @@ pub enum FlushError {
         /// Where it stands.
         path: RelPath,
     },
+    /// Others have changed the backend where the batch was to write; what they did is to be taken in first.
+    #[error("the drive is being changed by others; what they did is taken in first")]
+    ChangedElsewhere {
+        /// The directories concerned.
+        dirs: Vec<Ino>,
+    },
     /// Something that ferryfs did not make stands where it keeps a file of its own.
     #[error("{path} on the drive is {found}, where ferryfs keeps a file of its own")]
     NotOurs {

@@ -11,6 +11,7 @@ use std::collections::HashSet;
 
 use super::gather::Gathered;
 use super::report::{FlushError, Result};
+use super::subjects::Subjects;
 use crate::backend::Backend;
 use crate::base::{Ino, RelPath};
 use crate::rules::plan::{NameChange, Plan, StageSource};
@@ -105,6 +106,7 @@ pub(super) fn keep_removals(gathered: &mut Gathered) {
     names.retain(|change| is_removal(change, &wanted));
     gathered.settled.clear();
     gathered.attributes.clear();
+    gathered.subjects = Subjects::default();
     // The directories stay where they are in this batch.
     let parents: HashSet<Ino> = names.iter().map(|change| change.key.parent).collect();
     gathered.delta.dirs.retain(|dir, _| parents.contains(dir));

@@ -9,7 +9,7 @@ use super::gather::{Gathered, gather};
 use super::journal::Journal;
 use super::report::{FlushError, Report, Result, Wish};
 use super::stage::discard;
-use super::{Flusher, recover, room};
+use super::{Flusher, recover, room, subjects};
 use crate::backend::Backend;
 use crate::base::BatchNo;
 use crate::base::steps::CacheStep;
@@ -19,6 +19,9 @@ use crate::rules::layout;
 
 /// The kernel tells of the last close of a file a moment after close(2) has returned; that long a flush waits for it.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// How often a flush takes in what others have changed meanwhile before it goes on without that.
+const LOOKS: usize = 3;
 
 /// Whether all of the cut is carried, or only what makes room on the backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,21 +101,43 @@ impl Flusher {
         self.may_write(backend)?;
         self.recover_open_batch(backend)?;
         self.sweep_journals()?;
+        self.catch_up_if_lost(backend)?;
         self.parts.drive.names_are_settled(true);
         self.wait_for_closes();
         if let Err(error) = self.parts.hooks.settle() {
             tracing::warn!(error, "before the cut");
         }
-        match self.run_batch(backend, Scope::All, wish, progress) {
+        match self.run_batches(backend, Scope::All, wish, progress) {
             Err(full @ FlushError::Full { .. }) if wish.removals_first => {
-                let freed = self.run_batch(backend, Scope::RemovalsOnly, wish, progress)?;
+                let freed = self.run_batches(backend, Scope::RemovalsOnly, wish, progress)?;
                 if freed.batch.is_none() {
                     return Err(full);
                 }
-                self.run_batch(backend, Scope::All, wish, progress)
+                self.run_batches(backend, Scope::All, wish, progress)
             }
             result => result,
         }
+    }
+
+    /// A batch; and if others have changed the backend where it was to write, that is taken in and the batch begun anew. If they
+    /// are faster than we are, what they change stays behind at last, and is named.
+    fn run_batches(
+        &self,
+        backend: &dyn Backend,
+        scope: Scope,
+        wish: &Wish,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Report> {
+        for _ in 0..LOOKS {
+            match self.run_batch(backend, scope, wish, progress, true) {
+                Err(FlushError::ChangedElsewhere { dirs }) => {
+                    let changes = self.take_in(backend, &dirs)?;
+                    tracing::info!(?changes, "others have changed the drive");
+                }
+                result => return result,
+            }
+        }
+        self.run_batch(backend, scope, wish, progress, false)
     }
 
     fn wait_for_closes(&self) {
@@ -128,6 +153,7 @@ impl Flusher {
         scope: Scope,
         wish: &Wish,
         progress: &dyn Fn(Progress),
+        may_look_again: bool,
     ) -> Result<Report> {
         progress(phase(Phase::Cut));
         // Another cache of this volume may have used higher numbers; ours must not meet what it has left.
@@ -142,6 +168,7 @@ impl Flusher {
             active: &active,
             wish,
             progress,
+            may_look_again,
         };
         let result = self
             .difference(scope, &active, snapshot)
@@ -154,11 +181,12 @@ impl Flusher {
             .active_batch()
             .is_some_and(|active| active.committed);
         if !committed && self.parts.index.lock().active_batch().is_some() {
+            let is_nothing = matches!(&result, Ok(_) | Err(FlushError::ChangedElsewhere { .. }));
             let outcome = match &result {
-                Ok(_) => "nothing to carry".to_string(),
-                Err(error) => error.to_string(),
+                Err(error) if !is_nothing => error.to_string(),
+                _ => "nothing to carry".to_string(),
             };
-            self.give_up(backend, active.batch, &outcome, result.is_ok())?;
+            self.give_up(backend, active.batch, &outcome, is_nothing)?;
         }
         result
     }
@@ -188,6 +216,8 @@ impl Flusher {
             &self.parts.capabilities,
             active,
         )?;
+        gathered.subjects =
+            subjects::find(&snapshot, &self.parts.rules, &self.parts.origin, &gathered)?;
         // While it lives the index's WAL cannot begin anew.
         drop(snapshot);
         if scope == Scope::RemovalsOnly {

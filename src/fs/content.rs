@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::described::write_around_holes;
 use super::open::{Content, ObjectFile, OpenInode};
 use super::{Ctx, Fs, FsError, Result};
 use crate::base::steps::CacheStep;
@@ -253,11 +254,13 @@ impl Fs {
     /// Brings a file that only the backend has into the cache. The caller holds its content's lock, or has seen to it
     /// otherwise that nobody changes the file meanwhile.
     pub(super) fn fetch(&self, ino: Ino) -> Result<()> {
+        // Opening it may bring the row up to what stands there.
+        let source = self.open_on_backend(ino)?;
         let (inode, object) = {
             let mut state = self.index.lock();
             (self.known(&mut state, ino)?, state.new_object()?)
         };
-        let source = self.open_on_backend(ino)?;
+        let holes = self.described_holes(&inode)?;
         let target = object_file(object, self.store.create(object)?);
         let copied = (|| {
             let mut buffer = vec![0; FETCH_BUFFER];
@@ -267,9 +270,12 @@ impl Fs {
                 if got == 0 {
                     break;
                 }
-                target.file.write_all_at(&buffer[..got], at)?;
+                write_around_holes(&holes, at, &buffer[..got], |at, bytes| {
+                    target.file.write_all_at(bytes, at)
+                })?;
                 at += got as u64;
             }
+            target.file.set_len(at)?; // Where it ends in a hole.
             if at != inode.size {
                 tracing::warn!(
                     ino = ino.0,

@@ -10,9 +10,10 @@ use parking_lot::{Condvar, Mutex};
 
 mod attributes;
 
+use super::described::{Described, Found, Told};
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
-use crate::base::{FileKind, Ino, RelPath};
+use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::hidden;
 use crate::rules::layout;
@@ -38,7 +39,7 @@ pub(super) struct Importing {
 }
 
 /// Takes the directory off the list again, however the import ends.
-struct Claim<'a>(&'a Importing, Ino);
+pub(super) struct Claim<'a>(&'a Importing, Ino);
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
@@ -49,7 +50,7 @@ impl Drop for Claim<'_> {
 
 impl Importing {
     /// Claims the directory, waiting for whoever has it; he in turn waits for the backend in bounded time.
-    fn claim(&self, dir: Ino) -> Claim<'_> {
+    pub(super) fn claim(&self, dir: Ino) -> Claim<'_> {
         let mut dirs = self.dirs.lock();
         while !dirs.insert(dir) {
             self.done.wait(&mut dirs);
@@ -91,13 +92,18 @@ impl Fs {
         };
         let in_root = dir == Ino::ROOT;
         // Who gets which name is to depend neither on the backend's order nor on where an earlier import was cut off.
-        listed.entries.sort_by_cached_key(|entry| {
+        let Listed { entries, told, .. } = &mut listed;
+        entries.sort_by_cached_key(|entry| {
+            let exact = told.of(&entry.name, entry.meta.kind);
+            let exact = exact.is_some_and(|told| told.it.name.is_some());
             let foreign = self.rules.decode(&entry.name, in_root).is_none();
-            (foreign, entry.name.clone())
+            (!exact, foreign, entry.name.clone())
         });
         let entries = &listed.entries;
         for chunk in entries.chunks(CHUNK) {
             let mut state = self.index.lock();
+            // Meanwhile it may have been found to be gone.
+            self.known_dir(&mut state, dir)?;
             for entry in chunk {
                 self.import_entry(&mut state, dir, entry, &listed)?;
             }
@@ -106,9 +112,21 @@ impl Fs {
             // Whoever waits for the index comes first.
             std::thread::yield_now();
         }
+        let specials: Vec<_> = listed.told.specials().collect();
+        for chunk in specials.chunks(CHUNK) {
+            let mut state = self.index.lock();
+            for (name, described) in chunk {
+                self.import_special(&mut state, dir, name, described, &listed.told)?;
+            }
+            state.commit()?;
+        }
         let mut state = self.index.lock();
+        self.count_links(&mut state, dir, &listed.told)?;
         if let Some((meta, xattrs)) = &listed.root {
             state.take_root(meta, xattrs)?;
+        }
+        if dir == Ino::ROOT {
+            self.believe_of_root(&mut state, &listed.told)?;
         }
         let counted = self.progress.counted().and(entries.len());
         state.set_meta(super::progress::IMPORTED, &counted.text())?;
@@ -178,6 +196,7 @@ impl Fs {
         hidden::is_system_name(name)
     }
 
+    /// What stands in a directory of the backend, and what the catalog says of it, both of the same moment.
     fn read_backend_dir(&self, dir: Ino) -> Result<Listed> {
         let backend = self.drive.get().ok_or(FsError::Detached)?;
         let _names = self
@@ -185,8 +204,21 @@ impl Fs {
             .hold_names(self.io_timeout)
             .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
         let path = self.index.lock().backend_path(dir)?.ok_or(FsError::STALE)?;
-        Listed::read(&*backend, &path, &self.capabilities)
-            .map_err(|error| self.note_backend_error(error))
+        let mut listed = Listed::read(&*backend, &path, &self.capabilities)
+            .map_err(|error| self.note_backend_error(error))?;
+        listed.told = self.told_in(&path)?;
+        Ok(listed)
+    }
+
+    /// Takes in one entry of `dir` that has appeared there.
+    pub(super) fn import_found(&self, state: &mut State, dir: Ino, entry: &Entry) -> Result<()> {
+        let mut listed = Listed::default();
+        if let Some(path) = state.backend_path(dir)?
+            && let Some(it) = state.description(&path.join(&entry.name))?
+        {
+            listed.told = Told::of_one(path, &entry.name, it);
+        }
+        self.import_entry(state, dir, entry, &listed)
     }
 
     fn import_entry(
@@ -196,16 +228,53 @@ impl Fs {
         entry: &Entry,
         listed: &Listed,
     ) -> Result<()> {
-        if is_own(dir, entry)
+        if self.is_left_out(dir, entry)
             || state.placed(dir, &entry.name)?.is_some()
             || state.lookup_stored(dir, &entry.name)?.is_some()
         {
             return Ok(());
         }
-        let meta = &entry.meta;
         if self.import_further_name(state, dir, entry)? {
             return Ok(());
         }
+        let meta = &entry.meta;
+        let key = NameKey {
+            parent: dir,
+            name: entry.name.clone(),
+        };
+        let described = listed.told.of(&entry.name, meta.kind);
+        let links = match described {
+            Some(it) => self.one_of_links(state, it, Some(Found::new(meta)))?,
+            None => None,
+        };
+        let placed = match links {
+            Some(ino) => placed_as(ino, entry),
+            None => {
+                let (mut inode, placed) = self.found_inode(state, entry)?;
+                listed.put_xattrs(state, &entry.name, &mut inode)?;
+                if let Some(it) = described {
+                    self.believe(state, &mut inode, it, Some(Found::new(meta)))?;
+                    let path = listed.told.path(&entry.name);
+                    self.first_of_links(state, &mut inode, it, Some(Found::new(meta)), &path)?;
+                }
+                self.importing.linked.note(meta, inode.ino);
+                state.put_inode(inode);
+                placed
+            }
+        };
+        state.put_placed(&key, Some(&placed))?;
+        let exact = described.and_then(|told| told.it.name.as_ref());
+        let name = state.mount_name_for(dir, &entry.name, exact)?;
+        Ok(state.add_clean_name(dir, &name, &entry.name, placed.ino)?)
+    }
+
+    /// A new inode for what was found on the backend, and what the backend has of it.
+    pub(super) fn found_inode(
+        &self,
+        state: &mut State,
+        entry: &Entry,
+    ) -> Result<(Inode, PlacedEntry)> {
+        let meta = &entry.meta;
         let permissions = match (self.capabilities.permissions, meta.kind) {
             (true, _) => meta.permissions & 0o7777,
             (false, FileKind::Directory) => 0o755,
@@ -219,27 +288,40 @@ impl Fs {
         inode.size = meta.size;
         inode.blocks = meta.size.div_ceil(512);
         inode.target = meta.target.clone().map(Vec::into_boxed_slice);
-        let kind = match meta.kind {
-            FileKind::Directory => PlainKind::Directory,
-            _ => PlainKind::File,
+        let placed = placed_as(inode.ino, entry);
+        Ok((inode, placed))
+    }
+
+    /// Takes in what stands in the catalog only, unless the drive has something there that it should not.
+    pub(super) fn import_special(
+        &self,
+        state: &mut State,
+        dir: Ino,
+        stored: &Name,
+        described: &Described,
+        told: &Told,
+    ) -> Result<()> {
+        if state.placed(dir, stored)?.is_some() || state.lookup_stored(dir, stored)?.is_some() {
+            return Ok(());
+        }
+        let ino = match self.one_of_links(state, described, None)? {
+            Some(ino) => ino,
+            None => {
+                let mut inode = self.special_inode(state, described)?;
+                let path = told.path(stored);
+                self.first_of_links(state, &mut inode, described, None, &path)?;
+                let ino = inode.ino;
+                state.put_inode(inode);
+                ino
+            }
         };
-        let key = NameKey {
-            parent: dir,
-            name: entry.name.clone(),
-        };
-        let placed = PlacedEntry {
-            ino: inode.ino,
-            kind,
-            size: meta.size,
-            mtime: meta.modified,
-            hash: None,
-        };
-        listed.put_xattrs(state, &entry.name, &mut inode)?;
-        self.importing.linked.note(meta, inode.ino);
-        state.put_inode(inode.clone());
-        state.put_placed(&key, Some(&placed))?;
-        let name = state.mount_name_for(dir, &entry.name, None)?;
-        Ok(state.add_clean_name(dir, &name, &entry.name, inode.ino)?)
+        let name = state.mount_name_for(dir, stored, described.it.name.as_ref())?;
+        Ok(state.add_clean_name(dir, &name, stored, ino)?)
+    }
+
+    /// Whether something on the backend is none of the mount's business.
+    pub(super) fn is_left_out(&self, dir: Ino, entry: &Entry) -> bool {
+        is_own(dir, entry) || self.is_hidden(dir, entry)
     }
 
     /// Imports the next directory after `after` that is not listed. Gives its number; `None` when there are no more.
@@ -261,6 +343,20 @@ impl Fs {
             }),
             None => Ok(None),
         }
+    }
+}
+
+/// What the backend has under the name of an entry that is one of `ino`.
+fn placed_as(ino: Ino, entry: &Entry) -> PlacedEntry {
+    PlacedEntry {
+        ino,
+        kind: match entry.meta.kind {
+            FileKind::Directory => PlainKind::Directory,
+            _ => PlainKind::File,
+        },
+        size: entry.meta.size,
+        mtime: entry.meta.modified,
+        hash: None,
     }
 }
 

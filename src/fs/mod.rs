@@ -12,6 +12,7 @@
 
 mod attr;
 mod content;
+mod described;
 mod dir;
 mod error;
 mod evict;
@@ -22,6 +23,7 @@ mod pressure;
 mod progress;
 mod read;
 mod recover;
+mod refresh;
 mod sync;
 
 use std::sync::Arc;
@@ -46,6 +48,7 @@ pub use open::{Handle, OpenMode};
 pub use progress::ImportProgress;
 pub use read::SeekFor;
 pub use recover::{Recovered, UncleanEnd};
+pub use refresh::{Look, Notice, Notices};
 pub use sync::Syncer;
 
 /// Part of the reserve, as a divisor, that is allocated for the index's WAL besides: 8 MiB of 64.
@@ -128,6 +131,7 @@ pub struct Fs {
     dirs: RwLock<std::collections::HashMap<u64, Arc<dir::DirHandle>>>,
     next_handle: AtomicU64,
     importing: import::Importing,
+    notices: Notices,
     progress: progress::Progress,
     /// What other systems keep for themselves on the drive is shown.
     shows_system: AtomicBool,
@@ -160,6 +164,7 @@ impl Fs {
             dirs: RwLock::default(),
             next_handle: AtomicU64::new(1),
             importing: import::Importing::default(),
+            notices: Notices::default(),
             progress: progress::Progress::default(),
             shows_system: AtomicBool::new(false),
             unsynced: sync::Unsynced::default(),

@@ -105,6 +105,11 @@ impl OpenTable {
         Some(change())
     }
 
+    /// Keeps inodes from being opened and closed as long as the guard lives.
+    pub(super) fn hold(&self) -> Held<'_> {
+        Held(self.inodes.lock())
+    }
+
     /// Everything that is open, by inode number: what is done for each of them is done in the same order in every run.
     pub(super) fn all(&self) -> Vec<Arc<OpenInode>> {
         let mut all: Vec<_> = (self.inodes.lock().values())
@@ -120,6 +125,16 @@ impl OpenTable {
             .get(&number)
             .cloned()
             .ok_or(FsError::BAD_HANDLE)
+    }
+}
+
+/// The table, held still.
+pub(super) struct Held<'a>(parking_lot::MutexGuard<'a, HashMap<Ino, (Arc<OpenInode>, u32)>>);
+
+impl Held<'_> {
+    /// Whether somebody has `ino` open.
+    pub(super) fn has(&self, ino: Ino) -> bool {
+        self.0.contains_key(&ino)
     }
 }
 

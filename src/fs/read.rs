@@ -44,7 +44,7 @@ impl BackendReader {
         *self.file.lock() = Some((file, Instant::now()));
     }
 
-    fn close_if(&self, idle: Duration) {
+    pub(super) fn close_if(&self, idle: Duration) {
         let mut file = self.file.lock();
         if file
             .as_ref()
@@ -118,10 +118,11 @@ impl Fs {
             Ok(file) => file.into(),
             Err(error) => return Err(self.note_backend_error(error)),
         };
-        let size = self.known(&mut self.index.lock(), ino)?.size;
         let found = file
             .metadata()
             .map_err(|source| FsError::Backend(BackendError::new("stat", &path, source)))?;
+        self.take_in_opened(ino, &found)?;
+        let size = self.known(&mut self.index.lock(), ino)?.size;
         if found.size != size {
             tracing::warn!(%path, size, found = found.size, "somebody else has changed this file on the drive");
             return Err(FsError::Errno(libc::EIO));
@@ -177,11 +178,21 @@ impl Fs {
             };
             return found.ok_or(BEYOND);
         }
-        let size = self.known(&mut self.index.lock(), handle.open.ino)?.size;
-        match seek_for {
-            _ if offset >= size => Err(BEYOND),
-            SeekFor::Data => Ok(offset),
-            SeekFor::Hole => Ok(size),
+        let inode = self.known(&mut self.index.lock(), handle.open.ino)?;
+        let size = inode.size;
+        if offset >= size {
+            return Err(BEYOND);
+        }
+        let holes = self.described_holes(&inode)?;
+        let next = holes.iter().find(|hole| hole.offset + hole.length > offset);
+        match (seek_for, next) {
+            (SeekFor::Data, Some(hole)) if hole.offset <= offset => {
+                let end = hole.offset + hole.length;
+                (end < size).then_some(end).ok_or(BEYOND)
+            }
+            (SeekFor::Data, _) => Ok(offset),
+            (SeekFor::Hole, Some(hole)) => Ok(hole.offset.max(offset)),
+            (SeekFor::Hole, None) => Ok(size),
         }
     }
 }

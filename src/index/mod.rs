@@ -8,8 +8,10 @@
 //! Lock order: an open inode's content lock (`fs`), then this one. Nothing is locked while this one is held.
 
 mod batch;
+mod catalog;
 mod check;
 mod counters;
+mod elsewhere;
 mod guard;
 mod inode;
 mod names;
@@ -34,6 +36,7 @@ use crate::base::steps::{CacheStep, CacheSteps};
 use crate::rules::names::NameRules;
 
 pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
+pub use catalog::{LinkGroup, Mirror};
 pub use check::{Checked, check};
 pub use counters::Totals;
 pub use guard::StateGuard;
@@ -347,25 +350,28 @@ fn create(conn: &Connection) -> Result<()> {
             "the file is a database, but no index of ferryfs".into(),
         ));
     }
-    conn.execute_batch(&format!(
-        "BEGIN; {}{}{} PRAGMA user_version={}; COMMIT;",
-        schema::V1,
-        schema::V2,
-        schema::V3,
-        schema::VERSION
-    ))
-    .context("create the tables")
+    let tables = [schema::V1, schema::V2, schema::V3, schema::V3_CATALOG].concat();
+    become_version(conn, &tables).context("create the tables")
 }
 
-/// Makes an index of an older `version` one of the present one. A crash leaves the old one.
+/// Makes an index of an earlier `version` one of this, in one transaction. A crash leaves the old one.
 fn extend(conn: &Connection, version: i64) -> Result<()> {
-    let second = if version < 2 { schema::V2 } else { "" };
+    let steps = [
+        (1, schema::V2),
+        (2, schema::V3),
+        (2, schema::V3_CATALOG),
+        (2, schema::V3_UNTOLD),
+    ];
+    let missing = steps.iter().filter(|(from, _)| version <= *from);
+    let sql: String = missing.map(|(_, sql)| *sql).collect();
+    become_version(conn, &sql).context("add tables")
+}
+
+fn become_version(conn: &Connection, sql: &str) -> rusqlite::Result<()> {
     conn.execute_batch(&format!(
-        "BEGIN; {second}{} PRAGMA user_version={}; COMMIT;",
-        schema::V3,
+        "BEGIN; {sql} PRAGMA user_version={}; COMMIT;",
         schema::VERSION
     ))
-    .context("add tables")
 }
 
 /// SQLite's integers are signed; ours count up from zero and stay far below the edge.

@@ -103,21 +103,7 @@ impl State {
     /// If SQLite cannot read.
     pub fn mount_name(&mut self, key: &NameKey) -> Result<Name> {
         let fold = self.rules.fold(&key.name);
-        let found = self
-            .conn
-            .prepare_cached(
-                "SELECT name FROM dirents WHERE parent=?1 AND fold=?2 AND name=?3 AND stored IS NULL
-                 UNION ALL SELECT name FROM dirents INDEXED BY dirents_stored
-                 WHERE parent=?1 AND stored=?3 AND stored IS NOT NULL LIMIT 1",
-            )
-            .and_then(|mut s| {
-                s.query_row(
-                    params![int(key.parent.0), fold, key.name.as_bytes()],
-                    |row| name_from_row(row, 0),
-                )
-                .optional()
-            })
-            .context("look up a stored name")?;
+        let found = mount_name_of(&self.conn, key, &fold)?;
         Ok(found
             .or_else(|| self.rules.decode(&key.name, key.parent == Ino::ROOT))
             .unwrap_or_else(|| key.name.clone()))
@@ -163,6 +149,23 @@ impl State {
             parent.0
         )))
     }
+}
+
+/// The name of the mount that is stored under `key`.
+pub(super) fn mount_name_of(conn: &Connection, key: &NameKey, fold: &[u8]) -> Result<Option<Name>> {
+    conn.prepare_cached(
+        "SELECT name FROM dirents WHERE parent=?1 AND fold=?2 AND name=?3 AND stored IS NULL
+         UNION ALL SELECT name FROM dirents INDEXED BY dirents_stored
+         WHERE parent=?1 AND stored=?3 AND stored IS NOT NULL LIMIT 1",
+    )
+    .and_then(|mut s| {
+        s.query_row(
+            params![int(key.parent.0), fold, key.name.as_bytes()],
+            |row| name_from_row(row, 0),
+        )
+        .optional()
+    })
+    .context("look up a stored name")
 }
 
 /// See [`State::lookup_stored`].

@@ -71,3 +71,26 @@ ALTER TABLE dirents ADD COLUMN stored_fold BLOB;
 CREATE INDEX dirents_stored ON dirents(parent, stored) WHERE stored IS NOT NULL;
 CREATE INDEX dirents_stored_fold ON dirents(parent, stored_fold) WHERE stored_fold IS NOT NULL;
 ";
+
+/// What version 3 adds: the mirror of the drive's catalog ([`super::catalog`]).
+///
+/// - `catalog_nodes`: one row for each name on the backend of which something is known, and those above it. `parent` is a node, or
+///   negative for what is in a slot or forgotten; `entry` is its description, NULL for none; `link` its group of hard links.
+/// - `link_groups`: which inode has the bytes of a group, and how many names of it have not been met yet.
+pub(super) const V3_CATALOG: &str = "
+CREATE TABLE catalog_nodes(node INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL, entry BLOB, link INTEGER);
+CREATE UNIQUE INDEX catalog_children ON catalog_nodes(parent, name);
+CREATE INDEX catalog_links ON catalog_nodes(link) WHERE link IS NOT NULL;
+INSERT INTO catalog_nodes VALUES(1, 0, x'', NULL, NULL);
+CREATE TABLE link_groups(link INTEGER PRIMARY KEY, ino INTEGER NOT NULL, size INTEGER NOT NULL, mtime INTEGER NOT NULL,
+  pending INTEGER NOT NULL);
+CREATE UNIQUE INDEX link_groups_ino ON link_groups(ino);
+";
+
+/// What no version before 3 told any drive waits to be told: the attributes of all that ferryfs has put there, and links and special files.
+pub(super) const V3_UNTOLD: &str = "
+UPDATE inodes SET flags = flags | 128 WHERE mode & 61440 = 16384 OR ino IN (SELECT ino FROM placed WHERE hash IS NOT NULL);
+INSERT OR IGNORE INTO dirty_inodes SELECT ino FROM inodes WHERE flags & 144 = 144;
+INSERT OR IGNORE INTO dirty_names SELECT d.parent, d.name, 0 FROM dirents d JOIN inodes i ON i.ino=d.ino
+  WHERE i.mode & 61440 NOT IN (16384, 32768);
+";

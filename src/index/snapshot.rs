@@ -3,11 +3,11 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::inode::{COLUMNS, Inode};
-use super::names::look_up_stored;
+use super::names::{look_up_stored, mount_name_of};
 use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row};
 use super::{Context, Result, int};
 use crate::backend::Xattrs;
-use crate::base::{Ino, RelPath, Seq};
+use crate::base::{Ino, Name, RelPath, Seq};
 use crate::rules::plan::NameKey;
 
 /// How much waits for the backend.
@@ -19,13 +19,13 @@ pub struct Waiting {
     pub names: u64,
     /// Files and directories that the backend has in an older version.
     pub inodes: u64,
-    /// Special files and links that live in the index only.
+    /// Special files and links that live in the index only, and do not wait to be told of.
     pub kept_local: u64,
 }
 
 /// A view as of the moment it was opened. See the functions of the same name on [`super::State`] for what they tell.
 pub struct Snapshot {
-    conn: Connection,
+    pub(super) conn: Connection,
 }
 
 impl Snapshot {
@@ -56,7 +56,8 @@ impl Snapshot {
                  WHERE i.mode IS NULL OR i.mode & 61440 <> 16384 OR NOT EXISTS(SELECT 1 FROM dirty_names n WHERE n.parent=d.ino)",
             )?,
             kept_local: count(
-                "SELECT count(*) FROM inodes WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0",
+                "SELECT count(*) FROM inodes i WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0 AND flags & 16 = 0
+                 AND NOT EXISTS(SELECT 1 FROM dirents d JOIN dirty_names n ON n.parent=d.parent AND n.name=coalesce(d.stored, d.name) WHERE d.ino=i.ino)",
             )?,
         })
     }
@@ -176,6 +177,14 @@ impl Snapshot {
     /// If SQLite cannot read.
     pub fn lookup(&self, key: &NameKey, fold: &[u8]) -> Result<Option<Ino>> {
         look_up_stored(&self.conn, key.parent, &key.name, fold)
+    }
+
+    /// The name of the mount that is stored under `key`, of which `fold` is the canonical key.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn mount_name(&self, key: &NameKey, fold: &[u8]) -> Result<Option<Name>> {
+        mount_name_of(&self.conn, key, fold)
     }
 
     /// What the backend has under a name.

@@ -334,6 +334,11 @@ impl State {
                 "DELETE FROM dirty_inodes WHERE ino=?",
                 [int(ino.0)],
             )?;
+            self.change(
+                "drop an inode",
+                "DELETE FROM link_groups WHERE ino=?",
+                [int(ino.0)],
+            )?;
         }
         self.totals.replace(Some(&inode), None);
         self.pending.remove(&ino);

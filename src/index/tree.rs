@@ -420,6 +420,46 @@ impl State {
         path_upwards(ino, |at| self.a_name_of(at))
     }
 
+    /// The next directory after `after` all of whose entries are in the index.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn a_listed_dir(&mut self, after: Ino) -> Result<Option<Ino>> {
+        self.commit()?;
+        self.conn
+            .prepare_cached(
+                "SELECT ino FROM inodes WHERE mode & 61440 = 16384 AND flags & 8 <> 0 AND ino > ? ORDER BY ino LIMIT 1",
+            )
+            .and_then(|mut s| s.query_row([int(after.0)], |row| row.get::<_, i64>(0)).optional())
+            .context("find a listed directory")
+            .map(|found| found.map(|ino| Ino(ino as u64)))
+    }
+
+    /// Whether a name is marked.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn is_marked(&mut self, parent: Ino, name: &Name) -> Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM dirty_names WHERE parent=? AND name=?")
+            .and_then(|mut s| s.exists(params![int(parent.0), name.as_bytes()]))
+            .context("look for a mark")
+    }
+
+    /// Takes a name away that stands for nothing any more on either side.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn remove_clean_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
+        let fold = self.rules.fold(name);
+        self.change(
+            "remove a name",
+            "DELETE FROM dirents WHERE parent=? AND fold=? AND name=?",
+            params![int(parent.0), fold, name.as_bytes()],
+        )?;
+        Ok(())
+    }
+
     /// The next directory after `after` whose entries are only on the backend yet.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod adapter;
 mod convert;
 mod fatal;
 mod shown;
+mod teller;
 mod workers;
 
 use std::fs::OpenOptions;
@@ -43,6 +44,7 @@ pub struct SessionOptions {
 /// A mounted file system with its event loops running.
 pub struct Session {
     background: BackgroundSession,
+    teller: teller::Teller,
 }
 
 impl Session {
@@ -79,7 +81,7 @@ impl Session {
                 .clamp(2, 8),
         );
         config.clone_fd = true;
-        let adapter = adapter::Adapter::new(fs, workers, syncer, options.shown);
+        let adapter = adapter::Adapter::new(fs.clone(), workers, syncer, options.shown);
         let background = if nix::unistd::geteuid().is_root() {
             let device = mount_as_root(mountpoint, options)?;
             fuser::Session::from_fd(adapter, device, config.acl, config.clone())
@@ -91,7 +93,9 @@ impl Session {
         } else {
             fuser::spawn_mount(adapter, mountpoint, &config)
         };
-        background.map(|background| Session { background })
+        let background = background?;
+        let teller = teller::Teller::start(fs, background.notifier())?;
+        Ok(Session { background, teller })
     }
 
     /// Whether the kernel has ended the session, because somebody has unmounted it.
@@ -103,6 +107,7 @@ impl Session {
     pub fn abandon(self) {
         // Dropped, it would wait for them.
         std::mem::forget(self.background);
+        drop(self.teller);
     }
 
     /// Waits until the last request is answered, after the mount has been taken away.
@@ -110,6 +115,7 @@ impl Session {
     /// # Errors
     /// If an event loop ended with an error.
     pub fn end(self) -> io::Result<()> {
+        drop(self.teller);
         self.background.join()
     }
 }

@@ -8,6 +8,7 @@ pub mod file;
 #[cfg(test)]
 pub(crate) mod forbid;
 pub mod mounts;
+pub mod owners;
 pub mod path;
 pub mod superblock;
 pub mod time;

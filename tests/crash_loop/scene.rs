@@ -9,6 +9,7 @@ use ferryfs::fs::CacheLimits;
 
 use crate::After;
 use crate::engine::check::{Finding, assert_none, check_drive};
+use crate::engine::mirror::assert_mirrored;
 use crate::engine::rng::Rng;
 use crate::engine::tree::{Seen, Tree, assert_same, user_part};
 use crate::engine::{Engine, Kind, ROOMY, World, grow};
@@ -108,6 +109,7 @@ impl Scene {
         self.is_one_cut("recovered");
         self.engine.flusher.recover().expect("recover again");
         self.is_one_cut("recovered twice");
+        assert_mirrored(&self.world, &self.engine);
         self.world.check(&self.engine);
         assert_eq!(
             self.engine.mount_tree(),
@@ -116,6 +118,7 @@ impl Scene {
         );
         self.engine.flush_all();
         assert_same(&self.world.drive_tree(), &self.cut, "the next flush");
+        assert_mirrored(&self.world, &self.engine);
         assert_same(
             &(self.world).as_mounted(user_part(self.world.memory.durable_tree())),
             &self.cut,

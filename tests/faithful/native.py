@@ -105,7 +105,9 @@ class Side:
     def do_map(self, slot, offset, data):
         """Writes through a shared mapping."""
         if slot in self.open:
-            size = os.fstat(self.open[slot]).st_size
+            meta = os.fstat(self.open[slot])
+            # Directories have sizes of their own everywhere.
+            size = meta.st_size if stat.S_ISREG(meta.st_mode) else 0
             data = data[:max(size - offset, 0)]
             if data:
                 with mmap.mmap(self.open[slot], size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE) as mapping:
@@ -356,7 +358,7 @@ def main():
             if a != b:
                 problem = 'the trees differ: ' + '; '.join('%s: %s, native %s' % (at, a.get(at), b.get(at)) for at in sorted(a.keys() | b.keys()) if a.get(at) != b.get(at))[:3000]
         if problem:
-            print('seed %d: %s\n%s' % (seed, problem, '\n'.join(log[-60:])))
+            print('seed %d: %s\n%s' % (seed, problem, '\n'.join(log[-400:])))
             sys.exit(1)
         if run.r.random() < 0.02:
             for side in (ours, theirs):

@@ -80,7 +80,9 @@ impl Differences {
         for field in fields {
             let value = |of: &Map<String, Value>| of.get(field).cloned().unwrap_or(Value::Null);
             let (was, is) = (value(entry), value(twin));
-            if was != is {
+            // Room that was set aside (fallocate) is none that a drive keeps: only what was a hole must be one.
+            let set_aside = field == "sparse" && was == Value::Bool(false);
+            if was != is && !set_aside {
                 let kind = if field == "mtime" {
                     format!("mtime of {}", entry["kind"].as_str().unwrap_or(""))
                 } else {

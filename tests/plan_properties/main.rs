@@ -1,6 +1,7 @@
 //! The planner's promises, held against random trees and edits: applying a plan gives the cut; stopping anywhere and
 //! recovering gives it too, also when recovery is stopped and taken up again; what is replaced is never absent.
 
+mod catalog;
 mod disk;
 mod tree;
 mod world;
@@ -157,6 +158,7 @@ fn carry_over(before: &Records, tree: &Tree, chance: Chance, folds: bool) -> Rec
         result: world::listing(&expected.records),
     };
     batch.survives_every_stop();
+    catalog::follows(&batch, &world.paths_after(&batch.plan));
     after
 }
 

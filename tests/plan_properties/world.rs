@@ -294,6 +294,15 @@ impl<'a> World<'a> {
         }
     }
 
+    /// The new paths of the names that a plan brings up to date.
+    pub(crate) fn paths_after(&self, plan: &Plan) -> BTreeSet<RelPath> {
+        let left: BTreeSet<&NameKey> = plan.left_behind.iter().map(|left| &left.key).collect();
+        let outcomes = plan.outcomes.iter();
+        let told = outcomes.filter(|it| it.placed != Placed::Nothing && !left.contains(&it.key));
+        told.filter_map(|it| Some(self.new_paths.get(&it.key.parent)?.join(&it.key.name)))
+            .collect()
+    }
+
     /// What the index concludes from a plan that has been carried out.
     pub(crate) fn concluded(&self, plan: &Plan, staged: &BTreeMap<u32, Version>) -> Records {
         let mut records = self.records.clone();

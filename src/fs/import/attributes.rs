@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::backend::{Backend, BackendError, Capabilities, Entry, Metadata, Xattrs};
 use crate::base::{FileKind, Ino, Name, RelPath};
+use crate::fs::described::Told;
 use crate::fs::{Fs, FsError, Result};
 use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::given;
@@ -40,6 +41,8 @@ pub(super) struct Listed {
     xattrs: HashMap<Name, Xattrs>,
     /// Of the root, what it is itself.
     pub(super) root: Option<(Metadata, Xattrs)>,
+    /// What the catalog says of it.
+    pub(super) told: Told,
 }
 
 impl Listed {

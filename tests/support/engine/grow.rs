@@ -35,10 +35,9 @@ fn step(engine: &Engine, rng: &mut Rng) {
     let parent = tree
         .iter()
         .filter(|(at, _)| at.split_last().is_some_and(|(up, _)| up.to_string() == dir));
-    // Names that differ only in case are left to tests of their own.
     let taken = parent
         .filter_map(|(at, _)| at.split_last())
-        .any(|(_, last)| last.as_bytes().eq_ignore_ascii_case(name.as_bytes()));
+        .any(|(_, last)| last.as_bytes() == name.as_bytes());
     match rng.below(12) {
         0 | 1 if !taken => engine.mkdir(&path),
         2..=4 if !taken => engine.put(&path, &rng.bytes(50)),

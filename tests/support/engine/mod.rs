@@ -10,6 +10,7 @@
 pub mod attempt;
 pub mod check;
 pub mod grow;
+pub mod mirror;
 pub mod rng;
 pub mod script;
 pub mod tree;
@@ -31,6 +32,7 @@ use ferryfs::fs::{CacheLimits, Ctx, Fs, FsError, Parts as FsParts};
 use ferryfs::index::Index;
 use ferryfs::rules::layout;
 use ferryfs::rules::marker::{self, Marker};
+use ferryfs::rules::merge::Changes;
 use ferryfs::rules::names::NameRules;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -106,7 +108,26 @@ impl Hooks for FsHooks {
     }
 
     fn settle(&self) -> Result<(), String> {
-        self.0.commit_pending().map_err(|error| error.to_string())
+        self.0.settle_for_batch().map_err(|error| error.to_string())
+    }
+
+    fn catalog_changed(&self) -> Result<(), String> {
+        self.0.believe_anew().map_err(|error| error.to_string())
+    }
+
+    fn look_at(&self, backend: &dyn Backend, dir: Ino) -> Result<(bool, Vec<Ino>), FlushError> {
+        let look = self.0.look_at(backend, dir).map_err(flush_error)?;
+        Ok((look.differs, look.dirs))
+    }
+
+    fn take_in(
+        &self,
+        backend: &dyn Backend,
+        dirs: &[Ino],
+        still_right: &mut dyn FnMut() -> bool,
+    ) -> Result<Changes, FlushError> {
+        let taken = self.0.take_in(backend, dirs, still_right);
+        taken.map_err(flush_error)
     }
 
     fn hold_open(&self, inos: &[Ino]) {
@@ -115,6 +136,15 @@ impl Hooks for FsHooks {
 
     fn give_up_reserve(&self) -> bool {
         self.0.give_up_reserve()
+    }
+}
+
+fn flush_error(error: FsError) -> FlushError {
+    match error {
+        FsError::Backend(error) => FlushError::Backend(error),
+        FsError::Index(error) => FlushError::Index(error),
+        FsError::Store(error) => FlushError::Store(error),
+        other => FlushError::Sync(other.to_string()),
     }
 }
 
@@ -248,7 +278,10 @@ impl World {
         ];
         let tree = self.memory.tree();
         let ours = tree.keys().filter(|path| layout::is_reserved(path));
-        ours.map(ToString::to_string)
+        // What the catalog's log has to be, `assert_mirrored` says.
+        let in_log = |path: &&RelPath| path.to_string().starts_with(layout::CATALOG);
+        ours.filter(|path| !in_log(path))
+            .map(ToString::to_string)
             .filter(|path| !always.contains(&path.as_str()))
             .collect()
     }
@@ -327,6 +360,12 @@ impl Engine {
         let report = self.flush().expect("flush");
         assert_eq!(report.left_behind, []);
         report
+    }
+
+    /// A look for what others have changed, at all that is known.
+    pub fn refresh(&self) -> Changes {
+        let refreshed = self.flusher.refresh(Ino::ROOT, true, &|| false);
+        refreshed.expect("refresh")
     }
 
     /// The daemon's orderly end.

@@ -1,0 +1,60 @@
+//! Bringing the mirror of the catalog to where the drive's log is: when the drive is attached, and when nobody knows where it is.
+//!
+//! All batches have been finished before. While the log is replayed the mirror is of no log (`index::Mirror`), so a crash has it
+//! replayed from the start.
+
+use super::catalog::read_catalog;
+use super::{Flusher, Result};
+use crate::backend::Backend;
+use crate::index::Mirror;
+use crate::rules::catalog::chain::Replay;
+
+impl Flusher {
+    /// Looks at the drive's log and takes in what is new there.
+    pub(super) fn catch_up(&self, backend: &dyn Backend) -> Result<()> {
+        let known = self.parts.index.lock().catalog_log()?;
+        let log = read_catalog(backend, self.parts.volume, known.head)?;
+        for line in &log.mended {
+            tracing::warn!(
+                "{line}; nothing is lost, and the next flush that has to writes the catalog anew"
+            );
+        }
+        for line in &log.lost {
+            tracing::error!(
+                "{line}: modes, owners and other attributes told there are lost; contents are not touched"
+            );
+        }
+        self.catalog_losses.lock().clone_from(&log.lost);
+        match log.replay {
+            Replay::Nothing if log.state == known => {}
+            Replay::Nothing => {
+                let mut state = self.parts.index.lock();
+                state.set_catalog_log(&log.state)?;
+                state.commit()?;
+            }
+            Replay::Forward(_) | Replay::Anew(_) => {
+                let mut mirror = Mirror::begin(&self.parts.index)?;
+                log.replay(backend, &mut mirror)?;
+                mirror.end(&log.state)?;
+                if let Err(error) = self.parts.hooks.catalog_changed() {
+                    tracing::warn!(error, "what the catalog says anew is not shown yet");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same, if the mirror is of no log: the drive has none yet, or the mirror was cut short.
+    pub(super) fn catch_up_if_lost(&self, backend: &dyn Backend) -> Result<()> {
+        let known = self.parts.index.lock().catalog_log()?;
+        match known.head {
+            Some(_) => Ok(()),
+            None => self.catch_up(backend),
+        }
+    }
+
+    /// What of the drive's catalog was found to be lost when it was last read, a line each.
+    pub fn catalog_losses(&self) -> Vec<String> {
+        self.catalog_losses.lock().clone()
+    }
+}

@@ -1,0 +1,124 @@
+//! Directories that the mount has removed, and that hold something which it has never seen.
+
+use super::super::Result;
+use super::{Taking, spelling};
+use crate::base::{Ino, Name};
+use crate::index::{Flags, Inode, PlacedEntry, State};
+use crate::rules::merge::conflict_name;
+use crate::rules::plan::NameKey;
+
+/// How many conflict names are tried before the rest waits for the next look.
+const ATTEMPTS: u32 = 1000;
+
+/// More directories than this are not one in the other.
+const DEEPEST: usize = 10_000;
+
+impl Taking<'_> {
+    /// Sees to it that `dir` is in the mount, with all directories above it. False if nobody can tell where it belongs.
+    pub(super) fn revive(&mut self, state: &mut State, dir: Ino) -> Result<bool> {
+        let mut missing = Vec::new();
+        let mut at = dir;
+        while at != Ino::ROOT && state.a_name_of(at)?.is_none() {
+            let Some((key, _)) = state.a_place_of(at)? else {
+                return Ok(false);
+            };
+            if missing.len() > DEEPEST {
+                return Ok(false);
+            }
+            let parent = key.parent;
+            missing.push((at, key));
+            at = parent;
+        }
+        while let Some((ino, key)) = missing.pop() {
+            self.revive_one(state, ino, &key)?;
+        }
+        Ok(true)
+    }
+
+    /// The inode keeps its number: it is the same directory.
+    fn revive_one(&mut self, state: &mut State, ino: Ino, key: &NameKey) -> Result<()> {
+        let mut inode = match state.inode(ino)? {
+            Some(inode) => inode,
+            None => {
+                let (uid, gid) = self.fs.owner;
+                Inode::new(ino, libc::S_IFDIR | 0o755, uid, gid, self.now)
+            }
+        };
+        inode.nlink = 2;
+        // All that the backend has in it is known, and removed in the mount.
+        inode.flags.set(Flags::LISTED);
+        inode.flags.set(Flags::ON_BACKEND);
+        state.no_orphan(ino);
+        state.put_inode(inode.clone());
+        let shown = state.mount_name_for(key.parent, &key.name, None)?;
+        let name = match spelling::in_the_way(state, key)? {
+            None => {
+                state.add_name_as(key.parent, &shown, &key.name, &inode)?;
+                shown
+            }
+            Some(_) => match self.free_name(state, key.parent, &shown, true)? {
+                Some(name) => {
+                    state.add_name(key.parent, &name, &inode)?;
+                    name
+                }
+                None => return Ok(()),
+            },
+        };
+        self.touch_parent(state, key.parent, 1)?;
+        self.tell_entry(key.parent, &name);
+        self.tell_inode(ino);
+        Ok(())
+    }
+
+    /// What stands under `key` gets a name of its own in the mount, beside what the mount has under its name, and the next
+    /// batch moves it there. Gives its inode.
+    pub(super) fn keep_both(
+        &mut self,
+        state: &mut State,
+        key: &NameKey,
+        was: Option<&PlacedEntry>,
+        entry: &crate::backend::Entry,
+    ) -> Result<Option<Ino>> {
+        if !self.revive(state, key.parent)? {
+            return Ok(None);
+        }
+        let is_dir = entry.meta.kind == crate::base::FileKind::Directory;
+        let shown = state.mount_name(key)?;
+        let Some(name) = self.free_name(state, key.parent, &shown, is_dir)? else {
+            let why = "no name is free for the other version; rename some of them".to_string();
+            self.changes.skipped.push((key.name.to_string(), why));
+            return Ok(None);
+        };
+        let (inode, placed) = self.fs.found_inode(state, entry)?;
+        state.put_inode(inode.clone());
+        state.replace_placed(key, was, Some(&placed))?;
+        state.add_name(key.parent, &name, &inode)?;
+        state.mark_name(key.parent, &key.name)?;
+        state.note_conflict(inode.ino)?;
+        self.touch_parent(state, key.parent, i32::from(is_dir))?;
+        tracing::warn!(%name, "changed here and elsewhere; the other version is kept under this name");
+        self.tell_entry(key.parent, &name);
+        self.changes.conflicts += 1;
+        Ok(Some(inode.ino))
+    }
+
+    fn free_name(
+        &mut self,
+        state: &mut State,
+        parent: Ino,
+        name: &Name,
+        is_dir: bool,
+    ) -> Result<Option<Name>> {
+        let host = super::host();
+        for attempt in 0..ATTEMPTS {
+            let candidate = conflict_name(name, self.now, &host, attempt, is_dir);
+            let Some(candidate) = candidate else {
+                return Ok(None);
+            };
+            if state.lookup(parent, &candidate)?.is_none() {
+                return Ok(Some(candidate));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,98 @@
+//! The name of the other version where both sides have changed a file.
+
+use crate::base::{Name, Timestamp};
+
+/// What marks such a name, as Syncthing's users know it.
+const MARK: &str = ".sync-conflict-";
+
+/// Longest extension that is kept behind the mark, without its dot.
+const LONGEST_EXTENSION: usize = 16;
+
+/// Longest host name that is spelled out.
+const LONGEST_HOST: usize = 32;
+
+/// `name.sync-conflict-<YYYYMMDD>-<HHMMSS>-<host>.ext`, in UTC, for the version of `name` that was met at `time`. `attempt`
+/// counts from 0; from 1 on it is part of the name, for when the one before is taken. A directory keeps its extension where it
+/// is. The result is never longer than 255 bytes; what is too long is cut from the end of the stem, between two characters.
+pub fn conflict_name(
+    name: &Name,
+    time: Timestamp,
+    host: &str,
+    attempt: u32,
+    is_dir: bool,
+) -> Option<Name> {
+    let bytes = name.as_bytes();
+    let (stem, extension) = match is_dir {
+        true => (bytes, &b""[..]),
+        false => split(bytes),
+    };
+    let mut mark = format!("{MARK}{}-{}", stamp(time), plain(host));
+    if attempt > 0 {
+        mark.push_str(&format!("-{}", attempt + 1));
+    }
+    let room = crate::base::NAME_MAX.saturating_sub(mark.len() + extension.len());
+    let mut whole = cut(stem, room).to_vec();
+    whole.extend_from_slice(mark.as_bytes());
+    whole.extend_from_slice(extension);
+    Name::new(&whole).ok()
+}
+
+/// Whether a name looks like one of [`conflict_name`].
+pub fn is_conflict_name(name: &Name) -> bool {
+    let mark = MARK.as_bytes();
+    name.as_bytes()
+        .windows(mark.len())
+        .any(|window| window == mark)
+}
+
+/// The stem, and the extension with its dot; none for `.bashrc`, `name.`, and where it is longer than extensions are.
+fn split(name: &[u8]) -> (&[u8], &[u8]) {
+    match name.iter().rposition(|&byte| byte == b'.') {
+        Some(dot) if dot > 0 && (2..=LONGEST_EXTENSION + 1).contains(&(name.len() - dot)) => {
+            name.split_at(dot)
+        }
+        _ => (name, b""),
+    }
+}
+
+/// At most `room` bytes from the front, none of them a part of a character that is cut off.
+fn cut(stem: &[u8], room: usize) -> &[u8] {
+    let mut end = room.min(stem.len());
+    while end > 0 && end < stem.len() && stem[end] & 0xc0 == 0x80 {
+        end -= 1;
+    }
+    &stem[..end]
+}
+
+fn plain(host: &str) -> String {
+    let kept: String = host
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .take(LONGEST_HOST)
+        .collect();
+    match kept.is_empty() {
+        true => "unknown".into(),
+        false => kept,
+    }
+}
+
+/// `YYYYMMDD-HHMMSS`. Days to dates by Howard Hinnant's `civil_from_days`.
+fn stamp(time: Timestamp) -> String {
+    let (secs, _) = time.parts();
+    let (days, second) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    format!(
+        "{year:04}{month:02}{day:02}-{:02}{:02}{:02}",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
