@@ -14,7 +14,8 @@ pub use conflict::{conflict_name, is_conflict_name};
 pub use moves::{Pair, Trace, pair};
 
 use crate::backend::Metadata;
-use crate::base::FileKind;
+use crate::base::{FileKind, Timestamp};
+use crate::rules::describe::is_told_oddly;
 use crate::rules::known::Believed;
 use crate::rules::steps::PlainKind;
 
@@ -86,8 +87,9 @@ pub fn compare(
 }
 
 /// Whether two times may be one and the same on a backend that keeps them in such steps.
+/// `other` is what the file was given; a file system that cannot tell that time tells another.
 fn is_same_time(one: i64, other: i64, granularity: u64) -> bool {
-    one.abs_diff(other) <= granularity.max(1)
+    one.abs_diff(other) <= granularity.max(1) || is_told_oddly(Timestamp(other), Timestamp(one))
 }
 
 /// What has become of a file on the backend.
