@@ -15,7 +15,8 @@ pub use moves::{Pair, Trace, pair};
 
 use crate::backend::Metadata;
 use crate::base::FileKind;
-use crate::rules::known::Believed;
+use crate::rules::describe::is_told_as;
+use crate::rules::known::{Believed, SLACK_NS};
 use crate::rules::steps::PlainKind;
 
 /// What was found changed on the backend and taken into the index, counted by names.
@@ -77,7 +78,8 @@ pub fn compare(
         (PlainKind::Directory, false) | (PlainKind::File, true) => Standing::OtherKind,
         (PlainKind::File, false) if found.size != believed.size => Standing::Changed,
         (PlainKind::File, false)
-            if is_same_time(found.modified.0, believed.modified.0, granularity) =>
+            if is_same_time(found.modified.0, believed.modified.0, granularity)
+                || is_told_as(believed.modified, found.modified, SLACK_NS) =>
         {
             Standing::Same
         }
