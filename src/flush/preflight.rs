@@ -11,7 +11,7 @@ use super::{Parts, Result};
 use crate::backend::{Backend, Metadata};
 use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
-use crate::rules::describe::is_told_as;
+use crate::rules::describe::is_told_oddly;
 use crate::rules::layout;
 use crate::rules::names::NameRules;
 use crate::rules::plan::{NameChange, NameKey, NewContent, OldEntry};
@@ -401,7 +401,7 @@ fn agrees(
     }
     let slack = slack.unsigned_abs();
     if found.modified.0.abs_diff(believed.mtime.0) <= slack
-        || is_told_as(believed.mtime, found.modified, slack)
+        || is_told_oddly(believed.mtime, found.modified)
     {
         return Ok(true);
     }

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::Flusher;
-use super::apply::{Applied, create_with, is_absent};
+use super::apply::Applied;
 use super::journal::Journal;
 use super::keep;
 use super::redo::{Redo, Ssd};
@@ -237,8 +237,6 @@ impl Flusher {
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
-        // Somebody may have begun to finish it without this cache.
-        remove_done(backend, active.batch)?;
         {
             let _moving = self.parts.drive.move_names();
             let redo = Redo {
@@ -424,21 +422,12 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
     for (path, reason) in applied.surprises() {
         tracing::warn!(path, reason, "not as the batch has it");
     }
-    create_with(backend, &done_path(record.batch)?, &record::encode(record))?;
-    backend.sync()?;
-    backend.remove_file(&layout::record_path(record.batch))?;
+    backend.rename(
+        &layout::record_path(record.batch),
+        &done_path(record.batch)?,
+    )?;
     backend.sync()?;
     discard(backend, &layout::staging_dir(record.batch))
-}
-
-/// Removes what a crash has left of a note that `batch` is finished. Its clusters may be marked free: it must be gone before
-/// anything is written.
-fn remove_done(backend: &dyn Backend, batch: BatchNo) -> Result<()> {
-    match backend.remove_file(&done_path(batch)?) {
-        Ok(()) => Ok(backend.sync()?),
-        Err(error) if is_absent(&error) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Finishes the batches on a backend whose cache is elsewhere, and throws away what was never committed.

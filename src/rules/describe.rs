@@ -163,13 +163,13 @@ const DAY: i64 = 86_400_000_000_000;
 
 /// Whether a backend that is given the time `meant` may tell `found`, in its steps or within two seconds.
 pub fn is_time_of(meant: Timestamp, found: Timestamp, granularity_ns: u64) -> bool {
-    let slack = granularity_ns.max(SLACK_NS);
-    meant.0.abs_diff(found.0) <= slack || is_told_as(meant, found, slack)
+    meant.0.abs_diff(found.0) <= granularity_ns.max(SLACK_NS) || is_told_oddly(meant, found)
 }
 
-/// Whether `meant` is a time that a backend may not be able to tell, and `found` what it may tell instead: the nearest that it can,
-/// or what it comes to going around. Such times are seldom enough, and not the times of what is changed today.
-pub fn is_told_as(meant: Timestamp, found: Timestamp, slack: u64) -> bool {
+/// Whether `meant` is a time that some file systems cannot tell, and `found` one that they tell instead: the nearest that they can,
+/// or what they come to going around. Such times are seldom enough, and not the times of what is changed today.
+pub fn is_told_oddly(meant: Timestamp, found: Timestamp) -> bool {
+    let slack = SLACK_NS;
     let can_be_told = (FIRST..=LAST).contains(&meant.0);
     let is_odd = found.0 < FIRST.saturating_add(2 * DAY) || found.0 > LAST - 2 * DAY;
     let went_around = || {
@@ -200,10 +200,25 @@ pub fn group_here(group: &Principal, owners: &dyn Owners) -> u32 {
         .unwrap_or(group.id)
 }
 
-/// The space that a file takes, in units of 512 bytes: what is in its holes takes none.
+/// Space is given in blocks of this many bytes where holes are known.
+const BLOCK: u64 = 4096;
+
+/// The space that a file takes, in units of 512 bytes: whole blocks in its holes take none.
 pub fn blocks(size: u64, holes: &[Extent]) -> u64 {
-    let empty: u64 = holes.iter().map(|hole| hole.length).sum();
-    size.saturating_sub(empty).div_ceil(512)
+    if holes.is_empty() {
+        return size.div_ceil(512);
+    }
+    let whole = size.div_ceil(BLOCK) * BLOCK;
+    let empty = |hole: &Extent| {
+        let end = hole.offset + hole.length;
+        let to = match end >= size {
+            true => whole,
+            false => end / BLOCK * BLOCK,
+        };
+        to.saturating_sub(hole.offset.div_ceil(BLOCK) * BLOCK)
+    };
+    let empty: u64 = holes.iter().map(empty).sum();
+    whole.saturating_sub(empty) / 512
 }
 
 /// The number of the group of hard links that an inode forms: its own on every machine, as the cache's id is random.

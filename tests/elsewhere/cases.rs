@@ -279,6 +279,24 @@ fn a_name_in_another_case_there_is_a_rename() {
 }
 
 #[test]
+fn what_is_removed_here_and_only_spelled_anew_there_is_removed() {
+    let (world, engine) = known(Kind::Exfat);
+    rename(&world, "d/g", "d/G");
+    engine.unlink("d/g");
+    engine.rename("d/e", "d/g");
+    engine.refresh();
+    at_rest(&world, &engine);
+    assert_eq!(engine.read("d/g/h"), b"in d/e");
+    assert_eq!(world.on_drive("d/g/h").as_deref(), Some(&b"in d/e"[..]));
+    assert_eq!(
+        world.drive_tree().len(),
+        4,
+        "{:?}",
+        world.drive_tree().keys()
+    );
+}
+
+#[test]
 fn another_time_with_the_same_bytes_keeps_what_is_in_the_cache() {
     for kind in KINDS {
         let (world, engine) = known(kind);

@@ -352,6 +352,11 @@ impl Drop for Game {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("what was done:\n{}", self.story());
+            let raw: Vec<String> = self.there().into_iter().map(|(path, _)| path).collect();
+            eprintln!("as spelled: {raw:?}");
+            if self.engine.is_some() {
+                eprintln!("mount: {:?}", self.here());
+            }
         }
     }
 }

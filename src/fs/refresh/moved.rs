@@ -85,7 +85,12 @@ impl Taking<'_> {
         }
         let is_dir = was.kind == PlainKind::Directory;
         let names = state.names_of(was.ino)?;
-        if !is_dir && !self.may_move(&mut state, moved, &names, |ino| open.has(ino))? {
+        // What is only spelled anew is the file that was there, whatever the mount has done with it.
+        let is_elsewhere = moved.appeared.is_some();
+        if !is_dir
+            && is_elsewhere
+            && !self.may_move(&mut state, moved, &names, |ino| open.has(ino))?
+        {
             return Ok(false);
         }
         let placed = PlacedEntry {

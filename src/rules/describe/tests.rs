@@ -181,3 +181,16 @@ fn groups_of_links_have_numbers_of_their_own() {
     assert_ne!(link_group(&[1; 16], 5), link_group(&[1; 16], 6));
     assert_ne!(link_group(&[1; 16], 5), link_group(&[2; 16], 5));
 }
+
+#[test]
+fn only_whole_blocks_in_holes_take_no_space() {
+    let of = |size, holes: &[(u64, u64)]| {
+        let hole = |&(offset, length)| Extent { offset, length };
+        blocks(size, &holes.iter().map(hole).collect::<Vec<_>>())
+    };
+    assert_eq!(of(1000, &[]), 2);
+    assert_eq!(of(5000, &[(0, 4096)]), 8);
+    assert_eq!(of(5000, &[(100, 200)]), 16);
+    assert_eq!(of(5 << 20, &[(4096, (5 << 20) - 4096)]), 8);
+    assert_eq!(of(5000, &[(0, 5000)]), 0);
+}

@@ -14,9 +14,9 @@ pub use conflict::{conflict_name, is_conflict_name};
 pub use moves::{Pair, Trace, pair};
 
 use crate::backend::Metadata;
-use crate::base::FileKind;
-use crate::rules::describe::is_told_as;
-use crate::rules::known::{Believed, SLACK_NS};
+use crate::base::{FileKind, Timestamp};
+use crate::rules::describe::is_told_oddly;
+use crate::rules::known::Believed;
 use crate::rules::steps::PlainKind;
 
 /// What was found changed on the backend and taken into the index, counted by names.
@@ -78,8 +78,7 @@ pub fn compare(
         (PlainKind::Directory, false) | (PlainKind::File, true) => Standing::OtherKind,
         (PlainKind::File, false) if found.size != believed.size => Standing::Changed,
         (PlainKind::File, false)
-            if is_same_time(found.modified.0, believed.modified.0, granularity)
-                || is_told_as(believed.modified, found.modified, SLACK_NS) =>
+            if is_same_time(found.modified.0, believed.modified.0, granularity) =>
         {
             Standing::Same
         }
@@ -87,9 +86,10 @@ pub fn compare(
     }
 }
 
-/// Whether two times may be one and the same on a backend that keeps them in such steps.
+/// Whether two times may be one and the same on a backend that keeps them in such steps. `other` is what the file was given; a file
+/// system that cannot tell that time tells another.
 fn is_same_time(one: i64, other: i64, granularity: u64) -> bool {
-    one.abs_diff(other) <= granularity.max(1)
+    one.abs_diff(other) <= granularity.max(1) || is_told_oddly(Timestamp(other), Timestamp(one))
 }
 
 /// What has become of a file on the backend.
