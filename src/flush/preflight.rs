@@ -11,6 +11,7 @@ use super::{Parts, Result};
 use crate::backend::{Backend, Metadata};
 use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
+use crate::rules::describe::is_told_oddly;
 use crate::rules::layout;
 use crate::rules::names::NameRules;
 use crate::rules::plan::{NameChange, NameKey, NewContent, OldEntry};
@@ -398,7 +399,10 @@ fn agrees(
     if found.kind != FileKind::Regular && believed.hash.is_none() {
         return Ok(true);
     }
-    if found.modified.0.abs_diff(believed.mtime.0) <= slack.unsigned_abs() {
+    let slack = slack.unsigned_abs();
+    if found.modified.0.abs_diff(believed.mtime.0) <= slack
+        || is_told_oddly(believed.mtime, found.modified)
+    {
         return Ok(true);
     }
     // The clock of another machine, or a time zone, may be all the difference.

@@ -161,22 +161,23 @@ const FIRST: i64 = 315_532_800_000_000_000;
 const LAST: i64 = 4_354_819_199_000_000_000;
 const DAY: i64 = 86_400_000_000_000;
 
-/// Whether a backend that is given the time `meant` may tell `found`. One that cannot tell a time tells the nearest that it can, or goes
-/// around; such times are seldom enough, and not the times of what is changed today.
-fn is_time_of(meant: Timestamp, found: Timestamp, granularity_ns: u64) -> bool {
+/// Whether a backend that is given the time `meant` may tell `found`, in its steps or within two seconds.
+pub fn is_time_of(meant: Timestamp, found: Timestamp, granularity_ns: u64) -> bool {
     meant.0.abs_diff(found.0) <= granularity_ns.max(SLACK_NS) || is_told_oddly(meant, found)
 }
 
-/// Whether `meant` is a time that some file systems cannot tell, and `found` one that they tell instead.
+/// Whether `meant` is a time that some file systems cannot tell, and `found` one that they tell instead: the nearest that they can,
+/// or what they come to going around. Such times are seldom enough, and not the times of what is changed today.
 pub fn is_told_oddly(meant: Timestamp, found: Timestamp) -> bool {
     let slack = SLACK_NS;
     let can_be_told = (FIRST..=LAST).contains(&meant.0);
     let is_odd = found.0 < FIRST.saturating_add(2 * DAY) || found.0 > LAST - 2 * DAY;
     let went_around = || {
-        // 128 years of exFAT's seven bits, with 31 or 32 leap days as the centuries fall; 2^32 seconds of 32-bit times.
-        [46_750, 46_751, 46_752]
-            .map(|days| days * DAY)
-            .into_iter()
+        // Once or twice the 128 years of exFAT's seven bits, with 31 or 32 leap days each as the centuries fall; 2^32 seconds of
+        // 32-bit times.
+        (46_750..=46_752)
+            .chain(93_500..=93_504)
+            .map(|days: i64| days * DAY)
             .chain([4_294_967_296_000_000_000])
             .any(|around| meant.0.abs_diff(found.0).abs_diff(around.cast_unsigned()) <= slack)
     };

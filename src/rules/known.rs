@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::backend::Metadata;
 use crate::base::{ContentHash, FileKind, RelPath, Timestamp};
+use crate::rules::describe::is_time_of;
 use crate::rules::steps::{FileContent, SlotNo};
 
 /// Times nearer than this, in nanoseconds, are taken as equal whatever the backend's granularity: FAT keeps two seconds.
@@ -42,14 +43,14 @@ impl Believed {
     pub fn agrees(&self, meta: &Metadata) -> bool {
         self.may_have_kind(meta.kind)
             && meta.size == self.size
-            && meta.modified.0.abs_diff(self.modified.0) <= SLACK_NS
+            && is_time_of(self.modified, meta.modified, SLACK_NS)
     }
 
     /// The same, also for one that a check of the file system has cut short: it leaves the time as it was.
     pub fn may_be(&self, meta: &Metadata) -> bool {
         self.may_have_kind(meta.kind)
             && meta.size <= self.size
-            && meta.modified.0.abs_diff(self.modified.0) <= SLACK_NS
+            && is_time_of(self.modified, meta.modified, SLACK_NS)
     }
 }
 

@@ -234,17 +234,6 @@ fn holes_stay_holes_when_a_file_is_fetched() {
 }
 
 #[test]
-fn a_drive_that_says_all_itself_gets_no_catalog_for_plain_files() {
-    let (world, engine) = start(Kind::Plain);
-    engine.mkdir("dir");
-    engine.put("dir/file", b"file");
-    engine.flush_all();
-    let in_catalog =
-        |path: &&ferryfs::base::RelPath| path.to_string().starts_with(".ferryfs/catalog/");
-    let _ = world.memory.tree().keys().filter(in_catalog).count();
-}
-
-#[test]
 fn what_another_machine_has_told_is_taken_in_when_the_drive_comes_back() {
     let (world, engine) = start(Kind::Exfat);
     rich(&engine);

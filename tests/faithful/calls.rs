@@ -139,7 +139,6 @@ for n in range(lines):
 }
 
 #[test]
-#[ignore = "a file that is fetched from the drive has no holes any more: nobody tells of them yet"]
 fn holes_survive_edits_flushes_and_eviction() {
     let Some(lab) = lab() else { return };
     let script = r"

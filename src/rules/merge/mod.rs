@@ -86,8 +86,8 @@ pub fn compare(
     }
 }
 
-/// Whether two times may be one and the same on a backend that keeps them in such steps.
-/// `other` is what the file was given; a file system that cannot tell that time tells another.
+/// Whether two times may be one and the same on a backend that keeps them in such steps. `other` is what the file was given; a file
+/// system that cannot tell that time tells another.
 fn is_same_time(one: i64, other: i64, granularity: u64) -> bool {
     one.abs_diff(other) <= granularity.max(1) || is_told_oddly(Timestamp(other), Timestamp(one))
 }

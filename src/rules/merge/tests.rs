@@ -146,3 +146,46 @@ fn a_file_that_cannot_be_told_from_another_is_not_guessed() {
     assert_eq!((kept[0].vanished, kept[0].appeared), (1, 0));
     assert_eq!(pair(&[trace("a")], &[trace("x")], 1, unknown).len(), 1);
 }
+
+/// A drive that cannot tell a time tells another one, every time it is plugged in: nobody has changed anything.
+#[test]
+fn a_time_that_the_drive_cannot_tell_is_no_change() {
+    let file = |secs: i64| Metadata {
+        kind: FileKind::Regular,
+        size: 5,
+        modified: Timestamp::from_parts(secs, 0),
+        permissions: 0o644,
+        target: None,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        nlink: 1,
+        file: None,
+    };
+    let standing = |meant: i64, found: i64| {
+        let believed = Believed {
+            size: 5,
+            modified: Timestamp::from_parts(meant, 0),
+            hash: None,
+        };
+        assert_eq!(
+            believed.agrees(&file(found)),
+            compare(PlainKind::File, &believed, &file(found), 1) == Standing::Same
+        );
+        compare(PlainKind::File, &believed, &file(found), 1)
+    };
+    let (exfat_begins, ext4_begins) = (315_532_800, -2_147_483_648);
+    for (meant, found) in [
+        (-1, exfat_begins),
+        (-8_520_336_000, exfat_begins),
+        (-8_520_336_000, ext4_begins),
+        (5_680_281_600, 1_640_908_800),
+        (9_214_646_400, 4_354_819_199),
+        (9_214_646_400, 1_135_900_800),
+    ] {
+        assert_eq!(standing(meant, found), Standing::Same, "{meant}");
+        assert_eq!(standing(meant, 1_795_219_198), Standing::Touched);
+    }
+    assert_eq!(standing(1_600_000_000, exfat_begins), Standing::Touched);
+    assert_eq!(standing(1_600_000_000, 1_600_000_100), Standing::Touched);
+}
