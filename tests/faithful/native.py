@@ -287,7 +287,7 @@ class Run:
             (2, lambda: ('copy', (self.slot(), self.slot(), self.offset(), self.offset(), length))),
             (4, lambda: ('truncate', (p(), self.offset()))), (7, lambda: ('mkdir', (p(), r.choice(MODES)))),
             (3, lambda: ('mknod', (p(), r.choice([stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFREG]) | r.choice(MODES), r.choice([(0, 0), (1, 3), (259, 70000)])))),
-            (4, lambda: ('symlink', (r.choice(['a', 'dir', '../a', 'nowhere', '.', '/dev/null', 'x' * 4095, 'dir/a']), p()))),
+            (4, lambda: ('symlink', (r.choice(['a', 'dir', '../a', 'nowhere', '.', '/nowhere/on/this/machine', 'x' * 4095, 'dir/a']), p()))),
             (5, lambda: ('link', (p(), p(), False))), (6, lambda: ('unlink', (p(),))), (4, lambda: ('rmdir', (p(),))),
             (10, lambda: ('rename', (p(), p(), r.choice([0, 0, 0, 1, 2, 2, 3, 8])))),
             (6, lambda: ('chmod', (p(), r.choice(MODES)))), (5, lambda: ('chown', (p(), *r.choice(OWNERS), r.random() < .7))),
