@@ -3,6 +3,8 @@
 //! All batches have been finished before. While the log is replayed the mirror is of no log (`index::Mirror`), so a crash has it
 //! replayed from the start.
 
+use std::sync::atomic::Ordering;
+
 use super::catalog::read_catalog;
 use super::{Flusher, Result};
 use crate::backend::Backend;
@@ -36,12 +38,25 @@ impl Flusher {
                 let mut mirror = Mirror::begin(&self.parts.index)?;
                 log.replay(backend, &mut mirror)?;
                 mirror.end(&log.state)?;
-                if let Err(error) = self.parts.hooks.catalog_changed() {
-                    tracing::warn!(error, "what the catalog says anew is not shown yet");
-                }
+                self.catalog_news.store(true, Ordering::Release);
+                self.believe_catalog();
             }
         }
         Ok(())
+    }
+
+    fn believe_catalog(&self) {
+        if let Err(error) = self.parts.hooks.catalog_changed() {
+            tracing::warn!(error, "what the catalog says anew is not shown yet");
+        }
+    }
+
+    /// All that is new on the drive has been found: what the catalog says of it, and of the directories it is in, is believed now.
+    /// What is known of a machine that wrote both is whole only then.
+    pub(super) fn believe_of_what_was_found(&self) {
+        if self.catalog_news.swap(false, Ordering::AcqRel) {
+            self.believe_catalog();
+        }
     }
 
     /// The same, if the mirror is of no log: the drive has none yet, or the mirror was cut short.

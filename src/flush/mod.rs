@@ -164,6 +164,9 @@ pub struct Flusher {
     parts: Parts,
     running: Mutex<()>,
     catalog_losses: Mutex<Vec<String>>,
+    /// Another machine has written to the catalog; what it says is to be believed once more when all that is new on the drive has been
+    /// found.
+    catalog_news: AtomicBool,
     /// Whoever holds that looks for changes of others and writes nothing.
     refreshing: AtomicBool,
 }
@@ -175,6 +178,7 @@ impl Flusher {
             parts,
             running: Mutex::new(()),
             catalog_losses: Mutex::default(),
+            catalog_news: AtomicBool::new(false),
             refreshing: AtomicBool::new(false),
         }
     }

@@ -39,6 +39,9 @@ impl Flusher {
             }
         };
         let refreshed = self.refresh_between(&mut running, from, below, enough);
+        if refreshed.is_ok() && from == Ino::ROOT && below {
+            self.believe_of_what_was_found();
+        }
         self.refreshing.store(false, Ordering::Release);
         refreshed
     }

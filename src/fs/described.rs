@@ -7,12 +7,14 @@
 
 use std::collections::BTreeMap;
 
+use super::refresh::Notice;
 use super::{Fs, Result};
 use crate::backend::Metadata;
 use crate::base::{FileKind, Ino, Name, RelPath, Timestamp};
 use crate::index::{Flags, Inode, LinkGroup, State};
 use crate::rules::catalog::{Description, Extent};
 use crate::rules::describe::{blocks, describes, group_here, owner_here};
+use crate::rules::plan::NameKey;
 use crate::sys;
 
 /// Names read from the mirror under one hold of the index lock.
@@ -186,11 +188,17 @@ impl Fs {
         let is_alike = group.size == told.it.size && group.modified == told.it.modified;
         let known = state.inode(group.ino)?;
         let is_same = known.is_some_and(|inode| inode.kind() == told.it.kind && inode.nlink > 0);
-        if !is_alike || !is_same || group.pending == 0 {
+        if !is_alike || !is_same {
             return Ok(None);
         }
-        group.pending -= 1;
-        state.put_link_group(&group)?;
+        if group.pending > 0 {
+            group.pending -= 1;
+            state.put_link_group(&group)?;
+        } else if let Some(mut inode) = state.inode(group.ino)? {
+            // Another machine has made it since the directories were looked into.
+            inode.nlink += 1;
+            state.put_inode(inode);
+        }
         Ok(Some(group.ino))
     }
 
@@ -313,23 +321,30 @@ impl Fs {
             state.commit()?;
         }
         let names: Vec<_> = told.names.iter().collect();
+        // The kernel is told with nothing locked, see `refresh::notices`.
+        let mut news = Vec::new();
         for chunk in names.chunks(CHUNK) {
-            let mut state = self.index.lock();
-            for (name, described) in chunk {
-                self.believe_of_name(&mut state, dir, name, described, &told)?;
+            {
+                let mut state = self.index.lock();
+                for (name, described) in chunk {
+                    self.believe_of_name(&mut state, dir, (name, described), &told, &mut news)?;
+                }
+                state.commit()?;
             }
-            state.commit()?;
+            self.notices.push(std::mem::take(&mut news));
         }
-        self.forget_untold_specials(dir, &told)
+        self.forget_untold_specials(dir, &told, &mut news)?;
+        self.notices.push(news);
+        Ok(())
     }
 
     fn believe_of_name(
         &self,
         state: &mut State,
         dir: Ino,
-        name: &Name,
-        described: &Described,
+        (name, described): (&Name, &Described),
         told: &Told,
+        news: &mut Vec<Notice>,
     ) -> Result<()> {
         let placed = state.placed(dir, name)?;
         let Some(entry) = placed else {
@@ -337,9 +352,17 @@ impl Fs {
                 return Ok(()); // Not on the drive, as far as is known.
             }
             if let Some(inode) = self.special_at(state, dir, name)? {
-                return self.believe_of_inode(state, inode, described, None);
+                return self.believe_of_inode(state, inode, described, None, news);
             }
-            return self.import_special(state, dir, name, described, told);
+            self.import_special(state, dir, name, described, told)?;
+            let key = NameKey {
+                parent: dir,
+                name: name.clone(),
+            };
+            let name = state.mount_name(&key)?;
+            news.push(Notice::Entry { parent: dir, name });
+            news.push(Notice::Inode { ino: dir });
+            return Ok(());
         };
         let Some(inode) = state.inode(entry.ino)? else {
             return Ok(());
@@ -349,7 +372,7 @@ impl Fs {
             size: entry.size,
             modified: entry.mtime,
         };
-        self.believe_of_inode(state, inode, described, Some(found))
+        self.believe_of_inode(state, inode, described, Some(found), news)
     }
 
     fn believe_of_inode(
@@ -358,6 +381,7 @@ impl Fs {
         mut inode: Inode,
         described: &Described,
         found: Option<Found>,
+        news: &mut Vec<Notice>,
     ) -> Result<()> {
         if inode.kind() != described.it.kind || inode.flags.any(Flags::DIRTY) {
             return Ok(());
@@ -387,6 +411,9 @@ impl Fs {
             true => before.ctime,
             false => self.clock.now(),
         };
+        if inode != before {
+            news.push(Notice::Inode { ino: inode.ino });
+        }
         state.put_inode(inode);
         Ok(())
     }
@@ -401,7 +428,7 @@ impl Fs {
     }
 
     /// Links and special files that the catalog knew of, and does so no more, were removed elsewhere.
-    fn forget_untold_specials(&self, dir: Ino, told: &Told) -> Result<()> {
+    fn forget_untold_specials(&self, dir: Ino, told: &Told, news: &mut Vec<Notice>) -> Result<()> {
         let mut after = None;
         loop {
             let mut state = self.index.lock();
@@ -426,6 +453,11 @@ impl Fs {
                     continue;
                 }
                 state.remove_clean_name(dir, &dirent.name)?;
+                news.push(Notice::Entry {
+                    parent: dir,
+                    name: dirent.name.clone(),
+                });
+                news.push(Notice::Inode { ino: dir });
                 let mut inode = inode;
                 inode.nlink = inode.nlink.saturating_sub(1);
                 if inode.nlink == 0 {

@@ -245,13 +245,22 @@ fn what_another_machine_has_told_is_taken_in_when_the_drive_comes_back() {
     there.xattr("dir/two", "user.there", b"there");
     there.unlink("fifo");
     there.symlink("dir/sub/new", "new");
+    there.put("dir/sub/made", b"made");
+    there.link("dir/sub/made", "dir/made too");
+    there.mkdir("fresh");
+    there.symlink("fresh/only", "a link");
+    there.rename("dir/two", "fresh/moved");
+    there.set_time("dir/sub/made", 1_600_000_000_000_000_003);
     there.set_time("dir/sub", 1_600_000_000_000_000_005);
+    there.set_time("dir", 1_600_000_000_000_000_006);
+    there.set_time("fresh", 1_600_000_000_000_000_007);
     there.set_time("", 1_600_000_000_000_000_008);
     there.flush_all();
     let wanted = facts(&there);
     there.close();
     let engine = world.start(false);
     engine.flusher.recover().expect("attach");
+    engine.refresh();
     assert_same(&facts(&engine), &wanted, "back on the first machine");
     assert_mirrored(&world, &engine);
 }

@@ -153,6 +153,7 @@ impl<'a> Taking<'a> {
         };
         self.touch_parent(&mut state, key.parent, i32::from(is_dir))?;
         self.tell_entry(key.parent, &name);
+        self.tell_inode(ino); // Perhaps a further name of a file that the kernel knows.
         self.changes.new += 1;
         Ok(Taken::As(ino))
     }
