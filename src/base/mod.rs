@@ -6,7 +6,7 @@ mod time;
 mod units;
 
 pub use name::{NAME_MAX, Name, NameError, RelPath, STORED_NAME_MAX};
-pub use time::{Clock, SystemClock, Timestamp};
+pub use time::{Clock, SystemClock, Timestamp, Utc};
 pub use units::human_bytes;
 
 use std::fmt;

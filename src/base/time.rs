@@ -7,6 +7,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
 
+/// A date of the Gregorian calendar and a time of day, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Utc {
+    /// The year, astronomically: before 1 comes 0.
+    pub year: i64,
+    /// 1 to 12.
+    pub month: i64,
+    /// 1 to 31.
+    pub day: i64,
+    /// 0 to 23.
+    pub hour: i64,
+    /// 0 to 59.
+    pub minute: i64,
+    /// 0 to 59.
+    pub second: i64,
+}
+
 impl Timestamp {
     /// The point `secs` whole seconds and `nanos` nanoseconds (forward) from the epoch.
     pub fn from_parts(secs: i64, nanos: u32) -> Timestamp {
@@ -21,6 +38,27 @@ impl Timestamp {
             self.0.div_euclid(1_000_000_000),
             self.0.rem_euclid(1_000_000_000) as u32,
         )
+    }
+
+    /// The date and time of day in UTC, rounded down to the second. Days to dates by Howard Hinnant's `civil_from_days`.
+    pub fn utc(self) -> Utc {
+        let (secs, _) = self.parts();
+        let (days, second) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
+        let z = days + 719_468;
+        let era = z.div_euclid(146_097);
+        let doe = z.rem_euclid(146_097);
+        let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
+        let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+        let mp = (5 * doy + 2) / 153;
+        let month = if mp < 10 { mp + 3 } else { mp - 9 };
+        Utc {
+            year: yoe + era * 400 + i64::from(month <= 2),
+            month,
+            day: doy - (153 * mp + 2) / 5 + 1,
+            hour: second / 3600,
+            minute: second / 60 % 60,
+            second: second % 60,
+        }
     }
 
     /// How long after `earlier` this is; zero when it is not after it.

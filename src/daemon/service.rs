@@ -14,7 +14,7 @@ use super::monitor::{Monitor, Presence};
 use super::refresh::Refreshing;
 use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
-use crate::base::{RelPath, Timestamp};
+use crate::base::{RelPath, Timestamp, Utc};
 use crate::cache::Store;
 use crate::control::protocol::{
     AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish,
@@ -325,20 +325,16 @@ fn last_batch(summary: BatchSummary) -> LastBatch {
     }
 }
 
-/// The time as RFC 3339 in UTC, to the second. Days to dates by Howard Hinnant's `civil_from_days`.
+/// The time as RFC 3339 in UTC, to the second.
 pub(super) fn rfc3339(time: Timestamp) -> String {
-    let (secs, _) = time.parts();
-    let (days, second) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let Utc {
+        year,
+        month,
+        day,
+        hour,
+        minute,
+        second,
+    } = time.utc();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 

@@ -45,6 +45,15 @@ impl Flusher {
         Ok(())
     }
 
+    /// The same, if the mirror is of no log: the drive has none yet, or the mirror was cut short.
+    pub(super) fn catch_up_if_lost(&self, backend: &dyn Backend) -> Result<()> {
+        let known = self.parts.index.lock().catalog_log()?;
+        match known.head {
+            Some(_) => Ok(()),
+            None => self.catch_up(backend),
+        }
+    }
+
     fn believe_catalog(&self) {
         if let Err(error) = self.parts.hooks.catalog_changed() {
             tracing::warn!(error, "what the catalog says anew is not shown yet");
@@ -56,15 +65,6 @@ impl Flusher {
     pub(super) fn believe_of_what_was_found(&self) {
         if self.catalog_news.swap(false, Ordering::AcqRel) {
             self.believe_catalog();
-        }
-    }
-
-    /// The same, if the mirror is of no log: the drive has none yet, or the mirror was cut short.
-    pub(super) fn catch_up_if_lost(&self, backend: &dyn Backend) -> Result<()> {
-        let known = self.parts.index.lock().catalog_log()?;
-        match known.head {
-            Some(_) => Ok(()),
-            None => self.catch_up(backend),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The name of the other version where both sides have changed a file.
 
-use crate::base::{Name, Timestamp};
+use crate::base::{Name, Timestamp, Utc};
 
 /// What marks such a name, as Syncthing's users know it.
 const MARK: &str = ".sync-conflict-";
@@ -76,23 +76,15 @@ fn plain(host: &str) -> String {
     }
 }
 
-/// `YYYYMMDD-HHMMSS`. Days to dates by Howard Hinnant's `civil_from_days`.
+/// `YYYYMMDD-HHMMSS`.
 fn stamp(time: Timestamp) -> String {
-    let (secs, _) = time.parts();
-    let (days, second) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    format!(
-        "{year:04}{month:02}{day:02}-{:02}{:02}{:02}",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
+    let Utc {
+        year,
+        month,
+        day,
+        hour,
+        minute,
+        second,
+    } = time.utc();
+    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
 }
