@@ -4,7 +4,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::inode::{Flags, Inode};
-use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, placed_from_row};
+use super::tree::{PlacedEntry, name_from_row, places_of, stored_names_of};
 use super::{Context, Result, State, int};
 use crate::base::{Ino, Name};
 use crate::rules::plan::NameKey;
@@ -34,12 +34,7 @@ impl State {
     /// # Errors
     /// If SQLite cannot read.
     pub fn places_of(&mut self, ino: Ino) -> Result<Vec<(NameKey, PlacedEntry)>> {
-        self.conn
-            .prepare_cached(&format!(
-                "SELECT {PLACED_COLUMNS} FROM placed WHERE ino=? ORDER BY parent, name"
-            ))
-            .and_then(|mut s| s.query_map([int(ino.0)], placed_from_row)?.collect())
-            .context("list the places of an inode")
+        places_of(&self.conn, ino)
     }
 
     /// Notes that the backend has nothing of the inode of `before` under `key` any more, but `entry`; what that means for
@@ -93,20 +88,7 @@ impl State {
     /// # Errors
     /// If SQLite cannot.
     pub fn mark_names_of(&mut self, ino: Ino) -> Result<()> {
-        let keys: Vec<NameKey> = self
-            .conn
-            .prepare_cached("SELECT parent, coalesce(stored, name) FROM dirents WHERE ino=?")
-            .and_then(|mut s| {
-                s.query_map([int(ino.0)], |row| {
-                    Ok(NameKey {
-                        parent: Ino(row.get::<_, i64>(0)? as u64),
-                        name: name_from_row(row, 1)?,
-                    })
-                })?
-                .collect()
-            })
-            .context("list the names of an inode")?;
-        for key in keys {
+        for key in stored_names_of(&self.conn, ino)? {
             self.mark_name(key.parent, &key.name)?;
         }
         Ok(())

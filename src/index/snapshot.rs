@@ -4,7 +4,10 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::inode::{COLUMNS, Inode};
 use super::names::{look_up_stored, mount_name_of};
-use super::tree::{PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row};
+use super::tree::{
+    PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row, places_of,
+    stored_names_of,
+};
 use super::{Context, Result, int};
 use crate::backend::Xattrs;
 use crate::base::{Ino, Name, RelPath, Seq};
@@ -142,20 +145,7 @@ impl Snapshot {
     /// # Errors
     /// If SQLite cannot read.
     pub fn names_of(&self, ino: Ino) -> Result<Vec<NameKey>> {
-        self.conn
-            .prepare_cached(
-                "SELECT parent, coalesce(stored, name) FROM dirents WHERE ino=? ORDER BY 1, 2",
-            )
-            .and_then(|mut s| {
-                s.query_map([int(ino.0)], |row| {
-                    Ok(NameKey {
-                        parent: Ino(row.get::<_, i64>(0)? as u64),
-                        name: name_from_row(row, 1)?,
-                    })
-                })?
-                .collect()
-            })
-            .context("list the names of an inode")
+        stored_names_of(&self.conn, ino)
     }
 
     /// Every name under which the backend has `ino`.
@@ -163,12 +153,7 @@ impl Snapshot {
     /// # Errors
     /// If SQLite cannot read.
     pub fn places_of(&self, ino: Ino) -> Result<Vec<(NameKey, PlacedEntry)>> {
-        self.conn
-            .prepare_cached(&format!(
-                "SELECT {PLACED_COLUMNS} FROM placed WHERE ino=? ORDER BY parent, name"
-            ))
-            .and_then(|mut s| s.query_map([int(ino.0)], placed_from_row)?.collect())
-            .context("list the places of an inode")
+        places_of(&self.conn, ino)
     }
 
     /// The inode whose name in the mount is stored under `key`, of which `fold` is the canonical key.

@@ -1,6 +1,6 @@
 //! The two trees: the mount's names, and what the backend has.
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::inode::{Flags, Inode};
 use super::{Context, IndexError, Result, State, int};
@@ -67,6 +67,32 @@ pub(super) fn placed_from_row(row: &Row<'_>) -> rusqlite::Result<(NameKey, Place
         hash: row.get::<_, Option<[u8; 32]>>(6)?.map(ContentHash),
     };
     Ok((key, entry))
+}
+
+/// Every name of `ino` in the mount, as it is stored.
+pub(super) fn stored_names_of(conn: &Connection, ino: Ino) -> Result<Vec<NameKey>> {
+    conn.prepare_cached(
+        "SELECT parent, coalesce(stored, name) FROM dirents WHERE ino=? ORDER BY 1, 2",
+    )
+    .and_then(|mut s| {
+        s.query_map([int(ino.0)], |row| {
+            Ok(NameKey {
+                parent: Ino(row.get::<_, i64>(0)? as u64),
+                name: name_from_row(row, 1)?,
+            })
+        })?
+        .collect()
+    })
+    .context("list the names of an inode")
+}
+
+/// Every name under which the backend has `ino`.
+pub(super) fn places_of(conn: &Connection, ino: Ino) -> Result<Vec<(NameKey, PlacedEntry)>> {
+    conn.prepare_cached(&format!(
+        "SELECT {PLACED_COLUMNS} FROM placed WHERE ino=? ORDER BY parent, name"
+    ))
+    .and_then(|mut s| s.query_map([int(ino.0)], placed_from_row)?.collect())
+    .context("list the places of an inode")
 }
 
 /// The path of directory `dir`, from where `parent_of` says that each directory stands.
