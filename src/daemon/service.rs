@@ -90,7 +90,6 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::Backend(error) if error.is_gone() => {
             "check the drive and its cable; what was not carried waits in the cache"
         }
-        FlushError::Foreign { .. } => "nothing was carried over and nothing is lost",
         FlushError::NotOurs { .. } => {
             "somebody has put it there: look at it and move it away; it was not followed, and nothing was changed"
         }

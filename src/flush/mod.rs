@@ -26,11 +26,13 @@ mod journal;
 mod keep;
 mod known;
 mod mirror;
+mod placing;
 mod preflight;
 mod real;
 mod recover;
 mod redo;
 mod refresh;
+mod refused;
 mod report;
 mod room;
 mod run;
@@ -167,6 +169,8 @@ pub struct Flusher {
     /// Another machine has written to the catalog; what it says is to be believed once more when all that is new on the drive has been
     /// found.
     catalog_news: AtomicBool,
+    /// Conflicts that were met while an interrupted batch was finished, for the next flush to tell.
+    conflicts_met: Mutex<Vec<(String, String)>>,
     /// Whoever holds that looks for changes of others and writes nothing.
     refreshing: AtomicBool,
 }
@@ -179,6 +183,7 @@ impl Flusher {
             running: Mutex::new(()),
             catalog_losses: Mutex::default(),
             catalog_news: AtomicBool::new(false),
+            conflicts_met: Mutex::default(),
             refreshing: AtomicBool::new(false),
         }
     }

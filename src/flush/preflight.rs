@@ -22,8 +22,6 @@ use crate::rules::steps::PlainKind;
 pub(super) struct Foreign {
     /// Files that can simply stay behind.
     pub(super) inos: HashSet<Ino>,
-    /// Names of what cannot: a directory, or something that would be moved there.
-    pub(super) in_the_way: Option<RelPath>,
     /// Files that the mount has removed and somebody else has changed. They stay where they are, and are theirs.
     pub(super) kept: Vec<NameKey>,
 }
@@ -96,9 +94,8 @@ pub(super) fn find_foreign(
         if agrees(backend, &path, found.as_ref(), believed, slack)? {
             continue;
         }
-        if new.content == NewContent::Directory || (placed.contains(&new.ino) && !same) {
-            foreign.in_the_way = Some(path);
-        } else {
+        // A directory, or what is moved there, cannot stay behind alone: what is in the way gets the name of a conflict.
+        if new.content != NewContent::Directory && (!placed.contains(&new.ino) || same) {
             foreign.inos.insert(new.ino);
         }
     }
@@ -300,7 +297,8 @@ impl Listings<'_> {
         };
         let is_unknown = |name: &Vec<u8>| {
             Name::new(name).is_ok_and(|name| {
-                let reserved = layout::is_reserved(&path.join(&name));
+                let reserved =
+                    layout::is_near_name(&name) || layout::is_reserved(&path.join(&name));
                 let key = NameKey { parent: ino, name };
                 !reserved && !self.before.contains_key(&key)
             })

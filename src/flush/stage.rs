@@ -439,7 +439,13 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     for entry in entries {
         let path = dir.join(&entry.name);
         match entry.meta.kind {
-            _ if cleared && !is_note(&entry.name) => {
+            // The batch has replaced or removed it, and it was what the batch knew.
+            kind if layout::is_set_aside_name(&entry.name)
+                && kind != crate::base::FileKind::Directory =>
+            {
+                backend.remove_file(&path)?;
+            }
+            _ if cleared && !layout::is_note_name(&entry.name) => {
                 keep(backend, dir, &path, &entry.name)?;
             }
             crate::base::FileKind::Directory => keep(backend, dir, &path, &entry.name)?,
@@ -447,13 +453,6 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
         }
     }
     Ok(backend.remove_dir(dir)?)
-}
-
-/// Whether a name in a staging directory is that of an empty file of ours, or of a file that has another name as well.
-fn is_note(name: &Name) -> bool {
-    name.as_bytes() == layout::BARRIER.as_bytes()
-        || name.as_bytes() == layout::LINK.as_bytes()
-        || layout::parse_lost_name(name).is_some()
 }
 
 fn keep(backend: &dyn Backend, dir: &RelPath, path: &RelPath, slot: &Name) -> Result<()> {
