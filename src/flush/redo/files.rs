@@ -9,6 +9,7 @@ use super::judge::{Counts, Task, Wanted};
 use super::standing::{Slots, Standing};
 use super::trees::Restored;
 use super::{Redo, is_dir, look};
+use crate::backend::Metadata;
 use crate::base::{FileKind, Name, RelPath};
 use crate::flush::real;
 use crate::flush::refused::{Blocked, StepNo, Why, put_back};
@@ -25,6 +26,7 @@ impl Redo<'_> {
         let wanted = self.wanted();
         let mut counts = Counts::default();
         let mut tasks = Vec::with_capacity(wanted.len());
+        let mut seen = Vec::with_capacity(wanted.len());
         for file in &wanted {
             let here = standing.locate_name(file.to);
             let mut task = Task::Refused;
@@ -36,11 +38,12 @@ impl Redo<'_> {
                 self.or_refuse(file.step(), file.to, judged, applied)?;
             }
             tasks.push(task);
+            seen.push(look(self.backend, &here)?);
         }
         // Nothing that counts has been touched up to here. What is removed now is gone for good before anything is written.
-        for (file, task) in wanted.iter().zip(&mut tasks) {
-            let here = standing.locate_name(file.to);
-            let taken = self.take_away(file, *task, &here, slots, applied);
+        for ((file, task), seen) in wanted.iter().zip(&mut tasks).zip(&seen) {
+            let here = (&standing.locate_name(file.to), seen.as_ref());
+            let taken = self.take_away(file, *task, here, slots, applied);
             self.or_set_aside(file, task, taken, applied)?;
         }
         self.backend.sync()?;
@@ -331,7 +334,7 @@ impl Redo<'_> {
         &self,
         file: &Wanted<'_>,
         task: Task,
-        here: &RelPath,
+        (here, seen): (&RelPath, Option<&Metadata>),
         slots: &mut Slots,
         applied: &mut Applied,
     ) -> Result<()> {
@@ -354,7 +357,7 @@ impl Redo<'_> {
             Task::CopyApart | Task::Vanished | Task::Refused => {}
         }
         match task {
-            Task::Move | Task::Rebuild => self.take_old_away(file, here, applied)?,
+            Task::Move | Task::Rebuild => self.take_old_away(file, (here, seen), applied)?,
             Task::MoveAside | Task::RebuildAside => {
                 self.placer().keep_theirs(here, file.to, applied)?;
             }
@@ -366,24 +369,26 @@ impl Redo<'_> {
         }
     }
 
-    /// Removes what stands under the name of a file, unless it has become somebody else's since it was judged.
+    /// Removes what stands under the name of a file, unless it has become somebody else's since it was `seen`.
     fn take_old_away(
         &self,
         file: &Wanted<'_>,
-        here: &RelPath,
+        (here, seen): (&RelPath, Option<&Metadata>),
         applied: &mut Applied,
     ) -> Result<()> {
         let Some(found) = look(self.backend, here)? else {
             return Ok(());
         };
-        if self.is_foreign(file, &found) {
+        if seen != Some(&found) && self.is_foreign(file, &found) {
             return self.placer().keep_theirs(here, file.to, applied);
         }
         self.remove_all(here)?;
-        // What was set aside from here may be the same file, on the same clusters.
+        // What was set aside from here may be on the clusters that have just been freed, and is not to be removed later.
+        let replaced = self.known.replaced.get(&file.slot);
         for old in self.set_aside_for(file) {
             if let Some(aside) = look(self.backend, &old)?
-                && (aside.size, aside.modified) == (found.size, found.modified)
+                && !self.backend.renames_atomically()
+                && replaced.is_some_and(|known| known.may_be(&aside))
             {
                 self.remove_all(&old)?;
             }
