@@ -414,6 +414,7 @@ impl Handler for Service {
             deadline: None,
             verify: wish.verify,
             removals_first: wish.removals_first,
+            retry_refused: true,
         };
         self.run_flush_and(&patience, &wish, progress, || {})
             .map(|report| self.flush_report(report))

@@ -8,7 +8,7 @@ use super::gather::Gathered;
 use super::journal::Journal;
 use super::keep;
 use super::known::Before;
-use super::preflight::{Foreign, changed_elsewhere, find_foreign};
+use super::preflight::{Foreign, changed_elsewhere, find_foreign, unchangeable};
 use super::refused::is_local;
 use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
@@ -35,8 +35,6 @@ const FOREIGN: &str =
 const KEPT: &str =
     "removed in the mount, but somebody else has changed it on the drive; it stays there";
 
-const BAD: &str =
-    "write it anew from another copy, or delete it, and look at the health of the SSD";
 const INTERRUPTED: &str = "was being written when the daemon died and is as far as it got; write it anew, or carry it as it is: ferryfs flush --include-interrupted";
 
 /// What came of trying one plan.
@@ -76,6 +74,10 @@ impl Carrier<'_> {
         gathered.leave_out(&foreign.inos);
         foreign.keep(&mut gathered);
         let mut bad = gathered.damaged(&self.parts.store);
+        bad.extend(unchangeable(self.backend, &gathered)?);
+        if !self.wish.retry_refused {
+            bad.extend(self.flusher.refused_lately(&gathered));
+        }
         gathered.leave_out(&bad.keys().copied().collect());
         for _ in 0..PLANS {
             let mut plan = plan(&gathered.delta)?;
@@ -240,6 +242,7 @@ impl Carrier<'_> {
             (self.progress)(phase(Phase::Confirm));
             report.left_behind.extend(applied.surprises());
             (report.left_behind).extend(self.flusher.name_refused(journal, &applied)?);
+            self.flusher.remember_refused(journal, &applied);
             report.conflicts.extend(named_conflicts(&applied));
             let outcome = match report.left_behind.is_empty() {
                 true => "complete",
@@ -303,8 +306,7 @@ impl Carrier<'_> {
         let mut named = Vec::new();
         for left in &plan.left_behind {
             if let Some(problem) = bad.get(&left.ino) {
-                let reason = format!("{problem}; {BAD}");
-                named.push((spell(&mut state, &left.key)?, reason));
+                named.push((spell(&mut state, &left.key)?, problem.clone()));
                 continue;
             }
             let interrupted = state

@@ -1,6 +1,7 @@
 //! What the index concludes of a batch: derived from the plan's outcomes when the batch is committed, noted when it is applied.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use super::Flusher;
 use super::apply::Applied;
@@ -16,6 +17,9 @@ use crate::rules::delta::NOBODY;
 use crate::rules::known::Believed;
 use crate::rules::plan::{NameKey, Outcome, Placed, Plan};
 use crate::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo};
+
+/// How long automatic flushes leave a file alone that the backend has refused.
+const REFUSED_FOR: Duration = Duration::from_secs(3600);
 
 /// Names noted under one hold of the index lock.
 const CHUNK: usize = 256;
@@ -323,6 +327,29 @@ impl Flusher {
             state.commit()?;
         }
         Ok(())
+    }
+
+    /// Remembers the files that were refused, so that automatic flushes do not write them to the drive again and again.
+    pub(super) fn remember_refused(&self, journal: &Journal, applied: &Applied) {
+        let mut refused = self.refused.lock();
+        for refusal in &applied.refused.steps {
+            if let StepNo::Place(number) = refusal.step
+                && let Some((_, ino)) = journal.keys.place.get(number)
+            {
+                let reason = explain(refusal.step, &refusal.why);
+                refused.insert(*ino, (Instant::now(), reason));
+            }
+        }
+    }
+
+    /// Files of the batch that were refused within the last hour, with the reason.
+    pub(super) fn refused_lately(&self, gathered: &Gathered) -> BTreeMap<Ino, String> {
+        let mut refused = self.refused.lock();
+        refused.retain(|_, (since, _)| since.elapsed() < REFUSED_FOR);
+        let files = gathered.sizes.keys();
+        files
+            .filter_map(|ino| Some((*ino, refused.get(ino)?.1.clone())))
+            .collect()
     }
 
     /// What was refused, by its path in the mount and with the reason.

@@ -73,7 +73,14 @@ impl Placer<'_> {
         applied: &mut Applied,
     ) -> Result<()> {
         match self.backend.exchange(from, to) {
-            Ok(true) => return self.keep_or_drop(from, to, expected, applied),
+            Ok(true) => {
+                self.keep_or_drop(from, to, expected, applied)?;
+                // With a journal what is freed now is given to nothing that a crash could mix it up with.
+                return match applied.garbage.pop_if(|last| last == from) {
+                    Some(old) => self.drop_now(&old, applied),
+                    None => Ok(()),
+                };
+            }
             Ok(false) => {}
             Err(error) if is_absent(&error) || is_across(&error) => {}
             Err(error) => return Err(error.into()),
@@ -95,6 +102,17 @@ impl Placer<'_> {
             return Err(error);
         }
         self.keep_or_drop(&old, to, expected, applied)
+    }
+
+    fn drop_now(&self, old: &RelPath, applied: &mut Applied) -> Result<()> {
+        match self.backend.remove_file(old) {
+            Err(error) if error.is_refusal() && !is_absent(&error) => {
+                applied.garbage.push(old.clone());
+                Ok(())
+            }
+            Err(error) if !is_absent(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Moves what stands at `path` out of the way of the content of `slot`; `None` if nothing does.

@@ -13,8 +13,8 @@ use super::refused::{StepNo, Why};
 use super::report::{FlushError, Result};
 use super::stage::discard;
 use super::untrusted::{Sealed, read_sealed, read_small};
-use crate::backend::Backend;
 use crate::backend::drive::Withheld;
+use crate::backend::{Backend, Look};
 use crate::base::{BatchNo, RelPath, Timestamp};
 use crate::index::ActiveBatch;
 use crate::rules::known::SLACK_NS;
@@ -170,6 +170,7 @@ impl Flusher {
     /// If the backend or the SSD fails, or a batch of another cache cannot be finished without it.
     pub fn recover(&self) -> Result<()> {
         let _one_at_a_time = self.running.lock();
+        self.refused.lock().clear();
         let backend = self.backend()?;
         check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.may_write(&*backend)?;
@@ -422,6 +423,7 @@ impl Flusher {
 
     /// Removes what our own ended batches have left, and finishes those of other caches.
     fn sweep(&self, backend: &dyn Backend) -> Result<()> {
+        let mut unfinished = Touched::default();
         for batch in batches_on(backend)? {
             match read_record(
                 backend,
@@ -431,10 +433,20 @@ impl Flusher {
             )? {
                 Found::Record(record) if record.origin != self.parts.origin => {
                     tracing::info!(%batch, "finishing a batch of another machine");
-                    finish_alone(backend, &record)?;
+                    match finish_alone(backend, &record) {
+                        Err(error) if error.is_gone() || is_gone_for_all(backend) => {
+                            return Err(error);
+                        }
+                        // Its names are left alone until it is finished; everything else goes on.
+                        Err(error) => {
+                            tracing::error!(%batch, %error, "a batch of another machine cannot be finished here");
+                            unfinished.extend(&Touched::of(&record.steps));
+                        }
+                        Ok(()) => {}
+                    }
                 }
-                // Ours, and not open: confirmed, so the record is a leftover.
-                Found::Record(_) => self.clean_up(backend, batch, &[])?,
+                // Ours, and not open: confirmed, so the record is a leftover, and so is what was staged.
+                Found::Record(record) => self.clean_up(backend, batch, &staged(&record))?,
                 Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
                 Found::Torn if self.is_our_torn(batch)? => {
                     self.clean_up(backend, batch, &[])?;
@@ -444,6 +456,9 @@ impl Flusher {
                     tracing::warn!(%batch, "a damaged record of another machine is left as it is")
                 }
             }
+        }
+        if unfinished != Touched::default() {
+            self.parts.drive.withhold(Withheld::Unfinished(unfinished));
         }
         self.sweep_done(backend)
     }
@@ -592,6 +607,22 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
         });
     }
     Ok(recovered)
+}
+
+fn is_gone_for_all(backend: &dyn Backend) -> bool {
+    backend.check_alive(Look::Read).is_err()
+}
+
+/// Where a batch has staged what its cache has as well.
+fn staged(record: &BatchRecord) -> Vec<RelPath> {
+    let steps = record.steps.place.iter();
+    let slots = steps.filter_map(|step| match step {
+        PlaceStep::Install { slot, .. } | PlaceStep::InstallNode { slot, .. } => Some(*slot),
+        _ => None,
+    });
+    slots
+        .map(|slot| layout::slot_path(record.batch, slot))
+        .collect()
 }
 
 fn totals(record: &BatchRecord) -> (u64, u64) {

@@ -19,6 +19,9 @@ pub struct Wish {
     /// If the backend has no room, what was removed in the mount goes first, in a batch of its own: a state that the mount never
     /// had, until the rest follows.
     pub removals_first: bool,
+    /// What the backend has refused lately is tried again; else it stays in the cache for an hour without being written to the
+    /// drive each time.
+    pub retry_refused: bool,
 }
 
 /// What a flush did.

@@ -55,6 +55,7 @@ impl Flusher {
     ) -> Result<Report> {
         let wish = Wish {
             deadline,
+            retry_refused: true,
             ..Wish::default()
         };
         self.flush_as(&wish, progress, then)

@@ -26,6 +26,12 @@ impl Touched {
         touched
     }
 
+    /// Takes those of another batch as well.
+    pub fn extend(&mut self, other: &Touched) {
+        self.paths.extend(other.paths.iter().cloned());
+        self.dirs.extend(other.dirs.iter().cloned());
+    }
+
     /// Whether `path` may be another file's at the moment, or no one's: it, or a directory that it is in, is moved, made,
     /// replaced or removed.
     pub fn concerns(&self, path: &RelPath) -> bool {
