@@ -332,7 +332,7 @@ fn a_directory_that_is_gone_from_under_a_new_file_is_made_again() {
 }
 
 /// A batch is interrupted, somebody else works on the drive, then it comes back: what they have put under its final names, or
-/// changed there, is on the drive still, under its name or in `.ferryfs/lost+found`.
+/// changed there, is on the drive still, under its name or that of a conflict.
 #[test]
 fn what_somebody_does_while_a_batch_is_interrupted_is_kept() {
     let mut set_aside = 0;
@@ -372,7 +372,7 @@ fn what_somebody_does_while_a_batch_is_interrupted_is_kept() {
                     _ => false,
                 });
                 let (place, _) = place.unwrap_or_else(|| panic!("call {n}: {path} is gone"));
-                set_aside += usize::from(place.to_string().contains("-theirs"));
+                set_aside += usize::from(place.to_string().contains(".sync-conflict-"));
             }
             assert_eq!(engine.read("f"), b"second", "call {n}");
             assert_eq!(engine.read("n"), b"to move", "call {n}");

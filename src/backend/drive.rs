@@ -1,13 +1,14 @@
 //! The backend as the rest of the daemon meets it: attached, stalled, or gone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::guard::{Stall, Watch};
 use super::{Backend, Space};
+use crate::rules::touched::Touched;
 
 /// How long names are waited for in one go, between two looks whether the backend answers.
 const SLICE: Duration = Duration::from_millis(100);
@@ -18,12 +19,38 @@ pub struct Drive {
     backend: RwLock<Option<Attached>>,
     /// Keeps readers from being held up; `None` in tests, whose backends answer.
     watch: Option<Watch>,
-    /// Held for writing while a batch moves names on the backend, for reading while a path is turned into an open file.
-    names: RwLock<()>,
-    /// Names on the backend are not what the index says: a batch has been interrupted while it moved them.
-    astray: AtomicBool,
+    /// Held for reading while a path is turned into an open file.
+    names: RwLock<Withheld>,
     space: Mutex<Space>,
 }
+
+/// Which names on the backend may not be what the index says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Withheld {
+    /// None: all may be used.
+    #[default]
+    Nothing,
+    /// Those that a batch is moving at this moment. It is worth waiting for.
+    Moving(Touched),
+    /// Those of a batch that has been interrupted and is not finished yet.
+    Unfinished(Touched),
+    /// All: nothing is known of the backend yet.
+    Everything,
+}
+
+impl Withheld {
+    /// Whether what `concerned` looks for is among them.
+    fn has(&self, concerned: impl FnOnce(&Touched) -> bool) -> bool {
+        match self {
+            Withheld::Nothing => false,
+            Withheld::Moving(touched) | Withheld::Unfinished(touched) => concerned(touched),
+            Withheld::Everything => true,
+        }
+    }
+}
+
+/// How long a reader waits before it looks again whether a batch is through with a name.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// The two faces of one backend, see [`super::guard`]; the same one where nothing is guarded.
 struct Attached {
@@ -104,14 +131,30 @@ impl Drive {
         self.backend.read().is_some()
     }
 
-    /// Keeps names on the backend where they are as long as the guard lives; `None` if a batch has been moving them for
-    /// longer than `patience`, or sits in a call that is not answered, or has been interrupted at it and not been recovered.
-    pub fn hold_names(&self, patience: Duration) -> Option<RwLockReadGuard<'_, ()>> {
+    /// Keeps names on the backend where they are as long as the guard lives. `find` tells what is to be used, `concerned` whether
+    /// a batch that touches these paths may be moving it. `None` if one has been at it for longer than `patience`, or sits in a
+    /// call that is not answered, or has been interrupted at it and is not finished.
+    ///
+    /// What no batch touches is never waited for, but for the moment in which one begins.
+    pub fn hold_names<T>(
+        &self,
+        patience: Duration,
+        mut find: impl FnMut() -> T,
+        concerned: impl Fn(&Touched, &T) -> bool,
+    ) -> Option<(RwLockReadGuard<'_, Withheld>, T)> {
         let end = Instant::now() + patience;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            if let Some(guard) = self.names.try_read_for(left.min(SLICE)) {
-                return (!self.astray.load(Ordering::Acquire)).then_some(guard);
+            if let Some(withheld) = self.names.try_read_for(left.min(SLICE)) {
+                let found = find();
+                if !withheld.has(|touched| concerned(touched, &found)) {
+                    return Some((withheld, found));
+                }
+                if !matches!(*withheld, Withheld::Moving(_)) {
+                    return None;
+                }
+                drop(withheld);
+                thread::sleep(left.min(AGAIN));
             }
             if left.is_zero() || self.stalled().is_some() {
                 return None;
@@ -119,14 +162,14 @@ impl Drive {
         }
     }
 
-    /// Notes whether names on the backend are what the index says.
-    pub fn names_are_settled(&self, settled: bool) {
-        self.astray.store(!settled, Ordering::Release);
+    /// From here on only what is not `withheld` may be used. Waits for those who are just opening something.
+    pub fn withhold(&self, withheld: Withheld) {
+        *self.names.write() = withheld;
     }
 
-    /// Keeps everybody from turning paths into open files as long as the guard lives.
-    pub fn move_names(&self) -> RwLockWriteGuard<'_, ()> {
-        self.names.write()
+    /// What is withheld now.
+    pub fn withheld(&self) -> Withheld {
+        self.names.read().clone()
     }
 
     /// Space on the backend when it was last asked.

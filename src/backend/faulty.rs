@@ -190,6 +190,16 @@ impl<B: Backend> Backend for FaultyBackend<B> {
             .call("rename", from, || self.inner.rename(from, to))
     }
 
+    fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        self.switch
+            .call("rename", from, || self.inner.rename_new(from, to))
+    }
+
+    fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
+        self.switch
+            .call("exchange", one, || self.inner.exchange(one, other))
+    }
+
     fn remove_file(&self, path: &RelPath) -> Result<()> {
         self.switch
             .call("remove", path, || self.inner.remove_file(path))

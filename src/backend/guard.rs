@@ -284,6 +284,22 @@ impl Backend for Guard {
         self.patient.rename(from, to)
     }
 
+    fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        self.patient.rename_new(from, to)
+    }
+
+    fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
+        self.patient.exchange(one, other)
+    }
+
+    fn check_changeable(&self, dir: &RelPath) -> Result<()> {
+        self.patient.check_changeable(dir)
+    }
+
+    fn check_replaceable(&self, path: &RelPath) -> Result<()> {
+        self.patient.check_replaceable(path)
+    }
+
     fn renames_atomically(&self) -> bool {
         self.patient.renames_atomically()
     }

@@ -315,6 +315,32 @@ impl Backend for MemoryBackend {
         named("rename", from, answer())
     }
 
+    fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        let answer = || {
+            let (from, to) = (self.resolve(from)?, self.resolve(to)?);
+            self.mutate(|tree| match tree.metadata(&to) {
+                Ok(_) if !tree.is_same(&from, &to) => Err(errno(libc::EEXIST)),
+                Ok(_) => tree.rename(&from, &to),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => tree.rename(&from, &to),
+                Err(error) => Err(error),
+            })
+        };
+        named("rename", from, answer())
+    }
+
+    /// With a journal only, as the file systems made for Linux have it.
+    fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
+        if !self.options.journaled {
+            return Ok(false);
+        }
+        let answer = || {
+            let (one, other) = (self.resolve(one)?, self.resolve(other)?);
+            self.mutate(|tree| tree.exchange(&one, &other))
+        };
+        named("exchange", one, answer())?;
+        Ok(true)
+    }
+
     fn remove_file(&self, path: &RelPath) -> Result<()> {
         let answer = || {
             let place = self.resolve(path)?;

@@ -209,11 +209,56 @@ impl BackendError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
-    /// The backend has no room for this.
+    /// The backend has no space for this.
     pub fn is_full(&self) -> bool {
         matches!(
             self.source.raw_os_error(),
-            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)
+            Some(libc::ENOSPC | libc::EDQUOT)
+        )
+    }
+
+    /// Something already has the name.
+    pub fn is_taken(&self) -> bool {
+        matches!(
+            self.source.raw_os_error(),
+            Some(libc::EEXIST | libc::ENOTEMPTY | libc::EISDIR)
+        )
+    }
+
+    /// The backend refuses this very name or change, and asking again does not help: what else it is asked for may work.
+    ///
+    /// An error of the medium ([`BackendError::is_gone`]) is none, although it may be confined to one name as well: only a
+    /// look at the rest of the drive can tell.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self.source.raw_os_error(),
+            Some(
+                libc::EPERM
+                    | libc::EACCES
+                    | libc::EXDEV
+                    | libc::EBUSY
+                    | libc::ETXTBSY
+                    | libc::EFBIG
+                    | libc::EINVAL
+                    | libc::ENAMETOOLONG
+                    | libc::EMLINK
+                    | libc::ELOOP
+                    | libc::EEXIST
+                    | libc::ENOTEMPTY
+                    | libc::EISDIR
+                    | libc::ENOTDIR
+                    | libc::ENOENT
+                    | libc::EOPNOTSUPP
+                    | libc::ENOSYS
+                    | libc::E2BIG
+                    | libc::ERANGE
+                    | libc::EILSEQ
+                    | libc::EOVERFLOW
+                    | libc::EDEADLK
+                    | libc::EAGAIN
+                    | libc::ENOSPC
+                    | libc::EDQUOT
+            )
         )
     }
 
@@ -348,6 +393,53 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// If `from` is not there, or `to` cannot be replaced.
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()>;
+
+    /// Moves a file or directory to a name that nothing has.
+    ///
+    /// Where the file system cannot refuse by itself, the name is looked at first: somebody else may fill it between
+    /// the two calls.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if anything stands at `to`; else as [`Backend::rename`].
+    fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        match self.metadata(to) {
+            Ok(_) => Err(BackendError::new(
+                "rename",
+                to,
+                io::Error::from_raw_os_error(libc::EEXIST),
+            )),
+            Err(error) if error.is_not_found() => self.rename(from, to),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Swaps what stands at two names in one step; false where the file system cannot, and nothing was done.
+    ///
+    /// # Errors
+    /// If nothing stands at one of them.
+    fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
+        let _ = (one, other);
+        Ok(false)
+    }
+
+    /// What is known in advance to keep names in the directory `dir` from being made, replaced or removed, such as a file
+    /// system that is mounted read-only there.
+    ///
+    /// # Errors
+    /// The refusal that such a change would meet.
+    fn check_changeable(&self, dir: &RelPath) -> Result<()> {
+        let _ = dir;
+        Ok(())
+    }
+
+    /// The same for the file at `path` itself: whether it may be replaced, moved or removed.
+    ///
+    /// # Errors
+    /// The refusal that such a change would meet.
+    fn check_replaceable(&self, path: &RelPath) -> Result<()> {
+        let _ = path;
+        Ok(())
+    }
 
     /// Whether a crash leaves a rename either done or not done. Where it does not, or where nobody can tell, what is renamed may
     /// be found under both names or under neither.

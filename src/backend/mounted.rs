@@ -19,7 +19,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
 use nix::sys::stat::{
     FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat, mknodat,
 };
@@ -191,6 +191,15 @@ impl MountedDir {
         }
     }
 
+    fn rename_flagged(&self, from: &RelPath, to: &RelPath, flags: RenameFlags) -> io::Result<()> {
+        let root = self.root()?;
+        let parent = |path| sys::path::open_parent(root.as_fd(), path);
+        let (from_dir, from_name) = parent(from)?.ok_or(Errno::EBUSY)?;
+        let (to_dir, to_name) = parent(to)?.ok_or(Errno::EBUSY)?;
+        let (from_name, to_name) = (from_name.as_os_str(), to_name.as_os_str());
+        Ok(renameat2(&from_dir, from_name, &to_dir, to_name, flags)?)
+    }
+
     fn sync_all(&self) -> io::Result<()> {
         let root = self.open_directory(&RelPath::root())?;
         match sys::file::sync_file_system(&root) {
@@ -274,6 +283,47 @@ impl Backend for MountedDir {
             Ok(renameat(&from_dir, from_name, &to_dir, to_name)?)
         };
         named("rename", from, answer())
+    }
+
+    fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        match self.rename_flagged(from, to, RenameFlags::RENAME_NOREPLACE) {
+            Err(error) if is_unknown_flag(&error) => {}
+            answer => return named("rename", from, answer),
+        }
+        match self.metadata(to) {
+            Ok(_) => named("rename", to, Err(Errno::EEXIST.into())),
+            Err(error) if error.is_not_found() => self.rename(from, to),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
+        match self.rename_flagged(one, other, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => Ok(true),
+            Err(error) if is_unknown_flag(&error) => Ok(false),
+            Err(error) => named("exchange", one, Err(error)),
+        }
+    }
+
+    fn check_changeable(&self, dir: &RelPath) -> Result<()> {
+        let answer = || {
+            let opened = sys::path::open_beneath(
+                self.root()?.as_fd(),
+                dir,
+                OFlag::O_PATH | OFlag::O_DIRECTORY,
+                0,
+            )?;
+            sys::changeable::check_dir(&opened)
+        };
+        named("change", dir, answer())
+    }
+
+    fn check_replaceable(&self, path: &RelPath) -> Result<()> {
+        let answer = || {
+            let (dir, name) = self.parent(path, Errno::EBUSY)?;
+            sys::changeable::check_name(&dir, name.as_os_str())
+        };
+        named("replace", path, answer())
     }
 
     fn remove_file(&self, path: &RelPath) -> Result<()> {
@@ -507,6 +557,15 @@ impl WriteFile for MountedWriter {
 
 fn named<T>(operation: &'static str, path: &RelPath, answer: io::Result<T>) -> Result<T> {
     answer.map_err(|source| BackendError::new(operation, path, source))
+}
+
+/// Whether the file system does not know a flag of renameat2(2). A directory that is to move into itself gives EINVAL as
+/// well; the plain call, which follows, then says so.
+fn is_unknown_flag(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOTTY)
+    )
 }
 
 fn no_medium() -> io::Error {

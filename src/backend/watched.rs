@@ -165,6 +165,22 @@ impl Backend for Watched {
         self.call("rename", from, |inner| inner.rename(from, to))
     }
 
+    fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        self.call("rename", from, |inner| inner.rename_new(from, to))
+    }
+
+    fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
+        self.call("exchange", one, |inner| inner.exchange(one, other))
+    }
+
+    fn check_changeable(&self, dir: &RelPath) -> Result<()> {
+        self.call("check", dir, |inner| inner.check_changeable(dir))
+    }
+
+    fn check_replaceable(&self, path: &RelPath) -> Result<()> {
+        self.call("check", path, |inner| inner.check_replaceable(path))
+    }
+
     fn remove_file(&self, path: &RelPath) -> Result<()> {
         self.call("remove", path, |inner| inner.remove_file(path))
     }

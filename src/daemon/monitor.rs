@@ -29,6 +29,7 @@ use super::lease::{Keeper, LeaseFailure, Step};
 use super::verify::{self, Found};
 use super::volume::CacheFacts;
 use crate::backend::drive::Drive;
+use crate::backend::drive::Withheld;
 use crate::backend::mounted::MountedDir;
 use crate::backend::watched::Watched;
 use crate::backend::{Backend, BackendError, Look};
@@ -426,7 +427,7 @@ impl Monitor {
             true => None,
             false => warning(case, found.mount.as_ref(), path),
         };
-        self.parts.drive.names_are_settled(false);
+        self.parts.drive.withhold(Withheld::Everything);
         let site = Site::new(path, &found, &self.parts.bell);
         self.parts.drive.attach(site.backend.clone());
         *self.site.lock() = site;

@@ -90,7 +90,6 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::Backend(error) if error.is_gone() => {
             "check the drive and its cable; what was not carried waits in the cache"
         }
-        FlushError::Foreign { .. } => "nothing was carried over and nothing is lost",
         FlushError::NotOurs { .. } => {
             "somebody has put it there: look at it and move it away; it was not followed, and nothing was changed"
         }
@@ -415,6 +414,7 @@ impl Handler for Service {
             deadline: None,
             verify: wish.verify,
             removals_first: wish.removals_first,
+            retry_refused: true,
         };
         self.run_flush_and(&patience, &wish, progress, || {})
             .map(|report| self.flush_report(report))

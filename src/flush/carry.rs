@@ -2,18 +2,20 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::apply::{Applier, create_with};
-use super::confirm::conclusions;
+use super::apply::{Applied, Applier, create_with};
+use super::confirm::{Concluded, conclusions};
 use super::gather::Gathered;
 use super::journal::Journal;
 use super::keep;
 use super::known::Before;
-use super::preflight::{Foreign, changed_elsewhere, find_foreign};
+use super::preflight::{Foreign, changed_elsewhere, find_foreign, unchangeable};
+use super::refused::is_local;
 use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
 use super::stage::{Staged, Stager, discard};
 use super::{Flusher, Parts, attributes, catalog, room, told, verify};
 use crate::backend::Backend;
+use crate::backend::drive::Withheld;
 use crate::base::Ino;
 use crate::base::steps::CacheStep;
 use crate::control::protocol::{Phase, Progress};
@@ -22,6 +24,7 @@ use crate::rules::layout;
 use crate::rules::plan::{LeftReason, NameKey, Placed, Plan, StageSource, plan};
 use crate::rules::record::{self, BatchRecord};
 use crate::rules::steps::Steps;
+use crate::rules::touched::Touched;
 
 /// How often a batch is planned anew because files were changed in place while it was staged.
 const PLANS: usize = 4;
@@ -32,8 +35,6 @@ const FOREIGN: &str =
 const KEPT: &str =
     "removed in the mount, but somebody else has changed it on the drive; it stays there";
 
-const BAD: &str =
-    "write it anew from another copy, or delete it, and look at the health of the SSD";
 const INTERRUPTED: &str = "was being written when the daemon died and is as far as it got; write it anew, or carry it as it is: ferryfs flush --include-interrupted";
 
 /// What came of trying one plan.
@@ -70,12 +71,13 @@ impl Carrier<'_> {
             &self.parts.rules,
             self.parts.time_granularity_ns,
         )?;
-        if let Some(path) = foreign.in_the_way {
-            return Err(FlushError::Foreign { path });
-        }
         gathered.leave_out(&foreign.inos);
         foreign.keep(&mut gathered);
         let mut bad = gathered.damaged(&self.parts.store);
+        bad.extend(unchangeable(self.backend, &gathered)?);
+        if !self.wish.retry_refused {
+            bad.extend(self.flusher.refused_lately(&gathered));
+        }
         gathered.leave_out(&bad.keys().copied().collect());
         for _ in 0..PLANS {
             let mut plan = plan(&gathered.delta)?;
@@ -109,7 +111,8 @@ impl Carrier<'_> {
             let journal = self.journal(plan, gathered, &Staged::empty())?;
             if journal.record.catalog.is_none() {
                 // Nothing differs that the backend could hold: the marks go, and no batch is written.
-                self.flusher.note_conclusions(&journal, self.active.cut)?;
+                let concluded = Concluded::all(&journal);
+                self.flusher.note_conclusions(&concluded, self.active.cut)?;
                 return Ok(Attempt::Done(report));
             }
         }
@@ -138,6 +141,13 @@ impl Carrier<'_> {
                 self.wish.deadline,
                 self.progress,
             )?;
+        }
+        // Staging may have taken hours. What others change from here on is met when names are given.
+        if self.may_look_again {
+            let dirs = changed_elsewhere(self.parts, self.backend, gathered)?;
+            if !dirs.is_empty() {
+                return Err(FlushError::ChangedElsewhere { dirs });
+            }
         }
         let journal = self.journal(plan, gathered, &staged)?;
         let moves = Before::new(gathered).moves(&staged);
@@ -185,6 +195,7 @@ impl Carrier<'_> {
             confirmed: conclusions(plan, gathered, staged),
             attributes: settled_attributes(plan, gathered),
             sources: staged.sources.clone(),
+            keys: plan.keys.clone(),
             files: staged.files,
             bytes: staged.bytes,
         })
@@ -211,41 +222,77 @@ impl Carrier<'_> {
     }
 
     fn apply_and_confirm(&self, journal: &Journal, report: &mut Report) -> Result<()> {
+        let steps = &journal.record.steps;
         let mut at = Progress {
-            files_total: journal.record.steps.place.len() as u64,
+            files_total: (steps.clear.len() + steps.place.len()) as u64,
             ..phase(Phase::Apply)
         };
         (self.progress)(at);
-        {
-            let _moving = self.parts.drive.move_names();
-            // Should a step fail, paths lead astray until the batch has been recovered.
-            self.parts.drive.names_are_settled(false);
-            let applier = Applier {
-                backend: self.backend,
-                batch: self.active.batch,
-                volume: self.parts.volume,
-                steps: &journal.record.steps,
-                catalog: journal.record.catalog.as_ref(),
-            };
-            let applied = applier.apply(|done| {
-                at.files_done = done as u64;
-                (self.progress)(at);
-            })?;
-            report.left_behind.extend(applied.surprises());
+        let drive = &self.parts.drive;
+        let touched = Touched::of(steps);
+        drive.withhold(Withheld::Moving(touched.clone()));
+        let applied = self.apply(journal, |done| {
+            at.files_done = done as u64;
+            (self.progress)(at);
+        });
+        let ended = applied.and_then(|applied| {
             if self.wish.verify {
-                let steps = &journal.record.steps;
                 verify::placed(self.backend, self.active.batch, steps, &applied)?;
             }
             (self.progress)(phase(Phase::Confirm));
+            report.left_behind.extend(applied.surprises());
+            (report.left_behind).extend(self.flusher.name_refused(journal, &applied)?);
+            self.flusher.remember_refused(journal, &applied);
+            report.conflicts.extend(named_conflicts(&applied));
             let outcome = match report.left_behind.is_empty() {
                 true => "complete",
                 false => "left behind",
             };
             self.flusher
                 .confirm(journal, &applied, self.active.cut, outcome)?;
-            self.parts.drive.names_are_settled(true);
+            Ok(applied)
+        });
+        let applied = match ended {
+            Ok(applied) => applied,
+            Err(error) => {
+                // Should a step have failed, its paths lead astray until the batch has been recovered.
+                drive.withhold(Withheld::Unfinished(touched));
+                return Err(error);
+            }
+        };
+        drive.withhold(Withheld::Nothing);
+        self.flusher
+            .clean_up(self.backend, self.active.batch, &applied.garbage)?;
+        self.flusher.look_after(self.backend, &applied);
+        Ok(())
+    }
+
+    /// The steps, taken; by the redo, if something has failed that may be of one name only: it looks where everything stands.
+    fn apply(&self, journal: &Journal, done: impl FnMut(usize)) -> Result<Applied> {
+        let manners = self.flusher.manners(journal.record.created);
+        let applier = Applier {
+            backend: self.backend,
+            batch: self.active.batch,
+            volume: self.parts.volume,
+            steps: &journal.record.steps,
+            known: &journal.record.known,
+            catalog: journal.record.catalog.as_ref(),
+            manners: &manners,
+        };
+        let error = match applier.apply(done) {
+            Ok(applied) => return Ok(applied),
+            Err(error) => error,
+        };
+        let once_more = match &error {
+            FlushError::Backend(error) => is_local(self.backend, self.active.batch, error),
+            FlushError::Unfinished { .. } => true,
+            _ => false,
+        };
+        if !once_more {
+            return Err(error);
         }
-        self.flusher.clean_up(self.backend, self.active.batch)
+        tracing::warn!(%error, "a step has failed while the drive answers; the batch is taken through again");
+        self.flusher.redo_steps(self.backend, journal)
     }
 
     /// What the batch does not bring up to date, by path and with the reason.
@@ -259,8 +306,7 @@ impl Carrier<'_> {
         let mut named = Vec::new();
         for left in &plan.left_behind {
             if let Some(problem) = bad.get(&left.ino) {
-                let reason = format!("{problem}; {BAD}");
-                named.push((spell(&mut state, &left.key)?, reason));
+                named.push((spell(&mut state, &left.key)?, problem.clone()));
                 continue;
             }
             let interrupted = state
@@ -297,6 +343,12 @@ fn settled_attributes(plan: &Plan, gathered: &Gathered) -> Vec<Ino> {
     let left: HashSet<Ino> = plan.left_behind.iter().map(|left| left.ino).collect();
     let told = gathered.attributes.iter().copied();
     told.filter(|ino| !left.contains(ino)).collect()
+}
+
+/// Whose versions were in the way: the path and where it is kept.
+pub(super) fn named_conflicts(applied: &Applied) -> impl Iterator<Item = (String, String)> {
+    let conflicts = applied.conflicts.iter();
+    conflicts.map(|(path, kept)| (path.to_string(), kept.to_string()))
 }
 
 /// The path of a name in the mount; the name alone if its directory is gone.

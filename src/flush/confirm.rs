@@ -1,19 +1,25 @@
 //! What the index concludes of a batch: derived from the plan's outcomes when the batch is committed, noted when it is applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use super::Flusher;
 use super::apply::Applied;
 use super::gather::Gathered;
 use super::journal::Journal;
+use super::refused::{Back, Refusal, StepNo, explain};
 use super::report::{FlushError, Result};
 use super::stage::Staged;
 use crate::base::steps::CacheStep;
 use crate::base::{Ino, Name, RelPath, Seq, Timestamp};
 use crate::index::{BatchState, BatchSummary, Confirmed, PlacedEntry, State};
 use crate::rules::delta::NOBODY;
+use crate::rules::known::Believed;
 use crate::rules::plan::{NameKey, Outcome, Placed, Plan};
-use crate::rules::steps::{FileContent, PlaceStep, PlainKind, SlotNo};
+use crate::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo};
+
+/// How long automatic flushes leave a file alone that the backend has refused.
+const REFUSED_FOR: Duration = Duration::from_secs(3600);
 
 /// Names noted under one hold of the index lock.
 const CHUNK: usize = 256;
@@ -118,15 +124,277 @@ fn placed(
     }
 }
 
+/// What the index is to conclude from a batch.
+pub(super) struct Concluded {
+    pub(super) names: Vec<Confirmed>,
+    /// Inodes whose attributes are what they were at the cut.
+    pub(super) attributes: Vec<Ino>,
+}
+
+impl Concluded {
+    /// All that the journal says, where nothing was refused.
+    pub(super) fn all(journal: &Journal) -> Concluded {
+        Concluded {
+            names: journal.confirmed.clone(),
+            attributes: journal.attributes.clone(),
+        }
+    }
+}
+
+/// The names of a batch that are not as its journal says, because steps of it were refused.
+struct Exceptions<'a> {
+    /// Names that have what they had: the index is right about them, and they stay marked.
+    as_before: HashSet<&'a NameKey>,
+    /// Names whose old entry is gone and whose new one has not come.
+    emptied: HashSet<&'a NameKey>,
+    /// Inodes that a name was refused to.
+    inodes: HashSet<Ino>,
+}
+
+impl Exceptions<'_> {
+    fn of<'a>(journal: &'a Journal, applied: &Applied) -> Exceptions<'a> {
+        let keys = &journal.keys;
+        let mut cleared: HashMap<&NameKey, usize> = HashMap::new();
+        for (number, (key, _)) in keys.clear.iter().enumerate() {
+            cleared.insert(key, number);
+        }
+        let is_back = |number: usize| {
+            let mut back = applied.refused.back.iter();
+            back.any(|(other, back)| *other == number && *back == Back::There)
+        };
+        let mut exceptions = Exceptions {
+            as_before: HashSet::new(),
+            emptied: HashSet::new(),
+            inodes: HashSet::new(),
+        };
+        for refusal in &applied.refused.steps {
+            match refusal.step {
+                StepNo::Clear(number) => {
+                    exceptions
+                        .as_before
+                        .extend(keys.clear.get(number).map(|(key, _)| key));
+                }
+                StepNo::Place(number) => {
+                    let Some((key, ino)) = keys.place.get(number) else {
+                        continue;
+                    };
+                    exceptions.inodes.insert(*ino);
+                    let was_cleared = cleared.get(key).is_some_and(|number| {
+                        !is_back(*number) && !applied.refused.has(StepNo::Clear(*number))
+                    });
+                    match was_cleared {
+                        true => exceptions.emptied.insert(key),
+                        false => exceptions.as_before.insert(key),
+                    };
+                }
+            }
+        }
+        for (number, (key, _)) in keys.clear.iter().enumerate() {
+            if is_back(number) {
+                exceptions.as_before.insert(key);
+            }
+        }
+        exceptions
+    }
+}
+
 impl Flusher {
+    /// What the journal of a batch says, less what was refused.
+    fn without_refused(&self, journal: &Journal, applied: &Applied) -> Result<Concluded> {
+        let mut concluded = Concluded::all(journal);
+        if applied.catalog_refused {
+            // What the backend cannot say itself has not been said: every name is looked at again by the next batch.
+            concluded.attributes.clear();
+            for name in &mut concluded.names {
+                (name.settled, name.inode_settled) = (false, false);
+            }
+        }
+        if applied.refused.is_empty() {
+            return Ok(concluded);
+        }
+        let exceptions = Exceptions::of(journal, applied);
+        concluded
+            .attributes
+            .retain(|ino| !exceptions.inodes.contains(ino));
+        concluded
+            .names
+            .retain(|name| !exceptions.as_before.contains(&name.key));
+        for name in &mut concluded.names {
+            if exceptions.emptied.contains(&name.key) {
+                name.placed = None;
+                (name.settled, name.inode_settled) = (false, false);
+            }
+        }
+        let placed: HashSet<Ino> = concluded
+            .names
+            .iter()
+            .filter_map(|name| Some(name.placed.as_ref()?.ino))
+            .collect();
+        let mut state = self.parts.index.lock();
+        for key in exceptions.as_before {
+            let Some(entry) = state.placed(key.parent, &key.name)? else {
+                continue;
+            };
+            // An older version of a file that has newer bytes under another name must not be taken for it.
+            if entry.kind == PlainKind::File && placed.contains(&entry.ino) {
+                concluded.names.push(Confirmed {
+                    key: key.clone(),
+                    placed: Some(PlacedEntry {
+                        ino: NOBODY,
+                        ..entry
+                    }),
+                    settled: false,
+                    inode_settled: false,
+                });
+            }
+        }
+        Ok(concluded)
+    }
+
+    /// Notes where that is which could neither be moved nor put back. Comes before the other conclusions: its bytes are on the
+    /// backend all the time.
+    fn note_relocated(&self, journal: &Journal, applied: &Applied, cut: Seq) -> Result<()> {
+        for (number, back) in &applied.refused.back {
+            let (Some((key, ino)), Some(step)) = (
+                journal.keys.clear.get(*number),
+                journal.record.steps.clear.get(*number),
+            ) else {
+                continue;
+            };
+            let key = match back {
+                Back::There | Back::LostFound(_) => continue,
+                Back::Beside(name) => NameKey {
+                    parent: key.parent,
+                    name: name.clone(),
+                },
+                Back::AtRoot(name) => NameKey {
+                    parent: Ino::ROOT,
+                    name: name.clone(),
+                },
+            };
+            let ClearStep::Detach { slot, kind, .. } = step else {
+                continue;
+            };
+            let known = journal.record.known.moved.get(slot);
+            let known = known.copied().unwrap_or(Believed::ANYTHING);
+            let there = Confirmed {
+                key: key.clone(),
+                placed: Some(PlacedEntry {
+                    ino: *ino,
+                    kind: *kind,
+                    size: known.size,
+                    mtime: known.modified,
+                    hash: known.hash,
+                }),
+                settled: false,
+                inode_settled: false,
+            };
+            let mut state = self.parts.index.lock();
+            state.confirm_names(cut, &[there])?;
+            state.mark_name(key.parent, &key.name)?;
+            state.commit()?;
+        }
+        Ok(())
+    }
+
+    /// The catalog says of what was refused what would be true if it had been placed. It is described again by the next batch,
+    /// with all that is in it.
+    fn describe_again(&self, journal: &Journal, applied: &Applied) -> Result<()> {
+        let clear = applied.refused.back.iter();
+        let moved = clear.filter_map(|(number, _)| journal.keys.clear.get(*number));
+        let place = applied.refused.steps.iter();
+        let refused = place.filter_map(|refusal| match refusal.step {
+            StepNo::Place(number) => journal.keys.place.get(number),
+            StepNo::Clear(number) => journal.keys.clear.get(number),
+        });
+        let mut open: Vec<Ino> = moved.chain(refused).map(|(_, ino)| *ino).collect();
+        let mut seen = HashSet::new();
+        while let Some(ino) = open.pop() {
+            if !seen.insert(ino) {
+                continue;
+            }
+            let mut state = self.parts.index.lock();
+            if let Some(mut inode) = state.inode(ino)? {
+                state.note_attributes(&mut inode)?;
+                state.put_inode(inode);
+            }
+            open.extend(
+                state
+                    .placed_in(ino)?
+                    .into_iter()
+                    .map(|(_, entry)| entry.ino),
+            );
+            state.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Remembers the files that were refused, so that automatic flushes do not write them to the drive again and again.
+    pub(super) fn remember_refused(&self, journal: &Journal, applied: &Applied) {
+        let mut refused = self.refused.lock();
+        for refusal in &applied.refused.steps {
+            if let StepNo::Place(number) = refusal.step
+                && let Some((_, ino)) = journal.keys.place.get(number)
+            {
+                let reason = explain(refusal.step, &refusal.why);
+                refused.insert(*ino, (Instant::now(), reason));
+            }
+        }
+    }
+
+    /// Files of the batch that were refused within the last hour, with the reason.
+    pub(super) fn refused_lately(&self, gathered: &Gathered) -> BTreeMap<Ino, String> {
+        let mut refused = self.refused.lock();
+        refused.retain(|_, (since, _)| since.elapsed() < REFUSED_FOR);
+        let files = gathered.sizes.keys();
+        files
+            .filter_map(|ino| Some((*ino, refused.get(ino)?.1.clone())))
+            .collect()
+    }
+
+    /// What was refused, by its path in the mount and with the reason.
+    pub(super) fn name_refused(
+        &self,
+        journal: &Journal,
+        applied: &Applied,
+    ) -> Result<Vec<(String, String)>> {
+        let mut named = BTreeMap::new();
+        let mut state = self.parts.index.lock();
+        for Refusal { step, path, why } in &applied.refused.steps {
+            let key = match step {
+                StepNo::Clear(number) => journal.keys.clear.get(*number),
+                StepNo::Place(number) => journal.keys.place.get(*number),
+            };
+            let spelled = match key {
+                Some((key, _)) => state.key_path(key)?.map(|path| path.to_string()),
+                None => None,
+            };
+            let reason = explain(*step, why);
+            named
+                .entry(spelled.unwrap_or_else(|| path.to_string()))
+                .or_insert(reason);
+        }
+        for (number, back) in &applied.refused.back {
+            if let (Back::LostFound(kept), Some(step)) =
+                (back, journal.record.steps.clear.get(*number))
+            {
+                let reason = format!(
+                    "could neither be moved nor put back on the drive; it is kept there as {kept}"
+                );
+                named.insert(step.path().to_string(), reason);
+            }
+        }
+        Ok(named.into_iter().collect())
+    }
+
     /// Notes what holds for each name, in several transactions. May be repeated.
-    pub(super) fn note_conclusions(&self, journal: &Journal, cut: Seq) -> Result<()> {
-        for chunk in journal.confirmed.chunks(CHUNK) {
+    pub(super) fn note_conclusions(&self, concluded: &Concluded, cut: Seq) -> Result<()> {
+        for chunk in concluded.names.chunks(CHUNK) {
             let mut state = self.parts.index.lock();
             state.confirm_names(cut, chunk)?;
             state.commit()?;
         }
-        for chunk in journal.attributes.chunks(CHUNK) {
+        for chunk in concluded.attributes.chunks(CHUNK) {
             let mut state = self.parts.index.lock();
             state.confirm_attributes(cut, chunk)?;
             state.commit()?;
@@ -178,11 +446,18 @@ impl Flusher {
         for path in &applied.lost_dirs {
             self.note_lost_dir(path, cut)?;
         }
-        self.note_conclusions(journal, cut)?;
+        let concluded = self.without_refused(journal, applied)?;
+        self.note_relocated(journal, applied, cut)?;
+        self.note_conclusions(&concluded, cut)?;
+        if journal.record.catalog.is_some() {
+            self.describe_again(journal, applied)?;
+        }
         for path in applied.vanished.iter().chain(&applied.not_linked) {
             self.note_vanished(path, cut)?;
         }
-        if let Some(batch) = &journal.record.catalog {
+        if let Some(batch) = &journal.record.catalog
+            && !applied.catalog_refused
+        {
             self.confirm_catalog(batch)?;
         }
         let summary = BatchSummary {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::Result;
+use super::stage::BAD;
 use super::subjects::Subjects;
 use crate::backend::{Capabilities, Xattrs};
 use crate::base::{FileKind, Ino, ObjectId, RelPath};
@@ -69,7 +70,7 @@ impl Gathered {
             if let Some(StageSource::Object { ino, object, .. }) = source
                 && let Some(damage) = store.damage(*object)
             {
-                damaged.insert(*ino, damage.to_string());
+                damaged.insert(*ino, format!("{damage}; {BAD}"));
             }
         }
         damaged

@@ -15,7 +15,7 @@ use super::keep;
 use super::report::{FlushError, Result};
 use crate::base::{BatchNo, ContentHash, Ino, Name, ObjectId, RelPath, Timestamp};
 use crate::index::{Confirmed, PlacedEntry};
-use crate::rules::plan::{NameKey, StageSource};
+use crate::rules::plan::{NameKey, StageSource, StepKeys};
 use crate::rules::record::{self, BatchRecord};
 use crate::rules::steps::{PlaceStep, PlainKind, SlotNo};
 
@@ -27,6 +27,8 @@ pub(crate) struct Journal {
     /// Inodes whose attributes are what they were at the cut once the batch is on the backend.
     pub(super) attributes: Vec<Ino>,
     pub(super) sources: BTreeMap<SlotNo, StageSource>,
+    /// Which name each step is about: of those that the backend refuses nothing is concluded.
+    pub(super) keys: StepKeys,
     pub(super) files: u64,
     pub(super) bytes: u64,
 }
@@ -39,6 +41,31 @@ struct Facts {
     #[serde(default)]
     attributes: Vec<u64>,
     sources: Vec<SourceFact>,
+    #[serde(default)]
+    clear_keys: Vec<KeyFact>,
+    #[serde(default)]
+    place_keys: Vec<KeyFact>,
+}
+
+/// Directory, name, inode.
+#[derive(Serialize, Deserialize)]
+struct KeyFact(u64, Vec<u8>, u64);
+
+impl KeyFact {
+    fn all(keys: &[(NameKey, Ino)]) -> Vec<KeyFact> {
+        let fact = |(key, ino): &(NameKey, Ino)| {
+            KeyFact(key.parent.0, key.name.as_bytes().to_vec(), ino.0)
+        };
+        keys.iter().map(fact).collect()
+    }
+
+    fn restore(self) -> Option<(NameKey, Ino)> {
+        let key = NameKey {
+            parent: Ino(self.0),
+            name: Name::new(&self.1).ok()?,
+        };
+        Some((key, Ino(self.2)))
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -157,6 +184,10 @@ impl SourceFact {
     }
 }
 
+fn restore_keys(facts: Vec<KeyFact>) -> Option<Vec<(NameKey, Ino)>> {
+    facts.into_iter().map(KeyFact::restore).collect()
+}
+
 fn path(dir: &Path, batch: BatchNo) -> PathBuf {
     dir.join(format!("{:016x}.journal", batch.0))
 }
@@ -203,6 +234,8 @@ impl Journal {
                 .iter()
                 .map(|(slot, source)| SourceFact::of(*slot, source))
                 .collect(),
+            clear_keys: KeyFact::all(&self.keys.clear),
+            place_keys: KeyFact::all(&self.keys.place),
         };
         let target = path(dir, self.record.batch);
         let json =
@@ -273,6 +306,10 @@ impl Journal {
                 .into_iter()
                 .map(SourceFact::restore)
                 .collect::<Option<_>>()?,
+            keys: StepKeys {
+                clear: restore_keys(facts.clear_keys)?,
+                place: restore_keys(facts.place_keys)?,
+            },
         })
     }
 

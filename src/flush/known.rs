@@ -77,8 +77,11 @@ impl<'a> Before<'a> {
                 | PlaceStep::Link { to, .. } => {
                     moves.installed.insert(to);
                 }
-                PlaceStep::Attach { slot, to, .. } => {
+                PlaceStep::Attach { slot, to, kind } => {
                     attached.insert(*slot, to);
+                    if *kind == PlainKind::File {
+                        moves.installed.insert(to);
+                    }
                 }
                 _ => {}
             }

@@ -26,11 +26,13 @@ mod journal;
 mod keep;
 mod known;
 mod mirror;
+mod placing;
 mod preflight;
 mod real;
 mod recover;
 mod redo;
 mod refresh;
+mod refused;
 mod report;
 mod room;
 mod run;
@@ -41,9 +43,11 @@ mod told;
 mod untrusted;
 mod verify;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -167,6 +171,10 @@ pub struct Flusher {
     /// Another machine has written to the catalog; what it says is to be believed once more when all that is new on the drive has been
     /// found.
     catalog_news: AtomicBool,
+    /// Files that the backend has refused, when, and why.
+    refused: Mutex<HashMap<Ino, (Instant, String)>>,
+    /// Conflicts that were met while an interrupted batch was finished, for the next flush to tell.
+    conflicts_met: Mutex<Vec<(String, String)>>,
     /// Whoever holds that looks for changes of others and writes nothing.
     refreshing: AtomicBool,
 }
@@ -179,6 +187,8 @@ impl Flusher {
             running: Mutex::new(()),
             catalog_losses: Mutex::default(),
             catalog_news: AtomicBool::new(false),
+            refused: Mutex::default(),
+            conflicts_met: Mutex::default(),
             refreshing: AtomicBool::new(false),
         }
     }

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::apply::hash_file;
+use super::apply::{hash_file, is_absent};
 use super::gather::Gathered;
+use super::refused::{StepNo, Why, errno_of, explain};
 use super::{Parts, Result};
 use crate::backend::{Backend, Metadata};
 use crate::base::{FileKind, Ino, Name, RelPath};
@@ -14,7 +15,7 @@ use crate::index::PlacedEntry;
 use crate::rules::describe::is_told_oddly;
 use crate::rules::layout;
 use crate::rules::names::NameRules;
-use crate::rules::plan::{NameChange, NameKey, NewContent, OldEntry};
+use crate::rules::plan::{NameChange, NameKey, NewContent, NewEntry, OldEntry};
 use crate::rules::steps::PlainKind;
 
 /// Names on the backend that are taken by something unknown, where the batch would put something of its own.
@@ -22,8 +23,6 @@ use crate::rules::steps::PlainKind;
 pub(super) struct Foreign {
     /// Files that can simply stay behind.
     pub(super) inos: HashSet<Ino>,
-    /// Names of what cannot: a directory, or something that would be moved there.
-    pub(super) in_the_way: Option<RelPath>,
     /// Files that the mount has removed and somebody else has changed. They stay where they are, and are theirs.
     pub(super) kept: Vec<NameKey>,
 }
@@ -96,9 +95,8 @@ pub(super) fn find_foreign(
         if agrees(backend, &path, found.as_ref(), believed, slack)? {
             continue;
         }
-        if new.content == NewContent::Directory || (placed.contains(&new.ino) && !same) {
-            foreign.in_the_way = Some(path);
-        } else {
+        // A directory, or what is moved there, cannot stay behind alone: what is in the way gets the name of a conflict.
+        if new.content != NewContent::Directory && (!placed.contains(&new.ino) || same) {
             foreign.inos.insert(new.ino);
         }
     }
@@ -130,6 +128,56 @@ pub(super) fn changed_elsewhere(
         comparing.compare(change)?;
     }
     Ok(comparing.changed.into_iter().collect())
+}
+
+/// Files of which it is known that the backend would refuse to take them: their directory, or what they are to replace, may not be
+/// changed. With what is to be said of each. What is moved or removed shows when it is tried.
+pub(super) fn unchangeable(
+    backend: &dyn Backend,
+    gathered: &Gathered,
+) -> Result<BTreeMap<Ino, String>> {
+    let mut dirs: HashMap<Ino, Option<i32>> = HashMap::new();
+    let mut unchangeable = BTreeMap::new();
+    for change in &gathered.delta.names {
+        let Some(NewEntry {
+            ino,
+            content: NewContent::Changed(_),
+        }) = &change.new
+        else {
+            continue;
+        };
+        let paths = gathered.delta.dirs.get(&change.key.parent);
+        let Some(dir) = paths.and_then(|paths| paths.old.as_ref()) else {
+            continue;
+        };
+        let mut refused = match dirs.get(&change.key.parent) {
+            Some(known) => *known,
+            None => {
+                let found = refusal(backend.check_changeable(dir))?;
+                dirs.insert(change.key.parent, found);
+                found
+            }
+        };
+        if refused.is_none() && change.old.is_some() {
+            refused = refusal(backend.check_replaceable(&dir.join(&change.key.name)))?;
+        }
+        if let Some(errno) = refused {
+            unchangeable.insert(*ino, explain(StepNo::Place(0), &Why::Errno(errno)));
+        }
+    }
+    Ok(unchangeable)
+}
+
+/// The errno of a refusal; what else is wrong shows elsewhere.
+fn refusal(checked: crate::backend::Result<()>) -> Result<Option<i32>> {
+    match checked {
+        Ok(()) => Ok(None),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) if error.is_refusal() || errno_of(&error) == libc::EROFS => {
+            Ok(Some(errno_of(&error)))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The names from which the batch moves something.
@@ -300,7 +348,8 @@ impl Listings<'_> {
         };
         let is_unknown = |name: &Vec<u8>| {
             Name::new(name).is_ok_and(|name| {
-                let reserved = layout::is_reserved(&path.join(&name));
+                let reserved =
+                    layout::is_near_name(&name) || layout::is_reserved(&path.join(&name));
                 let key = NameKey { parent: ino, name };
                 !reserved && !self.before.contains_key(&key)
             })

@@ -5,11 +5,13 @@
 //! shows that it has been done it is done once more. Attributes are simply set again.
 
 use super::apply::{Applied, exists, is_absent, set_time};
+use super::placing::Placer;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, Metadata, Xattrs};
-use crate::base::{BatchNo, FileKind, RelPath};
+use crate::base::{FileKind, RelPath};
+use crate::rules::known::Believed;
 use crate::rules::layout;
-use crate::rules::steps::{AttributeStep, Node};
+use crate::rules::steps::{AttributeStep, Node, SlotNo};
 
 /// Makes a node where nothing stands.
 pub(super) fn make_node(
@@ -46,15 +48,17 @@ pub(super) fn are_one(one: &Metadata, other: &Metadata) -> bool {
     one.file.is_some() && one.file == other.file && one.kind == other.kind
 }
 
-/// Gives what stands at `from` the further name `to`, in place of a file that stands there. A crash leaves `to` as it was or as
-/// it is to be, and perhaps one more name in the staging directory, which the next attempt removes.
+/// Gives what stands at `from` the further name `to`, in place of `expected`, or of nothing. A crash leaves `to` as it was or as
+/// it is to be, and perhaps one more name in the staging directory, which the next attempt removes. `slot` is one that the batch
+/// has no use for.
 pub(super) fn link(
-    backend: &dyn Backend,
-    batch: BatchNo,
-    from: &RelPath,
-    to: &RelPath,
+    placer: &Placer<'_>,
+    slot: SlotNo,
+    (from, to): (&RelPath, &RelPath),
+    expected: Option<&Believed>,
     applied: &mut Applied,
 ) -> Result<()> {
+    let backend = placer.backend;
     match backend.make_hard_link(from, to) {
         Ok(()) => return Ok(()),
         Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -68,21 +72,24 @@ pub(super) fn link(
     if are_one(&backend.metadata(from)?, &backend.metadata(to)?) {
         return Ok(());
     }
-    let between = layout::link_path(batch);
+    let between = layout::link_path(placer.batch);
     match backend.remove_file(&between) {
         Err(error) if !is_absent(&error) => return Err(error.into()),
         _ => {}
     }
     match backend.make_hard_link(from, &between) {
         Err(error) => not_linked(error, to, applied),
-        Ok(()) => Ok(backend.rename(&between, to)?),
+        Ok(()) => match placer.place(slot, &between, to, expected, applied) {
+            Err(FlushError::Backend(error)) => not_linked(error, to, applied),
+            result => result,
+        },
     }
 }
 
 /// A backend may refuse one more name for reasons of its own: too many of one file, another file system in between. The batch cannot
 /// wait for that to change; what stands there is then no version of the file that the index knows.
 fn not_linked(error: BackendError, to: &RelPath, applied: &mut Applied) -> Result<()> {
-    if !is_refused(&error) {
+    if !error.is_refusal() {
         return Err(error.into());
     }
     tracing::warn!(%error, "a further name of a file");
@@ -93,14 +100,14 @@ fn not_linked(error: BackendError, to: &RelPath, applied: &mut Applied) -> Resul
 /// Sets what is to be set. What the backend refuses to keep is named, and no error: the index has it. What is gone is told elsewhere.
 pub(super) fn set_attributes(
     backend: &dyn Backend,
-    steps: &[AttributeStep],
+    steps: Vec<&AttributeStep>,
     applied: &mut Applied,
 ) -> Result<()> {
     for step in steps {
         match set(backend, step) {
             Ok(()) => {}
             Err(FlushError::Backend(error)) if is_absent(&error) => {}
-            Err(FlushError::Backend(error)) if is_refused(&error) => {
+            Err(FlushError::Backend(error)) if error.is_refusal() => {
                 tracing::warn!(%error, "attributes");
                 applied.not_set.push(step.path.clone());
             }
@@ -127,25 +134,4 @@ fn set(backend: &dyn Backend, step: &AttributeStep) -> Result<()> {
         set_time(backend, path, modified)?;
     }
     Ok(())
-}
-
-/// Whether this is the backend's considered no, which asking again does not change.
-fn is_refused(error: &BackendError) -> bool {
-    matches!(
-        error.source.raw_os_error(),
-        Some(
-            libc::EPERM
-                | libc::EACCES
-                | libc::EOPNOTSUPP
-                | libc::ENOSYS
-                | libc::EINVAL
-                | libc::EMLINK
-                | libc::EXDEV
-                | libc::ELOOP
-                | libc::E2BIG
-                | libc::ERANGE
-                | libc::ENOSPC
-                | libc::EDQUOT
-        )
-    )
 }

@@ -4,19 +4,26 @@ use uuid::Uuid;
 
 use super::Flusher;
 use super::apply::Applied;
+use super::carry::named_conflicts;
 use super::journal::Journal;
 use super::keep;
+use super::placing::Manners;
 use super::redo::{Redo, Ssd};
+use super::refused::{StepNo, Why};
 use super::report::{FlushError, Result};
 use super::stage::discard;
 use super::untrusted::{Sealed, read_sealed, read_small};
-use crate::backend::Backend;
-use crate::base::{BatchNo, RelPath};
+use crate::backend::drive::Withheld;
+use crate::backend::{Backend, Look};
+use crate::base::{BatchNo, RelPath, Timestamp};
 use crate::index::ActiveBatch;
+use crate::rules::known::SLACK_NS;
 use crate::rules::layout;
 use crate::rules::marker;
 use crate::rules::record::{self, BatchRecord, RecordError};
 use crate::rules::steps::{PlaceStep, PlainKind};
+use crate::rules::touched::Touched;
+use crate::sys;
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
 const DONE: &str = ".done";
@@ -163,6 +170,7 @@ impl Flusher {
     /// If the backend or the SSD fails, or a batch of another cache cannot be finished without it.
     pub fn recover(&self) -> Result<()> {
         let _one_at_a_time = self.running.lock();
+        self.refused.lock().clear();
         let backend = self.backend()?;
         check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
         self.may_write(&*backend)?;
@@ -170,12 +178,38 @@ impl Flusher {
         self.sweep(&*backend)?;
         self.sweep_journals()?;
         self.catch_up(&*backend)?;
-        self.parts.drive.names_are_settled(true);
+        Ok(())
+    }
+
+    /// Lets everything on the backend be used but what a batch that is not finished names. For when [`Flusher::recover`] has
+    /// failed, and the drive is there all the same.
+    ///
+    /// # Errors
+    /// If the SSD fails.
+    pub fn withhold_unfinished(&self) -> Result<()> {
+        let open = self.parts.index.lock().resume_batch()?;
+        let journal = match open {
+            Some(active) => Journal::read(&self.parts.journals, active.batch)?,
+            None => None,
+        };
+        self.parts.drive.withhold(match journal {
+            Some(journal) => Withheld::Unfinished(Touched::of(&journal.record.steps)),
+            None => Withheld::Nothing,
+        });
         Ok(())
     }
 
     /// Finishes or gives up the batch that the index says is under way.
     pub(super) fn recover_open_batch(&self, backend: &dyn Backend) -> Result<()> {
+        let recovered = self.finish_open_batch(backend);
+        match &recovered {
+            Ok(()) => self.parts.drive.withhold(Withheld::Nothing),
+            Err(_) => self.withhold_unfinished()?,
+        }
+        recovered
+    }
+
+    fn finish_open_batch(&self, backend: &dyn Backend) -> Result<()> {
         let open = self.parts.index.lock().resume_batch()?;
         let Some(active) = open else {
             return Ok(());
@@ -237,30 +271,77 @@ impl Flusher {
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
-        {
-            let _moving = self.parts.drive.move_names();
-            let redo = Redo {
-                backend,
-                batch: active.batch,
-                volume: journal.record.volume,
-                steps: &journal.record.steps,
-                known: &journal.record.known,
-                catalog: journal.record.catalog.as_ref(),
-                ssd: Some(Ssd {
-                    store: &self.parts.store,
-                    journal,
-                    journals: &self.parts.journals,
-                    trees: keep::trees(&self.parts.journals, active.batch)?,
-                }),
-            };
-            let applied = redo.run()?;
-            for (path, reason) in applied.surprises() {
-                tracing::warn!(path, reason, "not as the batch has it");
-            }
-            self.confirm(journal, &applied, active.cut, "complete")?;
-            self.parts.drive.names_are_settled(true);
+        let touched = Touched::of(&journal.record.steps);
+        self.parts.drive.withhold(Withheld::Moving(touched));
+        let applied = self.redo_steps(backend, journal)?;
+        for (path, reason) in applied.surprises() {
+            tracing::warn!(path, reason, "not as the batch has it");
         }
-        self.clean_up(backend, active.batch)
+        let refused = self.name_refused(journal, &applied)?;
+        for (path, reason) in &refused {
+            tracing::warn!(path, reason, "left behind");
+        }
+        self.conflicts_met.lock().extend(named_conflicts(&applied));
+        let outcome = match refused.is_empty() {
+            true => "complete",
+            false => "left behind",
+        };
+        self.confirm(journal, &applied, active.cut, outcome)?;
+        self.parts.drive.withhold(Withheld::Nothing);
+        self.clean_up(backend, active.batch, &applied.garbage)?;
+        self.look_after(backend, &applied);
+        Ok(())
+    }
+
+    /// Takes the steps of a committed batch again, with the cache at hand.
+    pub(super) fn redo_steps(&self, backend: &dyn Backend, journal: &Journal) -> Result<Applied> {
+        let batch = journal.record.batch;
+        let manners = self.manners(journal.record.created);
+        let redo = Redo {
+            backend,
+            batch,
+            volume: journal.record.volume,
+            steps: &journal.record.steps,
+            known: &journal.record.known,
+            catalog: journal.record.catalog.as_ref(),
+            manners: &manners,
+            ssd: Some(Ssd {
+                store: &self.parts.store,
+                journal,
+                journals: &self.parts.journals,
+                trees: keep::trees(&self.parts.journals, batch)?,
+            }),
+        };
+        redo.run()
+    }
+
+    /// How the batch that was made at `time` treats what others have changed.
+    pub(super) fn manners(&self, time: Timestamp) -> Manners {
+        Manners {
+            time,
+            host: sys::host::name(),
+            slack: self.parts.time_granularity_ns.max(1),
+        }
+    }
+
+    /// Takes in what a batch has met of others' changes, so that the mount shows both versions. What cannot be read now is found
+    /// by the next look.
+    pub(super) fn look_after(&self, backend: &dyn Backend, applied: &Applied) {
+        let mut dirs = Vec::new();
+        for path in applied.dirs_to_look_at() {
+            match super::confirm::find(&mut self.parts.index.lock(), &path) {
+                Ok(Some(dir)) => dirs.push(dir),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "looking for what others have changed"),
+            }
+        }
+        if dirs.is_empty() {
+            return;
+        }
+        match self.take_in(backend, &dirs) {
+            Ok(changes) => tracing::info!(?changes, "others have changed the drive meanwhile"),
+            Err(error) => tracing::warn!(%error, "looking for what others have changed"),
+        }
     }
 
     /// The batch was finished by `ferryfs recover` on a machine without this cache.
@@ -271,13 +352,16 @@ impl Flusher {
         active: &ActiveBatch,
     ) -> Result<()> {
         tracing::info!(batch = %active.batch, "the batch was finished elsewhere");
-        let applied = Applied {
+        let mut applied = Applied {
             vanished: self.missing(backend, &journal.record)?,
             ..Applied::default()
         };
+        note_different(backend, &journal.record, &mut applied)?;
         self.confirm(journal, &applied, active.cut, "complete")?;
         backend.remove_file(&done_path(active.batch)?)?;
-        self.clean_up(backend, active.batch)
+        self.clean_up(backend, active.batch, &[])?;
+        self.look_after(backend, &applied);
+        Ok(())
     }
 
     /// What a batch has placed and is not there. Without the cache a file that the drive had lost could not be written anew; and
@@ -339,6 +423,7 @@ impl Flusher {
 
     /// Removes what our own ended batches have left, and finishes those of other caches.
     fn sweep(&self, backend: &dyn Backend) -> Result<()> {
+        let mut unfinished = Touched::default();
         for batch in batches_on(backend)? {
             match read_record(
                 backend,
@@ -348,19 +433,32 @@ impl Flusher {
             )? {
                 Found::Record(record) if record.origin != self.parts.origin => {
                     tracing::info!(%batch, "finishing a batch of another machine");
-                    finish_alone(backend, &record)?;
+                    match finish_alone(backend, &record) {
+                        Err(error) if error.is_gone() || is_gone_for_all(backend) => {
+                            return Err(error);
+                        }
+                        // Its names are left alone until it is finished; everything else goes on.
+                        Err(error) => {
+                            tracing::error!(%batch, %error, "a batch of another machine cannot be finished here");
+                            unfinished.extend(&Touched::of(&record.steps));
+                        }
+                        Ok(()) => {}
+                    }
                 }
-                // Ours, and not open: confirmed, so the record is a leftover.
-                Found::Record(_) => self.clean_up(backend, batch)?,
+                // Ours, and not open: confirmed, so the record is a leftover, and so is what was staged.
+                Found::Record(record) => self.clean_up(backend, batch, &staged(&record))?,
                 Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
                 Found::Torn if self.is_our_torn(batch)? => {
-                    self.clean_up(backend, batch)?;
+                    self.clean_up(backend, batch, &[])?;
                     self.note_torn("")?;
                 }
                 Found::Torn => {
                     tracing::warn!(%batch, "a damaged record of another machine is left as it is")
                 }
             }
+        }
+        if unfinished != Touched::default() {
+            self.parts.drive.withhold(Withheld::Unfinished(unfinished));
         }
         self.sweep_done(backend)
     }
@@ -385,6 +483,26 @@ impl Flusher {
     }
 }
 
+/// Files that a batch has placed and that are not what it placed: it was refused there, or somebody else has changed them since.
+/// Their bytes stay in the cache.
+fn note_different(
+    backend: &dyn Backend,
+    record: &BatchRecord,
+    applied: &mut Applied,
+) -> Result<()> {
+    for (number, step) in record.steps.place.iter().enumerate() {
+        if let PlaceStep::Install { to, content, .. } = step
+            && super::apply::exists(backend, to)?
+            && !super::apply::matches(backend, to, content)?
+        {
+            applied
+                .refused
+                .note(StepNo::Place(number), to, Why::Occupied);
+        }
+    }
+    Ok(())
+}
+
 /// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
 ///
 /// Where a crash has left it under both names, it was finished, and stays so until its cache comes: the names share clusters, and
@@ -399,6 +517,11 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
     if matches!(done, Found::Record(done) if *done == *record) {
         return discard(backend, &layout::staging_dir(record.batch));
     }
+    let manners = Manners {
+        time: record.created,
+        host: sys::host::name(),
+        slack: SLACK_NS,
+    };
     let redo = Redo {
         backend,
         batch: record.batch,
@@ -406,6 +529,7 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
         steps: &record.steps,
         known: &record.known,
         catalog: record.catalog.as_ref(),
+        manners: &manners,
         ssd: None,
     };
     let applied = redo.run().map_err(|error| match error {
@@ -427,6 +551,12 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
         &done_path(record.batch)?,
     )?;
     backend.sync()?;
+    for path in &applied.garbage {
+        match backend.remove_file(path) {
+            Err(error) if !super::apply::is_absent(&error) => return Err(error.into()),
+            _ => {}
+        }
+    }
     discard(backend, &layout::staging_dir(record.batch))
 }
 
@@ -477,6 +607,22 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
         });
     }
     Ok(recovered)
+}
+
+fn is_gone_for_all(backend: &dyn Backend) -> bool {
+    backend.check_alive(Look::Read).is_err()
+}
+
+/// Where a batch has staged what its cache has as well.
+fn staged(record: &BatchRecord) -> Vec<RelPath> {
+    let steps = record.steps.place.iter();
+    let slots = steps.filter_map(|step| match step {
+        PlaceStep::Install { slot, .. } | PlaceStep::InstallNode { slot, .. } => Some(*slot),
+        _ => None,
+    });
+    slots
+        .map(|slot| layout::slot_path(record.batch, slot))
+        .collect()
 }
 
 fn totals(record: &BatchRecord) -> (u64, u64) {

@@ -19,6 +19,9 @@ pub struct Wish {
     /// If the backend has no room, what was removed in the mount goes first, in a batch of its own: a state that the mount never
     /// had, until the rest follows.
     pub removals_first: bool,
+    /// What the backend has refused lately is tried again; else it stays in the cache for an hour without being written to the
+    /// drive each time.
+    pub retry_refused: bool,
 }
 
 /// What a flush did.
@@ -34,6 +37,8 @@ pub struct Report {
     pub took: Duration,
     /// Paths in the mount that were not brought up to date, with the reason.
     pub left_behind: Vec<(String, String)>,
+    /// Where both sides had changed a file: its path, and the name beside it under which the other version is kept.
+    pub conflicts: Vec<(String, String)>,
 }
 
 /// Why a flush failed. Everything that was dirty still is.
@@ -73,14 +78,6 @@ pub enum FlushError {
     /// These files cannot be read from the cache, or are not what the index says.
     #[error("in the cache: {} files cannot be read", .0.len())]
     BadObjects(Vec<(Ino, String)>),
-    /// Somebody else has put something where the batch has to put a directory or to move something.
-    #[error(
-        "somebody else has changed {path} on the drive, where the mount has something of its own; rename one of them"
-    )]
-    Foreign {
-        /// Where it stands.
-        path: RelPath,
-    },
     /// Others have changed the backend where the batch was to write; what they did is to be taken in first.
     #[error("the drive is being changed by others; what they did is taken in first")]
     ChangedElsewhere {

@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::apply::is_absent;
 use super::carry::Carrier;
 use super::gather::{Gathered, gather};
 use super::journal::Journal;
+use super::refused::is_local;
 use super::report::{FlushError, Report, Result, Wish};
 use super::stage::discard;
 use super::{Flusher, recover, room, subjects};
 use crate::backend::Backend;
-use crate::base::BatchNo;
+use crate::backend::drive::Withheld;
 use crate::base::steps::CacheStep;
+use crate::base::{BatchNo, RelPath};
 use crate::control::protocol::{Phase, Progress};
 use crate::index::{ActiveBatch, BatchState, BatchSummary, Snapshot};
 use crate::rules::layout;
@@ -52,6 +55,7 @@ impl Flusher {
     ) -> Result<Report> {
         let wish = Wish {
             deadline,
+            retry_refused: true,
             ..Wish::default()
         };
         self.flush_as(&wish, progress, then)
@@ -85,6 +89,7 @@ impl Flusher {
                 result => break result?,
             }
         };
+        report.conflicts.append(&mut self.conflicts_met.lock());
         self.parts.drive.refresh_space();
         then();
         report.took = started.elapsed();
@@ -102,7 +107,7 @@ impl Flusher {
         self.recover_open_batch(backend)?;
         self.sweep_journals()?;
         self.catch_up_if_lost(backend)?;
-        self.parts.drive.names_are_settled(true);
+        self.parts.drive.withhold(Withheld::Nothing);
         self.wait_for_closes();
         if let Err(error) = self.parts.hooks.settle() {
             tracing::warn!(error, "before the cut");
@@ -227,14 +232,37 @@ impl Flusher {
     }
 
     /// Removes what a finished batch leaves in our own directory: the record first, and only when it is surely gone the
-    /// staging directory with its mark; a record without its mark would be cleared again.
-    pub(super) fn clean_up(&self, backend: &dyn Backend, batch: BatchNo) -> Result<()> {
-        match backend.remove_file(&layout::record_path(batch)) {
-            Err(error) if !error.is_not_found() => return Err(error.into()),
-            _ => {}
+    /// staging directory with its mark; a record without its mark would be cleared again. `garbage` is what the batch has replaced
+    /// or given up, and has no further use for.
+    ///
+    /// The batch is over: what the backend refuses here stays, and the next attach tries again.
+    pub(super) fn clean_up(
+        &self,
+        backend: &dyn Backend,
+        batch: BatchNo,
+        garbage: &[RelPath],
+    ) -> Result<()> {
+        let tidy = || -> Result<()> {
+            for path in garbage {
+                match backend.remove_file(path) {
+                    Err(error) if !is_absent(&error) => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            match backend.remove_file(&layout::record_path(batch)) {
+                Err(error) if !error.is_not_found() => return Err(error.into()),
+                _ => {}
+            }
+            backend.sync()?;
+            discard(backend, &layout::staging_dir(batch))
+        };
+        match tidy() {
+            Err(FlushError::Backend(error)) if is_local(backend, batch, &error) => {
+                tracing::warn!(%batch, %error, "what the batch has left in .ferryfs stays for now");
+                Ok(())
+            }
+            result => result,
         }
-        backend.sync()?;
-        discard(backend, &layout::staging_dir(batch))
     }
 
     /// Ends a batch that has touched nothing under a final name.

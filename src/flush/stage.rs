@@ -10,6 +10,7 @@ use crossbeam_channel::bounded;
 
 use super::gather::EMPTY;
 use super::real;
+use super::refused::{StepNo, Why, errno_of, explain, is_local};
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
@@ -412,11 +413,34 @@ impl Stager<'_> {
                 freed: 0,
             },
             // Everything else of a batch can be read from the cache: one bad file must not keep the others from the drive.
-            FlushError::Store(error) => bad_object(source, error.to_string()),
-            error @ FlushError::Cache { .. } => bad_object(source, error.to_string()),
+            FlushError::Store(error) => bad_object(source, format!("{error}; {BAD}")),
+            error @ FlushError::Cache { .. } => bad_object(source, format!("{error}; {BAD}")),
+            FlushError::Backend(error) if is_of_this_file(&error) => bad_object(
+                source,
+                explain(StepNo::Place(0), &Why::Errno(errno_of(&error))),
+            ),
+            // A further copy is made of what the drive has under another name, and that cannot be read there.
+            FlushError::Backend(error)
+                if matches!(source, StageSource::Backend { .. })
+                    && is_local(self.backend, self.batch, &error) =>
+            {
+                bad_object(
+                    source,
+                    explain(StepNo::Place(0), &Why::Errno(errno_of(&error))),
+                )
+            }
             other => other,
         })
     }
+}
+
+/// What is to be done about a file that the SSD has lost.
+pub(super) const BAD: &str =
+    "write it anew from another copy, or delete it, and look at the health of the SSD";
+
+/// Whether the drive does not take the bytes of this very file, as one that is too large.
+fn is_of_this_file(error: &BackendError) -> bool {
+    matches!(error.operation, "write" | "close") && error.is_refusal() && !error.is_full()
 }
 
 fn bad_object(source: &StageSource, problem: String) -> FlushError {
@@ -439,7 +463,13 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     for entry in entries {
         let path = dir.join(&entry.name);
         match entry.meta.kind {
-            _ if cleared && !is_note(&entry.name) => {
+            // The batch has replaced or removed it, and it was what the batch knew.
+            kind if layout::is_set_aside_name(&entry.name)
+                && kind != crate::base::FileKind::Directory =>
+            {
+                backend.remove_file(&path)?;
+            }
+            _ if cleared && !layout::is_note_name(&entry.name) => {
                 keep(backend, dir, &path, &entry.name)?;
             }
             crate::base::FileKind::Directory => keep(backend, dir, &path, &entry.name)?,
@@ -447,13 +477,6 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
         }
     }
     Ok(backend.remove_dir(dir)?)
-}
-
-/// Whether a name in a staging directory is that of an empty file of ours, or of a file that has another name as well.
-fn is_note(name: &Name) -> bool {
-    name.as_bytes() == layout::BARRIER.as_bytes()
-        || name.as_bytes() == layout::LINK.as_bytes()
-        || layout::parse_lost_name(name).is_some()
 }
 
 fn keep(backend: &dyn Backend, dir: &RelPath, path: &RelPath, slot: &Name) -> Result<()> {

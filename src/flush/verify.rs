@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use super::apply::{Applied, hash_file};
 use super::real;
+use super::refused::StepNo;
 use super::report::{FlushError, Result};
 use super::run::phase;
 use crate::backend::Backend;
@@ -68,8 +69,11 @@ pub(super) fn placed(
     steps: &Steps<FileContent>,
     applied: &Applied,
 ) -> Result<()> {
-    for step in &steps.place {
+    for (number, step) in steps.place.iter().enumerate() {
         let to = step.path();
+        if applied.refused.has(StepNo::Place(number)) {
+            continue;
+        }
         let is_there = match step {
             PlaceStep::Install { content, .. } => {
                 let meta = backend.metadata(to)?;

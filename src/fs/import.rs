@@ -199,11 +199,8 @@ impl Fs {
     /// What stands in a directory of the backend, and what the catalog says of it, both of the same moment.
     fn read_backend_dir(&self, dir: Ino) -> Result<Listed> {
         let backend = self.drive.get().ok_or(FsError::Detached)?;
-        let _names = self
-            .drive
-            .hold_names(self.io_timeout)
-            .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
-        let path = self.index.lock().backend_path(dir)?.ok_or(FsError::STALE)?;
+        let (_names, path) =
+            self.settled_path(dir, |touched, path| touched.concerns_inside(path))?;
         let mut listed = Listed::read(&*backend, &path, &self.capabilities)
             .map_err(|error| self.note_backend_error(error))?;
         listed.told = self.told_in(&path)?;
@@ -377,5 +374,6 @@ fn same_as_placed(state: &mut State, dir: Ino, entries: &[Entry]) -> Result<bool
 
 /// Whether this is ferryfs' own directory at the root of the backend.
 fn is_own(dir: Ino, entry: &Entry) -> bool {
-    dir == Ino::ROOT && layout::is_reserved(&RelPath::root().join(&entry.name))
+    let is_reserved = || layout::is_reserved(&RelPath::root().join(&entry.name));
+    layout::is_near_name(&entry.name) || (dir == Ino::ROOT && is_reserved())
 }

@@ -5,13 +5,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockReadGuard};
 
 use super::open::OpenInode;
 use super::{Ctx, Fs, FsError, Result};
+use crate::backend::drive::Withheld;
 use crate::backend::{BackendError, ReadFile};
 use crate::base::{Ino, RelPath};
 use crate::index::Location;
+use crate::rules::touched::Touched;
 use crate::sys;
 
 /// A file of the backend that has not been read for this long is closed: a descriptor would keep the drive from being ejected.
@@ -109,11 +111,7 @@ impl Fs {
     /// Opens what the backend has of `ino`.
     pub(super) fn open_on_backend(&self, ino: Ino) -> Result<Arc<dyn ReadFile>> {
         let backend = self.drive.get().ok_or(FsError::Detached)?;
-        let _names = self
-            .drive
-            .hold_names(self.io_timeout)
-            .ok_or(FsError::Errno(libc::ETIMEDOUT))?;
-        let path = self.index.lock().backend_path(ino)?.ok_or(FsError::STALE)?;
+        let (_names, path) = self.settled_path(ino, |touched, path| touched.concerns(path))?;
         let file: Arc<dyn ReadFile> = match backend.open(&path) {
             Ok(file) => file.into(),
             Err(error) => return Err(self.note_backend_error(error)),
@@ -128,6 +126,23 @@ impl Fs {
             return Err(FsError::Errno(libc::EIO));
         }
         Ok(file)
+    }
+
+    /// Where the backend has `ino`, which stays so as long as the guard lives. `concerned` tells whether a batch that is moving
+    /// names may be moving this one.
+    ///
+    /// # Errors
+    /// ETIMEDOUT if one is, or was interrupted at it.
+    pub(super) fn settled_path(
+        &self,
+        ino: Ino,
+        concerned: impl Fn(&Touched, &RelPath) -> bool,
+    ) -> Result<(RwLockReadGuard<'_, Withheld>, RelPath)> {
+        let find = || self.index.lock().backend_path(ino);
+        let is_concerned = |touched: &Touched, found: &crate::index::Result<Option<RelPath>>| matches!(found, Ok(Some(path)) if concerned(touched, path));
+        let held = self.drive.hold_names(self.io_timeout, find, is_concerned);
+        let (names, path) = held.ok_or(FsError::Errno(libc::ETIMEDOUT))?;
+        Ok((names, path?.ok_or(FsError::STALE)?))
     }
 
     /// Notes what an error of the backend says of the backend itself.

@@ -197,11 +197,22 @@ pub struct LeftBehind {
     pub reason: LeftReason,
 }
 
+/// Which name each step of a plan is about, and whose it is: before the batch for the first phase, after it for the second.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepKeys {
+    /// Of the steps of the first phase, in their order.
+    pub clear: Vec<(NameKey, Ino)>,
+    /// Of the steps of the second phase, in their order.
+    pub place: Vec<(NameKey, Ino)>,
+}
+
 /// What one batch does, and what the index may conclude once it has been done.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// The steps.
     pub steps: Steps<StageSource>,
+    /// Which name each of them is about.
+    pub keys: StepKeys,
     /// For every listed name that the batch brings up to date, or changes at all: what then stands there.
     pub outcomes: Vec<Outcome>,
     /// The names that it does not.

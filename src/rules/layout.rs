@@ -48,6 +48,19 @@ pub const MAX_SEGMENT: u64 = i64::MAX as u64;
 /// Name in a staging directory under which a file gets a further name before that is moved to where it belongs.
 pub const LINK: &str = "link";
 
+/// Name in a staging directory of the note that something was copied to, or kept in, the user's directories under names of
+/// [`near_path`]: only then are these looked for.
+pub const ACROSS: &str = "across";
+
+/// Name in a staging directory of a file that only shows that the backend can be written to.
+const PROBE: &str = "probe";
+
+/// Suffix of what stood where a staged file was placed.
+const OLD: &str = ".old";
+
+/// How names of ours in the user's directories begin.
+const NEAR: &str = ".ferryfs-";
+
 /// Suffix of the note that a directory is lost.
 const LOST: &str = ".lost";
 
@@ -113,6 +126,19 @@ pub fn lost_found() -> RelPath {
     dir().join(&own_name("lost+found"))
 }
 
+/// A name in [`lost_found`] for what stands at `at` and was met by `batch`.
+pub fn kept_path(batch: BatchNo, at: &RelPath, number: u32) -> RelPath {
+    let last = at
+        .split_last()
+        .map_or_else(String::new, |(_, name)| name.to_string());
+    let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let last: String = last.chars().filter(plain).take(100).collect();
+    lost_found().join(&own_name(&format!(
+        "{}-{number}-{last}",
+        batch_digits(batch)
+    )))
+}
+
 /// The directory in which `batch` keeps its slots.
 pub fn staging_dir(batch: BatchNo) -> RelPath {
     staging_root().join(&own_name(&batch_digits(batch)))
@@ -126,6 +152,72 @@ pub fn slot_path(batch: BatchNo, slot: SlotNo) -> RelPath {
 /// Where the mark stands that says: the first phase of `batch` is done and synced, and must not be done again.
 pub fn barrier_path(batch: BatchNo) -> RelPath {
     staging_dir(batch).join(&own_name(BARRIER))
+}
+
+/// Where the note [`ACROSS`] stands.
+pub fn across_path(batch: BatchNo) -> RelPath {
+    staging_dir(batch).join(&own_name(ACROSS))
+}
+
+/// Where a file is made and removed to see whether the backend can be written to.
+pub fn probe_path(batch: BatchNo) -> RelPath {
+    staging_dir(batch).join(&own_name(PROBE))
+}
+
+/// Whether a name in a staging directory is that of a note or mark: an empty file, or one that says nothing that would be
+/// missed once the batch is over.
+pub fn is_note_name(name: &Name) -> bool {
+    [BARRIER, LINK, ACROSS, PROBE]
+        .iter()
+        .any(|note| name.as_bytes() == note.as_bytes())
+        || parse_lost_name(name).is_some()
+}
+
+/// Where what the clear step with this number removes waits for the end of the batch.
+pub fn removed_path(batch: BatchNo, step: usize) -> RelPath {
+    staging_dir(batch).join(&own_name(&format!("r{step:08x}")))
+}
+
+/// Where what stood under the name that the content of `slot` gets waits for the end of the batch.
+pub fn replaced_path(batch: BatchNo, slot: SlotNo) -> RelPath {
+    staging_dir(batch).join(&own_name(&format!("{}{OLD}", slot.file_name())))
+}
+
+/// Whether this is the name in a staging directory of what a batch removes or replaces.
+pub fn is_set_aside_name(name: &Name) -> bool {
+    let bytes = name.as_bytes();
+    let is_removed = bytes
+        .strip_prefix(b"r")
+        .is_some_and(|digits| parse_hex(digits, 8).is_some());
+    let slot = bytes.strip_suffix(OLD.as_bytes());
+    let is_replaced =
+        slot.is_some_and(|slot| Name::new(slot).is_ok_and(|it| parse_slot_name(&it).is_some()));
+    is_removed || is_replaced
+}
+
+/// A name in the directory `dir` of the user's tree for the content of `slot`: for where nothing can be moved from the
+/// staging directory to there, because it is on another file system.
+pub fn near_path(dir: &RelPath, batch: BatchNo, slot: SlotNo) -> RelPath {
+    let name = format!("{NEAR}{}-{}", batch_digits(batch), slot.file_name());
+    dir.join(&own_name(&name))
+}
+
+/// The same for what stands under the name that the content of `slot` gets.
+pub fn near_old_path(dir: &RelPath, batch: BatchNo, slot: SlotNo) -> RelPath {
+    let name = format!("{NEAR}{}-{}{OLD}", batch_digits(batch), slot.file_name());
+    dir.join(&own_name(&name))
+}
+
+/// Whether this is a name of [`near_path`] or [`near_old_path`]. It is not of the user's tree.
+pub fn is_near_name(name: &Name) -> bool {
+    let parse = || {
+        let rest = name.as_bytes().strip_prefix(NEAR.as_bytes())?;
+        let rest = rest.strip_suffix(OLD.as_bytes()).unwrap_or(rest);
+        let (batch, slot) = rest.split_at_checked(16)?;
+        parse_batch(batch)?;
+        parse_slot_name(&Name::new(slot.strip_prefix(b"-")?).ok()?)
+    };
+    parse().is_some()
 }
 
 /// Where the record of `batch` stands once it is committed.
@@ -268,6 +360,34 @@ mod tests {
         }
         for bad in [BARRIER, "s1", "s0000001F", "s+000001f", "t0000001f"] {
             assert_eq!(parse_slot_name(&name(bad)), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_set_aside_is_known_by_its_name() {
+        let (batch, slot) = (BatchNo(0x2a), SlotNo(0x1f));
+        let dir = RelPath::fixed("a");
+        for aside in [removed_path(batch, 7), replaced_path(batch, slot)] {
+            assert!(is_set_aside_name(&last(aside.clone())), "{aside}");
+            assert_eq!(parse_slot_name(&last(aside)), None);
+        }
+        for near in [
+            near_path(&dir, batch, slot),
+            near_old_path(&dir, batch, slot),
+        ] {
+            assert!(is_near_name(&last(near.clone())), "{near}");
+            assert!(!is_reserved(&near));
+        }
+        for other in ["s0000001f", "r1", "r0000001G", "s0000001f.old2", ".old"] {
+            assert!(!is_set_aside_name(&name(other)), "{other}");
+        }
+        for other in [
+            ".ferryfs",
+            ".ferryfs-1-s0000001f",
+            ".ferryfs-x",
+            ".ferryfs-",
+        ] {
+            assert!(!is_near_name(&name(other)), "{other}");
         }
     }
 

@@ -15,4 +15,5 @@ pub mod names;
 pub mod plan;
 pub mod record;
 pub mod steps;
+pub mod touched;
 mod upcase;

@@ -25,7 +25,7 @@ use crate::rules::steps::{ClearStep, Node, PlaceStep, PlainKind, SlotNo, Steps};
 pub use self::error::PlanError;
 pub use crate::rules::delta::{
     Delta, DirPaths, LeftBehind, LeftReason, NOBODY, NameChange, NameKey, NewContent, NewEntry,
-    OldEntry, Outcome, Placed, Plan, StageSource,
+    OldEntry, Outcome, Placed, Plan, StageSource, StepKeys,
 };
 
 /// What becomes of a name's old entry.
@@ -126,8 +126,9 @@ pub fn plan(delta: &Delta) -> Result<Plan, PlanError> {
     }
     left_behind.sort_by(|a, b| a.key.cmp(&b.key));
     let mut slots = Slots::default();
-    let clear = clear_steps(delta, &mut rows, &mut slots)?;
-    let place = place_steps(delta, &mut rows, &mut slots)?;
+    let mut keys = StepKeys::default();
+    let clear = clear_steps(delta, &mut rows, &mut slots, &mut keys)?;
+    let place = place_steps(delta, &mut rows, &mut slots, &mut keys)?;
     let leftovers = rows.iter().filter(|row| row.is_leftover());
     Ok(Plan {
         steps: Steps {
@@ -135,6 +136,7 @@ pub fn plan(delta: &Delta) -> Result<Plan, PlanError> {
             place,
             attributes: Vec::new(),
         },
+        keys,
         outcomes: rows.iter().filter_map(|row| row.outcome(&rows)).collect(),
         left_behind,
         leftovers: leftovers.map(|row| row.change.key.clone()).collect(),
@@ -270,6 +272,7 @@ fn clear_steps(
     delta: &Delta,
     rows: &mut [Row<'_>],
     slots: &mut Slots,
+    keys: &mut StepKeys,
 ) -> Result<Vec<ClearStep>, PlanError> {
     let mut order = Vec::new();
     for (number, row) in rows.iter().enumerate() {
@@ -282,6 +285,8 @@ fn clear_steps(
     let mut steps = Vec::with_capacity(order.len());
     for (_, path, number) in order {
         let row = &mut rows[number];
+        let ino = row.change.old.map_or(NOBODY, |old| old.ino);
+        keys.clear.push((row.change.key.clone(), ino));
         steps.push(match (row.departure, row.old_kind()) {
             (Departure::Moves, Some(kind)) => {
                 let slot = slots.next(&row.change.key)?;
@@ -304,6 +309,7 @@ fn place_steps(
     delta: &Delta,
     rows: &mut [Row<'_>],
     slots: &mut Slots,
+    keys: &mut StepKeys,
 ) -> Result<Vec<PlaceStep<StageSource>>, PlanError> {
     let mut order = Vec::new();
     for (number, row) in rows.iter().enumerate() {
@@ -320,16 +326,21 @@ fn place_steps(
     order.sort_unstable();
     let mut steps = Vec::new();
     for (_, _, path, number) in order {
+        let change = rows[number].change;
+        let ino = change.new.as_ref().map_or(NOBODY, |new| new.ino);
+        let key = (change.key.clone(), ino);
         let (slot, touch) = match rows[number].arrival {
             Arrival::Moved { from, touch } => (rows[from].detached, touch),
             Arrival::There { touch } => (None, touch),
             Arrival::Made => {
+                keys.place.push(key);
                 steps.push(PlaceStep::MakeDir { path });
                 continue;
             }
             Arrival::Staged(source) => {
                 let slot = slots.next(&rows[number].change.key)?;
                 rows[number].staged = Some(slot);
+                keys.place.push(key);
                 steps.push(PlaceStep::Install {
                     slot,
                     to: path,
@@ -340,6 +351,7 @@ fn place_steps(
             Arrival::Node(node) => {
                 let slot = slots.next(&rows[number].change.key)?;
                 rows[number].staged = Some(slot);
+                keys.place.push(key);
                 steps.push(PlaceStep::InstallNode {
                     slot,
                     to: path,
@@ -349,6 +361,7 @@ fn place_steps(
             }
             Arrival::Linked { to: first } => {
                 let from = new_path(delta, &rows[first].change.key)?;
+                keys.place.push(key);
                 steps.push(PlaceStep::Link { from, to: path });
                 continue;
             }
@@ -356,9 +369,11 @@ fn place_steps(
         };
         if let (Some(slot), Some(kind)) = (slot, rows[number].new_kind()) {
             let to = path.clone();
+            keys.place.push(key.clone());
             steps.push(PlaceStep::Attach { slot, to, kind });
         }
         if let Some(modified) = touch {
+            keys.place.push(key);
             steps.push(PlaceStep::Touch { path, modified });
         }
     }

@@ -1,12 +1,14 @@
 //! The operating system: the only room with `unsafe`. Thin, typed wrappers of system calls that the standard library
 //! does not have, each answering with a plain [`std::io::Error`]; callers add the operation and the path.
 
+pub mod changeable;
 pub mod dir;
 pub mod direct;
 pub mod fds;
 pub mod file;
 #[cfg(test)]
 pub(crate) mod forbid;
+pub mod host;
 pub mod mounts;
 pub mod owners;
 pub mod path;

@@ -19,9 +19,10 @@ fn committed(world: &World) -> BatchRecord {
     let armed = Cell::new(false);
     let flushed = engine.flush_with(&|progress| {
         if progress.phase == Phase::Apply && !armed.replace(true) {
-            world
-                .faulty
-                .arm(Fault::at(world.faulty.calls() + 1, libc::EIO));
+            world.faulty.arm(Fault {
+                stays_dead: true,
+                ..Fault::at(world.faulty.calls() + 1, libc::EIO)
+            });
         }
     });
     assert!(flushed.is_err(), "the batch stays open");

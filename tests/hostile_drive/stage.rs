@@ -144,6 +144,9 @@ impl Stage {
     pub fn end_sound(mut self) {
         self.lab.mount(&[]);
         assert_content(self.lab.m("dirty"), b"dirty");
+        // What was moved away is looked for in the background after a mount.
+        let mnt = text(&self.lab.mnt);
+        self.lab.ferryfs(&["refresh", &mnt]).ok();
         self.lab.flush();
         for round in 1..=self.rounds {
             assert_content(self.lab.d(format!("round{round}")), b"more");

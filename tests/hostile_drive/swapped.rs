@@ -93,14 +93,25 @@ fn swap(phase: Phase, swapped: &str) {
         }
     });
     assert!(done.get(), "{what}: the flush never came so far");
-    assert!(flushed.is_err(), "{what}: {flushed:?}");
     assert_eq!(list(&outside), before, "{what}");
-    // The next attempt, too, ends at the link.
-    assert!(engine.flush().is_err(), "{what}");
+    // What was ours is not there any more: it is made anew beside the link, or waits. Of our own directory nothing may be missed.
+    let is_user_part = !swapped.starts_with(".ferryfs");
+    if let (true, Ok(report)) = (is_user_part, &flushed) {
+        let waits = !report.left_behind.is_empty();
+        assert!(
+            waits || !root.join(swapped).is_symlink(),
+            "{what}: {report:?}"
+        );
+    }
+    let _ = engine.flush();
     assert_eq!(list(&outside), before, "{what}");
 
-    fs::remove_file(root.join(swapped)).expect("remove the link");
-    fs::rename(&kept, root.join(swapped)).expect("move it back");
+    if root.join(swapped).is_symlink() {
+        fs::remove_file(root.join(swapped)).expect("remove the link");
+        fs::rename(&kept, root.join(swapped)).expect("move it back");
+    }
+    engine.flusher.recover().expect("recover");
+    engine.refresh();
     engine.flush_all();
     for (file, bytes) in [
         ("dir/old", &b"second"[..]),

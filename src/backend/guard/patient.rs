@@ -78,6 +78,22 @@ impl Backend for Patient {
         self.shared.wait(|| self.inner.rename(from, to))
     }
 
+    fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.rename_new(from, to))
+    }
+
+    fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
+        self.shared.wait(|| self.inner.exchange(one, other))
+    }
+
+    fn check_changeable(&self, dir: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.check_changeable(dir))
+    }
+
+    fn check_replaceable(&self, path: &RelPath) -> Result<()> {
+        self.shared.wait(|| self.inner.check_replaceable(path))
+    }
+
     fn renames_atomically(&self) -> bool {
         self.shared.wait(|| self.inner.renames_atomically())
     }

@@ -4,8 +4,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::backend::drive::Drive;
+use crate::backend::drive::{Drive, Withheld};
 use crate::backend::memory::MemoryBackend;
+use crate::rules::steps::{ClearStep, PlaceStep, PlainKind, SlotNo, Steps};
+use crate::rules::touched::Touched;
 
 const TIMEOUT: Duration = Duration::from_millis(400);
 
@@ -418,19 +420,45 @@ fn readers_do_not_wait_for_names_that_a_stuck_batch_holds() {
     hanging.gate.set(Hangs::Everything);
     let theirs = drive.clone();
     let flush = thread::spawn(move || {
-        let _moving = theirs.move_names();
+        theirs.withhold(Withheld::Everything);
+        theirs.withhold(moving());
         let backend = theirs.get_patient().unwrap();
-        backend.rename(&path("film"), &path("seen"))
+        backend.rename(&path("film"), &path("seen"))?;
+        theirs.withhold(Withheld::Nothing);
+        Ok::<(), BackendError>(())
     });
     eventually("the rename to hang", || hanging.gate.hung() >= 1);
     // It is the stall that ends the waiting, long before the patience.
     let begun = Instant::now();
-    assert!(drive.hold_names(2 * SOON).is_none());
-    assert!(drive.hold_names(2 * SOON).is_none());
+    let hold = |name: &'static str| {
+        let find = || path(name);
+        let held = drive.hold_names(2 * SOON, find, |touched, path| touched.concerns(path));
+        held.is_some()
+    };
+    assert!(!hold("film") && !hold("seen"));
+    assert!(hold("another film"), "no batch is at it");
     assert!(begun.elapsed() < SOON);
     hanging.gate.set(Hangs::Nothing);
     flush.join().unwrap().unwrap();
-    assert!(drive.hold_names(SOON).is_some());
+    assert!(hold("film"));
+}
+
+/// What a batch that renames `film` to `seen` withholds.
+fn moving() -> Withheld {
+    let steps: Steps<()> = Steps {
+        clear: vec![ClearStep::Detach {
+            from: path("film"),
+            slot: SlotNo(0),
+            kind: PlainKind::File,
+        }],
+        place: vec![PlaceStep::Attach {
+            slot: SlotNo(0),
+            to: path("seen"),
+            kind: PlainKind::File,
+        }],
+        ..Steps::default()
+    };
+    Withheld::Moving(Touched::of(&steps))
 }
 
 #[test]

@@ -346,6 +346,28 @@ impl Tree {
         Ok(())
     }
 
+    /// Whether two names are of one entry, spelled in two ways.
+    pub(super) fn is_same(&self, one: &Place, other: &Place) -> bool {
+        let entry = |place| {
+            self.find(place, libc::EBUSY)
+                .map(|(dir, slot, _)| (dir, slot))
+        };
+        matches!((entry(one), entry(other)), (Ok(one), Ok(other)) if one == other)
+    }
+
+    /// As renameat2(2) with RENAME_EXCHANGE. Directories are not moved into themselves by the callers here.
+    pub(super) fn exchange(&mut self, one: &Place, other: &Place) -> io::Result<()> {
+        let (one_dir, one_slot, first) = self.find(one, libc::EBUSY)?;
+        let mut first = first.clone();
+        let (other_dir, other_slot, second) = self.find(other, libc::EBUSY)?;
+        let mut second = second.clone();
+        std::mem::swap(&mut first.key, &mut second.key);
+        std::mem::swap(&mut first.name, &mut second.name);
+        self.write(one_dir, one_slot, &one.path, Some(second));
+        self.write(other_dir, other_slot, &other.path, Some(first));
+        Ok(())
+    }
+
     fn check_replaceable(&self, old: &Entry, by_dir: bool) -> io::Result<()> {
         let is_dir = old.kind == Kind::Directory;
         let empty = self.medium.slots(old.chain.unwrap_or(ROOT)).is_empty();

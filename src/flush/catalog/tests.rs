@@ -5,6 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::super::apply::{Applier, create_with};
+use super::super::placing::Manners;
 use super::super::recover::recover_without_cache;
 use super::super::report::{FlushError, Result};
 use super::super::stage::discard;
@@ -188,12 +189,19 @@ fn apply(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
     let sealed = record::seal(record).unwrap();
     create_with(backend, &layout::record_path(record.batch), &sealed)?;
     backend.sync()?;
+    let manners = Manners {
+        time: record.created,
+        host: "here".into(),
+        slack: 1,
+    };
     let applier = Applier {
         backend,
         batch: record.batch,
         volume: record.volume,
         steps: &record.steps,
+        known: &record.known,
         catalog: record.catalog.as_ref(),
+        manners: &manners,
     };
     applier.apply(|_| {}).map(drop)
 }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::Parts;
 use super::known::{MovedDir, MovedFile};
+use super::refused::is_local;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError};
 use crate::base::{BatchNo, FileKind, Ino, ObjectId, RelPath};
@@ -127,6 +128,7 @@ pub(super) fn keep(
 struct Keeper<'a> {
     parts: &'a Parts,
     backend: &'a dyn Backend,
+    batch: BatchNo,
     dir: PathBuf,
     /// Bytes that may still be copied.
     room: u64,
@@ -142,6 +144,7 @@ impl<'a> Keeper<'a> {
         Ok(Keeper {
             parts,
             backend,
+            batch,
             dir,
             room: COPY_TOTAL.min(free / FREE_PART),
             until: Instant::now() + COPY_TIME,
@@ -181,7 +184,18 @@ impl<'a> Keeper<'a> {
             return Ok(false);
         }
         self.room -= size;
-        copy(self.backend, from, &to)
+        self.or_without(copy(self.backend, from, &to), from, false)
+    }
+
+    /// What cannot be read is moved without being kept: it is no worse off under its new name.
+    fn or_without<T>(&self, result: Result<T>, path: &RelPath, without: T) -> Result<T> {
+        match result {
+            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                tracing::warn!(%path, %error, "is moved without a copy on the SSD");
+                Ok(without)
+            }
+            result => result,
+        }
     }
 
     /// Keeps what is in a directory and moves along with it, as the backend has it: the index may not know all of it yet.
@@ -192,7 +206,10 @@ impl<'a> Keeper<'a> {
             let listed = match self.backend.read_dir(&moved.from.join_path(&below)) {
                 Ok(listed) => listed,
                 Err(error) if error.is_not_found() => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    self.or_without(Err(error.into()), moved.from, ())?;
+                    continue;
+                }
             };
             for entry in listed {
                 let path = below.join(&entry.name);

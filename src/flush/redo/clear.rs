@@ -3,58 +3,63 @@
 use super::super::apply::{Applied, is_absent};
 use super::standing::{Slots, Standing};
 use super::{Redo, State, is_dir, is_file, look};
+use crate::backend::Metadata;
 use crate::base::RelPath;
+use crate::flush::placing::is_across;
+use crate::flush::refused::StepNo;
 use crate::flush::report::Result;
+use crate::rules::known::Believed;
 use crate::rules::layout;
 use crate::rules::steps::{ClearStep, PlainKind, SlotNo};
 
 impl Redo<'_> {
     pub(super) fn clear(&self, slots: &mut Slots, applied: &mut Applied) -> Result<()> {
         let mut standing = self.directories_set_aside(slots)?;
-        let copies = self.remove_what_goes(slots, &standing)?;
+        let copies = self.remove_what_goes(slots, &standing, applied)?;
         self.backend.sync()?;
-        self.untangle_directories(slots, &mut standing)?;
-        for (slot, here) in copies {
-            let names = [slots.all(slot), vec![here]].concat();
-            self.copy_apart(slot, &names, slots)?;
+        self.untangle_directories(slots, &mut standing, applied)?;
+        for (number, slot, here) in copies {
+            let names = [slots.all(slot), vec![here.clone()]].concat();
+            let copied = self.copy_apart(slot, &names, slots).map(drop);
+            self.or_refuse(StepNo::Clear(number), &here, copied, applied)?;
         }
-        for step in &self.steps.clear {
-            match step {
-                ClearStep::Detach { from, slot, kind } => {
-                    self.detach(from, *slot, *kind, slots, &mut standing)?;
-                }
-                ClearStep::RemoveFile { .. } => {}
-                ClearStep::RemoveDir { path } => {
-                    self.remove_dir_again(path, &standing, applied)?;
-                }
+        for (number, step) in self.steps.clear.iter().enumerate() {
+            let no = StepNo::Clear(number);
+            if applied.refused.has(no) {
+                continue;
             }
+            let done = match step {
+                ClearStep::Detach { from, slot, kind } => {
+                    self.detach(from, (*slot, *kind), slots, &mut standing)
+                }
+                ClearStep::RemoveFile { .. } => Ok(()),
+                ClearStep::RemoveDir { path } => self.remove_dir_again(path, &standing, applied),
+            };
+            self.or_refuse(no, step.path(), done, applied)?;
         }
         Ok(())
     }
 
     /// The directories that move, with their slots; those that hold others first.
-    fn moved_directories(&self) -> Vec<(&RelPath, SlotNo)> {
-        let mut moved: Vec<(&RelPath, SlotNo)> = self
-            .steps
-            .clear
-            .iter()
-            .filter_map(|step| match step {
+    fn moved_directories(&self) -> Vec<(usize, &RelPath, SlotNo)> {
+        let mut moved: Vec<(usize, &RelPath, SlotNo)> = (self.steps.clear.iter().enumerate())
+            .filter_map(|(number, step)| match step {
                 ClearStep::Detach {
                     from,
                     slot,
                     kind: PlainKind::Directory,
-                } => Some((from, *slot)),
+                } => Some((number, from, *slot)),
                 _ => None,
             })
             .collect();
-        moved.sort_by_key(|(from, _)| from.depth());
+        moved.sort_by_key(|(_, from, _)| from.depth());
         moved
     }
 
     /// Finds out which of the directories that move are in their slots already. One that is under both names is found under either.
     fn directories_set_aside(&self, slots: &mut Slots) -> Result<Standing> {
         let mut standing = Standing::default();
-        for (from, slot) in self.moved_directories() {
+        for (_, from, slot) in self.moved_directories() {
             self.drop_hollow(slot, &standing.locate_name(from), slots)?;
             if let Some(name) = slots.newest(slot) {
                 standing.note(from, name);
@@ -64,67 +69,87 @@ impl Redo<'_> {
     }
 
     /// Takes away what is to go, before anything is written. Gives the files that stand in their slots and at their old names, and
-    /// that must be copied, with these names.
+    /// that must be copied, with the numbers of their steps and these names.
     fn remove_what_goes(
         &self,
         slots: &mut Slots,
         standing: &Standing,
-    ) -> Result<Vec<(SlotNo, RelPath)>> {
+        applied: &mut Applied,
+    ) -> Result<Vec<(usize, SlotNo, RelPath)>> {
         let mut copies = Vec::new();
-        for step in &self.steps.clear {
-            match step {
+        for (number, step) in self.steps.clear.iter().enumerate() {
+            let done = match step {
                 ClearStep::Detach {
                     from,
                     slot,
                     kind: PlainKind::File,
                 } => {
                     let here = standing.locate_name(from);
-                    if self.detached_twice(*slot, &here, slots)? {
-                        copies.push((*slot, here));
-                    }
+                    self.detached_twice(*slot, &here, slots).map(|twice| {
+                        if twice {
+                            copies.push((number, *slot, here));
+                        }
+                    })
                 }
-                ClearStep::RemoveFile { path } => self.remove_again(path, standing)?,
+                ClearStep::RemoveFile { path } => {
+                    self.remove_again(number, path, standing, applied)
+                }
                 ClearStep::RemoveDir { path } => {
-                    // If something is to be moved out of it first, its turn comes again.
-                    if let Err(error) = self.backend.remove_dir(&standing.locate_name(path))
-                        && !is_absent(&error)
-                        && error.source.kind() != std::io::ErrorKind::DirectoryNotEmpty
-                    {
-                        return Err(error.into());
+                    // If something is to be moved out of it first, its turn comes again; what is refused now is refused then.
+                    match self.backend.remove_dir(&standing.locate_name(path)) {
+                        Err(error) if error.is_gone() => Err(error.into()),
+                        _ => Ok(()),
                     }
                 }
-                ClearStep::Detach { .. } => {}
-            }
+                ClearStep::Detach { .. } => Ok(()),
+            };
+            self.or_refuse(StepNo::Clear(number), step.path(), done, applied)?;
         }
         Ok(copies)
     }
 
-    fn untangle_directories(&self, slots: &mut Slots, standing: &mut Standing) -> Result<()> {
-        for (from, slot) in self.moved_directories() {
-            let mut names = slots.all(slot);
-            if names.is_empty() {
-                continue;
-            }
-            let here = standing.locate_name(from);
-            if is_dir(look(self.backend, &here)?.as_ref()) {
-                if self.are_twins(&names, &here)? {
-                    names.push(here);
-                } else if self.backend.read_dir(&here)?.is_empty() {
-                    // What a check of the file system has left of the old name.
-                    self.backend.remove_dir(&here)?;
-                }
-            }
-            let one = self.one_directory(slot, &names, slots)?;
-            standing.note(from, one);
+    fn untangle_directories(
+        &self,
+        slots: &mut Slots,
+        standing: &mut Standing,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        for (number, from, slot) in self.moved_directories() {
+            let untangled = self.untangle_directory(from, slot, slots, standing);
+            self.or_refuse(StepNo::Clear(number), from, untangled, applied)?;
         }
+        Ok(())
+    }
+
+    fn untangle_directory(
+        &self,
+        from: &RelPath,
+        slot: SlotNo,
+        slots: &mut Slots,
+        standing: &mut Standing,
+    ) -> Result<()> {
+        let mut names = slots.all(slot);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let here = standing.locate_name(from);
+        if is_dir(look(self.backend, &here)?.as_ref()) {
+            if self.are_twins(&names, &here)? {
+                names.push(here);
+            } else if self.backend.read_dir(&here)?.is_empty() {
+                // What a check of the file system has left of the old name.
+                self.backend.remove_dir(&here)?;
+            }
+        }
+        let one = self.one_directory(slot, &names, slots)?;
+        standing.note(from, one);
         Ok(())
     }
 
     fn detach(
         &self,
         from: &RelPath,
-        slot: SlotNo,
-        kind: PlainKind,
+        (slot, kind): (SlotNo, PlainKind),
         slots: &mut Slots,
         standing: &mut Standing,
     ) -> Result<()> {
@@ -142,7 +167,12 @@ impl Redo<'_> {
             return Ok(());
         }
         let to = layout::slot_path(self.batch, slot);
-        self.backend.rename(&here, &to)?;
+        match self.backend.rename(&here, &to) {
+            Err(error) if is_across(&error) && kind == PlainKind::File => {
+                self.detach_across(&here, &to, slot)?;
+            }
+            result => result?,
+        }
         slots.only(slot, &to);
         if kind == PlainKind::Directory {
             standing.note(from, to);
@@ -189,19 +219,82 @@ impl Redo<'_> {
         Ok(false)
     }
 
-    fn remove_again(&self, path: &RelPath, standing: &Standing) -> Result<()> {
-        let here = standing.locate_name(path);
-        let Some(found) = look(self.backend, &here)? else {
-            return Ok(());
-        };
-        let known = self.known.removed.get(path);
-        let is_ours = known.map_or(is_file(Some(&found)), |known| known.may_be(&found));
-        if !is_ours {
-            // Somebody else has put something there since: the batch has no say in it.
-            tracing::warn!(%path, "was to be removed, but somebody else has changed it; it stays");
-            return Ok(());
+    /// Sets a file aside that is on another file system than the staging directory.
+    fn detach_across(&self, here: &RelPath, to: &RelPath, slot: SlotNo) -> Result<()> {
+        let placer = self.placer();
+        placer.note_across()?;
+        placer.copy(here, to)?;
+        self.backend.sync()?;
+        let found = look(self.backend, here)?;
+        let is_it = |moved: Believed, found: &Metadata| placer.is_as_expected(here, found, &moved);
+        match (self.moved(slot), &found) {
+            (Some(moved), Some(found)) if !is_it(moved, found)? => {
+                self.remove_all(to)?;
+                Err(self.unfinished(format!("somebody else has changed {here} meanwhile")))
+            }
+            (_, None) => Ok(()),
+            _ => {
+                let removed = self.remove_all(here);
+                if removed.is_err() {
+                    self.remove_all(to)?;
+                }
+                removed
+            }
         }
-        self.remove_all(&here)
+    }
+
+    /// Removes a file that may stand under its name, be set aside already, or both.
+    fn remove_again(
+        &self,
+        number: usize,
+        path: &RelPath,
+        standing: &Standing,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let placer = self.placer();
+        let here = standing.locate_name(path);
+        let aside = layout::removed_path(self.batch, number);
+        let known = self.known.removed.get(path);
+        let found = look(self.backend, &here)?;
+        let is_ours =
+            |meta: &Metadata| known.map_or(is_file(Some(meta)), |known| known.may_be(meta));
+        match (look(self.backend, &aside)?, found) {
+            (None, None) => Ok(()),
+            // Cut short by a check of the file system.
+            (Some(cut), None) if is_ours(&cut) && known.is_some_and(|it| it.size != cut.size) => {
+                self.remove_all(&aside)
+            }
+            (Some(_), None) => placer.removed_or_back(&aside, &here, known, applied),
+            // Two names of one file, which share its clusters: both go before anything is written.
+            (Some(set_aside), Some(found)) if is_ours(&set_aside) && is_ours(&found) => {
+                self.remove_all(&here)?;
+                self.remove_all(&aside)
+            }
+            (Some(set_aside), Some(_)) if is_ours(&set_aside) => {
+                applied.garbage.push(aside);
+                applied.theirs.push(path.clone());
+                Ok(())
+            }
+            (Some(_), Some(_)) => placer.keep_aside(&aside, path, applied),
+            (None, Some(found)) if !is_ours(&found) => {
+                // Somebody else has put something there since: the batch has no say in it.
+                tracing::warn!(%path, "was to be removed, but somebody else has changed it; it stays");
+                applied.theirs.push(path.clone());
+                Ok(())
+            }
+            // Cut short by a check of the file system, or with another entry of the same name beside it.
+            (None, Some(found)) if known.is_none_or(|known| found.size != known.size) => {
+                self.remove_all(&here)
+            }
+            (None, Some(_)) => {
+                placer.remove(number, &here, known, applied)?;
+                // There may be another entry of the same name.
+                match look(self.backend, &here)? {
+                    Some(again) if is_ours(&again) => self.remove_all(&here),
+                    _ => Ok(()),
+                }
+            }
+        }
     }
 
     fn remove_dir_again(
@@ -216,8 +309,19 @@ impl Redo<'_> {
                 if is_absent(&error)
                     || error.source.kind() == std::io::ErrorKind::DirectoryNotEmpty =>
             {
-                applied.kept.push(path.clone());
-                Ok(())
+                let holds_refused = applied.refused.steps.iter().any(|refusal| {
+                    refusal
+                        .path
+                        .split_last()
+                        .is_some_and(|(dir, _)| dir == *path)
+                });
+                match holds_refused {
+                    true => Err(error.into()),
+                    false => {
+                        applied.kept.push(path.clone());
+                        Ok(())
+                    }
+                }
             }
             result => Ok(result?),
         }

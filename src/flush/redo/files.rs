@@ -1,56 +1,160 @@
 //! The second phase, again: every name gets what the batch gives it.
 
-use super::super::apply::{Applied, create_with, set_time};
+use std::collections::HashSet;
+
+use super::super::apply::{
+    Applied, allowed_attributes, create_with, is_absent, make_dir_kept, set_time,
+};
 use super::judge::{Counts, Task, Wanted};
 use super::standing::{Slots, Standing};
 use super::trees::Restored;
 use super::{Redo, is_dir, look};
-use crate::base::{Name, RelPath};
+use crate::backend::Metadata;
+use crate::base::{FileKind, Name, RelPath};
 use crate::flush::real;
+use crate::flush::refused::{Blocked, StepNo, Why, put_back};
 use crate::flush::report::Result;
 use crate::rules::known::Believed;
 use crate::rules::layout;
-use crate::rules::steps::{PlaceStep, PlainKind, SlotNo};
+use crate::rules::steps::{ClearStep, PlaceStep, PlainKind, SlotNo};
 
 impl Redo<'_> {
     pub(super) fn place(&self, slots: &mut Slots, applied: &mut Applied) -> Result<()> {
         let mut standing = self.directories_to_place(slots)?;
+        let mut blocked = Blocked::after_clear(self.steps, &applied.refused);
+        self.note_blocked(&blocked, applied);
         let wanted = self.wanted();
         let mut counts = Counts::default();
         let mut tasks = Vec::with_capacity(wanted.len());
+        let mut seen = Vec::with_capacity(wanted.len());
         for file in &wanted {
             let here = standing.locate_name(file.to);
-            self.uncover(file, &here, slots, &mut counts)?;
-            tasks.push(self.judge(file, &here, slots, &mut counts)?);
+            let mut task = Task::Refused;
+            if !applied.refused.has(file.step()) {
+                let judged = self
+                    .uncover(file, &here, slots, &mut counts)
+                    .and_then(|()| self.judge(file, &here, slots, &mut counts))
+                    .map(|judged| task = judged);
+                self.or_refuse(file.step(), file.to, judged, applied)?;
+            }
+            tasks.push(task);
+            seen.push(look(self.backend, &here)?);
         }
         // Nothing that counts has been touched up to here. What is removed now is gone for good before anything is written.
-        for (file, task) in wanted.iter().zip(&tasks) {
-            self.take_away(file, *task, &standing.locate_name(file.to), slots)?;
+        for ((file, task), seen) in wanted.iter().zip(&mut tasks).zip(&seen) {
+            let here = (&standing.locate_name(file.to), seen.as_ref());
+            let taken = self.take_away(file, *task, here, slots, applied);
+            self.or_set_aside(file, task, taken, applied)?;
         }
         self.backend.sync()?;
-        self.untangle_placed(slots, &mut standing)?;
-        let restored = self.place_directories(slots, &mut standing, applied)?;
+        self.untangle_placed(slots, &mut standing, applied)?;
+        let restored = self.place_directories(slots, &mut standing, &mut blocked, applied)?;
         for (file, task) in wanted.iter().zip(&mut tasks) {
-            self.write_anew(file, task, slots)?;
+            let written = match blocked.why(file.to) {
+                Some(why) => {
+                    applied.refused.note(file.step(), file.to, why);
+                    Ok(())
+                }
+                None => self.write_anew(file, task, slots),
+            };
+            self.or_set_aside(file, task, written, applied)?;
         }
         // No name is given to bytes that may not be on the medium yet.
         self.backend.sync()?;
         self.name_restored(&restored)?;
-        for (file, task) in wanted.iter().zip(&tasks) {
-            self.give_name(file, *task, slots, applied)?;
+        for (file, task) in wanted.iter().zip(&mut tasks) {
+            let named = self.give_name(file, *task, slots, applied);
+            self.or_set_aside(file, task, named, applied)?;
+            if *task == Task::Refused {
+                self.leave_as_it_was(file, slots, applied);
+            }
         }
         for step in &self.steps.place {
-            if let PlaceStep::Touch { path, modified } = step {
+            if let PlaceStep::Touch { path, modified } = step
+                && blocked.why(path).is_none()
+            {
                 set_time(self.backend, path, *modified)?;
             }
         }
-        self.place_nodes_and_links(slots, applied)?;
-        real::set_attributes(self.backend, &self.steps.attributes, applied)
+        self.place_nodes_and_links(slots, &blocked, applied)?;
+        put_back(
+            self.backend,
+            self.batch,
+            self.steps,
+            |slot| slots.newest(slot),
+            applied,
+        )?;
+        let attributes = allowed_attributes(self.steps, &blocked, &applied.refused);
+        real::set_attributes(self.backend, attributes, applied)
+    }
+
+    /// Notes the steps that cannot be taken because of what was refused before: their name stays occupied, or what they move has
+    /// not been set aside.
+    fn note_blocked(&self, blocked: &Blocked, applied: &mut Applied) {
+        let kept: HashSet<SlotNo> = (applied.refused.cleared().into_iter())
+            .filter_map(|number| match self.steps.clear.get(number) {
+                Some(ClearStep::Detach { slot, .. }) => Some(*slot),
+                _ => None,
+            })
+            .collect();
+        for (number, step) in self.steps.place.iter().enumerate() {
+            let is_kept = matches!(step, PlaceStep::Attach { slot, .. } if kept.contains(slot));
+            let why = match is_kept {
+                true => Some(Why::Occupied),
+                false => blocked.why(step.path()),
+            };
+            if let Some(why) = why {
+                applied
+                    .refused
+                    .note(StepNo::Place(number), step.path(), why);
+            }
+        }
+    }
+
+    /// As [`Redo::or_refuse`] for a file, which nothing more is done for then.
+    fn or_set_aside(
+        &self,
+        file: &Wanted<'_>,
+        task: &mut Task,
+        result: Result<()>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        self.or_refuse(file.step(), file.to, result, applied)?;
+        if applied.refused.has(file.step()) {
+            *task = Task::Refused;
+        }
+        Ok(())
+    }
+
+    /// A file that is refused leaves what stood under its name there, if that was set aside already. What was staged for it is of
+    /// no more use; what was to be moved is put back with the rest.
+    fn leave_as_it_was(&self, file: &Wanted<'_>, slots: &Slots, applied: &mut Applied) {
+        for old in self.set_aside_for(file) {
+            if let Err(error) = self.backend.rename_new(&old, file.to)
+                && !is_absent(&error)
+            {
+                tracing::warn!(%error, path = %file.to, "the version before is not put back");
+            }
+        }
+        if !self.is_moved(file) {
+            applied.garbage.extend(slots.all(file.slot));
+        }
+    }
+
+    /// Where what stands under the name of a file may have been moved before it was to get its new content.
+    fn set_aside_for(&self, file: &Wanted<'_>) -> Vec<RelPath> {
+        let mut places = vec![layout::replaced_path(self.batch, file.slot)];
+        if let Some((dir, _)) = file.to.split_last() {
+            places.push(layout::near_old_path(&dir, self.batch, file.slot));
+        }
+        places
     }
 
     pub(super) fn wanted(&self) -> Vec<Wanted<'_>> {
-        let files = self.steps.place.iter().filter_map(|step| match step {
+        let steps = self.steps.place.iter().enumerate();
+        let files = steps.filter_map(|(number, step)| match step {
             PlaceStep::Install { slot, to, content } => Some(Wanted {
+                number,
                 slot: *slot,
                 to,
                 content: Some(content.into()),
@@ -60,6 +164,7 @@ impl Redo<'_> {
                 to,
                 kind: PlainKind::File,
             } => Some(Wanted {
+                number,
                 slot: *slot,
                 to,
                 content: self.moved(*slot),
@@ -69,13 +174,14 @@ impl Redo<'_> {
         files.collect()
     }
 
-    pub(super) fn moving_directories(&self) -> impl Iterator<Item = (&RelPath, SlotNo)> {
-        self.steps.place.iter().filter_map(|step| match step {
+    pub(super) fn moving_directories(&self) -> impl Iterator<Item = (usize, &RelPath, SlotNo)> {
+        let steps = self.steps.place.iter().enumerate();
+        steps.filter_map(|(number, step)| match step {
             PlaceStep::Attach {
                 slot,
                 to,
                 kind: PlainKind::Directory,
-            } => Some((to, *slot)),
+            } => Some((number, to, *slot)),
             _ => None,
         })
     }
@@ -83,7 +189,7 @@ impl Redo<'_> {
     /// Finds out which of the directories that move are still in their slots. One that is under both names is found under either.
     fn directories_to_place(&self, slots: &mut Slots) -> Result<Standing> {
         let mut standing = Standing::default();
-        for (to, slot) in self.moving_directories() {
+        for (_, to, slot) in self.moving_directories() {
             self.drop_hollow(slot, &standing.locate_name(to), slots)?;
             if let Some(name) = slots.newest(slot) {
                 standing.note(to, name);
@@ -93,19 +199,39 @@ impl Redo<'_> {
     }
 
     /// Puts the directories that are under both names into their slots.
-    fn untangle_placed(&self, slots: &mut Slots, standing: &mut Standing) -> Result<()> {
-        for (to, slot) in self.moving_directories() {
-            let mut names = slots.all(slot);
-            if names.is_empty() {
-                continue;
+    fn untangle_placed(
+        &self,
+        slots: &mut Slots,
+        standing: &mut Standing,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        for (number, to, slot) in self.moving_directories() {
+            let no = StepNo::Place(number);
+            if !applied.refused.has(no) {
+                let untangled = self.untangle_one(to, slot, slots, standing);
+                self.or_refuse(no, to, untangled, applied)?;
             }
-            let here = standing.locate_name(to);
-            if is_dir(look(self.backend, &here)?.as_ref()) && self.are_twins(&names, &here)? {
-                names.push(here);
-            }
-            let one = self.one_directory(slot, &names, slots)?;
-            standing.note(to, one);
         }
+        Ok(())
+    }
+
+    fn untangle_one(
+        &self,
+        to: &RelPath,
+        slot: SlotNo,
+        slots: &mut Slots,
+        standing: &mut Standing,
+    ) -> Result<()> {
+        let mut names = slots.all(slot);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let here = standing.locate_name(to);
+        if is_dir(look(self.backend, &here)?.as_ref()) && self.are_twins(&names, &here)? {
+            names.push(here);
+        }
+        let one = self.one_directory(slot, &names, slots)?;
+        standing.note(to, one);
         Ok(())
     }
 
@@ -113,21 +239,40 @@ impl Redo<'_> {
         &self,
         slots: &mut Slots,
         standing: &mut Standing,
+        blocked: &mut Blocked,
         applied: &mut Applied,
     ) -> Result<Vec<Restored>> {
         let mut restored = Vec::new();
-        for step in &self.steps.place {
-            match step {
-                PlaceStep::MakeDir { path } => self.make_dir(path)?,
-                PlaceStep::Attach {
-                    slot,
-                    to,
-                    kind: PlainKind::Directory,
-                } => {
-                    let is_lost = self.place_directory(*slot, to, slots, standing)?;
-                    restored.extend(self.restore_tree(*slot, to, is_lost, applied)?);
-                }
-                _ => {}
+        for (number, step) in self.steps.place.iter().enumerate() {
+            let (no, path) = (StepNo::Place(number), step.path());
+            let is_dir = matches!(
+                step,
+                PlaceStep::MakeDir { .. }
+                    | PlaceStep::Attach {
+                        kind: PlainKind::Directory,
+                        ..
+                    }
+            );
+            if !is_dir {
+                continue;
+            }
+            if let Some(why) = blocked.why(path) {
+                applied.refused.note(no, path, why);
+            }
+            if !applied.refused.has(no) {
+                let placed = match step {
+                    PlaceStep::Attach { slot, to, .. } => self
+                        .place_directory(*slot, to, slots, standing, applied)
+                        .and_then(|is_lost| {
+                            restored.extend(self.restore_tree(*slot, to, is_lost, applied)?);
+                            Ok(())
+                        }),
+                    _ => self.make_dir(path, applied),
+                };
+                self.or_refuse(no, path, placed, applied)?;
+            }
+            if applied.refused.has(no) {
+                blocked.note_missing(path);
             }
         }
         Ok(restored)
@@ -140,10 +285,11 @@ impl Redo<'_> {
         to: &RelPath,
         slots: &mut Slots,
         standing: &mut Standing,
+        applied: &mut Applied,
     ) -> Result<bool> {
         if let Some(from) = slots.newest(slot) {
             self.make_way(to)?;
-            self.backend.rename(&from, to)?;
+            self.placer().place(slot, &from, to, None, applied)?;
             slots.forget(slot);
             standing.settle(to);
             return Ok(false);
@@ -151,59 +297,51 @@ impl Redo<'_> {
         if is_dir(look(self.backend, to)?.as_ref()) {
             return Ok(slots.is_lost(slot));
         }
-        self.make_lost_dir(slot, to)?;
+        self.make_lost_dir(slot, to, applied)?;
         Ok(true)
     }
 
     /// Makes a directory anew that is nowhere. It is noted first: should this be cut short, the next attempt finds an empty
     /// directory and must not take it for the one that was moved.
-    fn make_lost_dir(&self, slot: SlotNo, to: &RelPath) -> Result<()> {
+    fn make_lost_dir(&self, slot: SlotNo, to: &RelPath, applied: &mut Applied) -> Result<()> {
         let note = layout::lost_path(self.batch, slot);
         if look(self.backend, &note)?.is_none() {
             create_with(self.backend, &note, b"")?;
         }
         self.backend.sync()?;
         tracing::warn!(path = %to, "the drive has lost a directory that was being moved; it is made anew");
-        self.make_dir(to)
+        self.make_dir(to, applied)
     }
 
-    pub(super) fn make_dir(&self, path: &RelPath) -> Result<()> {
-        match self.backend.make_dir(path) {
-            Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {
-                if is_dir(look(self.backend, path)?.as_ref()) {
-                    return Ok(());
-                }
-                Err(self.unfinished(format!(
-                    "a file stands where the directory {path} belongs; move it away"
-                )))
-            }
-            result => Ok(result?),
-        }
+    pub(super) fn make_dir(&self, path: &RelPath, applied: &mut Applied) -> Result<()> {
+        make_dir_kept(self.backend, path, &self.placer(), applied)
     }
 
-    /// An empty directory that somebody has made where one is to go is taken away.
+    /// An empty directory that somebody has made where one is to go is taken away. What else is there is met when the name is given.
     fn make_way(&self, to: &RelPath) -> Result<()> {
-        if look(self.backend, to)?.is_none() {
-            return Ok(());
+        match look(self.backend, to)? {
+            Some(found) if found.kind == FileKind::Directory => match self.backend.remove_dir(to) {
+                Err(error) if error.is_gone() => Err(error.into()),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
         }
-        self.backend.remove_dir(to).map_err(|_| {
-            self.unfinished(format!(
-                "somebody else has put something at {to} on the drive, where a directory belongs; move it away"
-            ))
-        })
     }
 
+    /// Takes away what is not to stay: older copies of what the file is to be, and what stands under its name. What is somebody
+    /// else's is kept.
     fn take_away(
         &self,
         file: &Wanted<'_>,
         task: Task,
-        here: &RelPath,
+        (here, seen): (&RelPath, Option<&Metadata>),
         slots: &mut Slots,
+        applied: &mut Applied,
     ) -> Result<()> {
         match task {
             Task::Done | Task::Rebuild | Task::RebuildAside => {
                 for name in slots.all(file.slot) {
-                    self.remove_all(&name)?;
+                    self.remove_own(file, &name, applied)?;
                 }
                 slots.forget(file.slot);
             }
@@ -216,15 +354,76 @@ impl Redo<'_> {
                     slots.only(file.slot, &newest);
                 }
             }
-            Task::CopyApart | Task::Vanished => {}
+            Task::CopyApart | Task::Vanished | Task::Refused => {}
         }
         match task {
-            Task::Move | Task::Rebuild => self.remove_all(here),
+            Task::Move | Task::Rebuild => self.take_old_away(file, (here, seen), applied)?,
             Task::MoveAside | Task::RebuildAside => {
-                self.to_lost_found(here, file.to, &file.slot.file_name(), "theirs")
+                self.placer().keep_theirs(here, file.to, applied)?;
             }
-            _ => Ok(()),
+            Task::Done | Task::CopyApart | Task::Vanished | Task::Refused => {}
         }
+        match task {
+            Task::Refused => Ok(()),
+            _ => self.see_to_set_aside(file, applied),
+        }
+    }
+
+    /// Removes what stands under the name of a file, unless it has become somebody else's since it was `seen`.
+    fn take_old_away(
+        &self,
+        file: &Wanted<'_>,
+        (here, seen): (&RelPath, Option<&Metadata>),
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let Some(found) = look(self.backend, here)? else {
+            return Ok(());
+        };
+        if seen != Some(&found) && self.is_foreign(file, &found) {
+            return self.placer().keep_theirs(here, file.to, applied);
+        }
+        self.remove_all(here)?;
+        // What was set aside from here may be on the clusters that have just been freed, and is not to be removed later.
+        let replaced = self.known.replaced.get(&file.slot);
+        for old in self.set_aside_for(file) {
+            if let Some(aside) = look(self.backend, &old)?
+                && !self.backend.renames_atomically()
+                && replaced.is_some_and(|known| known.may_be(&aside))
+            {
+                self.remove_all(&old)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was set aside for a file is what the batch replaces, or somebody else's version of it.
+    fn see_to_set_aside(&self, file: &Wanted<'_>, applied: &mut Applied) -> Result<()> {
+        for old in self.set_aside_for(file) {
+            let Some(found) = look(self.backend, &old)? else {
+                continue;
+            };
+            let replaced = self.known.replaced.get(&file.slot);
+            if replaced.is_some_and(|known| known.may_be(&found) && found.size != known.size) {
+                self.remove_all(&old)?;
+                continue;
+            }
+            let expected = replaced.copied().unwrap_or(Believed::ANYTHING);
+            self.placer()
+                .keep_or_drop(&old, file.to, &expected, applied)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what stands in the slot of a file. Where names are swapped it may be what stood under the file's name, and that may
+    /// be somebody else's version.
+    fn remove_own(&self, file: &Wanted<'_>, name: &RelPath, applied: &mut Applied) -> Result<()> {
+        if self.backend.renames_atomically()
+            && let Some(found) = look(self.backend, name)?
+            && self.is_foreign(file, &found)
+        {
+            return self.placer().keep_aside(name, file.to, applied);
+        }
+        self.remove_all(name)
     }
 
     /// Keeps what is in a slot and is not what was moved there: it gets no final name.
@@ -245,7 +444,10 @@ impl Redo<'_> {
         what: &str,
     ) -> Result<()> {
         let dir = layout::lost_found();
-        self.make_dir(&dir)?;
+        match self.backend.make_dir(&dir) {
+            Err(error) if !error.is_taken() => return Err(error.into()),
+            _ => {}
+        }
         let mut number = 0;
         loop {
             let name = format!("{:016x}-{slot}-{what}{number}", self.batch.0);
@@ -298,9 +500,10 @@ impl Redo<'_> {
                 let from = slots
                     .newest(file.slot)
                     .ok_or_else(|| self.unfinished(format!("nothing is staged for {}", file.to)))?;
-                self.backend.rename(&from, file.to)?;
+                (self.placer()).place(file.slot, &from, file.to, None, applied)?;
                 slots.forget(file.slot);
             }
+            Task::Refused => return Ok(()),
             Task::Vanished => {
                 self.keep_damaged(file, slots)?;
                 applied.vanished.push(file.to.clone());

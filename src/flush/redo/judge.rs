@@ -3,19 +3,28 @@
 use std::collections::HashMap;
 
 use super::standing::{Slots, Standing};
-use super::{Redo, State, is_dir, is_file, look};
+use super::{Redo, State, is_file, look};
 use crate::backend::Metadata;
 use crate::base::RelPath;
+use crate::flush::refused::StepNo;
 use crate::flush::report::{FlushError, Result};
 use crate::rules::known::Believed;
 use crate::rules::steps::SlotNo;
 
 /// What a file that the batch places must be, as far as it is known.
 pub(super) struct Wanted<'a> {
+    /// The number of its step.
+    pub(super) number: usize,
     pub(super) slot: SlotNo,
     pub(super) to: &'a RelPath,
     /// `None` for a file that is moved and of which nothing is known.
     pub(super) content: Option<Believed>,
+}
+
+impl Wanted<'_> {
+    pub(super) fn step(&self) -> StepNo {
+        StepNo::Place(self.number)
+    }
 }
 
 /// What is to be done for one file.
@@ -35,6 +44,8 @@ pub(super) enum Task {
     CopyApart,
     /// It is nowhere.
     Vanished,
+    /// The backend does not take it: what stands under its name stays.
+    Refused,
 }
 
 /// The names in directories, each with the number of its entries there: after a crash there may be two of one name.
@@ -46,7 +57,7 @@ impl Redo<'_> {
     /// its name. Else the drive is better left as it is until the machine that has the bytes comes.
     pub(super) fn check_at_hand(&self, slots: &Slots) -> Result<()> {
         let mut standing = Standing::default();
-        for (to, slot) in self.moving_directories() {
+        for (_, to, slot) in self.moving_directories() {
             if let Some(name) = slots.newest(slot) {
                 standing.note(to, name);
             }
@@ -107,12 +118,6 @@ impl Redo<'_> {
         counts: &mut Counts,
     ) -> Result<Task> {
         let found = look(self.backend, here)?;
-        if is_dir(found.as_ref()) {
-            return Err(self.unfinished(format!(
-                "a directory stands where the file {} belongs; move it away",
-                file.to
-            )));
-        }
         let staged = slots.newest(file.slot);
         let in_slot = match &staged {
             Some(path) => self.state(path, look(self.backend, path)?.as_ref(), file)?,
@@ -151,7 +156,7 @@ impl Redo<'_> {
     }
 
     /// Whether it is a file that is moved, not one that was staged.
-    fn is_moved(&self, file: &Wanted<'_>) -> bool {
+    pub(super) fn is_moved(&self, file: &Wanted<'_>) -> bool {
         file.content.is_none() || self.moved(file.slot).is_some()
     }
 
@@ -160,7 +165,7 @@ impl Redo<'_> {
     }
 
     /// Whether what stands under the name is neither what belongs there nor what the batch replaces: somebody else's.
-    fn is_foreign(&self, file: &Wanted<'_>, found: &Metadata) -> bool {
+    pub(super) fn is_foreign(&self, file: &Wanted<'_>, found: &Metadata) -> bool {
         let replaced = self.known.replaced.get(&file.slot);
         let known = [file.content.as_ref(), replaced];
         !known.into_iter().flatten().any(|known| known.may_be(found))

@@ -15,6 +15,10 @@
 //! names are removed, then a sync; directories; files that must be written anew, then a sync; only then names are given. A
 //! redo that is itself cut short leaves states that the next one judges in the same way: a file that it has removed from
 //! both names is neither there nor there, and the SSD has it.
+//!
+//! What the batch had set aside to replace or remove it ([`super::placing`]) is compared once more: what is not what the batch
+//! knew is somebody else's, and is kept. A step that the backend refuses, while the rest of it works, is set aside
+//! ([`super::refused`]); the mark between the phases says which of the first were.
 
 mod clear;
 mod files;
@@ -24,10 +28,12 @@ mod standing;
 mod trees;
 mod twins;
 
-use super::apply::{Applied, create_with, exists, is_absent, matches};
+use super::apply::{Applied, exists, is_absent, mark_cleared, matches, read_mark};
 use super::catalog;
 use super::journal::Journal;
 use super::keep::{self, Tree};
+use super::placing::{Manners, Placer};
+use super::refused::{StepNo, Why, errno_of, is_local};
 use super::report::{FlushError, Result};
 use super::stage::{SlotSource, restage};
 use crate::backend::{Backend, Metadata};
@@ -36,7 +42,7 @@ use crate::cache::Store;
 use crate::rules::catalog::CatalogBatch;
 use crate::rules::known::{Believed, Known};
 use crate::rules::layout;
-use crate::rules::steps::{FileContent, SlotNo, Steps};
+use crate::rules::steps::{FileContent, PlaceStep, SlotNo, Steps};
 
 use uuid::Uuid;
 
@@ -65,6 +71,7 @@ pub(super) struct Redo<'a> {
     pub(super) known: &'a Known,
     pub(super) volume: Uuid,
     pub(super) catalog: Option<&'a CatalogBatch>,
+    pub(super) manners: &'a Manners,
     /// `None` where there is no cache at hand.
     pub(super) ssd: Option<Ssd<'a>>,
 }
@@ -91,35 +98,122 @@ impl Redo<'_> {
         if self.ssd.is_none() {
             self.check_at_hand(&slots)?;
         }
-        let segment = self.catalog.map(|catalog| (self.batch, catalog));
-        let is_written = match segment {
-            Some(segment) => catalog::make_way(self.backend, self.volume, segment)?,
-            None => true,
-        };
-        let barrier = self.steps.needs_barrier();
-        if !(barrier && exists(self.backend, &layout::barrier_path(self.batch))?) {
-            self.clear(&mut slots, &mut applied)?;
-            if barrier {
-                self.mark_cleared()?;
-            } else {
+        let is_written = self.make_way_for_catalog(&mut applied)?;
+        self.remove_near_copies()?;
+        match read_mark(self.backend, self.batch)? {
+            Some(refused) => {
+                for number in refused {
+                    if let Some(step) = self.steps.clear.get(number) {
+                        let (no, path) = (StepNo::Clear(number), step.path());
+                        applied.refused.note(no, path, Why::Occupied);
+                    }
+                }
+            }
+            None => {
+                self.clear(&mut slots, &mut applied)?;
                 self.backend.sync()?;
+                if self.steps.needs_barrier() {
+                    mark_cleared(self.backend, self.batch, &applied.refused)?;
+                    self.backend.sync()?;
+                }
             }
         }
         self.place(&mut slots, &mut applied)?;
-        if let Some((_, catalog)) = segment
-            && !is_written
-        {
-            catalog::make_dir(self.backend)?;
-            catalog::write(self.backend, self.volume, catalog)?;
+        if !is_written {
+            self.write_catalog(&mut applied)?;
         }
         self.backend.sync()?;
         Ok(applied)
     }
 
-    fn mark_cleared(&self) -> Result<()> {
-        self.backend.sync()?;
-        create_with(self.backend, &layout::barrier_path(self.batch), b"")?;
-        Ok(self.backend.sync()?)
+    /// Prepares the log of the catalog for the batch's segment; true if there is nothing to write.
+    fn make_way_for_catalog(&self, applied: &mut Applied) -> Result<bool> {
+        let Some(catalog) = self.catalog else {
+            return Ok(true);
+        };
+        let made = catalog::make_way(self.backend, self.volume, (self.batch, catalog));
+        self.unless_refused(made, applied)
+    }
+
+    fn write_catalog(&self, applied: &mut Applied) -> Result<()> {
+        let Some(catalog) = self.catalog else {
+            return Ok(());
+        };
+        let written = catalog::make_dir(self.backend)
+            .and_then(|()| catalog::write(self.backend, self.volume, catalog))
+            .map(|()| true);
+        self.unless_refused(written, applied).map(drop)
+    }
+
+    /// What the catalog could not be told is told by a later batch.
+    fn unless_refused(&self, result: Result<bool>, applied: &mut Applied) -> Result<bool> {
+        match result {
+            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                tracing::warn!(%error, "the catalog cannot be written; attributes are told by a later batch");
+                applied.catalog_refused = true;
+                Ok(true)
+            }
+            result => result,
+        }
+    }
+
+    /// Removes what an attempt before this one has copied to beside its name, on another file system. It is copied again.
+    fn remove_near_copies(&self) -> Result<()> {
+        if !exists(self.backend, &layout::across_path(self.batch))? {
+            return Ok(());
+        }
+        for step in &self.steps.place {
+            let (PlaceStep::Install { slot, to, .. }
+            | PlaceStep::InstallNode { slot, to, .. }
+            | PlaceStep::Attach { slot, to, .. }) = step
+            else {
+                continue;
+            };
+            if let Some((dir, _)) = to.split_last() {
+                match self
+                    .backend
+                    .remove_file(&layout::near_path(&dir, self.batch, *slot))
+                {
+                    Err(error) if !is_absent(&error) => return Err(error.into()),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn placer(&self) -> Placer<'_> {
+        Placer {
+            backend: self.backend,
+            batch: self.batch,
+            manners: self.manners,
+        }
+    }
+
+    /// Sets a step aside that the backend refuses while the rest of it works.
+    fn or_refuse(
+        &self,
+        step: StepNo,
+        path: &RelPath,
+        result: Result<()>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        match result {
+            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                tracing::debug!(%error, "refused");
+                applied
+                    .refused
+                    .note(step, path, Why::Errno(errno_of(&error)));
+                Ok(())
+            }
+            // Without the SSD nobody knows what is safe: the machine that wrote the batch finishes it.
+            Err(FlushError::Unfinished { problem, .. }) if self.ssd.is_some() => {
+                tracing::warn!(%path, problem, "set aside");
+                applied.refused.note(step, path, Why::Occupied);
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// What was moved through `slot`, if the batch knew.

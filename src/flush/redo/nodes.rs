@@ -4,14 +4,14 @@
 //! can be lost. A further name is done if it is of the same file; else it is given again, over what stands there. What stands in the
 //! way and is not what the batch replaces is somebody else's and goes to `.ferryfs/lost+found`.
 
-use super::super::apply::Applied;
-use super::super::real::{self, are_one, node_of};
+use super::super::apply::{Applied, spare_slot};
+use super::super::real::{self, node_of};
 use super::standing::Slots;
-use super::{Redo, is_dir, look};
+use super::{Redo, look};
 use crate::backend::Metadata;
 use crate::base::RelPath;
+use crate::flush::refused::{Blocked, StepNo};
 use crate::flush::report::Result;
-use crate::rules::known::Believed;
 use crate::rules::layout;
 use crate::rules::steps::{Node, PlaceStep, SlotNo};
 
@@ -19,21 +19,42 @@ impl Redo<'_> {
     pub(super) fn place_nodes_and_links(
         &self,
         slots: &mut Slots,
+        blocked: &Blocked,
         applied: &mut Applied,
     ) -> Result<()> {
-        for step in &self.steps.place {
-            match step {
-                PlaceStep::InstallNode { slot, to, node } => {
-                    self.place_node(*slot, to, node, slots)?;
-                }
-                PlaceStep::Link { from, to } => self.place_link(from, to, applied)?,
-                _ => {}
+        for (number, step) in self.steps.place.iter().enumerate() {
+            let no = StepNo::Place(number);
+            if !matches!(step, PlaceStep::InstallNode { .. } | PlaceStep::Link { .. }) {
+                continue;
             }
+            if let Some(why) = blocked.why(step.path()) {
+                applied.refused.note(no, step.path(), why);
+            }
+            if applied.refused.has(no) {
+                continue;
+            }
+            let placed = match step {
+                PlaceStep::InstallNode { slot, to, node } => {
+                    self.place_node(*slot, to, node, slots, applied)
+                }
+                PlaceStep::Link { from, to } => {
+                    self.place_link(spare_slot(number), from, to, applied)
+                }
+                _ => Ok(()),
+            };
+            self.or_refuse(no, step.path(), placed, applied)?;
         }
         Ok(())
     }
 
-    fn place_node(&self, slot: SlotNo, to: &RelPath, node: &Node, slots: &mut Slots) -> Result<()> {
+    fn place_node(
+        &self,
+        slot: SlotNo,
+        to: &RelPath,
+        node: &Node,
+        slots: &mut Slots,
+        applied: &mut Applied,
+    ) -> Result<()> {
         let is_it = |meta: Option<&Metadata>| meta.and_then(node_of).as_ref() == Some(node);
         let found = look(self.backend, to)?;
         if is_it(found.as_ref()) {
@@ -43,8 +64,6 @@ impl Redo<'_> {
             slots.forget(slot);
             return Ok(());
         }
-        let replaced = self.known.replaced.get(&slot);
-        self.clear_the_way(to, found.as_ref(), replaced, &slot.file_name())?;
         let staged = layout::slot_path(self.batch, slot);
         if !is_it(look(self.backend, &staged)?.as_ref()) {
             for name in slots.all(slot) {
@@ -52,43 +71,24 @@ impl Redo<'_> {
             }
             real::make_node(self.backend, node, &staged)?;
         }
-        self.backend.rename(&staged, to)?;
+        let replaced = found.as_ref().and(self.known.replaced.get(&slot));
+        self.placer().place(slot, &staged, to, replaced, applied)?;
         slots.forget(slot);
         Ok(())
     }
 
-    fn place_link(&self, from: &RelPath, to: &RelPath, applied: &mut Applied) -> Result<()> {
-        let Some(file) = look(self.backend, from)? else {
+    fn place_link(
+        &self,
+        slot: SlotNo,
+        from: &RelPath,
+        to: &RelPath,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        if look(self.backend, from)?.is_none() {
             applied.vanished.push(to.clone());
             return Ok(());
-        };
-        let found = look(self.backend, to)?;
-        if !found.as_ref().is_some_and(|found| are_one(&file, found)) {
-            let replaced = self.known.removed.get(to);
-            self.clear_the_way(to, found.as_ref(), replaced, layout::LINK)?;
         }
-        real::link(self.backend, self.batch, from, to, applied)
-    }
-
-    /// What the batch replaces may stay where it is, to be replaced; anything else is kept elsewhere.
-    fn clear_the_way(
-        &self,
-        to: &RelPath,
-        found: Option<&Metadata>,
-        replaced: Option<&Believed>,
-        slot: &str,
-    ) -> Result<()> {
-        let Some(meta) = found else {
-            return Ok(());
-        };
-        if is_dir(found) {
-            return Err(self.unfinished(format!(
-                "a directory stands where {to} belongs; move it away"
-            )));
-        }
-        if replaced.is_some_and(|known| known.may_be(meta)) {
-            return Ok(());
-        }
-        self.to_lost_found(to, to, slot, "theirs")
+        let replaced = self.known.removed.get(to);
+        real::link(&self.placer(), slot, (from, to), replaced, applied)
     }
 }

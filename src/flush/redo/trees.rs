@@ -6,7 +6,8 @@ use super::super::apply::{Applied, is_absent};
 use super::super::keep::{self, TreeEntry};
 use super::{Redo, look};
 use crate::base::{Name, RelPath};
-use crate::flush::report::Result;
+use crate::flush::refused::is_local;
+use crate::flush::report::{FlushError, Result};
 use crate::flush::stage::{SlotSource, restage};
 use crate::rules::known::Believed;
 use crate::rules::layout;
@@ -39,13 +40,34 @@ impl Redo<'_> {
         let mut restored = Vec::new();
         for (number, entry) in tree.entries.iter().enumerate() {
             let path = to.join_path(&entry.path);
-            if entry.is_dir {
-                self.make_dir(&path)?;
-            } else if let Some(file) = self.restore_file(slot, number, entry, &path)? {
-                restored.push(file);
-            } else if !self.is_there(entry, &path)? {
-                applied.vanished.push(path);
+            match self.restore_entry(slot, number, entry, &path, applied) {
+                Ok(file) => restored.extend(file),
+                // One entry that the backend does not take must not keep the others away.
+                Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                    tracing::warn!(%error, "an entry of a directory that was moved");
+                    applied.vanished.push(path);
+                }
+                Err(error) => return Err(error),
             }
+        }
+        Ok(restored)
+    }
+
+    fn restore_entry(
+        &self,
+        slot: SlotNo,
+        number: usize,
+        entry: &TreeEntry,
+        path: &RelPath,
+        applied: &mut Applied,
+    ) -> Result<Option<Restored>> {
+        if entry.is_dir {
+            self.make_dir(path, applied)?;
+            return Ok(None);
+        }
+        let restored = self.restore_file(slot, number, entry, path)?;
+        if restored.is_none() && !self.is_there(entry, path)? {
+            applied.vanished.push(path.clone());
         }
         Ok(restored)
     }

@@ -203,10 +203,3 @@ impl Taking<'_> {
         Ok(state.placed(key.parent, &key.name)?.as_ref() == was)
     }
 }
-
-/// The name of this machine, for the names of conflicts.
-fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map(|name| name.trim().to_string())
-        .unwrap_or_default()
-}

@@ -109,7 +109,7 @@ impl Taking<'_> {
         name: &Name,
         is_dir: bool,
     ) -> Result<Option<Name>> {
-        let host = super::host();
+        let host = crate::sys::host::name();
         for attempt in 0..ATTEMPTS {
             let candidate = conflict_name(name, self.now, &host, attempt, is_dir);
             let Some(candidate) = candidate else {

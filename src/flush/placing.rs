@@ -1,0 +1,476 @@
+//! Giving and taking names on the backend without destroying what somebody else has put there.
+//!
+//! Others may change the drive at any moment, also after a batch was compared with it. So nothing is replaced or removed unseen:
+//! what stands under a name is first moved aside, or swapped with what replaces it where the file system can, and then compared with
+//! what the batch knew. What differs is somebody else's and keeps a name in its directory
+//! (`name.sync-conflict-<date>-<time>-<host>.ext`), or gets its own back if the batch only removed it. New names are given so
+//! that nothing is replaced.
+//!
+//! What is set aside stays in the staging directory until the batch is confirmed: on a file system without a journal no clusters
+//! may be freed that something written before the next sync could get.
+//!
+//! A crash in the middle leaves what was set aside there; a redo compares it again and does the same ([`super::redo`]).
+
+use super::report::{FlushError, Result};
+use super::stage::{SlotSource, restage};
+use crate::backend::{Backend, BackendError, Metadata};
+use crate::base::{BatchNo, FileKind, RelPath, Timestamp};
+use crate::rules::describe::is_told_oddly;
+use crate::rules::known::Believed;
+use crate::rules::layout;
+use crate::rules::merge::conflict_name;
+use crate::rules::steps::SlotNo;
+
+use super::apply::{Applied, create_with, exists, hash_file, is_absent};
+use super::real::{make_node, node_of};
+
+/// More tries than others can be faster than we are.
+const TRIES: u32 = 64;
+
+/// How conflicts are named, and times compared.
+#[derive(Clone, Debug)]
+pub(super) struct Manners {
+    /// When the batch was committed.
+    pub(super) time: Timestamp,
+    /// The name of this machine.
+    pub(super) host: String,
+    /// Times nearer than this, in nanoseconds, are equal.
+    pub(super) slack: u64,
+}
+
+/// Gives and takes names for one batch.
+pub(super) struct Placer<'a> {
+    pub(super) backend: &'a dyn Backend,
+    pub(super) batch: BatchNo,
+    pub(super) manners: &'a Manners,
+}
+
+impl Placer<'_> {
+    /// Moves the content of `slot`, which stands at `from`, to `to`, where `expected` stands, or nothing.
+    ///
+    /// # Errors
+    /// If the backend refuses, or fails. What stood at `to` is there again, unless the backend refuses that as well.
+    pub(super) fn place(
+        &self,
+        slot: SlotNo,
+        from: &RelPath,
+        to: &RelPath,
+        expected: Option<&Believed>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        match expected {
+            Some(expected) => self.replace(slot, from, to, expected, applied),
+            None => self.fill(slot, from, to, applied),
+        }
+    }
+
+    fn replace(
+        &self,
+        slot: SlotNo,
+        from: &RelPath,
+        to: &RelPath,
+        expected: &Believed,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        match self.backend.exchange(from, to) {
+            Ok(true) => {
+                self.keep_or_drop(from, to, expected, applied)?;
+                // With a journal what is freed now is given to nothing that a crash could mix it up with.
+                return match applied.garbage.pop_if(|last| last == from) {
+                    Some(old) => self.drop_now(&old, applied),
+                    None => Ok(()),
+                };
+            }
+            Ok(false) => {}
+            Err(error) if is_absent(&error) || is_across(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let old = match self.set_aside(slot, to) {
+            Ok(Some(old)) => old,
+            Ok(None) => return self.fill(slot, from, to, applied),
+            // The staging directory cannot grow. The window is between these two calls.
+            Err(error) if error.is_full() => {
+                return self.replace_in_place(from, to, expected, applied);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if let Err(error) = self.fill(slot, from, to, applied) {
+            // Best effort: if it fails the redo, or a person, finds it where it is.
+            if let Err(error) = self.backend.rename_new(&old, to) {
+                tracing::error!(%error, path = %to, "the old version could not be put back");
+            }
+            return Err(error);
+        }
+        self.keep_or_drop(&old, to, expected, applied)
+    }
+
+    fn drop_now(&self, old: &RelPath, applied: &mut Applied) -> Result<()> {
+        match self.backend.remove_file(old) {
+            Err(error) if error.is_refusal() && !is_absent(&error) => {
+                applied.garbage.push(old.clone());
+                Ok(())
+            }
+            Err(error) if !is_absent(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves what stands at `path` out of the way of the content of `slot`; `None` if nothing does.
+    fn set_aside(
+        &self,
+        slot: SlotNo,
+        path: &RelPath,
+    ) -> std::result::Result<Option<RelPath>, BackendError> {
+        let mut old = layout::replaced_path(self.batch, slot);
+        let mut moved = self.backend.rename(path, &old);
+        if moved.as_ref().is_err_and(is_across)
+            && let Some((dir, _)) = path.split_last()
+        {
+            self.note_across()?;
+            old = layout::near_old_path(&dir, self.batch, slot);
+            moved = self.backend.rename(path, &old);
+        }
+        match moved {
+            Ok(()) => Ok(Some(old)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn replace_in_place(
+        &self,
+        from: &RelPath,
+        to: &RelPath,
+        expected: &Believed,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let found = self.look(to)?;
+        if let Some(found) = &found
+            && !self.is_as_expected(to, found, expected)?
+        {
+            self.keep_theirs(to, to, applied)?;
+        }
+        Ok(self.backend.rename(from, to)?)
+    }
+
+    /// Moves what stands at `from` to `to`, where nothing is expected.
+    fn fill(
+        &self,
+        slot: SlotNo,
+        from: &RelPath,
+        to: &RelPath,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        for _ in 0..TRIES {
+            match self.backend.rename_new(from, to) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_taken() && exists(self.backend, to)? => {
+                    self.keep_theirs(to, to, applied)?;
+                }
+                Err(error) if is_across(&error) => {
+                    return self.fill_across(slot, from, to, applied);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(self.taken(to))
+    }
+
+    /// The same to another file system: what is to be there is copied beside it first.
+    fn fill_across(
+        &self,
+        slot: SlotNo,
+        from: &RelPath,
+        to: &RelPath,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let Some((dir, _)) = to.split_last() else {
+            return Err(self.taken(to));
+        };
+        self.note_across()?;
+        let near = layout::near_path(&dir, self.batch, slot);
+        let placed = self.copy(from, &near).and_then(|()| {
+            for _ in 0..TRIES {
+                match self.backend.rename_new(&near, to) {
+                    Ok(()) => return Ok(()),
+                    Err(error) if error.is_taken() && exists(self.backend, to)? => {
+                        self.keep_theirs(to, to, applied)?;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(self.taken(to))
+        });
+        if placed.is_err() {
+            // What stays is known by its name, and removed by the redo or the end of the batch.
+            let _ = self.backend.remove_file(&near);
+        }
+        placed
+    }
+
+    /// Copies a file or node to a name of ours; what stands there is part of an earlier attempt. A directory is not copied.
+    pub(super) fn copy(&self, from: &RelPath, to: &RelPath) -> Result<()> {
+        let meta = self.backend.metadata(from)?;
+        if meta.kind == FileKind::Directory {
+            let source = std::io::Error::from_raw_os_error(libc::EXDEV);
+            return Err(BackendError::new("rename", from, source).into());
+        }
+        match self.backend.remove_file(to) {
+            Err(error) if !is_absent(&error) => return Err(error.into()),
+            _ => {}
+        }
+        if let Some(node) = node_of(&meta) {
+            return Ok(make_node(self.backend, &node, to)?);
+        }
+        let file = self.backend.open(from)?;
+        let source = SlotSource::OnBackend(file, meta.modified);
+        let copied = restage(self.backend, None, source, to, Some(meta.size));
+        if copied.is_err() {
+            let _ = self.backend.remove_file(to);
+        }
+        copied.map(drop)
+    }
+
+    /// Notes, durably, that there may be names of ours in the user's directories.
+    pub(super) fn note_across(&self) -> std::result::Result<(), BackendError> {
+        let note = layout::across_path(self.batch);
+        match self.backend.metadata(&note) {
+            Ok(_) => return Ok(()),
+            Err(error) if !is_absent(&error) => return Err(error),
+            Err(_) => {}
+        }
+        create_with(self.backend, &note, b"").map_err(|error| match error {
+            FlushError::Backend(error) => error,
+            other => BackendError::new("create", &note, std::io::Error::other(other.to_string())),
+        })?;
+        self.backend.sync()
+    }
+
+    /// Sees to what stood under `name` and was moved to `aside`: what was expected there ends with the batch, anything else is
+    /// somebody else's version.
+    pub(super) fn keep_or_drop(
+        &self,
+        aside: &RelPath,
+        name: &RelPath,
+        expected: &Believed,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let Some(found) = self.look(aside)? else {
+            return Ok(());
+        };
+        if self.is_as_expected(aside, &found, expected)? {
+            applied.garbage.push(aside.clone());
+            return Ok(());
+        }
+        self.keep_aside(aside, name, applied)
+    }
+
+    /// Keeps what stands at `aside`, in our own directory, and is somebody else's version of `name`: as a conflict, or where
+    /// that is refused in `.ferryfs/lost+found`.
+    ///
+    /// # Errors
+    /// If it can be kept nowhere; no refusal, as the batch must not end before it is.
+    pub(super) fn keep_aside(
+        &self,
+        aside: &RelPath,
+        name: &RelPath,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let refused = match self.keep_theirs(aside, name, applied) {
+            Err(FlushError::Backend(error)) if error.is_refusal() => error,
+            result => return result,
+        };
+        let kept = self.to_lost_found(aside).map_err(|error| match error {
+            FlushError::Backend(error) if error.is_refusal() => FlushError::Unfinished {
+                batch: self.batch,
+                problem: format!(
+                    "somebody else's version of {name} can be kept nowhere on the drive ({refused})"
+                ),
+            },
+            other => other,
+        })?;
+        applied.conflicts.push((name.clone(), kept));
+        Ok(())
+    }
+
+    /// Moves what stands at `at` to `.ferryfs/lost+found`, and tells where it is there.
+    pub(super) fn to_lost_found(&self, at: &RelPath) -> Result<RelPath> {
+        let dir = layout::lost_found();
+        match self.backend.make_dir(&dir) {
+            Err(error) if !error.is_taken() => return Err(error.into()),
+            _ => {}
+        }
+        for number in 0..TRIES {
+            let kept = layout::kept_path(self.batch, at, number);
+            match self.backend.rename_new(at, &kept) {
+                Ok(()) => {
+                    tracing::error!(path = %at, kept = %kept, "kept on the drive, not under its name");
+                    return Ok(kept);
+                }
+                Err(error) if error.is_taken() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(self.taken(at))
+    }
+
+    /// Removes the file at `path`, where `expected` stands. What somebody else has changed meanwhile stays, and so does what is
+    /// no file any more.
+    ///
+    /// # Errors
+    /// If the backend refuses, or fails.
+    pub(super) fn remove(
+        &self,
+        step: usize,
+        path: &RelPath,
+        expected: Option<&Believed>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let aside = layout::removed_path(self.batch, step);
+        match self.backend.rename(path, &aside) {
+            Ok(()) => self.removed_or_back(&aside, path, expected, applied),
+            Err(error) if is_absent(&error) => Ok(()),
+            // It may be only the move that is refused.
+            Err(error) if error.is_refusal() => self.remove_in_place(path, expected, applied),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sees to what was moved from `path` to `aside` to be removed.
+    pub(super) fn removed_or_back(
+        &self,
+        aside: &RelPath,
+        path: &RelPath,
+        expected: Option<&Believed>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let Some(found) = self.look(aside)? else {
+            return Ok(());
+        };
+        if self.may_go(aside, &found, expected)? {
+            applied.garbage.push(aside.clone());
+            return Ok(());
+        }
+        match self.backend.rename_new(aside, path) {
+            Ok(()) => {
+                applied.theirs.push(path.clone());
+                Ok(())
+            }
+            // They have made another one meanwhile, or its directory is gone.
+            Err(error) if error.is_refusal() => self.keep_aside(aside, path, applied),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn remove_in_place(
+        &self,
+        path: &RelPath,
+        expected: Option<&Believed>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let Some(found) = self.look(path)? else {
+            return Ok(());
+        };
+        if !self.may_go(path, &found, expected)? {
+            applied.theirs.push(path.clone());
+            return Ok(());
+        }
+        match self.backend.remove_file(path) {
+            Err(error) if !is_absent(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn may_go(
+        &self,
+        path: &RelPath,
+        found: &Metadata,
+        expected: Option<&Believed>,
+    ) -> Result<bool> {
+        match expected {
+            _ if found.kind == FileKind::Directory => Ok(false),
+            Some(expected) => self.is_as_expected(path, found, expected),
+            None => Ok(true),
+        }
+    }
+
+    /// Gives what stands at `at`, and is somebody else's version of `name`, the name of a conflict beside `name`.
+    pub(super) fn keep_theirs(
+        &self,
+        at: &RelPath,
+        name: &RelPath,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let Some((dir, last)) = name.split_last() else {
+            return Err(self.taken(name));
+        };
+        let is_dir = self
+            .look(at)?
+            .is_some_and(|meta| meta.kind == FileKind::Directory);
+        let Manners { time, host, .. } = self.manners;
+        for attempt in 0..TRIES {
+            let Some(conflict) = conflict_name(&last, *time, host, attempt, is_dir) else {
+                break;
+            };
+            let kept = dir.join(&conflict);
+            match self.backend.rename_new(at, &kept) {
+                Ok(()) => {
+                    tracing::warn!(path = %name, kept = %kept, "somebody else has changed it on the drive meanwhile; both are kept");
+                    applied.conflicts.push((name.clone(), kept));
+                    return Ok(());
+                }
+                // They have taken it away themselves.
+                Err(error) if is_absent(&error) && !exists(self.backend, at)? => return Ok(()),
+                Err(error) if error.is_taken() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(self.taken(name))
+    }
+
+    fn taken(&self, path: &RelPath) -> FlushError {
+        let source = std::io::Error::from_raw_os_error(libc::EEXIST);
+        BackendError::new("rename", path, source).into()
+    }
+
+    /// Whether what was found at `path` is what the batch knew: of the same size, and the same time or the same bytes.
+    pub(super) fn is_as_expected(
+        &self,
+        path: &RelPath,
+        found: &Metadata,
+        expected: &Believed,
+    ) -> Result<bool> {
+        if !expected.may_have_kind(found.kind) {
+            return Ok(false);
+        }
+        // Of a link or a special file the time says nothing: there is nothing in it that could have changed.
+        if found.kind != FileKind::Regular {
+            return Ok(true);
+        }
+        if found.size != expected.size {
+            return Ok(false);
+        }
+        if found.modified.0.abs_diff(expected.modified.0) <= self.manners.slack
+            || is_told_oddly(expected.modified, found.modified)
+        {
+            return Ok(true);
+        }
+        match expected.hash {
+            Some(hash) => Ok(hash_file(&*self.backend.open(path)?, path)? == hash),
+            None => Ok(false),
+        }
+    }
+
+    fn look(&self, path: &RelPath) -> Result<Option<Metadata>> {
+        match self.backend.metadata(path) {
+            Ok(meta) => Ok(Some(meta)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Whether two names are not on one file system.
+pub(super) fn is_across(error: &BackendError) -> bool {
+    error.source.raw_os_error() == Some(libc::EXDEV)
+}

@@ -1,0 +1,86 @@
+//! Which paths on the backend a batch may be moving at the moment.
+
+use std::collections::HashSet;
+
+use super::steps::{ClearStep, PlaceStep, Steps};
+use crate::base::{Name, RelPath};
+
+/// The paths at which a batch takes names away or gives them, in the trees before and after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    paths: HashSet<RelPath>,
+    /// The directories in which they are.
+    dirs: HashSet<RelPath>,
+}
+
+impl Touched {
+    /// Those of `steps`.
+    pub fn of<C>(steps: &Steps<C>) -> Touched {
+        let cleared = steps.clear.iter().map(ClearStep::path);
+        let placed = steps.place.iter().map(PlaceStep::path);
+        let mut touched = Touched::default();
+        for path in cleared.chain(placed) {
+            touched.paths.insert(path.clone());
+            touched.dirs.extend(path.split_last().map(|(dir, _)| dir));
+        }
+        touched
+    }
+
+    /// Takes those of another batch as well.
+    pub fn extend(&mut self, other: &Touched) {
+        self.paths.extend(other.paths.iter().cloned());
+        self.dirs.extend(other.dirs.iter().cloned());
+    }
+
+    /// Whether `path` may be another file's at the moment, or no one's: it, or a directory that it is in, is moved, made,
+    /// replaced or removed.
+    pub fn concerns(&self, path: &RelPath) -> bool {
+        let mut at = RelPath::root();
+        path.components().any(|component| {
+            // A path consists of names that were checked when it was made.
+            Name::new(component).is_ok_and(|name| {
+                at = at.join(&name);
+                self.paths.contains(&at)
+            })
+        })
+    }
+
+    /// The same for all that is in the directory `dir`.
+    pub fn concerns_inside(&self, dir: &RelPath) -> bool {
+        self.dirs.contains(dir) || self.concerns(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::steps::{PlainKind, SlotNo};
+
+    #[test]
+    fn a_path_is_concerned_by_what_happens_to_it_and_to_the_directories_above() {
+        let path = RelPath::fixed;
+        let steps: Steps<()> = Steps {
+            clear: vec![ClearStep::Detach {
+                from: path("a/dir"),
+                slot: SlotNo(0),
+                kind: PlainKind::Directory,
+            }],
+            place: vec![PlaceStep::Attach {
+                slot: SlotNo(0),
+                to: path("b/new"),
+                kind: PlainKind::Directory,
+            }],
+            ..Steps::default()
+        };
+        let touched = Touched::of(&steps);
+        for concerned in ["a/dir", "a/dir/x/y", "b/new", "b/new/z"] {
+            assert!(touched.concerns(&path(concerned)), "{concerned}");
+        }
+        for free in ["", "a", "b", "a/dirt", "b/old", "film"] {
+            assert!(!touched.concerns(&path(free)), "{free}");
+        }
+        assert!(touched.concerns_inside(&path("a")));
+        assert!(touched.concerns_inside(&path("b/new/z")));
+        assert!(!touched.concerns_inside(&path("c")));
+    }
+}
