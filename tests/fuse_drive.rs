@@ -12,7 +12,7 @@ use std::time::Duration;
 use ferryfs::backend::Backend as _;
 use ferryfs::backend::mounted::MountedDir;
 use ferryfs::base::{RelPath, Timestamp};
-use lab::{Backend, Lab, Tree, content, write};
+use lab::{Backend, Lab, Tree, content, exit, write};
 use lossy_fuse::LossyFuse;
 
 fn rel(path: &str) -> RelPath {
@@ -182,5 +182,124 @@ fn a_file_system_mounted_inside_the_drive_is_synced_as_well() {
     assert_eq!(error.source.raw_os_error(), Some(libc::ENODEV));
     assert!(backend.sync().is_ok());
 
+    lab.finish();
+}
+
+/// An `rclone mount` of a directory, as a drive.
+struct Rclone<'a> {
+    lab: &'a Lab,
+    served: std::process::Child,
+}
+
+impl Rclone<'_> {
+    fn mount<'a>(lab: &'a Lab, options: &[&str]) -> Rclone<'a> {
+        let remote = lab.root().join("remote");
+        fs::create_dir_all(&remote).expect("mkdir");
+        let home = lab.root().join("rclone");
+        let served = std::process::Command::new("rclone")
+            .arg("mount")
+            .args([&remote, lab.drive.path()])
+            .args(options)
+            .args(["--attr-timeout", "0s", "--dir-cache-time", "0s"])
+            .arg("--cache-dir")
+            .arg(&home)
+            .env("RCLONE_CONFIG", home.with_extension("conf"))
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("rclone");
+        let rclone = Rclone { lab, served };
+        lab::wait_until("rclone to mount", Duration::from_secs(60), || {
+            rclone.is_mounted()
+        });
+        rclone
+    }
+
+    fn is_mounted(&self) -> bool {
+        let table = ferryfs::sys::mounts::mounts().expect("mount table");
+        let place = self.lab.drive.path();
+        table.iter().any(|mount| mount.mount_point == place)
+    }
+}
+
+impl Drop for Rclone<'_> {
+    fn drop(&mut self) {
+        let place = self.lab.drive.path();
+        let unmount = std::process::Command::new("umount").arg(place).status();
+        if !unmount.is_ok_and(|status| status.success()) {
+            let _ = self.served.kill();
+            let _ = std::process::Command::new("umount")
+                .args(["-l"])
+                .arg(place)
+                .status();
+        }
+        let _ = self.served.wait();
+    }
+}
+
+#[test]
+fn an_rclone_mount_that_uploads_later_is_refused_with_a_way_out() {
+    let Some(lab) = Lab::new(Backend::Ext4Dir) else {
+        return;
+    };
+    if !lab::has("rclone") {
+        return lab::skip("rclone is not installed");
+    }
+    for mode in ["writes", "full"] {
+        let rclone = Rclone::mount(&lab, &["--vfs-cache-mode", mode]);
+        let refused = lab.try_mount(&[]).refuses(exit::FAILED, "rclone");
+        assert!(refused.stderr.contains(&format!("--vfs-cache-mode {mode}")));
+        assert!(
+            refused.stderr.contains("--vfs-cache-mode off"),
+            "{}",
+            refused.stderr
+        );
+        assert!(
+            !lab.d(".ferryfs").exists(),
+            "a drive that is refused is left alone"
+        );
+        drop(rclone);
+    }
+    let rclone = Rclone::mount(&lab, &["--vfs-cache-mode=writes"]);
+    lab.try_mount(&["--allow-write-back-drive"])
+        .code(exit::DONE);
+    write(&lab.m("file"), b"bytes");
+    lab.flush();
+    lab.ferryfs(&["unmount", &lab::text(&lab.mnt)])
+        .code(exit::DONE);
+    drop(rclone);
+    lab.finish();
+}
+
+#[test]
+fn an_rclone_mount_without_a_cache_is_a_drive() {
+    let Some(lab) = Lab::new(Backend::Ext4Dir) else {
+        return;
+    };
+    if !lab::has("rclone") {
+        return lab::skip("rclone is not installed");
+    }
+    let rclone = Rclone::mount(&lab, &["--vfs-cache-mode", "off"]);
+    lab.try_mount(&[]).code(exit::DONE);
+    for n in 0..10 {
+        write(&lab.m(format!("d{}/f{n}", n % 3)), &content(n, 3000));
+    }
+    lab.flush();
+    fs::rename(lab.m("d1"), lab.m("renamed")).expect("mv");
+    write(&lab.m("d2/f2"), b"other bytes");
+    lab.flush();
+    lab.ferryfs(&["unmount", &lab::text(&lab.mnt)])
+        .code(exit::DONE);
+    // Without a wait: what was flushed is on the remote.
+    let remote = lab.root().join("remote");
+    assert_eq!(
+        fs::read(remote.join("d2/f2")).expect("read"),
+        b"other bytes"
+    );
+    assert_eq!(
+        fs::read(remote.join("renamed/f1")).expect("read"),
+        content(1, 3000)
+    );
+    assert!(!remote.join("d1").exists());
+    drop(rclone);
     lab.finish();
 }

@@ -138,7 +138,7 @@ impl Unsynced {
         }
         let reach = self.find_reach(dir, place);
         if reach == Reach::Each {
-            tracing::info!(
+            tracing::debug!(
                 "the drive, or a part of it, is a FUSE file system: its files are synced one by one"
             );
         }
