@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$top"
 
 need cc=build-essential mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse fusermount3=fuse3 rsync=rsync sqlite3=sqlite3 \
-    setfattr=attr git=git python3=python3 mkfs.ext4=e2fsprogs losetup=mount setpriv=util-linux tar=tar
+    setfattr=attr git=git python3=python3 mkfs.ext4=e2fsprogs losetup=mount setpriv=util-linux tar=tar rclone=rclone
 python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv-is-missing=python3-venv
 # A version of the suites that the list of exceptions was made with.
 command -v pjdfstest >/dev/null || cargo install --quiet --locked pjdfstest@0.2.2

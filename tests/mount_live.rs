@@ -16,6 +16,8 @@ on_both_drives!(
     new_file_open_for_writing_is_not_on_the_drive_in_part,
     every_version_on_the_drive_is_a_whole_one_while_writers_run,
     file_opened_after_the_cut_does_not_change_the_batch,
+    an_open_file_alone_is_tried_once_and_again_when_it_is_closed,
+    an_open_file_that_stays_behind_is_not_said_to_be_changed_by_others,
 );
 
 /// Paths that a report names as left behind, without a leading slash.
@@ -210,5 +212,69 @@ fn file_opened_after_the_cut_does_not_change_the_batch(lab: Lab) {
     for file in 0..150 {
         assert_eq!(assert_whole(&lab.d(format!("w/{file}"))), 1000 + file);
     }
+    lab.finish();
+}
+
+/// The number of the last batch, which each attempt of a flush takes, and when our directory on the drive last changed.
+fn attempts(lab: &Lab) -> (Option<u64>, Vec<std::time::SystemTime>) {
+    let batch = lab.status()["last_batch"]["number"].as_u64();
+    let changed = ["", "batches", "staging", "catalog"].map(|dir| {
+        let meta = fs::metadata(lab.d(format!(".ferryfs/{dir}")));
+        meta.and_then(|meta| meta.modified()).ok()
+    });
+    (batch, changed.into_iter().flatten().collect())
+}
+
+fn an_open_file_alone_is_tried_once_and_again_when_it_is_closed(mut lab: Lab) {
+    write(&lab.m("dir/live"), b"one");
+    lab.flush();
+    lab.unmount();
+    lab.mount(&["--flush-after", "1s", "--max-age", "2s"]);
+    let before = attempts(&lab).0;
+
+    let mut live = fs::File::options()
+        .append(true)
+        .open(lab.m("dir/live"))
+        .expect("open");
+    live.write_all(b" two").expect("write");
+    let limit = Duration::from_secs(30);
+    lab::wait_until("the automatic flush", limit, || attempts(&lab).0 > before);
+    let tried = attempts(&lab);
+    live.write_all(b" three").expect("write");
+    // Three times the age at which a change is due: a flush would come at least twice.
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(attempts(&lab), tried, "nothing new, and another attempt");
+    assert_content(lab.d("dir/live"), b"one");
+
+    // What is new travels, the open file or not.
+    write(&lab.m("dir/new"), b"new");
+    lab::wait_until("the new file", limit, || lab.d("dir/new").exists());
+    assert_content(lab.d("dir/live"), b"one");
+
+    drop(live);
+    lab::wait_until("the closed file", limit, || {
+        fs::read(lab.d("dir/live")).is_ok_and(|bytes| bytes == b"one two three")
+    });
+    lab::wait_until("the end of the flush", limit, || {
+        lab.status()["safe_to_unplug"] == true
+    });
+    lab.assert_drive_is_mount();
+    lab.finish();
+}
+
+fn an_open_file_that_stays_behind_is_not_said_to_be_changed_by_others(lab: Lab) {
+    write(&lab.m("live"), b"one");
+    lab.flush();
+    let mut live = fs::File::options()
+        .append(true)
+        .open(lab.m("live"))
+        .expect("open");
+    live.write_all(b" two").expect("write");
+    write(&lab.m("other"), b"other");
+    lab.flush_code(exit::LEFT_BEHIND);
+    drop(live);
+    lab.flush();
+    let log = fs::read_to_string(lab.cache.join("ferryfs.log")).expect("log");
+    assert!(!log.contains("somebody else"), "{log}");
     lab.finish();
 }

@@ -17,6 +17,7 @@ on_both_drives!(
     both_versions_are_kept_where_both_sides_have_changed_a_file,
     what_was_done_to_the_drive_elsewhere_is_seen_when_it_is_plugged_in,
     a_flush_takes_in_what_it_meets,
+    a_drive_whose_clock_is_read_in_another_zone_is_as_it_was,
 );
 
 #[track_caller]
@@ -151,6 +152,33 @@ fn what_was_done_to_the_drive_elsewhere_is_seen_when_it_is_plugged_in(mut lab: L
     assert_content(lab.m("d/changed"), b"changed while it was away");
     assert_eq!(names(&lab, "d"), ["changed", "kept", "made here", "new"]);
     lab.flush();
+    lab.assert_drive_is_mount();
+    lab.finish();
+}
+
+/// As after a change to summer time, between an eject and an attach.
+fn a_drive_whose_clock_is_read_in_another_zone_is_as_it_was(lab: Lab) {
+    for n in 1..=5 {
+        write(&lab.m(format!("album/p{n}")), &lab::content(n, 3000));
+    }
+    lab.flush();
+    lab.eject();
+    write(&lab.m("album/p1"), b"edited");
+    fs::remove_file(lab.m("album/p2")).expect("rm");
+    fs::rename(lab.m("album/p3"), lab.m("album/q3")).expect("mv");
+    lab::sh(&lab.mnt, "chmod 600 album/p4");
+    lab::sh(
+        &lab.d("album"),
+        "for f in *; do touch -d @$(($(stat -c %Y $f) + 3600)) $f; done",
+    );
+    let attach = ["attach", &text(lab.drive.path()), &text(&lab.mnt)];
+    lab.ferryfs(&attach).code(exit::DONE);
+    refresh(&lab, "");
+    lab.flush();
+    assert_eq!(names(&lab, "album"), ["p1", "p4", "p5", "q3"]);
+    assert_content(lab.d("album/p1"), b"edited");
+    assert_content(lab.d("album/q3"), lab::content(3, 3000));
+    assert!(!lab.d("album/p2").exists() && !lab.d("album/p3").exists());
     lab.assert_drive_is_mount();
     lab.finish();
 }

@@ -9,6 +9,7 @@ pub mod guard;
 pub mod memory;
 pub mod mounted;
 pub mod probe;
+mod unsynced;
 pub mod watched;
 
 use std::collections::BTreeMap;

@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
@@ -25,6 +26,7 @@ use nix::sys::stat::{
 };
 use nix::unistd::{self, Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
+use super::unsynced::{self, Unsynced};
 use super::{
     Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
 };
@@ -51,6 +53,8 @@ pub struct MountedDir {
     mount: u64,
     /// Whether `device` was a block device that the kernel knew when it was opened.
     on_block_device: bool,
+    /// What one `syncfs` of the root would miss. Shared by all clones.
+    unsynced: Arc<Unsynced>,
 }
 
 impl MountedDir {
@@ -68,6 +72,7 @@ impl MountedDir {
             // 0 where the kernel does not tell: then any later 0 is the same.
             mount: sys::mounts::mount_number(&opened).unwrap_or(0),
             on_block_device: sys::superblock::device_exists(device),
+            unsynced: Arc::new(Unsynced::new(device)),
         })
     }
 
@@ -201,21 +206,32 @@ impl MountedDir {
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        let root = self.open_directory(&RelPath::root())?;
-        match sys::file::sync_file_system(&root) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-                // Nothing else is left to ask, so here even EINVAL counts.
-                return sys::file::sync_all(&root);
-            }
-            answer => answer?,
+        let _one_at_a_time = self.unsynced.one_at_a_time();
+        self.sync_unsynced()?;
+        unsynced::sync_whole(self.open_directory(&RelPath::root())?)
+    }
+
+    /// Syncs what one `syncfs` of the root would miss. The caller sees to it that nobody else does meanwhile.
+    fn sync_unsynced(&self) -> io::Result<()> {
+        let mut pending = self.unsynced.take();
+        let result = self.root().and_then(|root| pending.sync(root.as_fd()));
+        self.unsynced.put_back(pending);
+        result
+    }
+
+    /// Notes that the entries or the attributes of what stands at `paths` have changed, in or at `dir`.
+    fn note(&self, dir: &OwnedFd, paths: &[&RelPath]) -> io::Result<()> {
+        if self.unsynced.note(dir, paths)? {
+            let _one_at_a_time = self.unsynced.one_at_a_time();
+            self.sync_unsynced()?;
         }
-        // Whether the kernel passes syncfs on to a FUSE driver depends on the driver, the kind of mount and the kernel's
-        // age; where it does not, it reports success. fsync of a directory does reach the driver.
-        match sys::file::sync_all(&root) {
-            // The file system cannot fsync directories; syncfs has done what can be done.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-            answer => answer,
-        }
+        Ok(())
+    }
+
+    /// Notes that a name has come or gone at `path`, which is in `dir`.
+    fn note_name(&self, dir: &OwnedFd, path: &RelPath) -> io::Result<()> {
+        let parent = path.split_last().map(|(parent, _)| parent);
+        self.note(dir, &[&parent.unwrap_or_else(RelPath::root)])
     }
 }
 
@@ -250,7 +266,7 @@ impl Backend for MountedDir {
     }
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
-        let answer = || -> io::Result<File> {
+        let answer = || -> io::Result<MountedWriter> {
             let (dir, name) = self.parent(path, Errno::EEXIST)?;
             let flags = OFlag::O_CREAT
                 | OFlag::O_EXCL
@@ -258,17 +274,20 @@ impl Backend for MountedDir {
                 | OFlag::O_NOFOLLOW
                 | OFlag::O_CLOEXEC;
             let mode = Mode::from_bits_truncate(FILE_PERMISSIONS);
-            Ok(openat(&dir, name.as_os_str(), flags, mode)?.into())
+            let file = openat(&dir, name.as_os_str(), flags, mode)?.into();
+            self.note_name(&dir, path)?;
+            let sync_at_end = self.unsynced.is_each(&dir)?;
+            Ok(MountedWriter { file, sync_at_end })
         };
-        let file = named("create", path, answer())?;
-        Ok(Box::new(MountedWriter { file }))
+        Ok(Box::new(named("create", path, answer())?))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {
         let answer = || -> io::Result<()> {
             let (dir, name) = self.parent(path, Errno::EEXIST)?;
             let mode = Mode::from_bits_truncate(DIR_PERMISSIONS);
-            Ok(mkdirat(&dir, name.as_os_str(), mode)?)
+            mkdirat(&dir, name.as_os_str(), mode)?;
+            self.note_name(&dir, path)
         };
         named("mkdir", path, answer())
     }
@@ -280,7 +299,10 @@ impl Backend for MountedDir {
             let (from_dir, from_name) = parent(from)?.ok_or(Errno::EBUSY)?;
             let (to_dir, to_name) = parent(to)?.ok_or(Errno::EBUSY)?;
             let (from_name, to_name) = (from_name.as_os_str(), to_name.as_os_str());
-            Ok(renameat(&from_dir, from_name, &to_dir, to_name)?)
+            renameat(&from_dir, from_name, &to_dir, to_name)?;
+            self.unsynced.note_moved(from, to);
+            self.note_name(&from_dir, from)?;
+            self.note_name(&to_dir, to)
         };
         named("rename", from, answer())
     }
@@ -329,11 +351,9 @@ impl Backend for MountedDir {
     fn remove_file(&self, path: &RelPath) -> Result<()> {
         let answer = || -> io::Result<()> {
             let (dir, name) = self.parent(path, Errno::EISDIR)?;
-            Ok(unlinkat(
-                &dir,
-                name.as_os_str(),
-                UnlinkatFlags::NoRemoveDir,
-            )?)
+            unlinkat(&dir, name.as_os_str(), UnlinkatFlags::NoRemoveDir)?;
+            self.unsynced.note_gone(path);
+            self.note_name(&dir, path)
         };
         named("remove", path, answer())
     }
@@ -341,15 +361,18 @@ impl Backend for MountedDir {
     fn remove_dir(&self, path: &RelPath) -> Result<()> {
         let answer = || -> io::Result<()> {
             let (dir, name) = self.parent(path, Errno::EBUSY)?;
-            Ok(unlinkat(&dir, name.as_os_str(), UnlinkatFlags::RemoveDir)?)
+            unlinkat(&dir, name.as_os_str(), UnlinkatFlags::RemoveDir)?;
+            self.unsynced.note_gone(path);
+            self.note_name(&dir, path)
         };
         named("rmdir", path, answer())
     }
 
     fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
-        let answer = || match sys::path::open_parent(self.root()?.as_fd(), path)? {
-            Some((dir, name)) => sys::time::set_modified_at(&dir, Some(&name), modified),
-            None => sys::time::set_modified_at(self.root()?, None, modified),
+        let answer = || {
+            let (dir, name) = self.place(path)?;
+            sys::time::set_modified_at(&dir, name.as_ref(), modified)?;
+            self.note(&dir, &[path])
         };
         named("set time of", path, answer())
     }
@@ -383,7 +406,8 @@ impl Backend for MountedDir {
     fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {
         let answer = || -> io::Result<()> {
             let (dir, name) = self.parent(path, Errno::EEXIST)?;
-            Ok(symlinkat(target, &dir, name.as_os_str())?)
+            symlinkat(target, &dir, name.as_os_str())?;
+            self.note_name(&dir, path)
         };
         named("symlink", path, answer())
     }
@@ -396,13 +420,8 @@ impl Backend for MountedDir {
             let (to_dir, to_name) = parent(to)?.ok_or(Errno::EEXIST)?;
             let (from_name, to_name) = (from_name.as_os_str(), to_name.as_os_str());
             // Without AT_SYMLINK_FOLLOW a link gets the further name itself.
-            Ok(linkat(
-                &from_dir,
-                from_name,
-                &to_dir,
-                to_name,
-                AtFlags::empty(),
-            )?)
+            linkat(&from_dir, from_name, &to_dir, to_name, AtFlags::empty())?;
+            self.note_name(&to_dir, to)
         };
         named("link", to, answer())
     }
@@ -412,12 +431,14 @@ impl Backend for MountedDir {
             let mode = Mode::from_bits_truncate(mode & 0o7777);
             let (dir, name) = self.parent(path, Errno::EPERM)?;
             let flag = FchmodatFlags::NoFollowSymlink;
-            Ok(fchmodat(&dir, name.as_os_str(), mode, flag)?)
+            fchmodat(&dir, name.as_os_str(), mode, flag)?;
+            self.note(&dir, &[path])
         };
         // The root has no name; what it is opened as serves as well.
         let root = || -> io::Result<()> {
             let root = self.open_directory(&RelPath::root())?;
-            Ok(fchmod(&root, Mode::from_bits_truncate(mode & 0o7777))?)
+            fchmod(&root, Mode::from_bits_truncate(mode & 0o7777))?;
+            self.note(&root, &[path])
         };
         let answer = if path.is_root() { root() } else { answer() };
         named("set permissions of", path, answer)
@@ -434,7 +455,8 @@ impl Backend for MountedDir {
                 _ => return Err(Errno::EINVAL.into()),
             };
             let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-            Ok(mknodat(&dir, name.as_os_str(), kind, mode, rdev.into())?)
+            mknodat(&dir, name.as_os_str(), kind, mode, rdev.into())?;
+            self.note_name(&dir, path)
         };
         named("mknod", path, answer())
     }
@@ -445,7 +467,8 @@ impl Backend for MountedDir {
             let (dir, name) = self.place(path)?;
             let name = name.as_ref().map_or(".".as_ref(), Name::as_os_str);
             let flag = AtFlags::AT_SYMLINK_NOFOLLOW;
-            Ok(fchownat(&dir, name, owner, group, flag)?)
+            fchownat(&dir, name, owner, group, flag)?;
+            self.note(&dir, &[path])
         };
         named("set owner of", path, answer())
     }
@@ -478,7 +501,7 @@ impl Backend for MountedDir {
             for (key, value) in xattrs {
                 sys::xattr::set_at(&dir, name.as_ref(), key, value)?;
             }
-            Ok(())
+            self.note(&dir, &[path])
         };
         named("set attributes of", path, answer())
     }
@@ -527,6 +550,8 @@ impl ReadFile for UncachedReader {
 /// A file that is being written; holds one descriptor. Dropping it unfinished closes it and leaves what was written.
 struct MountedWriter {
     file: File,
+    /// Nothing that comes later reaches its bytes: see [`super::unsynced`].
+    sync_at_end: bool,
 }
 
 impl WriteFile for MountedWriter {
@@ -549,9 +574,13 @@ impl WriteFile for MountedWriter {
             }
             answer => answer,
         };
+        let synced = match self.sync_at_end {
+            true => sys::file::sync_all(&self.file),
+            false => Ok(()),
+        };
         // NFS and FUSE tell of failed writes here. EINTR is an error too: nobody knows then how the flush ended.
         unistd::close(OwnedFd::from(self.file))?;
-        timed
+        synced.and(timed)
     }
 }
 

@@ -75,6 +75,10 @@ pub struct MountArgs {
     /// Take the drive though it is on another file system than before: it looks like a copy of the one that was enrolled
     #[arg(long)]
     accept_copy: bool,
+    /// Take an `rclone mount` that uploads files later (--vfs-cache-mode writes or full): a flush may then be called done before
+    /// the upload is
+    #[arg(long)]
+    allow_write_back_drive: bool,
     /// Which directories only one machine at a time may work on: "auto" those on network file systems, "always" also local
     /// ones, for containers that share one
     #[arg(long, value_enum, default_value_t)]
@@ -171,6 +175,7 @@ impl MountArgs {
             fuse,
             fsck: self.fsck,
             accept_copy: self.accept_copy,
+            allow_write_back: self.allow_write_back_drive,
             lease: self.lease,
             lease_timeout: self.lease_timeout,
             take_over: self.take_over,
@@ -255,6 +260,7 @@ mod tests {
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,
+            allow_write_back: false,
             lease: LeaseMode::Auto,
             lease_timeout: Duration::from_secs(60),
             take_over: false,

@@ -21,6 +21,7 @@ mod starting;
 mod tasks;
 mod verify;
 mod volume;
+mod write_back;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -157,6 +158,7 @@ fn lease_for_recovery(
 /// # Errors
 /// Why it could not.
 pub fn recover(backend: &Path) -> Result<RecoverReport, DaemonError> {
+    write_back::check(backend)?;
     let opened = MountedDir::open(backend).map_err(FlushError::from)?;
     let marker = volume::peek(&opened)?;
     let lock = marker

@@ -34,6 +34,8 @@ pub struct MountOptions {
     pub fsck: bool,
     /// Take a drive with the volume's marker though it is on another file system than before.
     pub accept_copy: bool,
+    /// Take a drive that may write later than it says.
+    pub allow_write_back: bool,
     /// Which directories are held by a lease.
     pub lease: LeaseMode,
     /// How long this mount may be silent before another machine may take its directory over.

@@ -38,6 +38,7 @@ impl Place {
             fsck: false,
             refresh: Default::default(),
             accept_copy: false,
+            allow_write_back: false,
             lease: crate::daemon::options::LeaseMode::Auto,
             lease_timeout: std::time::Duration::from_secs(60),
             take_over: false,

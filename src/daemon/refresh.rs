@@ -57,11 +57,20 @@ impl Refreshing {
 /// Looks when it is time to, until `stop`.
 pub(super) fn run(service: &Service, stop: &AtomicBool) {
     let mut seen = 0;
+    // What waited when the mount began is counted already.
+    let mut tried = 1;
     let mut looked = Instant::now();
     let mut backoff = Duration::ZERO;
     while !stop.load(Ordering::Acquire) {
         super::tasks::rest(stop, CONSIDER_EVERY);
         let attached = service.refreshing.attached.load(Ordering::Acquire);
+        if attached != tried {
+            tried = attached;
+            // What the drive refused before it may take now, and it may be another one.
+            if let Err(error) = service.index.lock().try_again() {
+                tracing::warn!(%error, "the index cannot be asked what waits");
+            }
+        }
         let due = match service.refreshing.every {
             Some(every) => looked.elapsed() >= every,
             None => false,
@@ -101,12 +110,6 @@ impl Service {
         let told = self.fs.notices().wait_until_told(TELLING);
         if !told {
             tracing::warn!("the kernel has not yet taken in what others have changed");
-        }
-        {
-            let mut state = self.index.lock();
-            if state.dirty_since().is_none() && state.anything_dirty().unwrap_or(true) {
-                state.set_dirty_since(Some(Instant::now()));
-            }
         }
         let changes = match result {
             Ok(changes) => changes,

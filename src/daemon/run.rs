@@ -385,15 +385,8 @@ fn open_index(opened: &Opened) -> Result<Arc<Index>, DaemonError> {
     look_over(&path, opened)?;
     let index =
         Index::open(&path, rules).map_err(|error| DaemonError::failed(error.to_string()))?;
-    {
-        let mut state = index.lock();
-        if state
-            .anything_dirty()
-            .map_err(|error| DaemonError::failed(error.to_string()))?
-        {
-            state.set_dirty_since(Some(Instant::now()));
-        }
-    }
+    let waits = index.lock().try_again();
+    waits.map_err(|error| DaemonError::failed(error.to_string()))?;
     Ok(Arc::new(index))
 }
 

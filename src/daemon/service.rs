@@ -170,8 +170,11 @@ impl Service {
                 }
             }
             let mut state = index.lock();
-            let still_dirty = state.anything_dirty().unwrap_or(true);
-            state.set_dirty_since(still_dirty.then_some(started));
+            if result.is_ok() {
+                state.note_flushed(started);
+            } else if let Err(error) = state.try_again() {
+                tracing::error!(%error, "the index cannot be asked what waits");
+            }
         };
         let patience = Patience {
             deadline: patience.deadline,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::flight::within;
-use super::{DaemonError, MountOptions, preflight, volume};
+use super::{DaemonError, MountOptions, preflight, volume, write_back};
 use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
 use crate::cli::exit::Exit;
@@ -59,6 +59,13 @@ pub(super) fn look(
 /// The checks before a mount, in bounded time likewise.
 pub(super) fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
     let (begun, patience) = (Instant::now(), options.io_timeout);
-    let check = move || Ok(preflight::check(options)?);
+    let check = move || {
+        let options = preflight::check(options)?;
+        if options.allow_write_back {
+            write_back::allow();
+        }
+        write_back::check(&options.backend)?;
+        Ok(options)
+    };
     within(check, || begun.elapsed() > patience).unwrap_or_else(|| Err(no_answer()))
 }

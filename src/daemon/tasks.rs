@@ -255,9 +255,10 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
             && service.drive.is_attached()
             && service.drive.stalled().is_none();
         // After a failure, or if there was nothing to carry but what is being written, whoever waits for room waits in vain.
+        let in_vain = is_all_left_behind(service);
         service
             .fs
-            .expect_relief(able && (carried || now >= unhurried_before));
+            .expect_relief(able && !in_vain && (carried || now >= unhurried_before));
         rest(stop, CONSIDER_EVERY);
         let hurried = carried && service.fs.wants_flush();
         let running = service.flusher.is_running();
@@ -288,6 +289,14 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
     }
 }
 
+/// Whether nothing waits but what the last flush has left behind.
+fn is_all_left_behind(service: &Service) -> bool {
+    let state = service.index.lock();
+    state.dirty_since().is_none() && state.anything_dirty().unwrap_or(false)
+}
+
+/// Whether a flush is due. What the last one has left behind, and nothing has happened to since, is no reason for another:
+/// it would leave it behind again, and wake the drive each time.
 fn is_due(service: &Service, auto: &AutoFlush) -> bool {
     let (since, dirty_bytes) = {
         let state = service.index.lock();

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::DaemonError;
 use super::identity::{self, FsIdentity, Same};
 use super::volume::{self, CacheFacts};
+use super::write_back;
 use crate::backend::mounted::MountedDir;
 use crate::backend::{Backend, BackendError, Look};
 use crate::cli::exit::Exit;
@@ -82,6 +83,14 @@ pub(super) enum Refusal {
         /// The one that is remembered.
         expected: String,
     },
+    /// It is a file system that writes later than it says.
+    #[error("{}: {problem}", path.display())]
+    WritesLater {
+        /// The directory.
+        path: PathBuf,
+        /// What is the matter.
+        problem: String,
+    },
     /// Another drive that is mounted now carries the marker, too.
     #[error(
         "{} and {} carry the same volume's marker: one of the drives is a copy of the other",
@@ -113,7 +122,9 @@ impl Refusal {
             | Refusal::OtherVolume { .. }
             | Refusal::OtherEnrollment(_) => Exit::BackendAbsent,
             Refusal::Marker(error) => error.code,
-            Refusal::Copy { .. } | Refusal::Twice { .. } => Exit::Failed,
+            Refusal::Copy { .. } | Refusal::Twice { .. } | Refusal::WritesLater { .. } => {
+                Exit::Failed
+            }
         }
     }
 
@@ -132,6 +143,7 @@ impl Refusal {
             Refusal::OtherEnrollment(_) => "nothing was written. What waits in this cache was for the drive as it was before: unmount with \
                  `ferryfs unmount --no-flush`, and mount the drive with a new cache (--cache)"
                 .into(),
+            Refusal::WritesLater { .. } => write_back::HINT.into(),
             Refusal::Copy { path, .. } => format!(
                 "nothing was written. Attach the original; or, if you have looked and this one is to take its place: \
                  ferryfs attach --accept-copy {0} (when nothing is mounted yet: ferryfs mount --accept-copy {0} ...)",
@@ -168,6 +180,12 @@ pub(super) fn verify(path: &Path, facts: &CacheFacts, accept_copy: bool) -> Resu
     check_marker(&dir, path, facts)?;
     let table = mounts::mounts().unwrap_or_default();
     let mount = resolved(path).and_then(|path| mounts::covering(&table, &path).cloned());
+    if let Some(problem) = mount.as_ref().and_then(write_back::problem) {
+        return Err(Refusal::WritesLater {
+            path: path.into(),
+            problem,
+        });
+    }
     let file_system = mount.as_ref().map(FsIdentity::of).unwrap_or_default();
     let same = facts.file_system.compare(&file_system);
     if !accept_copy {

@@ -10,7 +10,7 @@ use crate::backend::Capabilities;
 use crate::base::{FileKind, Ino, RelPath};
 use crate::index::Inode;
 use crate::rules::given::{self, Attributes, Given};
-use crate::rules::plan::{NewContent, Placed, Plan};
+use crate::rules::plan::{NameKey, NewContent, Placed, Plan};
 use crate::rules::steps::AttributeStep;
 
 /// The steps for everything that `plan` places or that was marked, what is in a directory before the directory.
@@ -48,7 +48,7 @@ pub(super) fn steps(
             chosen.give_all(*ino, path.clone(), false);
         }
     }
-    for dir in changed_dirs(gathered) {
+    for dir in changed_dirs(plan, gathered) {
         chosen.give_time(dir);
     }
     let mut steps: Vec<AttributeStep> = chosen.steps.into_values().collect();
@@ -56,13 +56,16 @@ pub(super) fn steps(
     steps
 }
 
-/// Directories in which a name comes, goes, or gets another entry.
-fn changed_dirs(gathered: &Gathered) -> BTreeSet<Ino> {
+/// Directories in which a name comes, goes, or gets another entry. A name without an outcome keeps
+/// the entry it has: the directory of a file that stays behind is not touched.
+fn changed_dirs(plan: &Plan, gathered: &Gathered) -> BTreeSet<Ino> {
     let stays = |content: &NewContent| {
         !matches!(content, NewContent::Changed(_)) && *content != NewContent::Live
     };
+    let outcomes: HashSet<&NameKey> = plan.outcomes.iter().map(|outcome| &outcome.key).collect();
     let names = gathered.delta.names.iter();
     names
+        .filter(|change| outcomes.contains(&change.key))
         .filter(|change| match (&change.old, &change.new) {
             (Some(old), Some(new)) => old.ino != new.ino || !stays(&new.content),
             _ => true,

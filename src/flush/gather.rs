@@ -1,6 +1,7 @@
 //! What differs between the backend and the cut, read from a snapshot of the index.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::Result;
 use super::stage::BAD;
@@ -180,10 +181,15 @@ impl Gatherer<'_> {
             told_dirs: BTreeMap::new(),
         };
         gathered.delta.hard_links = self.capabilities.hard_links;
+        // Asked for once: an inode may have tens of thousands of names, and may have to be looked for under each of them.
+        let mut entries: HashMap<Ino, Option<NewEntry>> = HashMap::new();
         for key in std::mem::take(&mut self.keys) {
             let placed = self.snapshot.placed(&key)?;
             let new = match self.snapshot.lookup(&key, &self.rules.fold(&key.name))? {
-                Some(ino) => self.new_entry(ino)?,
+                Some(ino) => match entries.entry(ino) {
+                    Entry::Occupied(known) => known.get().clone(),
+                    Entry::Vacant(unknown) => unknown.insert(self.new_entry(ino)?).clone(),
+                },
                 None => None,
             };
             let old = placed.as_ref().map(|entry| OldEntry {
@@ -205,9 +211,7 @@ impl Gatherer<'_> {
             {
                 gathered.sizes.insert(*ino, inode.size);
             }
-            if let std::collections::hash_map::Entry::Vacant(slot) =
-                gathered.delta.dirs.entry(key.parent)
-            {
+            if let Entry::Vacant(slot) = gathered.delta.dirs.entry(key.parent) {
                 slot.insert(DirPaths {
                     old: self.snapshot.backend_dir(key.parent)?,
                     new: self.snapshot.mount_dir(key.parent)?,

@@ -180,25 +180,26 @@ fn refusal(checked: crate::backend::Result<()>) -> Result<Option<i32>> {
     }
 }
 
-/// The names from which the batch moves something.
+/// The names from which the batch moves something: the old ones of an inode that is to be under another name. One pass over the
+/// names, as an inode may have tens of thousands of them.
 fn moved(gathered: &Gathered) -> HashSet<&NameKey> {
     let names = &gathered.delta.names;
-    let mut places: HashMap<Ino, Vec<&NameKey>> = HashMap::new();
-    for change in names {
-        if let Some(old) = change.old {
-            places.entry(old.ino).or_default().push(&change.key);
-        }
-    }
-    let mut moved = HashSet::new();
+    // The name under which the inode is to be; `None` if there are several, one of which is another than any old one.
+    let mut targets: HashMap<Ino, Option<&NameKey>> = HashMap::new();
     for change in names {
         let Some(new) = &change.new else { continue };
-        if matches!(new.content, NewContent::Changed(_) | NewContent::Live) {
-            continue;
+        if !matches!(new.content, NewContent::Changed(_) | NewContent::Live) {
+            let target = targets.entry(new.ino);
+            target
+                .and_modify(|only| *only = None)
+                .or_insert(Some(&change.key));
         }
-        let olds = places.get(&new.ino).into_iter().flatten();
-        moved.extend(olds.filter(|old| **old != &change.key));
     }
-    moved
+    let leaves = |change: &&NameChange| {
+        let old = change.old.and_then(|old| targets.get(&old.ino));
+        old.is_some_and(|target| *target != Some(&change.key))
+    };
+    names.iter().filter(leaves).map(|it| &it.key).collect()
 }
 
 /// Comparing what a batch touches with what stands there.

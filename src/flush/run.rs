@@ -201,6 +201,7 @@ impl Flusher {
         let mut state = self.parts.index.lock();
         state.commit()?;
         if !state.anything_dirty()? {
+            state.note_cut();
             return Ok(None);
         }
         let active = state.begin_batch(self.parts.clock.now(), above)?;

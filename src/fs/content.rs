@@ -17,8 +17,8 @@ use super::described::write_around_holes;
 use super::open::{Content, ObjectFile, OpenInode};
 use super::{Ctx, Fs, FsError, Result};
 use crate::base::steps::CacheStep;
-use crate::base::{FileKind, Ino, ObjectId, Timestamp};
-use crate::index::{Flags, Inode, Location, State};
+use crate::base::{ContentHash, FileKind, Ino, ObjectId, Timestamp};
+use crate::index::{Flags, Inode, Location, PlacedEntry, State};
 use crate::sys;
 
 /// A file up to this size is copied when a batch reads it and somebody wants to change it in place; a larger one is left out of
@@ -264,12 +264,14 @@ impl Fs {
         let target = object_file(object, self.store.create(object)?);
         let copied = (|| {
             let mut buffer = vec![0; FETCH_BUFFER];
+            let mut hasher = blake3::Hasher::new();
             let mut at = 0;
             loop {
                 let got = source.read_at(&mut buffer, at).map_err(backend_read)?;
                 if got == 0 {
                     break;
                 }
+                hasher.update(&buffer[..got]);
                 write_around_holes(&holes, at, &buffer[..got], |at, bytes| {
                     target.file.write_all_at(bytes, at)
                 })?;
@@ -286,10 +288,11 @@ impl Fs {
                 return Err(FsError::Errno(libc::EIO));
             }
             sys::time::set_modified_fd(&target.file, inode.mtime)?;
-            Ok(measure(&target.file)?.blocks)
+            let hash = ContentHash(*hasher.finalize().as_bytes());
+            Ok((measure(&target.file)?.blocks, hash))
         })();
-        let blocks = match copied {
-            Ok(blocks) => blocks,
+        let (blocks, hash) = match copied {
+            Ok(copied) => copied,
             Err(error) => {
                 self.store.remove(object)?;
                 return Err(error);
@@ -302,6 +305,14 @@ impl Fs {
         inode.object = Some(object);
         inode.blocks = blocks;
         inode.used = self.clock.now().parts().0;
+        // Should only its time be found to be another later, this tells that nobody has changed it.
+        if let [(key, was)] = state.places_of(ino)?.as_slice()
+            && was.hash.is_none()
+            && was.size == inode.size
+        {
+            let hash = Some(hash);
+            state.put_placed(key, Some(&PlacedEntry { hash, ..*was }))?;
+        }
         state.put_inode(inode);
         Ok(())
     }

@@ -120,8 +120,11 @@ impl Fs {
             .metadata()
             .map_err(|source| FsError::Backend(BackendError::new("stat", &path, source)))?;
         self.take_in_opened(ino, &found)?;
-        let size = self.known(&mut self.index.lock(), ino)?.size;
-        if found.size != size {
+        let inode = self.known(&mut self.index.lock(), ino)?;
+        let size = inode.size;
+        // The size of a file with an object is the object's: it differs from the drive's as soon as
+        // the file is written here.
+        if inode.location() == Location::Backend && found.size != size {
             tracing::warn!(%path, size, found = found.size, "somebody else has changed this file on the drive");
             return Err(FsError::Errno(libc::EIO));
         }
@@ -167,16 +170,23 @@ impl Fs {
         }
     }
 
-    /// Keeps the files that a batch is about to remove from the backend readable for those who have them open.
+    /// Keeps the files that a batch is about to remove from the backend readable for those who have them open. A file with an
+    /// object is read from that.
     pub fn hold_open_for_readers(&self, inos: &[Ino]) {
         for ino in inos {
             if let Some(open) = self.opens.find(*ino)
+                && self.is_on_backend_only(*ino)
                 && open.backend.get().is_none()
                 && let Ok(file) = self.open_on_backend(*ino)
             {
                 open.backend.put(file);
             }
         }
+    }
+
+    fn is_on_backend_only(&self, ino: Ino) -> bool {
+        let inode = self.index.lock().inode(ino);
+        inode.is_ok_and(|inode| inode.is_some_and(|it| it.location() == Location::Backend))
     }
 
     /// The next data or hole at or after `offset`.

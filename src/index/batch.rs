@@ -135,6 +135,7 @@ impl State {
             params![int(batch.0), int(cut.0), now.0],
         )?;
         self.commit()?;
+        self.note_cut();
         let active = ActiveBatch {
             batch,
             cut,

@@ -55,8 +55,13 @@ pub struct State {
     pub(super) undone: bool,
     /// The same since [`State::take_unsettled`] last asked.
     pub(super) unsettled: bool,
-    /// When something last began to wait for the backend, and when the oldest of it did.
+    /// When something last began to wait for the backend, and when the oldest of it did. Without what
+    /// the last flush has tried and left behind.
     dirty_since: Option<(Instant, Instant)>,
+    /// Counts what has come to wait for the backend since the index was opened.
+    changes: u64,
+    /// The same at the last cut.
+    changes_at_cut: u64,
     /// Where a test may stop it.
     pub(super) steps: CacheSteps,
 }
@@ -85,6 +90,8 @@ impl State {
             undone: false,
             unsettled: false,
             dirty_since: None,
+            changes: 0,
+            changes_at_cut: 0,
             steps: CacheSteps::default(),
         })
     }
@@ -411,20 +418,41 @@ impl State {
     /// Notes that something began to wait for the backend.
     pub(super) fn touch_dirty(&mut self) {
         let now = Instant::now();
+        self.changes += 1;
         self.dirty_since = Some((now, self.dirty_since.map_or(now, |(_, oldest)| oldest)));
     }
 
-    /// When something last began to wait for the backend, and when the oldest of it did; `None` if nothing waits.
+    /// Notes that everything up to now is part of a cut.
+    pub fn note_cut(&mut self) {
+        self.changes_at_cut = self.changes;
+    }
+
+    /// When something last began to wait for the backend, and when the oldest of it did; `None` if nothing waits, or only what
+    /// the last flush has left behind: another flush would leave it behind again.
     pub fn dirty_since(&self) -> Option<(Instant, Instant)> {
         self.dirty_since
     }
 
-    /// Notes whether anything still waits, as counted on a snapshot, since when at the most.
-    pub fn set_dirty_since(&mut self, oldest: Option<Instant>) {
-        self.dirty_since = oldest.map(|oldest| {
-            let latest = self.dirty_since.map_or(oldest, |(latest, _)| latest);
-            (latest, oldest)
-        });
+    /// Notes that a flush that `began` then has ended well: what still waits and is not newer than its cut was left behind. It is
+    /// tried again together with the next change, when it is closed, or when the drive is attached.
+    pub fn note_flushed(&mut self, began: Instant) {
+        self.dirty_since = match self.dirty_since {
+            Some((latest, _)) if self.changes > self.changes_at_cut => Some((latest, began)),
+            _ => None,
+        };
+    }
+
+    /// Notes, if anything waits and no flush is due for it yet, that it waits as of now: what was left behind is to be tried again,
+    /// or nobody has counted since when it waits.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn try_again(&mut self) -> Result<()> {
+        if self.dirty_since.is_none() && self.anything_dirty()? {
+            let now = Instant::now();
+            self.dirty_since = Some((now, now));
+        }
+        Ok(())
     }
 
     /// Counts `ino` among those open for writing. Until [`State::end_writing`] no cut takes it.
@@ -432,9 +460,15 @@ impl State {
         self.writing.insert(ino);
     }
 
-    /// Ends what [`State::start_writing`] began.
+    /// Ends what [`State::start_writing`] began. A file that was written waits from now on, even if a flush has left it behind
+    /// before.
     pub fn end_writing(&mut self, ino: Ino) {
-        self.writing.remove(&ino);
+        let was_open = self.writing.remove(&ino);
+        // An index that cannot be read has nothing to carry.
+        let inode = self.inode(ino).ok().flatten();
+        if was_open && inode.is_some_and(|inode| inode.flags.has(Flags::DATA_DIRTY)) {
+            self.touch_dirty();
+        }
     }
 
     /// Whether `ino` is open for writing.

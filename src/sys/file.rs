@@ -217,6 +217,17 @@ pub fn is_journaled(file: impl AsFd) -> bool {
     })
 }
 
+/// Whether `file` is on a FUSE file system, of any kind.
+pub fn is_fuse(file: impl AsFd) -> bool {
+    const FUSE: u32 = 0x6573_5546;
+    nix::sys::statfs::fstatfs(file).is_ok_and(|stat| {
+        // The width and sign of this field differ between platforms; the number has 32 bits.
+        #[allow(clippy::unnecessary_cast)]
+        let magic = stat.filesystem_type().0 as u32;
+        magic == FUSE
+    })
+}
+
 fn to_off(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
 }

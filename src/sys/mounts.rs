@@ -137,6 +137,15 @@ pub fn visible(table: &[Mount]) -> Vec<&Mount> {
         .collect()
 }
 
+/// Where a file is: on which mount, and on which file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// As [`mount_number`] says.
+    pub mount: u64,
+    /// `st_dev`.
+    pub device: u64,
+}
+
 /// The number of the mount that `file` was reached through. Where the kernel is older than 6.8 it may be that of a mount that
 /// has gone since; before 5.8 it is always 0.
 ///
@@ -145,6 +154,14 @@ pub fn visible(table: &[Mount]) -> Vec<&Mount> {
 /// # Errors
 /// What the system said.
 pub fn mount_number(file: impl AsFd) -> io::Result<u64> {
+    Ok(place_of(file)?.mount)
+}
+
+/// The mount that `file` was reached through and its file system. Asks the kernel only, likewise.
+///
+/// # Errors
+/// What the system said.
+pub fn place_of(file: impl AsFd) -> io::Result<Place> {
     // SAFETY: statx is plain data, for which all zeros is a value.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
@@ -160,7 +177,10 @@ pub fn mount_number(file: impl AsFd) -> io::Result<u64> {
         )
     };
     match result {
-        0 => Ok(found.stx_mnt_id),
+        0 => Ok(Place {
+            mount: found.stx_mnt_id,
+            device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
+        }),
         _ => Err(io::Error::last_os_error()),
     }
 }

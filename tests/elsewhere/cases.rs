@@ -427,3 +427,32 @@ fn the_times_of_a_file_that_was_only_touched_here_do_not_hide_a_change_there() {
         at_rest(&world, &engine);
     }
 }
+
+/// As in a store of packages or a backup: thousands of names of one file. What is done with them takes a time that grows with their
+/// number, not with its square: that would be minutes here.
+#[test]
+fn a_file_with_thousands_of_names_is_carried_and_looked_at_name_by_name() {
+    const NAMES: usize = 6_000;
+    let limit = std::time::Duration::from_secs(60);
+    for kind in KINDS {
+        let begun = std::time::Instant::now();
+        let world = World::new(kind);
+        let engine = world.start(false);
+        engine.put("pool", b"bytes");
+        engine.mkdir("l");
+        for n in 0..NAMES {
+            engine.link("pool", &format!("l/{n}"));
+        }
+        engine.flush_all();
+        engine.rename("l/5", "l/renamed");
+        engine.flush_all();
+        rename(&world, "l/7", "l/elsewhere");
+        assert_eq!(engine.refresh().conflicts, 0);
+        for n in 100..NAMES {
+            engine.unlink(&format!("l/{n}"));
+        }
+        engine.flush_all();
+        at_rest(&world, &engine);
+        assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
+    }
+}

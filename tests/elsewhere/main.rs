@@ -6,6 +6,7 @@ mod engine;
 mod cases;
 mod doubt;
 mod random;
+mod zone;
 
 use std::collections::BTreeMap;
 

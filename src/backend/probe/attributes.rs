@@ -1,6 +1,6 @@
 //! The part of the probe that is about owners, special files and extended attributes.
 
-use super::{Probe, Result, clear};
+use super::{Probe, Result, clear, is_io_error};
 use crate::backend::{BackendError, Xattrs};
 use crate::base::{FileKind, Timestamp};
 use crate::rules::given::XATTR_UNBOUNDED;
@@ -111,6 +111,10 @@ impl Probe<'_> {
         let set = match self.backend.set_xattrs(&path, &wanted) {
             // A file system may say that it is full, and mean the room for attributes.
             Err(error) if error.is_full() => self.must_have_room(error).map(|()| None)?,
+            // rclone answers EIO to all calls that are about attributes.
+            Err(error) if is_io_error(&error) => {
+                self.odd(|| self.backend.set_xattrs(&path, &wanted))?
+            }
             set => self.refusable(set)?,
         };
         let mut kept = false;

@@ -1,12 +1,13 @@
 //! One directory's listing beside what the index believes of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::{Fs, Result};
 use super::spelling;
 use crate::backend::{Entry, Metadata};
 use crate::base::{FileKind, Ino, Name};
 use crate::index::{PlacedEntry, State};
+use crate::rules::describe::is_told_oddly;
 use crate::rules::known::Believed;
 use crate::rules::merge::{Standing, compare};
 use crate::rules::plan::NameKey;
@@ -27,6 +28,8 @@ pub(super) struct Compared {
     pub(super) respelled: Vec<(Name, PlacedEntry, Entry)>,
     /// Directories that are there as they were.
     pub(super) dirs: Vec<(Name, Ino)>,
+    /// The time that is believed and the one that was found, of each file that is as large as it was.
+    pub(super) times: Vec<(i64, i64)>,
 }
 
 impl Fs {
@@ -42,6 +45,14 @@ impl Fs {
                 compared.appeared.push(entry);
                 continue;
             };
+            if entry.meta.kind == FileKind::Regular
+                && was.kind == PlainKind::File
+                && entry.meta.size == was.size
+                && !is_told_oddly(was.mtime, entry.meta.modified)
+            {
+                let times = (was.mtime.0, entry.meta.modified.0);
+                compared.times.push(times);
+            }
             match self.standing(&was, &entry.meta)? {
                 Standing::Same if was.kind == PlainKind::Directory => {
                     compared.dirs.push((entry.name, was.ino));
@@ -103,7 +114,7 @@ impl Fs {
         if folds.is_empty() {
             return Ok(());
         }
-        let mut gone = Vec::new();
+        let mut gone = HashSet::new();
         let mut appeared = Vec::new();
         for entry in std::mem::take(&mut compared.appeared) {
             let found = folds.get(&self.rules.fold(&entry.name)).copied();
@@ -117,7 +128,7 @@ impl Fs {
             match found {
                 Some(at) if same => {
                     let (name, was) = compared.vanished[at].clone();
-                    gone.push(at);
+                    gone.insert(at);
                     compared.respelled.push((name, was, entry));
                 }
                 _ => appeared.push(entry),

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::super::{Fs, FsError, Result};
-use super::compare::own_dir;
+use super::compare::{Compared, own_dir};
 use super::{HASH_BUDGET, HASH_LIMIT};
 use crate::backend::{Backend, Entry, Metadata};
 use crate::base::{ContentHash, FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
-use crate::rules::merge::{Trace, pair};
+use crate::rules::merge::{Shift, Trace, pair, shift_of};
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
 
@@ -46,6 +46,10 @@ pub(super) struct Changed {
     pub(super) path: RelPath,
     /// Only its time differs.
     pub(super) touched: bool,
+    /// By how much all files in its directory seem to be older or younger than they were.
+    shift: Option<Shift>,
+    /// That is because the drive's clock is read in another zone: nobody has touched it.
+    pub(super) shifted: bool,
 }
 
 /// Something that was under one name and is under another.
@@ -95,6 +99,8 @@ pub(super) struct Gatherer<'a> {
     queue: VecDeque<(Ino, RelPath, bool)>,
     /// Directories that have vanished, by the names in them.
     by_content: HashMap<Name, Vec<NameKey>>,
+    /// Bytes that may still be read to prove that the clock was shifted.
+    proof_budget: u64,
 }
 
 impl<'a> Gatherer<'a> {
@@ -107,6 +113,7 @@ impl<'a> Gatherer<'a> {
             seen: HashSet::new(),
             queue: VecDeque::new(),
             by_content: HashMap::new(),
+            proof_budget: HASH_BUDGET,
         }
     }
 
@@ -128,7 +135,44 @@ impl<'a> Gatherer<'a> {
             at += 1;
         }
         self.pair_files();
+        self.note_shifted();
         Ok(self.found)
+    }
+
+    /// A clock that was shifted for one directory was shifted for all of them.
+    fn note_shifted(&mut self) {
+        let proven: HashSet<i64> = (self.found.changed.iter())
+            .filter_map(|changed| changed.shift)
+            .filter_map(|shift| shift.proven.then_some(shift.by))
+            .collect();
+        for changed in &mut self.found.changed {
+            let shift = changed.shift.filter(|_| changed.touched);
+            changed.shifted = shift.is_some_and(|shift| proven.contains(&shift.by));
+        }
+    }
+
+    /// By how much the clock seems to have been shifted for a directory. The bytes of one of its files prove or disprove that, if
+    /// they are known.
+    fn shift_in(&mut self, path: &RelPath, compared: &Compared) -> Option<Shift> {
+        let granularity = self.fs.capabilities.time_granularity_ns;
+        let mut shift = shift_of(&compared.times, granularity)?;
+        let mut known: Vec<_> = (compared.changed.iter())
+            .filter(|(_, was, _, touched)| *touched && was.hash.is_some())
+            .filter(|(_, was, _, _)| (1..=HASH_LIMIT).contains(&was.size))
+            .collect();
+        known.sort_by_key(|(_, was, _, _)| was.size);
+        let Some((name, was, _, _)) = known.first() else {
+            return Some(shift);
+        };
+        if was.size <= self.proof_budget {
+            self.proof_budget -= was.size;
+            match hash_of(self.backend, &path.join(name)) {
+                Ok(found) if Some(found) == was.hash => shift.proven = true,
+                Ok(_) => return None,
+                Err(_) => {}
+            }
+        }
+        Some(shift)
     }
 
     fn compare_queued(&mut self) -> Result<()> {
@@ -173,6 +217,7 @@ impl<'a> Gatherer<'a> {
         below: bool,
     ) -> Result<()> {
         let compared = self.fs.compare_listing(dir, entries)?;
+        let shift = self.shift_in(path, &compared);
         for (name, ino) in compared.dirs {
             if below && self.fs.is_listed(ino)? {
                 self.queue.push_back((ino, path.join(&name), true));
@@ -189,6 +234,8 @@ impl<'a> Gatherer<'a> {
                 was,
                 meta,
                 touched,
+                shift,
+                shifted: false,
             });
         }
         for (name, was, entry) in compared.respelled {

@@ -26,7 +26,7 @@ use std::collections::HashMap;
 
 use super::{Fs, FsError, Result};
 use crate::backend::Backend;
-use crate::base::{Ino, Timestamp};
+use crate::base::{ContentHash, Ino, Timestamp};
 use crate::index::State;
 use crate::rules::merge::Changes;
 use crate::rules::plan::NameKey;
@@ -34,6 +34,7 @@ use crate::rules::plan::NameKey;
 pub use notices::{Notice, Notices};
 
 use gather::{Differences, Gatherer};
+use single::Alike;
 
 /// Names taken in between two commits.
 const CHUNK: usize = 128;
@@ -106,6 +107,7 @@ impl Fs {
             notices: Vec::new(),
             made: HashMap::new(),
             uncommitted: 0,
+            hashed: HashMap::new(),
         };
         let taken = taking.run(differences);
         // The kernel is told also of what was taken in before an error.
@@ -135,6 +137,8 @@ struct Taking<'a> {
     /// The directories that have been made for what appeared, by position.
     made: HashMap<usize, Ino>,
     uncommitted: usize,
+    /// Hashes of files of the backend with several names, by their number there, size and time.
+    hashed: HashMap<(u64, u64, Timestamp), ContentHash>,
 }
 
 impl Taking<'_> {
@@ -151,8 +155,9 @@ impl Taking<'_> {
             self.vanish(&key, &was)?;
             self.step()?;
         }
+        let alike = Alike::new(&found);
         for changed in &found.changed {
-            self.change(changed, &found)?;
+            self.change(changed, &alike)?;
             self.step()?;
         }
         self.appear_rest(&mut found, &mut claims)?;

@@ -84,12 +84,12 @@ impl Taking<'_> {
             return Ok(false);
         }
         let is_dir = was.kind == PlainKind::Directory;
-        let names = state.names_of(was.ino)?;
+        let has_name = state.a_name_of(was.ino)?.is_some();
         // What is only spelled anew is the file that was there, whatever the mount has done with it.
         let is_elsewhere = moved.appeared.is_some();
         if !is_dir
             && is_elsewhere
-            && !self.may_move(&mut state, moved, &names, |ino| open.has(ino))?
+            && !(has_name && self.may_move(&mut state, moved, |ino| open.has(ino))?)
         {
             return Ok(false);
         }
@@ -114,28 +114,28 @@ impl Taking<'_> {
             }
             // Moved here as well, or something of ours is there: the mount stays as it is, and the backend follows.
             _ => {
+                // Its other names are as they were, here and there.
                 state.mark_name(to.parent, &to.name)?;
-                state.mark_names_of(was.ino)?;
+                state.mark_name(from.parent, &from.name)?;
             }
         }
         self.changes.moved += 1;
         Ok(true)
     }
 
-    /// Whether a file may be taken for the one that has vanished: not if it is removed here, as it is there under a name that
-    /// its remover has not seen; nor, if only its looks speak for it, should it be changed or open here.
+    /// Whether a file may be taken for the one that has vanished: not, if only its looks speak for it, should it be changed or open
+    /// here. Nor if it is removed here, as it is there under a name that its remover has not seen; that the caller looks at.
     fn may_move(
         &self,
         state: &mut State,
         moved: &Moved,
-        names: &[(Ino, Name)],
         is_open: impl Fn(Ino) -> bool,
     ) -> Result<bool> {
         let Some(inode) = state.inode(moved.was.ino)? else {
             return Ok(false);
         };
         let untouched = !inode.flags.has(Flags::DATA_DIRTY) && !is_open(inode.ino);
-        Ok(!names.is_empty() && (moved.certain || untouched))
+        Ok(moved.certain || untouched)
     }
 
     fn note_file_moved(&mut self, state: &mut State, moved: &Moved) -> Result<()> {

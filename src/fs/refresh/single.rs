@@ -1,5 +1,6 @@
 //! A file that has other bytes than it had.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use super::super::{Fs, Result};
 use super::compare::believed;
 use super::gather::{Changed, Differences, hash_of};
 use super::vanish::here;
-use super::{HASH_LIMIT, Taking};
+use super::{HASH_BUDGET, HASH_LIMIT, Taking};
 use crate::backend::{Entry, Metadata};
-use crate::base::{ContentHash, FileKind, Ino, ObjectId, RelPath};
+use crate::base::{ContentHash, FileKind, Ino, ObjectId, RelPath, Timestamp};
 use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::merge::{Here, Standing, There, Verdict, compare, decide};
 use crate::rules::plan::NameKey;
@@ -21,6 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often an inode is looked for that is just being opened or closed.
 const ATTEMPTS: usize = 3;
+
+/// How it is known that only the time of a file is another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unchanged {
+    /// Its bytes have been compared.
+    Compared,
+    /// The drive's clock is read in another zone.
+    ByTheClock,
+}
 
 /// What is to be done about it, found with the index locked.
 enum Outcome {
@@ -35,19 +45,18 @@ enum Outcome {
 
 impl Taking<'_> {
     /// Takes in that what stands under a name has changed.
-    pub(super) fn change(&mut self, changed: &Changed, found: &Differences) -> Result<()> {
-        let same = changed.touched && self.has_hash(changed);
-        let all = places_changed_alike(changed, found);
+    pub(super) fn change(&mut self, changed: &Changed, all: &Alike<'_>) -> Result<()> {
+        let same = self.unchanged_bytes(changed);
         let ino = changed.was.ino;
         let outcome = 'opened: {
             for _ in 0..ATTEMPTS {
                 if let Some(open) = self.fs.opens.find(ino) {
-                    break 'opened self.change_open(changed, same, &all, &open)?;
+                    break 'opened self.change_open(changed, same, all, &open)?;
                 }
                 let table = self.fs.opens.hold();
                 if !table.has(ino) {
                     let mut state = self.fs.index.lock();
-                    break 'opened self.change_row(&mut state, changed, same, &all)?;
+                    break 'opened self.change_row(&mut state, changed, same, all)?;
                 }
             }
             Outcome::Done // The next look finds it again.
@@ -67,8 +76,8 @@ impl Taking<'_> {
     fn change_open(
         &mut self,
         changed: &Changed,
-        same: bool,
-        all: &[NameKey],
+        same: Option<Unchanged>,
+        all: &Alike<'_>,
         open: &Arc<OpenInode>,
     ) -> Result<Outcome> {
         let Some(mut content) = open.content.try_write_for(PATIENCE) else {
@@ -94,23 +103,23 @@ impl Taking<'_> {
         &mut self,
         state: &mut State,
         changed: &Changed,
-        same: bool,
-        all: &[NameKey],
+        same: Option<Unchanged>,
+        all: &Alike<'_>,
     ) -> Result<Outcome> {
         let (key, was) = (&changed.key, &changed.was);
         if !Self::is_still(state, key, Some(was))? {
             return Ok(Outcome::Done);
         }
         let inode = state.inode(was.ino)?;
-        let names = state.names_of(was.ino)?;
         let is_file = inode
             .as_ref()
             .is_none_or(|inode| inode.kind() == FileKind::Regular);
         if !is_file || changed.meta.kind != FileKind::Regular {
             return Ok(Outcome::OtherKind);
         }
-        if same {
-            state.put_placed(key, Some(&seen(was, &changed.meta, was.hash)))?;
+        if let Some(unchanged) = same {
+            let hash = was.hash.filter(|_| unchanged == Unchanged::Compared);
+            state.put_placed(key, Some(&seen(was, &changed.meta, hash)))?;
             if let Some(mut inode) = inode.filter(|inode| !is_dirty(inode)) {
                 inode.mtime = changed.meta.modified;
                 self.tell_inode(inode.ino);
@@ -118,7 +127,7 @@ impl Taking<'_> {
             }
             return Ok(Outcome::Done);
         }
-        let here = match here(state, key, inode.as_ref(), &names)? {
+        let here = match here(state, key, inode.as_ref())? {
             // What is open for writing and not written yet takes its bytes from the backend when it is.
             Here::File {
                 renamed, cached, ..
@@ -134,7 +143,7 @@ impl Taking<'_> {
         match (decide(There::Changed, here), inode) {
             (Verdict::Update, Some(inode)) => {
                 let places = state.places_of(inode.ino)?;
-                if !places.iter().all(|(place, _)| all.contains(place)) {
+                if !all.has_all(changed, &places) {
                     return Ok(Outcome::Split);
                 }
                 let places = places.into_iter().map(|(key, was)| {
@@ -205,19 +214,60 @@ impl Taking<'_> {
         (hash_of(self.backend, path).ok()? == ours).then_some(ours)
     }
 
-    /// Whether the bytes are those that were put there, although the time is another.
-    fn has_hash(&mut self, changed: &Changed) -> bool {
-        let (was, size) = (&changed.was, changed.meta.size);
-        let worth = (self.fs.index.lock().inode(was.ino))
-            .is_ok_and(|inode| inode.is_some_and(|inode| inode.object.is_some()));
-        let (Some(hash), true) = (was.hash, worth) else {
-            return false;
-        };
-        if size > HASH_LIMIT || size > self.budget {
-            return false;
+    /// Whether the file has the bytes that it had, although its time is another, and how that is known. Its bytes have the last
+    /// word where they are known and something hangs on it; else the clock of the drive, if that was shifted.
+    fn unchanged_bytes(&mut self, changed: &Changed) -> Option<Unchanged> {
+        if !changed.touched {
+            return None;
         }
-        self.budget -= size;
-        hash_of(self.backend, &changed.path).is_ok_and(|found| found == hash)
+        match self.compare_bytes(changed) {
+            Some(same) => same.then_some(Unchanged::Compared),
+            None => changed.shifted.then_some(Unchanged::ByTheClock),
+        }
+    }
+
+    /// Compares the bytes with those that were there. `None` if these are not known, the file is too large to be read for that, or it
+    /// does not matter, as nothing is lost if the file is taken for changed.
+    fn compare_bytes(&mut self, changed: &Changed) -> Option<bool> {
+        let (was, size) = (&changed.was, changed.meta.size);
+        let inode = self.fs.index.lock().inode(was.ino).ok()?;
+        let is_gone = inode.as_ref().is_none_or(|inode| inode.nlink == 0);
+        let object = inode.as_ref().and_then(|inode| inode.object);
+        let is_dirty = inode.is_some_and(|inode| inode.flags.has(Flags::DATA_DIRTY));
+        let limit = match is_gone || is_dirty {
+            true => HASH_BUDGET,
+            false => HASH_LIMIT,
+        };
+        if !(is_gone || object.is_some()) || size > limit || size > self.budget {
+            return None;
+        }
+        let had = match (was.hash, object) {
+            (Some(hash), _) => hash,
+            // A clean object has the very bytes that were fetched from there.
+            (None, Some(object)) if !is_dirty => {
+                let mut hasher = blake3::Hasher::new();
+                let object = self.fs.store.open_object(object).ok()?;
+                hasher.update_reader(object).ok()?;
+                ContentHash(*hasher.finalize().as_bytes())
+            }
+            (None, _) => return None,
+        };
+        Some(self.hash_once(changed)? == had)
+    }
+
+    /// The hash of the file on the backend. A file with many names there is read once.
+    fn hash_once(&mut self, changed: &Changed) -> Option<ContentHash> {
+        let meta = &changed.meta;
+        let file = meta.file.map(|file| (file, meta.size, meta.modified));
+        if let Some(known) = file.and_then(|file| self.hashed.get(&file)) {
+            return Some(*known);
+        }
+        self.budget = self.budget.saturating_sub(meta.size);
+        let hash = hash_of(self.backend, &changed.path).ok()?;
+        if let Some(file) = file {
+            self.hashed.insert(file, hash);
+        }
+        Some(hash)
     }
 
     /// One of several names of a file has other bytes now: it becomes a file of its own.
@@ -318,13 +368,25 @@ fn entry(changed: &Changed) -> Entry {
     }
 }
 
-/// The places of the same inode that have changed in the same way: those of a file with several names on a backend that has
-/// hard links.
-fn places_changed_alike(changed: &Changed, found: &Differences) -> Vec<NameKey> {
-    let alike = found.changed.iter().filter(|other| {
-        other.was.ino == changed.was.ino
-            && other.meta.size == changed.meta.size
-            && other.meta.modified == changed.meta.modified
-    });
-    alike.map(|other| other.key.clone()).collect()
+/// What has changed, by inode: for files with several names on a backend that has hard links.
+pub(super) struct Alike<'a>(HashMap<Ino, HashMap<&'a NameKey, (u64, Timestamp)>>);
+
+impl<'a> Alike<'a> {
+    pub(super) fn new(found: &'a Differences) -> Alike<'a> {
+        let mut by_ino: HashMap<_, HashMap<_, _>> = HashMap::new();
+        for changed in &found.changed {
+            let is_now = (changed.meta.size, changed.meta.modified);
+            let names = by_ino.entry(changed.was.ino).or_default();
+            names.insert(&changed.key, is_now);
+        }
+        Alike(by_ino)
+    }
+
+    /// Whether all `places` of the inode have changed in the same way.
+    fn has_all(&self, changed: &Changed, places: &[(NameKey, PlacedEntry)]) -> bool {
+        let is_now = (changed.meta.size, changed.meta.modified);
+        let names = self.0.get(&changed.was.ino);
+        let is_alike = |place: &NameKey| names.and_then(|names| names.get(place)) == Some(&is_now);
+        places.iter().all(|(place, _)| is_alike(place))
+    }
 }

@@ -13,15 +13,6 @@ pub(super) fn at(state: &mut State, key: &NameKey) -> Result<Option<(Name, Ino)>
     }
 }
 
-/// How the backend spells the name `name` of the mount.
-pub(super) fn stored(state: &mut State, parent: Ino, name: &Name) -> Result<NameKey> {
-    let stored = state.stored_name(parent, name)?;
-    Ok(NameKey {
-        parent,
-        name: stored.unwrap_or_else(|| name.clone()),
-    })
-}
-
 /// What of the mount is, or is to be, on the backend under the name `key`, or under one that the backend cannot tell from it.
 pub(super) fn in_the_way(state: &mut State, key: &NameKey) -> Result<Option<(Name, Ino)>> {
     Ok(state.at_spelling(key.parent, &key.name)?)

@@ -22,18 +22,19 @@ impl Taking<'_> {
             return Ok(());
         }
         let inode = state.inode(was.ino)?;
-        let names = state.names_of(was.ino)?;
-        let here = here(&mut state, key, inode.as_ref(), &names)?;
+        let here = here(&mut state, key, inode.as_ref())?;
         match decide(There::Gone, here) {
             Verdict::Remove => {
                 state.put_placed(key, None)?;
+                // A further name of which the backend has a copy stays.
                 let elsewhere = state.a_place_of(was.ino)?.is_some();
+                let at_key = spelling::at(&mut state, key)?.filter(|(_, ino)| *ino == was.ino);
+                let names = match elsewhere {
+                    true => at_key.into_iter().map(|(it, _)| (key.parent, it)).collect(),
+                    false => state.names_of(was.ino)?,
+                };
                 for (parent, name) in names {
-                    let stored = spelling::stored(&mut state, parent, &name)?;
-                    // A further name of which the backend has a copy stays.
-                    if stored == *key || !elsewhere {
-                        self.remove(&mut state, (parent, &name), |ino| open.has(ino))?;
-                    }
+                    self.remove(&mut state, (parent, &name), |ino| open.has(ino))?;
                 }
                 self.changes.deleted += 1;
             }
@@ -107,28 +108,23 @@ impl Taking<'_> {
 }
 
 /// What the mount has of the file that stood under `key`.
-pub(super) fn here(
-    state: &mut State,
-    key: &NameKey,
-    inode: Option<&Inode>,
-    names: &[(Ino, Name)],
-) -> Result<Here> {
-    let Some(inode) = inode.filter(|_| !names.is_empty()) else {
-        return Ok(match spelling::at(state, key)? {
-            Some(_) => Here::Other,
-            None => Here::Nothing,
-        });
+pub(super) fn here(state: &mut State, key: &NameKey, inode: Option<&Inode>) -> Result<Here> {
+    let at_key = spelling::at(state, key)?.map(|(_, ino)| ino);
+    let inode = match inode {
+        Some(inode) if state.a_name_of(inode.ino)?.is_some() => inode,
+        _ => {
+            return Ok(match at_key {
+                Some(_) => Here::Other,
+                None => Here::Nothing,
+            });
+        }
     };
     let cached = inode.object.is_some() || inode.size == 0;
-    let mut renamed = true;
-    for (parent, name) in names {
-        renamed &= spelling::stored(state, *parent, name)? != *key;
-    }
     // Whoever has it open for writing is about to change it.
     let dirty = inode.flags.has(Flags::DATA_DIRTY) || (cached && state.is_writing(inode.ino));
     Ok(Here::File {
         dirty,
-        renamed,
+        renamed: at_key != Some(inode.ino),
         cached,
     })
 }

@@ -7,11 +7,13 @@
 
 mod conflict;
 mod moves;
+mod shift;
 #[cfg(test)]
 mod tests;
 
 pub use conflict::{conflict_name, is_conflict_name};
 pub use moves::{Pair, Trace, pair};
+pub use shift::{Shift, shift_of};
 
 use crate::backend::Metadata;
 use crate::base::{FileKind, Timestamp};

@@ -189,3 +189,42 @@ fn a_time_that_the_drive_cannot_tell_is_no_change() {
     assert_eq!(standing(1_600_000_000, exfat_begins), Standing::Touched);
     assert_eq!(standing(1_600_000_000, 1_600_000_100), Standing::Touched);
 }
+
+const HOUR: i64 = 3_600_000_000_000;
+const DAY: i64 = 24 * HOUR;
+
+/// Rows: steps of time, believed times, found times, and what is concluded: by how much the clock was
+/// shifted, and whether that is proven.
+#[test]
+fn only_a_clock_shifts_all_files_alike() {
+    const COARSE: u64 = 2_000_000_000;
+    let at = TIME.0;
+    let shifted = |by: i64, times: &[i64]| -> Vec<(i64, i64)> {
+        times.iter().map(|time| (*time, time + by)).collect()
+    };
+    let seen = |files: &[(i64, i64)], step| {
+        let shift = shift_of(files, step);
+        shift.map(|shift| (shift.by, shift.proven))
+    };
+    let far = [at, at - 3 * DAY, at - 400 * DAY];
+    let near = [at, at - HOUR, at - 7 * HOUR];
+    for by in [HOUR, -HOUR, HOUR / 4 * 3, 14 * HOUR, -11 * HOUR / 2] {
+        assert_eq!(seen(&shifted(by, &far), COARSE), Some((by, true)));
+        assert_eq!(seen(&shifted(by, &near), COARSE), Some((by, false)));
+        assert_eq!(seen(&shifted(by, &near), 1), Some((by, true)));
+        assert_eq!(seen(&shifted(by, &[at]), 1), Some((by, false)));
+    }
+    // Not by what zones differ by, not at all, or not all files.
+    for by in [0, HOUR / 3, HOUR + 5_000_000_000, 16 * HOUR, 30 * DAY] {
+        assert_eq!(seen(&shifted(by, &far), COARSE), None, "{by}");
+    }
+    let mut all = shifted(HOUR, &far);
+    all.push((at - 5 * DAY, at - 5 * DAY));
+    assert_eq!(seen(&all, COARSE), None);
+    all.pop();
+    all.push((at - 5 * DAY, at - 5 * DAY + 2 * HOUR));
+    assert_eq!(seen(&all, COARSE), None);
+    assert_eq!(seen(&[], COARSE), None);
+    assert_eq!(seen(&shifted(HOUR, &far), u64::MAX), None);
+    assert_eq!(seen(&[(i64::MIN, i64::MAX)], 1), None);
+}
