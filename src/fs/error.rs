@@ -65,6 +65,9 @@ impl FsError {
             FsError::Object(error) => error.raw_os_error().unwrap_or(libc::EIO),
             FsError::Backend(error) if error.is_gone() => libc::ENOMEDIUM,
             FsError::Backend(error) if error.is_stalled() => libc::ETIMEDOUT,
+            FsError::Backend(error) if error.is_shortage() => {
+                error.source.raw_os_error().unwrap_or(libc::EIO)
+            }
             FsError::Backend(_) => libc::EIO,
         }
     }
