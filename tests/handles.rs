@@ -30,6 +30,7 @@ on_plain_directory!(
     synced_and_not_written_since_is_carried_after_a_kill,
     what_was_in_the_middle_of_being_written_is_named_and_released_by_a_close,
     a_child_that_closes_what_it_inherited_makes_no_whole_file,
+    what_was_written_through_a_mapping_survives_a_kill_after_the_close,
 );
 
 // ---- listings
@@ -569,5 +570,40 @@ fn a_child_that_closes_what_it_inherited_makes_no_whole_file(mut lab: Lab) {
     assert_content(lab.d("whole"), b"whole");
     assert!(!lab.d("half").exists());
     lab.flush_interrupted();
+    lab.finish();
+}
+
+fn what_was_written_through_a_mapping_survives_a_kill_after_the_close(mut lab: Lab) {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(lab.m("mapped"))
+        .expect("create");
+    file.set_len(4096).expect("set the length");
+    // SAFETY: a new mapping of 4096 bytes of a file that is so long, wherever there is room.
+    let at = unsafe {
+        let (access, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            access,
+            shared,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    // SAFETY: the mapping is 4096 bytes long, and nobody else knows of it.
+    unsafe { at.cast::<u8>().write_bytes(b'm', 4096) };
+    drop(file);
+    lab.kill9();
+    // SAFETY: mapped above, and not used any more.
+    unsafe { libc::munmap(at, 4096) };
+    lab.remount();
+    assert_content(lab.m("mapped"), [b'm'; 4096]);
+    assert_eq!(held_back(&lab), [""; 0]);
+    lab.flush();
+    assert_content(lab.d("mapped"), [b'm'; 4096]);
     lab.finish();
 }

@@ -79,7 +79,12 @@ impl FsError {
             FsError::WouldBlock | FsError::WouldWait => false,
             FsError::Errno(_) | FsError::Detached => false,
             FsError::Backend(error) => !error.is_stalled(),
-            FsError::Index(_) | FsError::Store(_) | FsError::Object(_) => true,
+            // Of these there may be very many; they are told once a minute.
+            FsError::Store(error) => !matches!(
+                error.source.raw_os_error(),
+                Some(libc::EMFILE | libc::ENFILE)
+            ),
+            FsError::Index(_) | FsError::Object(_) => true,
         }
     }
 }
