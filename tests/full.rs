@@ -281,3 +281,74 @@ fn full_drive_says_how_much_is_missing_and_carries_nothing() {
     lab.assert_drive_is_mount();
     lab.finish();
 }
+
+#[test]
+fn file_larger_than_the_ssd_is_refused_at_once_and_status_says_why() {
+    let Some((mut lab, ssd)) = on_small_ssd(Backend::Ext4Dir, 96) else {
+        return;
+    };
+    lab.mount(&["--flush-after", "1h", "--max-age", "1h"]);
+    // What is closed is carried to make room, as long as there is any.
+    for n in 0..10 {
+        write(&lab.m(format!("f{n}")), &content(n, 1 << 20));
+    }
+    let mut film = fs::File::create(lab.m("film.mkv")).expect("create");
+    let chunk = content(99, 1 << 20);
+    let mut written = 0;
+    let refused = loop {
+        let begun = std::time::Instant::now();
+        match film.write_all(&chunk) {
+            Ok(()) => written += 1,
+            Err(error) => break (error, begun.elapsed()),
+        }
+        assert!(written < 96, "{written} MiB on an SSD of 96");
+    };
+    assert_eq!(
+        refused.0.raw_os_error(),
+        Some(libc::ENOSPC),
+        "{}",
+        refused.0
+    );
+    assert!(written >= 40, "refused after {written} MiB of 96");
+    // And again, without waiting for what cannot come.
+    let begun = std::time::Instant::now();
+    for _ in 0..3 {
+        film.write_all(&chunk).expect_err("there is no room");
+    }
+    let took = begun.elapsed() + refused.1;
+    assert!(took.as_secs() < 15, "four refusals took {took:?}");
+    let batches = lab.status()["last_batch"]["number"].as_u64();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let status = lab.status();
+    assert_eq!(
+        status["last_batch"]["number"].as_u64(),
+        batches,
+        "flushes go on that can carry nothing: {status}"
+    );
+    assert_fits_not(&status, true);
+    assert_whole(&lab, "", 1 << 20, 10, "f");
+    // What gives space back works, and then there is room for others.
+    drop(film);
+    fs::remove_file(lab.m("film.mkv")).expect("unlink");
+    for n in 10..20 {
+        write(&lab.m(format!("f{n}")), &content(n, 1 << 20));
+    }
+    assert_fits_not(&lab.status(), false);
+    lab.flush();
+    assert_whole(&lab, "", 1 << 20, 20, "f");
+    lab.assert_drive_is_mount();
+    lab.unmount();
+    drop(ssd);
+    lab.finish();
+}
+
+/// Whether `status` tells of the film that does not fit.
+fn assert_fits_not(status: &serde_json::Value, told: bool) {
+    let lines = status["attention"].as_array().expect("a list").iter();
+    let lines: Vec<&str> = lines.filter_map(|line| line.as_str()).collect();
+    let line = lines.iter().find(|line| line.contains("does not fit"));
+    assert_eq!(line.is_some(), told, "{lines:?}");
+    for part in ["film.mkv", "still open", "--cache"] {
+        assert!(line.is_none_or(|line| line.contains(part)), "{line:?}");
+    }
+}

@@ -141,6 +141,7 @@ fn walk(fs: &Fs) -> usize {
 const CTX: Ctx = Ctx {
     uid: 0,
     gid: 0,
+    pid: 0,
     may_block: true,
     may_wait: true,
 };

@@ -395,7 +395,8 @@ fn an_index_of_the_first_version_is_taken_over() {
     engine.put("kept", b"kept");
     engine.close();
     let path = world.cache_dir().join("index.db");
-    let back = "DROP TABLE replaced; DROP TABLE catalog_nodes; DROP TABLE link_groups; DROP INDEX dirents_stored; DROP INDEX dirents_stored_fold;
+    let back = "DROP INDEX dirents_cookie; DROP INDEX inodes_interrupted; ALTER TABLE dirents DROP COLUMN cookie;
+        DELETE FROM meta WHERE key='next_cookie'; DROP TABLE replaced; DROP TABLE catalog_nodes; DROP TABLE link_groups; DROP INDEX dirents_stored; DROP INDEX dirents_stored_fold;
         ALTER TABLE dirents DROP COLUMN stored; ALTER TABLE dirents DROP COLUMN stored_fold;
         DELETE FROM meta WHERE key='fold'; PRAGMA user_version=1;";
     rusqlite::Connection::open(&path)

@@ -35,6 +35,7 @@ struct Look {
 const ROOT: Ctx = Ctx {
     uid: 0,
     gid: 0,
+    pid: 0,
     ..CTX
 };
 

@@ -268,6 +268,14 @@ impl BackendError {
         gone(&self.source)
     }
 
+    /// This process, or the system, has no more descriptors or memory for the call. That says nothing of the backend.
+    pub fn is_shortage(&self) -> bool {
+        matches!(
+            self.source.raw_os_error(),
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+        )
+    }
+
     /// The backend has not answered in time. It may do so later: that is no reason to let go of it, nor to conclude anything.
     pub fn is_stalled(&self) -> bool {
         self.source.raw_os_error() == Some(libc::ETIMEDOUT)

@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -24,6 +24,10 @@ use crate::sys;
 
 /// Objects in one directory.
 const PER_DIRECTORY: u64 = 4096;
+
+/// Permissions of an object, and of one that bears the mark of [`Store::mark_whole`].
+const PLAIN: u32 = 0o600;
+const WHOLE: u32 = 0o700;
 
 /// Size of the buffer of a plain copy.
 const COPY_BUFFER: usize = 1 << 20;
@@ -129,7 +133,7 @@ impl Store {
                 .read(true)
                 .write(true)
                 .create_new(true)
-                .mode(0o600)
+                .mode(PLAIN)
                 .open(&path)
         };
         let file = match create() {
@@ -161,6 +165,50 @@ impl Store {
             .write(true)
             .open(&path)
             .map_err(failed("open", &path))
+    }
+
+    /// Marks an object as whole, or takes the mark away: while it is there, the object's bytes are what they were when a program last
+    /// closed the file or asked for it to be synced, and nothing has been written since. It is for the start after a daemon
+    /// that was killed, costs no sync, and means nothing after a power cut.
+    ///
+    /// # Errors
+    /// If the SSD's file system refuses.
+    pub fn mark_whole(&self, object: ObjectId, file: &File, whole: bool) -> Result<()> {
+        let mode = if whole { WHOLE } else { PLAIN };
+        let set = file.set_permissions(fs::Permissions::from_mode(mode));
+        match set {
+            // A file system without permissions never had the mark either, see `is_marked_whole`.
+            Err(error)
+                if !whole
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::EPERM | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS)
+                    ) =>
+            {
+                Ok(())
+            }
+            set => set.map_err(failed("mark", &self.path(object))),
+        }
+    }
+
+    /// Whether an object bears the mark. Where the file system does not keep what it is told, none does.
+    ///
+    /// # Errors
+    /// If the object cannot be asked.
+    pub fn is_marked_whole(&self, object: ObjectId, file: &File) -> Result<bool> {
+        let is_marked = || {
+            let meta = file
+                .metadata()
+                .map_err(failed("stat", &self.path(object)))?;
+            Ok(meta.mode() & 0o777 == WHOLE)
+        };
+        if !is_marked()? {
+            return Ok(false);
+        }
+        self.mark_whole(object, file, false)?;
+        let stays = is_marked()?;
+        self.mark_whole(object, file, true)?;
+        Ok(!stays)
     }
 
     /// Removes an object; fine if it is gone already.
@@ -208,7 +256,9 @@ impl Store {
         let before = self.damaged.get(object);
         let path = self.path(object);
         self.before(CacheStep::SyncObject, &path)?;
-        self.sync_bytes_and_name(object, file, &path)
+        // Opened before anything is synced: that it cannot be says nothing of the object.
+        let dir = self.directory_if_fresh(object, &path)?;
+        self.sync_bytes_and_name(object, file, dir.as_ref(), &path)
             .inspect_err(|error| {
                 let errno = error.source.raw_os_error().unwrap_or(libc::EIO);
                 self.damaged.add(object, Damage { errno }, false);
@@ -223,16 +273,29 @@ impl Store {
         }
     }
 
-    fn sync_bytes_and_name(&self, object: ObjectId, file: &File, path: &Path) -> Result<()> {
+    /// The directory of an object whose name is not known to be durable.
+    fn directory_if_fresh(&self, object: ObjectId, path: &Path) -> Result<Option<File>> {
+        if !self.fresh.lock().contains(&object) {
+            return Ok(None);
+        }
+        let dir = path.parent().unwrap_or(&self.root);
+        File::open(dir).map(Some).map_err(failed("open", dir))
+    }
+
+    fn sync_bytes_and_name(
+        &self,
+        object: ObjectId,
+        file: &File,
+        dir: Option<&File>,
+        path: &Path,
+    ) -> Result<()> {
         self.faults
             .check("fsync", object)
             .and_then(|()| file.sync_data())
             .map_err(failed("fsync", path))?;
-        if self.fresh.lock().contains(&object) {
-            let dir = path.parent().unwrap_or(&self.root);
-            File::open(dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(failed("fsync", dir))?;
+        if let Some(dir) = dir {
+            let parent = path.parent().unwrap_or(&self.root);
+            dir.sync_all().map_err(failed("fsync", parent))?;
             self.fresh.lock().remove(&object);
         }
         Ok(())
@@ -311,9 +374,7 @@ impl Store {
     /// # Errors
     /// If it does not tell.
     pub fn space(&self) -> Result<(u64, u64)> {
-        File::open(&self.root)
-            .and_then(sys::file::space)
-            .map_err(failed("statfs", &self.root))
+        sys::file::space(&self.whole).map_err(failed("statfs", &self.root))
     }
 
     /// Every object that there is.

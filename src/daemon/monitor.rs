@@ -326,6 +326,11 @@ impl Monitor {
         match backend.check_alive(look) {
             // What does not answer in time may only be slow: that is not for us to say.
             Err(error) if error.is_stalled() => {}
+            // Nor does it say anything of the drive that we have nothing left to look with. Soon again.
+            Err(error) if error.is_shortage() => {
+                tracing::error!(%error, "cannot look at the backend");
+                self.parts.bell.suspicious.store(true, Ordering::Release);
+            }
             Err(error) => self.lose(&error),
             Ok(()) => self.note_table(),
         }

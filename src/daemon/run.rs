@@ -44,6 +44,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long programs are given to close their files once a signal has taken the mount away.
 const LEAVING: Duration = Duration::from_secs(5);
 
+/// The limit of open files where the system does not tell.
+const USUAL_OPEN_FILES: u64 = 1024;
+
 /// Why the daemon comes to its end.
 enum End {
     Unmounted,
@@ -56,7 +59,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             .hint("use --io daemon, or leave it out"));
     }
     start_logging();
-    raise_open_files();
+    let descriptors = raise_open_files();
     let signals = block_signals()?;
     let clock: Arc<dyn Clock> = Arc::new(CoarseClock);
     let opened = open_cache(&options, &*clock)?;
@@ -83,6 +86,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     })
     .map(Arc::new)
     .map_err(failed)?;
+    fs.limit_descriptors(descriptors);
     if options.show_system {
         fs.show_system();
     }
@@ -118,6 +122,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             attention,
             bell,
             site,
+            descriptors,
         },
     )
 }
@@ -134,6 +139,8 @@ struct Serving {
     attention: Vec<String>,
     bell: Arc<Bell>,
     site: Site,
+    /// How many descriptors this process may have.
+    descriptors: u64,
 }
 
 fn serve(
@@ -154,6 +161,7 @@ fn serve(
         attention,
         bell,
         site,
+        descriptors,
     } = parts;
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
     let workers = Workers::start().map_err(|e| io("cannot start a thread", e))?;
@@ -224,7 +232,7 @@ fn serve(
         tracing::error!(%error, "whoever started the mount is gone");
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
-    tracing::info!(backend = %opened.path.display(), mountpoint = %options.mountpoint.display(), "mounted");
+    tracing::info!(backend = %opened.path.display(), mountpoint = %options.mountpoint.display(), open_files = descriptors, "mounted");
     let (cut_off, patience) = match wait_for_end(&session, &end, signals) {
         End::Unmounted => (false, PATIENCE),
         End::Signal => {
@@ -316,13 +324,22 @@ fn wait_for_end(session: &Session, end: &Receiver<()>, signals: &Receiver<()>) -
     }
 }
 
-/// Every open file of the mount is one of ours, so the usual limit of 1024 is soon met.
-fn raise_open_files() {
+/// Files of the mount that are in use take a descriptor each, so the usual limit of 1024 is soon met. Gives the limit.
+fn raise_open_files() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(errno) = raised {
-        tracing::warn!(%errno, "the limit of open files stays as it is");
+    let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok(limits) => limits,
+        Err(errno) => {
+            tracing::warn!(%errno, "the limit of open files is not known");
+            return USUAL_OPEN_FILES;
+        }
+    };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(errno) => {
+            tracing::warn!(%errno, soft, "the limit of open files stays as it is");
+            soft
+        }
     }
 }
 

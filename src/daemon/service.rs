@@ -25,6 +25,9 @@ use crate::flush::{FlushError, Flusher, Report, Wish};
 use crate::fs::Fs;
 use crate::index::{BatchSummary, Index, Waiting};
 
+/// Files held back that are named one by one.
+const HELD_BACK_NAMED: u32 = 5;
+
 /// Everything that a running daemon is made of, for those who look after it.
 pub(super) struct Service {
     pub(super) fs: Arc<Fs>,
@@ -268,6 +271,8 @@ impl Service {
                 "{line}: modes, owners and other attributes told there are lost, contents are not"
             )
         }));
+        lines.extend(self.held_back());
+        lines.extend(self.fs.refusal());
         match self.store.lost_and_found() {
             Ok((0, _)) => {}
             Ok((count, path)) => lines.push(format!(
@@ -275,6 +280,30 @@ impl Service {
                 path.display()
             )),
             Err(error) => lines.push(error.to_string()),
+        }
+        lines
+    }
+
+    /// What was being written when a daemon was killed, and what to do about it.
+    fn held_back(&self) -> Vec<String> {
+        let mut state = self.index.lock();
+        let held = state.interrupted(HELD_BACK_NAMED);
+        let (some, count) = held.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot tell what is held back");
+            (Vec::new(), 0)
+        });
+        let mut lines: Vec<String> = Vec::new();
+        for ino in &some {
+            let path = state.mount_path(*ino).ok().flatten();
+            let path = path.map_or_else(|| format!("inode {}", ino.0), |path| path.to_string());
+            lines.push(format!(
+                "{path} was being written when the daemon was killed; it is as far as it got, and is held back from the drive. \
+                 Look at it, then write it anew, or `touch` it to have it carried as it is; all of them: ferryfs flush --include-interrupted"
+            ));
+        }
+        if count > some.len() as u64 {
+            let more = count - some.len() as u64;
+            lines.push(format!("and {more} more files are held back likewise"));
         }
         lines
     }

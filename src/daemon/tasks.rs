@@ -269,9 +269,12 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
             deadline: None,
             enough: &|_| stop.load(Ordering::Acquire),
         };
+        service.fs.look_at_space();
+        let carriable = service.fs.carriable();
         match service.run_flush(&patience, &|_| {}) {
             Ok(report) => {
                 backoff = Duration::ZERO;
+                service.fs.note_flushed(carriable, report.bytes);
                 if report.batch.is_some() {
                     tracing::info!(files = report.files, bytes = report.bytes, "flushed");
                     make_room_for_writers(service);

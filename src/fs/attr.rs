@@ -1,5 +1,7 @@
 //! Attributes: size, mode, owner, times, extended attributes, and the space of the whole.
 
+use std::sync::atomic::Ordering;
+
 use super::{Ctx, Fs, FsError, Result};
 use crate::base::{FileKind, Ino, Timestamp};
 use crate::index::{Flags, Inode, State};
@@ -84,7 +86,7 @@ impl Fs {
                 // Whoever holds this lock while the row says WRITING holds it for a moment only: fetches and copies come before.
                 let content = open.content.read();
                 if let (true, Some(object)) = (content.prepared, &content.object) {
-                    super::content::measure(&object.file)?.apply(&mut inode);
+                    super::content::measure(&*object.file()?)?.apply(&mut inode);
                     return Ok(inode);
                 }
             }
@@ -194,7 +196,8 @@ impl Fs {
             if content.prepared
                 && let Some(object) = &content.object
             {
-                sys::time::set_modified_fd(&object.file, mtime)?;
+                sys::time::set_modified_fd(&**object.file()?, mtime)?;
+                object.changed.store(true, Ordering::Release);
             }
         }
         Ok(())

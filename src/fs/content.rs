@@ -14,7 +14,8 @@ use std::time::Duration;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::described::write_around_holes;
-use super::open::{Content, ObjectFile, OpenInode};
+use super::files::{Descriptor, ObjectFile};
+use super::open::{Content, Handle, OpenInode};
 use super::{Ctx, Fs, FsError, Result};
 use crate::base::steps::CacheStep;
 use crate::base::{ContentHash, FileKind, Ino, ObjectId, Timestamp};
@@ -132,7 +133,7 @@ impl Fs {
                     } else {
                         drop(state);
                         let file = self.open_object(content, object)?;
-                        sys::time::set_modified_fd(&file.file, inode.mtime)?;
+                        sys::time::set_modified_fd(&**file.file()?, inode.mtime)?;
                         file
                     }
                 }
@@ -147,7 +148,7 @@ impl Fs {
                 _ => {
                     let object = state.new_object()?;
                     drop(state);
-                    object_file(object, self.store.create(object)?)
+                    self.files.create(object)?
                 }
             };
             // Before the row that names it: no sync of the index may pass its bytes by.
@@ -230,7 +231,8 @@ impl Fs {
         match &content.object {
             Some(at_hand) if at_hand.object == object => Ok(at_hand.clone()),
             _ => {
-                let file = object_file(object, self.store.open_object(object)?);
+                let file = self.files.existing(object);
+                file.file()?; // It must be there.
                 content.object = Some(file.clone());
                 Ok(file)
             }
@@ -246,9 +248,9 @@ impl Fs {
         to: ObjectId,
     ) -> Result<Arc<ObjectFile>> {
         let source = self.open_object(content, from)?;
-        let file = self.store.clone_object(&source.file, to)?;
-        sys::time::set_modified_fd(&file, inode.mtime)?;
-        Ok(object_file(to, file))
+        let copy = self.files.clone_of(&source, to)?;
+        sys::time::set_modified_fd(&**copy.file()?, inode.mtime)?;
+        Ok(copy)
     }
 
     /// Brings a file that only the backend has into the cache. The caller holds its content's lock, or has seen to it
@@ -261,8 +263,9 @@ impl Fs {
             (self.known(&mut state, ino)?, state.new_object()?)
         };
         let holes = self.described_holes(&inode)?;
-        let target = object_file(object, self.store.create(object)?);
+        let target = self.files.create(object)?;
         let copied = (|| {
+            let file = target.file()?;
             let mut buffer = vec![0; FETCH_BUFFER];
             let mut hasher = blake3::Hasher::new();
             let mut at = 0;
@@ -273,11 +276,11 @@ impl Fs {
                 }
                 hasher.update(&buffer[..got]);
                 write_around_holes(&holes, at, &buffer[..got], |at, bytes| {
-                    target.file.write_all_at(bytes, at)
+                    file.write_all_at(bytes, at)
                 })?;
                 at += got as u64;
             }
-            target.file.set_len(at)?; // Where it ends in a hole.
+            file.set_len(at)?; // Where it ends in a hole.
             if at != inode.size {
                 tracing::warn!(
                     ino = ino.0,
@@ -287,9 +290,9 @@ impl Fs {
                 );
                 return Err(FsError::Errno(libc::EIO));
             }
-            sys::time::set_modified_fd(&target.file, inode.mtime)?;
+            sys::time::set_modified_fd(&**file, inode.mtime)?;
             let hash = ContentHash(*hasher.finalize().as_bytes());
-            Ok((measure(&target.file)?.blocks, hash))
+            Ok((measure(&file)?.blocks, hash))
         })();
         let (blocks, hash) = match copied {
             Ok(copied) => copied,
@@ -317,13 +320,13 @@ impl Fs {
         Ok(())
     }
 
-    /// Runs `change` on the file's object, ready for writing.
+    /// Runs `change` on the file's object, ready for writing; `by` is the handle through which it is done, if it is one.
     fn change<T>(
         &self,
         ctx: &Ctx,
-        open: &OpenInode,
+        (open, by): (&OpenInode, Option<&Handle>),
         old: OldBytes,
-        change: impl FnOnce(&ObjectFile) -> Result<T>,
+        change: impl FnOnce(&ObjectFile, &File) -> Result<T>,
     ) -> Result<T> {
         {
             let content = self.share_content(ctx, open)?;
@@ -331,18 +334,36 @@ impl Fs {
                 && old == OldBytes::Keep
                 && let Some(object) = &content.object
             {
-                let result = change(object);
-                self.note_unsynced(object);
-                return result;
+                return self.change_object(ctx, object, by, change);
             }
         }
         let mut content = self.lock_content(ctx, open)?;
         let object = self.prepare(ctx, open, &mut content, old)?;
-        let result = change(&object);
-        self.note_unsynced(&object);
+        let result = self.change_object(ctx, &object, by, change);
         if content.writers == 0 {
             self.settle(open.ino, &mut content)?;
         }
+        result
+    }
+
+    fn change_object<T>(
+        &self,
+        ctx: &Ctx,
+        object: &Arc<ObjectFile>,
+        by: Option<&Handle>,
+        change: impl FnOnce(&ObjectFile, &File) -> Result<T>,
+    ) -> Result<T> {
+        // Held until it counts as unsynced: it is not closed with bytes that nobody would sync.
+        let file = object.file()?;
+        if let Some(handle) = by {
+            handle.note_write(ctx);
+        }
+        // If even that fails, the SSD is to be asked at the next sync what is the matter with it.
+        let result = object
+            .begin_change(&file)
+            .and_then(|()| change(object, &file));
+        object.changed.store(true, Ordering::Release);
+        self.note_unsynced(object);
         result
     }
 
@@ -354,10 +375,10 @@ impl Fs {
         let handle = self.opens.handle(handle)?;
         self.hold_back(ctx, data.len())?;
         self.with_room(ctx, || {
-            self.change(ctx, &handle.open, OldBytes::Keep, |object| {
+            self.change(ctx, written(&handle), OldBytes::Keep, |object, file| {
                 self.store.steps().before(CacheStep::WriteObject)?;
                 self.store.check_fault("write", object.object)?;
-                Ok(object.file.write_all_at(data, offset)?)
+                Ok(file.write_all_at(data, offset)?)
             })
         })?;
         self.count_written(data.len());
@@ -377,13 +398,13 @@ impl Fs {
             OldBytes::Keep
         };
         let now = self.clock.now();
-        self.change(ctx, open, old, |object| {
-            object.file.set_len(size)?;
+        self.change(ctx, (open, None), old, |object, file| {
+            file.set_len(size)?;
             if size == 0 {
                 // Whatever of it the SSD has lost is not wanted any more.
                 self.forget_damage(object.object)?;
             }
-            Ok(sys::time::set_modified_fd(&object.file, now)?)
+            Ok(sys::time::set_modified_fd(file, now)?)
         })
     }
 
@@ -421,8 +442,8 @@ impl Fs {
             self.drop_privileges(handle.open.ino)?;
         }
         let allocate = || {
-            self.change(ctx, &handle.open, OldBytes::Keep, |object| {
-                Ok(sys::file::allocate(&object.file, mode, offset, length)?)
+            self.change(ctx, written(&handle), OldBytes::Keep, |_, file| {
+                Ok(sys::file::allocate(file, mode, offset, length)?)
             })
         };
         if mode.contains(Flag::FALLOC_FL_PUNCH_HOLE) {
@@ -445,7 +466,7 @@ impl Fs {
         length: u64,
     ) -> Result<usize> {
         let source = self.opens.handle(from.0)?;
-        let source = self
+        let (_, source) = self
             .object_at_hand(ctx, &source.open)?
             .ok_or(FsError::NOT_SUPPORTED)?;
         let target = self.opens.handle(to.0)?;
@@ -456,40 +477,39 @@ impl Fs {
             self.drop_privileges(target.open.ino)?;
         }
         let copied = self.with_room(ctx, || {
-            self.change(ctx, &target.open, OldBytes::Keep, |object| {
-                Ok(sys::file::copy_range(
-                    &source.file,
-                    from.1,
-                    &object.file,
-                    to.1,
-                    length,
-                )?)
+            self.change(ctx, written(&target), OldBytes::Keep, |_, file| {
+                Ok(sys::file::copy_range(&source, from.1, file, to.1, length)?)
             })
         })?;
         self.count_written(copied);
         Ok(copied)
     }
 
-    /// The object of an open file, opened; `None` if it has none.
+    /// The object of an open file, opened; `None` if it has none. As long as the descriptor lives the object can be read, also
+    /// should the file get another one meanwhile.
     pub(super) fn object_at_hand(
         &self,
         ctx: &Ctx,
         open: &OpenInode,
-    ) -> Result<Option<Arc<ObjectFile>>> {
-        let at_hand = open
-            .content
-            .try_read()
-            .and_then(|content| content.object.clone());
-        if at_hand.is_some() {
-            return Ok(at_hand);
+    ) -> Result<Option<(ObjectId, Arc<Descriptor>)>> {
+        let opened = |object: &Arc<ObjectFile>| Ok(Some((object.object, object.file()?)));
+        if let Some(content) = open.content.try_read()
+            && let Some(object) = &content.object
+        {
+            return opened(object);
         }
         let mut content = self.lock_content(ctx, open)?;
         let inode = self.known(&mut self.index.lock(), open.ino)?;
         match inode.location() {
-            Location::Object(object) => self.open_object(&mut content, object).map(Some),
+            Location::Object(object) => opened(&self.open_object(&mut content, object)?),
             Location::Empty | Location::Backend => Ok(None),
         }
     }
+}
+
+/// The file of a handle, to be changed through it.
+fn written(handle: &Handle) -> (&OpenInode, Option<&Handle>) {
+    (&handle.open, Some(handle))
 }
 
 /// Takes the content's lock as the context allows: at once, or else as long as nobody who holds it waits for the backend.
@@ -525,15 +545,6 @@ impl Drop for Fetching<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
-}
-
-/// An object's file, just opened.
-pub(super) fn object_file(object: ObjectId, file: File) -> Arc<ObjectFile> {
-    Arc::new(ObjectFile {
-        object,
-        file,
-        unsynced: AtomicBool::new(false),
-    })
 }
 
 /// A read of the backend's file that failed: the medium is gone, or the file is damaged.

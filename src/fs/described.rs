@@ -429,14 +429,14 @@ impl Fs {
 
     /// Links and special files that the catalog knew of, and does so no more, were removed elsewhere.
     fn forget_untold_specials(&self, dir: Ino, told: &Told, news: &mut Vec<Notice>) -> Result<()> {
-        let mut after = None;
+        let mut after = 0;
         loop {
             let mut state = self.index.lock();
-            let names = state.list(dir, after.as_ref(), CHUNK as u32)?;
+            let names = state.list(dir, after, u64::MAX, CHUNK as u32)?;
             let Some(last) = names.last() else {
                 return Ok(());
             };
-            after = Some(last.name.clone());
+            after = last.cookie;
             for dirent in names {
                 let inode = state.expect_inode(dirent.ino)?;
                 let is_clean = inode.flags.has(Flags::ON_BACKEND) && !inode.flags.any(Flags::DIRTY);

@@ -1,21 +1,26 @@
 //! Listing directories, with offsets that stay valid while entries come and go.
 //!
-//! Entries are listed in the order of the index's key. An open directory remembers each name it has handed out; an entry's
-//! offset is the position of its name in that memory, and listing goes on with the first name after it. So an entry that is
-//! there all the time is listed exactly once, whatever else is made or removed meanwhile.
+//! Each name has a number in the index that no other name ever has, and entries are listed in the order of these: an entry's offset
+//! is its number, and listing goes on with the next larger one. So an offset means the same to every open of the directory, to a
+//! server of NFS, and to the next daemon; an entry that is there all the time is listed exactly once, whatever else is made or
+//! removed meanwhile; and an open directory remembers nothing of what it has handed out.
+//!
+//! What is made while a directory is being listed gets a larger number than all there are. Were it listed too, whoever renames each
+//! entry that he reads would never come to the end: a listing ends where the numbers ended when it began.
 
 use std::sync::Arc;
-
-use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Ctx, Fs, FsError, Result};
-use crate::base::{Ino, Name};
-use crate::index::Inode;
+use crate::base::Ino;
+use crate::index::{Dirent, Inode};
 
-/// Names read from the index at a time; bounds how long its lock is held.
+/// Names read from the index at first, and from then on; bounds how long its lock is held. The kernel's usual buffer takes few
+/// entries with their attributes, and many without.
+const FIRST_CHUNK: u32 = 32;
 const CHUNK: u32 = 128;
 
-/// Offsets of the entries `.` and `..`; those of names follow.
+/// Offsets of the entries `.` and `..`; those of names are larger.
 const AFTER_DOT: u64 = 1;
 const AFTER_DOTDOT: u64 = 2;
 
@@ -23,7 +28,8 @@ const AFTER_DOTDOT: u64 = 2;
 #[derive(Debug)]
 pub(super) struct DirHandle {
     ino: Ino,
-    handed_out: Mutex<Vec<Name>>,
+    /// Where the listing ends.
+    end: AtomicU64,
 }
 
 /// An entry as it is listed.
@@ -47,7 +53,7 @@ impl Fs {
         let number = self.new_handle();
         let handle = DirHandle {
             ino,
-            handed_out: Mutex::default(),
+            end: AtomicU64::new(self.index.lock().end_of_listings()),
         };
         self.dirs.write().insert(number, Arc::new(handle));
         Ok(number)
@@ -75,51 +81,51 @@ impl Fs {
             .get(&number)
             .cloned()
             .ok_or(FsError::BAD_HANDLE)?;
-        let mut handed_out = handle.handed_out.lock();
         if offset == 0 {
-            handed_out.clear();
+            // It begins anew, and what has been made meanwhile is in it.
+            let end = self.index.lock().end_of_listings();
+            handle.end.store(end, Ordering::Relaxed);
         }
         for (dot, at) in [(&b"."[..], AFTER_DOT), (b"..", AFTER_DOTDOT)] {
             if offset < at && !accept(&self.dot_entry(handle.ino, dot, at)?) {
                 return Ok(());
             }
         }
-        let mut after = match offset.checked_sub(AFTER_DOTDOT + 1) {
-            Some(position) => Some(
-                usize::try_from(position)
-                    .ok()
-                    .and_then(|position| handed_out.get(position).cloned())
-                    .ok_or(FsError::INVALID)?,
-            ),
-            None => None,
-        };
+        let mut after = offset.max(AFTER_DOTDOT);
+        let mut count = FIRST_CHUNK;
         loop {
-            let chunk = self.list_chunk(handle.ino, after.as_ref())?;
-            let Some((last, _)) = chunk.last() else {
-                return Ok(());
-            };
-            after = Some(last.clone());
-            for (name, inode) in chunk {
-                handed_out.push(name.clone());
+            let chunk = self.list_chunk(&handle, after, count)?;
+            for (dirent, inode) in &chunk {
                 let entry = DirEntry {
-                    name: name.as_bytes().to_vec(),
-                    inode,
-                    offset: AFTER_DOTDOT + handed_out.len() as u64,
+                    name: dirent.name.as_bytes().to_vec(),
+                    inode: inode.clone(),
+                    offset: dirent.cookie,
                 };
                 if !accept(&entry) {
-                    handed_out.pop();
                     return Ok(());
                 }
+                after = dirent.cookie;
             }
+            if chunk.len() < count as usize {
+                return Ok(());
+            }
+            count = CHUNK;
         }
     }
 
-    fn list_chunk(&self, dir: Ino, after: Option<&Name>) -> Result<Vec<(Name, Inode)>> {
+    fn list_chunk(
+        &self,
+        handle: &DirHandle,
+        after: u64,
+        count: u32,
+    ) -> Result<Vec<(Dirent, Inode)>> {
+        let end = handle.end.load(Ordering::Relaxed);
         let mut state = self.index.lock();
-        let dirents = state.list(dir, after, CHUNK)?;
+        let dirents = state.list(handle.ino, after, end, count)?;
         let mut chunk = Vec::with_capacity(dirents.len());
         for dirent in dirents {
-            chunk.push((dirent.name, state.expect_inode(dirent.ino)?));
+            let inode = state.expect_inode(dirent.ino)?;
+            chunk.push((dirent, inode));
         }
         drop(state);
         for (_, inode) in &mut chunk {

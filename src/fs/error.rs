@@ -65,6 +65,9 @@ impl FsError {
             FsError::Object(error) => error.raw_os_error().unwrap_or(libc::EIO),
             FsError::Backend(error) if error.is_gone() => libc::ENOMEDIUM,
             FsError::Backend(error) if error.is_stalled() => libc::ETIMEDOUT,
+            FsError::Backend(error) if error.is_shortage() => {
+                error.source.raw_os_error().unwrap_or(libc::EIO)
+            }
             FsError::Backend(_) => libc::EIO,
         }
     }
@@ -76,7 +79,12 @@ impl FsError {
             FsError::WouldBlock | FsError::WouldWait => false,
             FsError::Errno(_) | FsError::Detached => false,
             FsError::Backend(error) => !error.is_stalled(),
-            FsError::Index(_) | FsError::Store(_) | FsError::Object(_) => true,
+            // Of these there may be very many; they are told once a minute.
+            FsError::Store(error) => !matches!(
+                error.source.raw_os_error(),
+                Some(libc::EMFILE | libc::ENFILE)
+            ),
+            FsError::Index(_) | FsError::Object(_) => true,
         }
     }
 }

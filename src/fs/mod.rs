@@ -16,6 +16,7 @@ mod described;
 mod dir;
 mod error;
 mod evict;
+mod files;
 mod import;
 mod names;
 mod open;
@@ -61,6 +62,8 @@ pub struct Ctx {
     pub uid: u32,
     /// The caller's group.
     pub gid: u32,
+    /// The caller's thread; 0 where it is not known.
+    pub pid: u32,
     /// Whether it may copy large objects, and wait for somebody who does.
     pub may_block: bool,
     /// Whether it may wait for the backend, and for somebody who does.
@@ -135,6 +138,7 @@ pub struct Fs {
     progress: progress::Progress,
     /// What other systems keep for themselves on the drive is shown.
     shows_system: AtomicBool,
+    files: Arc<files::Files>,
     unsynced: sync::Unsynced,
     pressure: pressure::Pressure,
     /// One eviction at a time; when it last looked at damaged objects.
@@ -152,6 +156,7 @@ impl Fs {
         let fs = Fs {
             rules: NameRules::new(&parts.capabilities),
             index: parts.index,
+            files: files::Files::new(parts.store.clone()),
             store: parts.store,
             drive: parts.drive,
             clock: parts.clock,

@@ -2,8 +2,8 @@
 //!
 //! Each changes the index in one transaction that is committed before it is answered.
 
-use super::content::object_file;
-use super::open::{Content, ObjectFile};
+use super::files::ObjectFile;
+use super::open::Content;
 use super::{Ctx, Fs, FsError, OpenMode, Result};
 use crate::base::{FileKind, Ino, Name, Timestamp};
 use crate::index::{Flags, Inode, State};
@@ -111,7 +111,7 @@ impl Fs {
         };
         // Whoever makes a file to write it gets its object at once: one commit then serves for the name and the first write.
         let file = match mode.write {
-            true => Some(object_file(object, self.store.create(object)?)),
+            true => Some(self.files.create(object)?),
             false => None,
         };
         let made = self.insert_open_file(ctx, parent, name, permissions, file.as_deref());
@@ -134,7 +134,7 @@ impl Fs {
                 writers: 1,
             };
         }
-        Ok((inode, self.insert_handle(open, mode)))
+        Ok((inode, self.insert_handle(ctx, open, mode, true)))
     }
 
     /// Makes the row of a new file, committed; with an object, as one that is being written.

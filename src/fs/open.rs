@@ -1,15 +1,15 @@
 //! Open files: the table of open inodes, handles, and what happens at open and release.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::files::ObjectFile;
 use super::read::BackendReader;
 use super::{Ctx, Fs, FsError, Result};
-use crate::base::{Ino, ObjectId};
+use crate::base::Ino;
 use crate::index::{Flags, Inode, Location};
 
 /// What a file is opened for.
@@ -19,15 +19,6 @@ pub struct OpenMode {
     pub write: bool,
     /// The file is emptied first.
     pub truncate: bool,
-}
-
-/// The open file of an object, shared by all handles of its inode.
-#[derive(Debug)]
-pub(super) struct ObjectFile {
-    pub(super) object: ObjectId,
-    pub(super) file: File,
-    /// Bytes may have been written that no fsync has covered, and the file is in [`super::sync::Unsynced`] for it.
-    pub(super) unsynced: AtomicBool,
 }
 
 /// What an open inode's reads and writes go to.
@@ -48,6 +39,8 @@ pub(super) struct OpenInode {
     pub(super) content: RwLock<Content>,
     /// Whoever holds the content's lock for writing waits for the backend.
     pub(super) fetching: AtomicBool,
+    /// Handles through which something has been written since they were last closed or synced.
+    pub(super) unacknowledged: AtomicU32,
     /// The file on the backend, while it is being read from there.
     pub(super) backend: BackendReader,
 }
@@ -68,6 +61,7 @@ impl OpenTable {
                 ino,
                 content: RwLock::default(),
                 fetching: AtomicBool::new(false),
+                unacknowledged: AtomicU32::new(0),
                 backend: BackendReader::default(),
             };
             (Arc::new(open), 0)
@@ -143,6 +137,43 @@ impl Held<'_> {
 pub struct Handle {
     pub(super) open: Arc<OpenInode>,
     mode: OpenMode,
+    /// Who has written through it last, as [`writer`] counts; 0 for nobody since it was last closed or synced.
+    writer: AtomicU64,
+}
+
+/// A thread that writes, as a number above 0.
+fn writer(ctx: &Ctx) -> u64 {
+    u64::from(ctx.pid) + 1
+}
+
+/// Whether both are threads of one process, as far as can be told. A child that is born with a descriptor closes it too, and that
+/// says nothing of its parent, who may be in the middle of writing.
+fn same_process(one: u64, other: u64) -> bool {
+    let unknown = one <= 1 || other <= 1;
+    let is_thread = || {
+        let thread = format!("/proc/{}/task/{}", one - 1, other - 1);
+        std::path::Path::new(&thread).exists()
+    };
+    one == other || unknown || is_thread()
+}
+
+impl Handle {
+    /// Something is about to be written through it.
+    pub(super) fn note_write(&self, ctx: &Ctx) {
+        let writer = writer(ctx);
+        if self.writer.load(Ordering::Relaxed) != writer
+            && self.writer.swap(writer, Ordering::AcqRel) == 0
+        {
+            self.open.unacknowledged.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whoever writes through it has come to an end, for now.
+    fn note_end(&self) {
+        if self.writer.swap(0, Ordering::AcqRel) != 0 {
+            self.open.unacknowledged.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Fs {
@@ -165,7 +196,7 @@ impl Fs {
             self.put_open(&open)?;
             return Err(error);
         }
-        Ok(self.insert_handle(open, mode))
+        Ok(self.insert_handle(ctx, open, mode, mode.truncate))
     }
 
     fn make_ready(&self, ctx: &Ctx, open: &OpenInode, inode: &Inode, mode: OpenMode) -> Result<()> {
@@ -186,12 +217,25 @@ impl Fs {
         ready
     }
 
-    pub(super) fn insert_handle(&self, open: Arc<OpenInode>, mode: OpenMode) -> u64 {
+    /// A new handle. Whoever has made or emptied the file with it, has `begun` to write it: as long as he is not done, it is not
+    /// whole.
+    pub(super) fn insert_handle(
+        &self,
+        ctx: &Ctx,
+        open: Arc<OpenInode>,
+        mode: OpenMode,
+        begun: bool,
+    ) -> u64 {
         let number = self.new_handle();
-        self.opens
-            .handles
-            .write()
-            .insert(number, Arc::new(Handle { open, mode }));
+        let handle = Handle {
+            open,
+            mode,
+            writer: AtomicU64::new(0),
+        };
+        if begun && mode.write {
+            handle.note_write(ctx);
+        }
+        self.opens.handles.write().insert(number, Arc::new(handle));
         number
     }
 
@@ -205,12 +249,57 @@ impl Fs {
         Ok(())
     }
 
-    /// Makes what was changed through the handle survive the daemon's death; called at each close of a descriptor.
+    /// A program closes a descriptor: what it has written is as it should be. Noted before the close is answered, so that the file is
+    /// not taken for one that was being written should the daemon be killed in the next moment. The bytes themselves, and the
+    /// row that names them, survive that already.
+    ///
+    /// It must be the program that has written last; and while another handle has written and not been closed, the file is
+    /// still being written.
     ///
     /// # Errors
-    /// If the index cannot be committed.
-    pub fn flush(&self, _handle: u64) -> Result<()> {
-        self.with_reserve(|| Ok(self.index.commit()?))
+    /// If there is no such handle, or it would have to wait.
+    pub fn close_descriptor(&self, ctx: &Ctx, number: u64) -> Result<()> {
+        let handle = self.opens.handle(number)?;
+        let last = handle.writer.load(Ordering::Acquire);
+        if last != 0 && !same_process(last, writer(ctx)) {
+            return Ok(());
+        }
+        self.acknowledge(ctx, &handle)
+    }
+
+    /// A program asks for the file to be synced, which is to follow: what has been written through the handle is as it should be.
+    ///
+    /// # Errors
+    /// As [`Fs::close_descriptor`].
+    pub fn note_fsync(&self, ctx: &Ctx, number: u64) -> Result<()> {
+        let handle = self.opens.handle(number)?;
+        self.acknowledge(ctx, &handle)
+    }
+
+    fn acknowledge(&self, ctx: &Ctx, handle: &Handle) -> Result<()> {
+        if !handle.mode.write {
+            return Ok(());
+        }
+        handle.note_end();
+        let open = &handle.open;
+        let nothing_to_note = open.content.try_read().is_some_and(|content| {
+            let marked = |object: &Arc<ObjectFile>| object.is_marked();
+            !content.prepared || content.object.as_ref().is_none_or(marked)
+        });
+        if nothing_to_note || open.unacknowledged.load(Ordering::Acquire) > 0 {
+            return Ok(());
+        }
+        // Held alone: nobody writes meanwhile.
+        let content = self.lock_content(ctx, open)?;
+        if content.prepared
+            && open.unacknowledged.load(Ordering::Acquire) == 0
+            && let Some(object) = &content.object
+            && let Err(error) = object.mark()
+        {
+            // Only a kill in the next moment would tell: the file is then held back, and named.
+            tracing::debug!(%error, "cannot note that a file is whole");
+        }
+        Ok(())
     }
 
     /// Ends a handle. The last one that could write settles the file: from then on a batch may take it.
@@ -228,6 +317,7 @@ impl Fs {
         } else {
             Ok(())
         };
+        handle.note_end();
         self.opens.handles.write().remove(&number);
         self.put_open(&handle.open)?;
         settled
@@ -250,7 +340,10 @@ impl Fs {
     pub(super) fn settle(&self, ino: Ino, content: &mut Content) -> Result<()> {
         let prepared = std::mem::take(&mut content.prepared);
         let measured = match &content.object {
-            Some(object) if prepared => super::content::measure(&object.file).map(Some),
+            Some(object) if prepared => object
+                .file()
+                .and_then(|file| super::content::measure(&file))
+                .map(Some),
             _ => Ok(None),
         };
         let mut state = self.index.lock();

@@ -12,14 +12,21 @@
 //! Nobody is held back on an event thread: there the operation answers `WouldBlock` before it has done anything, and runs again on
 //! a worker. Waiting writers hold workers, which readers of the backend need too: at most [`WAITERS`] wait at once, further
 //! ones are refused. Whether a flush may help is told by whoever starts flushes ([`Fs::expect_relief`]); told by nobody, or with no
-//! backend attached, nobody is held back, as that would gain nothing: ENOSPC comes at once.
+//! backend attached, nobody is held back, as that would gain nothing: ENOSPC comes at once. So it does where all that is dirty is
+//! still being written (one file that is larger than the SSD, say), or was left behind by the last flush: no flush carries that, and
+//! none is due for it until something else is closed.
 //!
 //! All of this lives in memory and is looked up again after a start.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::{CacheLimits, Ctx, Fs, FsError, Result};
+use crate::base::Ino;
+use crate::base::human_bytes;
+use crate::index::Flags;
 
 /// Most bytes written between two looks at how full the SSD is.
 const MAX_ALLOWANCE: u64 = 256 << 20;
@@ -39,6 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Writers that may wait at once.
 const WAITERS: u32 = 4;
 
+/// For how long it is told that a file did not fit, once it does not wait any more.
+const REFUSAL_TOLD: Duration = Duration::from_secs(600);
+
 /// How often a waiting writer looks.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -56,6 +66,19 @@ pub(super) struct Pressure {
     debt: AtomicI64,
     relief_expected: AtomicBool,
     waiting: AtomicU32,
+    /// Bytes that a flush could carry: those of dirty files that nobody is writing.
+    carriable: AtomicU64,
+    /// How many of these the last flush that carried nothing has left behind.
+    stuck: AtomicU64,
+    refused: Mutex<Option<Refused>>,
+}
+
+/// A file that was refused bytes, because the SSD was full of what is being written.
+#[derive(Debug)]
+struct Refused {
+    ino: Ino,
+    size: u64,
+    at: Instant,
 }
 
 impl CacheLimits {
@@ -89,7 +112,11 @@ impl Fs {
         let Ok((_, free)) = self.store.space() else {
             return;
         };
-        let totals = self.index.lock().totals();
+        let (totals, written) = {
+            let mut state = self.index.lock();
+            let written = state.dirty_in_writing().map_or(0, |(bytes, _)| bytes);
+            (state.totals(), written)
+        };
         let clean = totals.cached_bytes.saturating_sub(totals.dirty_bytes);
         let roomy = self.limits.roomy();
         let above = free.saturating_sub(self.limits.reserve);
@@ -103,8 +130,14 @@ impl Fs {
         p.allowance.store(allowance as i64, Ordering::Relaxed);
         p.full.store(above == 0, Ordering::Relaxed);
         p.crowded.store(free < roomy, Ordering::Relaxed);
-        p.wants_flush
-            .store(above == 0 || left < roomy, Ordering::Relaxed);
+        let carriable = totals.dirty_bytes.saturating_sub(written);
+        p.carriable.store(carriable, Ordering::Relaxed);
+        // What is gone is not stuck any more.
+        p.stuck.fetch_min(carriable, Ordering::Relaxed);
+        p.wants_flush.store(
+            (above == 0 || left < roomy) && self.flush_may_help(),
+            Ordering::Relaxed,
+        );
         let held_back = match self.may_be_relieved() {
             true => brake(
                 left.saturating_sub(self.limits.reserve),
@@ -122,8 +155,88 @@ impl Fs {
             .store(expected, Ordering::Relaxed);
     }
 
+    /// Whether there is anything that a flush could carry and has not left behind before.
+    fn flush_may_help(&self) -> bool {
+        let p = &self.pressure;
+        p.carriable.load(Ordering::Relaxed) > p.stuck.load(Ordering::Relaxed)
+    }
+
     fn may_be_relieved(&self) -> bool {
-        self.pressure.relief_expected.load(Ordering::Relaxed) && self.drive.is_attached()
+        self.pressure.relief_expected.load(Ordering::Relaxed)
+            && self.drive.is_attached()
+            && self.flush_may_help()
+    }
+
+    /// Bytes of dirty files that nobody is writing, as of the last look.
+    pub fn carriable(&self) -> u64 {
+        self.pressure.carriable.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of what a flush has come to, before which `carriable` bytes were to be carried: if it carried none of them, the
+    /// next will not either.
+    pub fn note_flushed(&self, carriable: u64, carried: u64) {
+        let stuck = if carried == 0 { carriable } else { 0 };
+        self.pressure.stuck.store(stuck, Ordering::Relaxed);
+        self.look_at_space();
+    }
+
+    /// Notes which file fills the SSD, where no flush can help.
+    fn note_refusal(&self) {
+        if self.flush_may_help() {
+            return;
+        }
+        let largest = self.index.lock().dirty_in_writing();
+        let Ok((_, Some(largest))) = largest else {
+            return;
+        };
+        // The row may lag behind by a moment.
+        let size = self
+            .with_current_size(largest.clone())
+            .map_or(largest.size, |inode| inode.size);
+        let mut refused = self.pressure.refused.lock();
+        if refused
+            .as_ref()
+            .is_none_or(|known| known.ino != largest.ino)
+        {
+            tracing::warn!(
+                ino = largest.ino.0,
+                size,
+                "the SSD is full of what is being written; no flush can help"
+            );
+        }
+        *refused = Some(Refused {
+            ino: largest.ino,
+            size,
+            at: Instant::now(),
+        });
+    }
+
+    /// What is to be told of a file that the SSD has no room for, as long as it waits, and a while longer.
+    pub fn refusal(&self) -> Option<String> {
+        let mut noted = self.pressure.refused.lock();
+        let refused = noted.as_ref()?;
+        let mut state = self.index.lock();
+        let inode = state.inode(refused.ino).ok()?;
+        let told = inode.filter(|inode| {
+            let waits = inode.flags.has(Flags::DATA_DIRTY) || refused.at.elapsed() < REFUSAL_TOLD;
+            inode.nlink > 0 && waits
+        });
+        let Some(inode) = told else {
+            *noted = None;
+            return None;
+        };
+        let path = state.mount_path(inode.ino).ok()??;
+        let open = if state.is_writing(inode.ino) {
+            "still open"
+        } else {
+            "closed since"
+        };
+        Some(format!(
+            "{path} ({} so far, {open}) does not fit on the SSD: it was refused more bytes, as the SSD is full and a file can be \
+             carried to the drive only once it is closed. What is there of it is cut short: delete it; then copy it to the drive \
+             itself after `ferryfs eject`, or use a cache on a larger disk (--cache)",
+            human_bytes(refused.size)
+        ))
     }
 
     /// Holds a writer of `bytes` back while dirty data nears the limit. To be called before anything has been done.
@@ -152,6 +265,7 @@ impl Fs {
         self.trim()?;
         self.look_at_space();
         if self.is_full() && !self.wait_for_relief() {
+            self.note_refusal();
             return Err(FsError::NO_SPACE);
         }
         Ok(())

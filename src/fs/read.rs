@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLockReadGuard};
 
+use super::files::Counted;
 use super::open::OpenInode;
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::drive::Withheld;
@@ -25,7 +26,15 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// The backend's file of an open inode, while it is being read from there.
 #[derive(Default)]
 pub(super) struct BackendReader {
-    file: Mutex<Option<(Arc<dyn ReadFile>, Instant)>>,
+    file: Mutex<Option<Reader>>,
+}
+
+struct Reader {
+    file: Arc<dyn ReadFile>,
+    used: Instant,
+    /// A batch removes it from the backend: closed, it could not be opened again.
+    kept: bool,
+    _counted: Counted,
 }
 
 impl fmt::Debug for BackendReader {
@@ -36,21 +45,33 @@ impl fmt::Debug for BackendReader {
 
 impl BackendReader {
     fn get(&self) -> Option<Arc<dyn ReadFile>> {
-        let mut file = self.file.lock();
-        let (file, used) = file.as_mut()?;
-        *used = Instant::now();
-        Some(file.clone())
+        let mut reader = self.file.lock();
+        let reader = reader.as_mut()?;
+        reader.used = Instant::now();
+        Some(reader.file.clone())
     }
 
-    fn put(&self, file: Arc<dyn ReadFile>) {
-        *self.file.lock() = Some((file, Instant::now()));
+    fn put(&self, file: Arc<dyn ReadFile>, kept: bool, counted: Counted) {
+        *self.file.lock() = Some(Reader {
+            file,
+            used: Instant::now(),
+            kept,
+            _counted: counted,
+        });
+    }
+
+    /// When it was last read, if it is open and may be closed.
+    fn last_read(&self) -> Option<Instant> {
+        let reader = self.file.lock();
+        let reader = reader.as_ref().filter(|reader| !reader.kept)?;
+        Some(reader.used)
     }
 
     pub(super) fn close_if(&self, idle: Duration) {
         let mut file = self.file.lock();
         if file
             .as_ref()
-            .is_some_and(|(_, used)| used.elapsed() >= idle)
+            .is_some_and(|reader| reader.used.elapsed() >= idle)
         {
             *file = None;
         }
@@ -73,10 +94,10 @@ impl Fs {
     /// `ENOMEDIUM` if the bytes are only on the backend and that is away.
     pub fn read(&self, ctx: &Ctx, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let handle = self.opens.handle(handle)?;
-        if let Some(object) = self.object_at_hand(ctx, &handle.open)? {
+        if let Some((object, file)) = self.object_at_hand(ctx, &handle.open)? {
             return read_full(buffer, |part, done| {
-                self.store.check_fault("read", object.object)?;
-                object.file.read_at(part, offset + done)
+                self.store.check_fault("read", object)?;
+                file.read_at(part, offset + done)
             })
             .map_err(FsError::Object);
         }
@@ -97,8 +118,10 @@ impl Fs {
         let file = match open.backend.get() {
             Some(file) => file,
             None => {
+                self.close_surplus_readers();
                 let file = self.open_on_backend(open.ino)?;
-                open.backend.put(file.clone());
+                open.backend
+                    .put(file.clone(), false, self.files.count_reader());
                 file
             }
         };
@@ -106,6 +129,22 @@ impl Fs {
             open.backend.close_if(Duration::ZERO);
             FsError::Backend(BackendError::new("read", &RelPath::root(), source))
         })
+    }
+
+    /// Closes some of the backend's files, those that have not been read for longest, if there are too many.
+    fn close_surplus_readers(&self) {
+        let surplus = self.files.surplus_readers();
+        if surplus == 0 {
+            return;
+        }
+        let all = self.opens.all().into_iter();
+        let mut open: Vec<_> = all
+            .filter_map(|open| Some((open.backend.last_read()?, open)))
+            .collect();
+        open.sort_by_key(|(used, _)| *used);
+        for (_, open) in open.into_iter().take(surplus) {
+            open.backend.close_if(Duration::ZERO);
+        }
     }
 
     /// Opens what the backend has of `ino`.
@@ -179,7 +218,7 @@ impl Fs {
                 && open.backend.get().is_none()
                 && let Ok(file) = self.open_on_backend(*ino)
             {
-                open.backend.put(file);
+                open.backend.put(file, true, self.files.count_reader());
             }
         }
     }
@@ -196,10 +235,10 @@ impl Fs {
     pub fn seek(&self, ctx: &Ctx, handle: u64, offset: u64, seek_for: SeekFor) -> Result<u64> {
         const BEYOND: FsError = FsError::Errno(libc::ENXIO);
         let handle = self.opens.handle(handle)?;
-        if let Some(object) = self.object_at_hand(ctx, &handle.open)? {
+        if let Some((_, file)) = self.object_at_hand(ctx, &handle.open)? {
             let found = match seek_for {
-                SeekFor::Data => sys::file::next_data(&object.file, offset)?,
-                SeekFor::Hole => sys::file::next_hole(&object.file, offset)?,
+                SeekFor::Data => sys::file::next_data(&file, offset)?,
+                SeekFor::Hole => sys::file::next_hole(&file, offset)?,
             };
             return found.ok_or(BEYOND);
         }

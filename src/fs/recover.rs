@@ -42,8 +42,10 @@ impl Fs {
 
     /// Sets right what an unclean end may have left:
     /// - a file that was replaced or rewritten, and whose new bytes never became durable: it is what it was before;
-    /// - a file that was being written: its object knows size and time. Whatever reached the disk is what it has now,
-    ///   and it is held back from the drive until somebody closes it or says that it is to be carried as it is;
+    /// - a file that was being written: its object knows size and time. Whatever reached the disk is what it has now. If a
+    ///   program was in the middle of writing it, it is held back from the drive until somebody opens it for writing and closes
+    ///   it, or says that it is to be carried as it is; not so what had been closed, or synced and not written since, when the
+    ///   daemon was killed;
     /// - a file that was closed, but whose object is shorter or longer than its row says, or missing: its bytes were never made
     ///   durable. If the backend has an older version, that is what it has now; else what there is;
     /// - an inode without a name that was still open: it goes;
@@ -58,7 +60,7 @@ impl Fs {
         let mut state = self.index.lock();
         self.undo_replacements(&mut state, end, &mut recovered)?;
         for inode in state.unsettled()? {
-            self.settle_row(&mut state, inode, &mut recovered)?;
+            self.settle_row(&mut state, inode, end, &mut recovered)?;
         }
         self.set_back_what_lacks(&mut state, &mut recovered)?;
         state.commit()?;
@@ -72,6 +74,7 @@ impl Fs {
         &self,
         state: &mut State,
         mut inode: Inode,
+        end: UncleanEnd,
         recovered: &mut Recovered,
     ) -> Result<()> {
         if inode.nlink == 0 {
@@ -85,6 +88,12 @@ impl Fs {
             None => None,
         };
         let was_writing = inode.flags.has(Flags::WRITING);
+        // What was closed, or synced as it is, right before the kill is whole, though its row does not know.
+        let acknowledged = was_writing
+            && end == UncleanEnd::Killed
+            && inode
+                .object
+                .is_some_and(|object| self.is_acknowledged(object));
         match measured {
             Some(measured) if was_writing => measured.apply(&mut inode),
             Some(measured) if measured.size() == inode.size => return Ok(()),
@@ -92,7 +101,7 @@ impl Fs {
             None if inode.object.is_none() => {}
             found => self.fall_back(state, &mut inode, found, recovered)?,
         }
-        if was_writing && inode.flags.has(Flags::DATA_DIRTY) {
+        if was_writing && !acknowledged && inode.flags.has(Flags::DATA_DIRTY) {
             // It was never closed like this. Its owner may go on with it; the drive is not to have it (P3).
             inode.flags.set(Flags::INTERRUPTED);
         }
@@ -101,6 +110,19 @@ impl Fs {
         state.put_inode(inode);
         recovered.measured += 1;
         Ok(())
+    }
+
+    /// Whether nothing has been written to the object since a program last closed its file or asked for it to be synced. What
+    /// cannot be told is not so: then the file is held back, and named.
+    fn is_acknowledged(&self, object: ObjectId) -> bool {
+        let marked = self
+            .store
+            .open_object(object)
+            .and_then(|file| self.store.is_marked_whole(object, &file));
+        marked.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot tell whether a file is whole");
+            false
+        })
     }
 
     /// Clean files whose objects are gone are what the drive has of them.

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
-use super::open::ObjectFile;
+use super::files::ObjectFile;
 use super::{Fs, FsError, Result};
 use crate::base::{Ino, ObjectId};
 use crate::cache::Damage;
@@ -134,7 +134,10 @@ impl Fs {
         for (object, file) in objects {
             let known = self.store.damage(*object).is_some();
             let synced = match file.upgrade() {
-                Some(open) => self.store.sync_object(*object, &open.file),
+                Some(open) => {
+                    let file = open.file()?;
+                    self.store.sync_object(*object, &file)
+                }
                 None => self.store.sync_closed_object(*object),
             };
             match synced {
@@ -197,7 +200,7 @@ impl Fs {
 
     /// What is wrong with the SSD and stays so until somebody does something about it, a line each.
     pub fn troubles(&self) -> Vec<String> {
-        let mut troubles = Vec::new();
+        let mut troubles: Vec<String> = self.files.trouble().into_iter().collect();
         if self.index.is_sealed() {
             troubles.push(
                 "the SSD has failed to keep the index; nothing more is changed: copy what you need, unmount, look at the SSD, mount again"
@@ -245,7 +248,9 @@ impl Fs {
             .and_then(|inode| inode.object);
         if let Some(file) = object.and_then(|object| self.unsynced.find(object)) {
             // Only a hint: the sync that counts comes later and reports its errors.
-            let _ = sys::file::start_writeback(&file.file, 0, 0);
+            let _ = file
+                .file()
+                .map(|file| sys::file::start_writeback(&file, 0, 0));
         }
     }
 
@@ -257,15 +262,23 @@ impl Fs {
         if self.index.is_sealed() {
             return Ok(()); // Told already, and by `status`.
         }
+        // What was noted may have been undone.
+        let all = self.index.lock().has_undone();
         for open in self.opens.all() {
             let Some(content) = open.content.try_read() else {
                 continue;
             };
+            // What has not changed since the last time need not be opened for it: there may be very many.
             if content.prepared
                 && let Some(object) = &content.object
+                && (object.changed.swap(false, Ordering::AcqRel) || all)
             {
                 // One that cannot be asked must not keep the others from being noted.
-                let Ok(measured) = super::content::measure(&object.file) else {
+                let measured = object
+                    .file()
+                    .and_then(|file| super::content::measure(&file));
+                let Ok(measured) = measured else {
+                    object.changed.store(true, Ordering::Release);
                     continue;
                 };
                 let mut state = self.index.lock();

@@ -96,6 +96,12 @@ const SPELLED_ALIKE: (&str, &str) = (
      + (SELECT count(*) FROM (SELECT 1 FROM dirents WHERE stored IS NOT NULL GROUP BY parent, stored HAVING count(*) > 1))",
 );
 
+/// The same where names have places in listings, from version 4 on.
+const PLACES: (&str, &str) = (
+    "names with no place in a listing, or with one that was never given out",
+    "SELECT count(*) FROM dirents WHERE cookie < 3 OR cookie >= coalesce((SELECT value FROM meta WHERE key='next_cookie'), 3)",
+);
+
 /// What is odd without doing harm.
 const ODDITIES: [(&str, &str); 1] = [(
     "files whose number of names is miscounted",
@@ -277,6 +283,9 @@ fn examine(conn: &Connection, path: &Path, version: i64, thorough: bool) -> Resu
         for_each(conn, stored, |row| name_from_row(row, 0).map(|_| None))
             .and_then(|problem| refuse(path, problem))?;
         found.extend(count(conn, &[SPELLED_ALIKE])?);
+    }
+    if version >= 4 {
+        found.extend(count(conn, &[PLACES])?);
     }
     if !found.is_empty() {
         return Err(damaged(path, found.join("; ")));

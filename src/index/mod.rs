@@ -350,7 +350,14 @@ fn create(conn: &Connection) -> Result<()> {
             "the file is a database, but no index of ferryfs".into(),
         ));
     }
-    let tables = [schema::V1, schema::V2, schema::V3, schema::V3_CATALOG].concat();
+    let tables = [
+        schema::V1,
+        schema::V2,
+        schema::V3,
+        schema::V3_CATALOG,
+        schema::V4,
+    ]
+    .concat();
     become_version(conn, &tables).context("create the tables")
 }
 
@@ -361,6 +368,7 @@ fn extend(conn: &Connection, version: i64) -> Result<()> {
         (2, schema::V3),
         (2, schema::V3_CATALOG),
         (2, schema::V3_UNTOLD),
+        (3, schema::V4),
     ];
     let missing = steps.iter().filter(|(from, _)| version <= *from);
     let sql: String = missing.map(|(_, sql)| *sql).collect();

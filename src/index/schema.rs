@@ -7,7 +7,7 @@
 //! that survives claims bytes that did not.
 
 /// Version of the tables, kept in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 
 /// Makes the tables of version 1.
 ///
@@ -93,4 +93,19 @@ UPDATE inodes SET flags = flags | 128 WHERE mode & 61440 = 16384 OR ino IN (SELE
 INSERT OR IGNORE INTO dirty_inodes SELECT ino FROM inodes WHERE flags & 144 = 144;
 INSERT OR IGNORE INTO dirty_names SELECT d.parent, d.name, 0 FROM dirents d JOIN inodes i ON i.ino=d.ino
   WHERE i.mode & 61440 NOT IN (16384, 32768);
+";
+
+/// What version 4 adds to version 3.
+///
+/// - `dirents.cookie`: where a listing of the directory goes on after this name. Numbers go up and are never given out twice, so that
+///   they mean the same for as long as the name is there; a name that is replaced by a rename keeps its own. The index holds
+///   all that a listing asks for.
+/// - `inodes_interrupted`: what was being written when a daemon was killed, for whoever asks for the status.
+pub(super) const V4: &str = "
+ALTER TABLE dirents ADD COLUMN cookie INTEGER NOT NULL DEFAULT 0;
+UPDATE dirents SET cookie = n.cookie FROM (SELECT parent, fold, name, 2 + row_number() OVER (ORDER BY parent, fold, name) AS cookie
+  FROM dirents) n WHERE dirents.parent = n.parent AND dirents.fold = n.fold AND dirents.name = n.name;
+INSERT OR REPLACE INTO meta SELECT 'next_cookie', coalesce(max(cookie), 2) + 1 FROM dirents;
+CREATE INDEX dirents_cookie ON dirents(parent, cookie, ino);
+CREATE INDEX inodes_interrupted ON inodes(ino) WHERE flags & 64 <> 0;
 ";

@@ -18,7 +18,7 @@ use super::inode::{COLUMNS, Flags, Inode};
 use super::wal::Wal;
 use super::{ActiveBatch, Context, IndexError, Result, int};
 use crate::base::steps::{CacheStep, CacheSteps};
-use crate::base::{Ino, ObjectId, Seq};
+use crate::base::{Ino, Name, ObjectId, Seq};
 use crate::rules::names::NameRules;
 
 /// Inodes kept at hand: about 12 MB.
@@ -42,6 +42,11 @@ pub struct State {
     pub(super) inos: Counter,
     pub(super) objects: Counter,
     pub(super) seqs: Counter,
+    /// Places of names in listings, see [`super::schema::V4`].
+    pub(super) cookies: Counter,
+    /// The places of names that were taken away since the last commit: whoever puts a name back in the same moment gives it its
+    /// place back, so that a listing under way does not pass it by.
+    pub(super) left_places: HashMap<(Ino, Name), u64>,
     /// The inodes that are open for writing right now.
     pub(super) writing: HashSet<Ino>,
     /// Inodes without a name that somebody still uses.
@@ -78,6 +83,8 @@ impl State {
             inos: Counter::load(&conn, "next_ino", Ino::ROOT.0 + 1)?,
             objects: Counter::load(&conn, "next_object", 1)?,
             seqs: Counter::load(&conn, "next_seq", 1)?,
+            cookies: Counter::load(&conn, "next_cookie", 3)?,
+            left_places: HashMap::new(),
             conn,
             in_transaction: false,
             commits: 0,
@@ -138,6 +145,7 @@ impl State {
                 self.commits += 1;
                 self.committed_totals = self.totals;
                 self.orphans_since.clear();
+                self.left_places.clear();
                 self.wal.after_commit(self.commits);
                 Ok(true)
             }
@@ -476,6 +484,25 @@ impl State {
         self.writing.contains(&ino)
     }
 
+    /// How many bytes the backend does not have are in files that are open for writing, and the largest of these files.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn dirty_in_writing(&mut self) -> Result<(u64, Option<Inode>)> {
+        let (mut bytes, mut largest) = (0, None::<Inode>);
+        for ino in self.writing.iter().copied().collect::<Vec<_>>() {
+            let inode = self.inode(ino)?;
+            let Some(inode) = inode.filter(|inode| inode.flags.has(Flags::DATA_DIRTY)) else {
+                continue;
+            };
+            bytes += inode.size;
+            if largest.as_ref().is_none_or(|known| known.size < inode.size) {
+                largest = Some(inode);
+            }
+        }
+        Ok((bytes, largest))
+    }
+
     /// How many inodes are open for writing.
     pub fn writing_count(&self) -> usize {
         self.writing.len()
@@ -571,6 +598,29 @@ impl State {
             ))
             .and_then(|mut s| s.query_map([], Inode::from_row)?.collect())
             .context("list what was being written")
+    }
+
+    /// What was being written when the daemon died and is held back since: some of it, at most `limit`, and how many there are.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn interrupted(&mut self, limit: u32) -> Result<(Vec<Ino>, u64)> {
+        self.commit()?;
+        // The condition is that of the index `inodes_interrupted`, word for word.
+        let some = self
+            .conn
+            .prepare_cached("SELECT ino FROM inodes WHERE flags & 64 <> 0 ORDER BY ino LIMIT ?")
+            .and_then(|mut s| {
+                s.query_map([limit], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
+                    .collect()
+            })
+            .context("list what was interrupted")?;
+        let count = self
+            .conn
+            .prepare_cached("SELECT count(*) FROM inodes WHERE flags & 64 <> 0")
+            .and_then(|mut s| s.query_row([], |row| row.get::<_, i64>(0)))
+            .context("count what was interrupted")?;
+        Ok((some, count as u64))
     }
 
     /// Lets what was being written when the daemon died be carried as it is; tells how many files that are. Commits.

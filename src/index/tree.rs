@@ -19,6 +19,8 @@ pub struct Dirent {
     pub name: Name,
     /// The inode behind it.
     pub ino: Ino,
+    /// Its place in a listing of the directory: where one goes on after it. Above 2, and the same for as long as the name is there.
+    pub cookie: u64,
 }
 
 /// What the backend has under a name.
@@ -125,6 +127,11 @@ pub(super) fn path_upwards(
     ))
 }
 
+/// A place in a listing, as SQLite can compare it: programs may seek to any number.
+fn saturated(cookie: u64) -> i64 {
+    i64::try_from(cookie).unwrap_or(i64::MAX)
+}
+
 impl State {
     /// The inode that `name` in `parent` stands for.
     ///
@@ -181,9 +188,16 @@ impl State {
     ) -> Result<()> {
         let fold = self.rules.fold(name);
         let other = (stored != name).then_some(stored);
+        let cookie = match self.left_places.get(&(parent, name.clone())) {
+            Some(cookie) => *cookie,
+            None => {
+                self.begin()?;
+                self.cookies.take(&self.conn)?
+            }
+        };
         self.change(
             "add a name",
-            "INSERT INTO dirents(parent, fold, name, ino, stored, stored_fold) VALUES(?,?,?,?,?,?)",
+            "INSERT INTO dirents(parent, fold, name, ino, stored, stored_fold, cookie) VALUES(?,?,?,?,?,?,?)",
             params![
                 int(parent.0),
                 fold,
@@ -191,6 +205,7 @@ impl State {
                 int(ino.0),
                 other.map(Name::as_bytes),
                 other.map(|stored| self.rules.fold(stored)),
+                int(cookie),
             ],
         )?;
         Ok(())
@@ -206,17 +221,24 @@ impl State {
         let removed = self
             .conn
             .prepare_cached(
-                "DELETE FROM dirents WHERE parent=? AND fold=? AND name=? RETURNING coalesce(stored, name), ino",
+                "DELETE FROM dirents WHERE parent=? AND fold=? AND name=? RETURNING coalesce(stored, name), ino, cookie",
             )
             .and_then(|mut s| {
                 s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| {
-                    Ok((name_from_row(row, 0)?, Ino(row.get::<_, i64>(1)? as u64)))
+                    Ok((
+                        name_from_row(row, 0)?,
+                        Ino(row.get::<_, i64>(1)? as u64),
+                        row.get::<_, i64>(2)? as u64,
+                    ))
                 })
                 .optional()
             })
             .context("remove a name")?;
         let (stored, is_told_of) = match removed {
-            Some((stored, ino)) => (stored, self.is_special_and_told_of(ino)?),
+            Some((stored, ino, cookie)) => {
+                self.left_places.insert((parent, name.clone()), cookie);
+                (stored, self.is_special_and_told_of(ino)?)
+            }
             None => (name.clone(), false),
         };
         if is_told_of || self.may_be_placed(parent, &stored)? {
@@ -304,37 +326,36 @@ impl State {
             .map(|any| !any)
     }
 
-    /// Up to `limit` names of `dir`, in a fixed order, from right after `after` on (from the first if `None`).
+    /// Up to `limit` names of `dir` with places above `after` and below `before`, in the order of these.
     ///
     /// # Errors
     /// If SQLite cannot read.
-    pub fn list(&mut self, dir: Ino, after: Option<&Name>, limit: u32) -> Result<Vec<Dirent>> {
-        let dirent = |row: &Row<'_>| {
-            Ok(Dirent {
-                name: name_from_row(row, 0)?,
-                ino: Ino(row.get::<_, i64>(1)? as u64),
-            })
-        };
-        let parent = int(dir.0);
-        let rows: rusqlite::Result<Vec<Dirent>> = match after {
-            None => self
-                .conn
-                .prepare_cached(
-                    "SELECT name, ino FROM dirents WHERE parent=? ORDER BY fold, name LIMIT ?",
-                )
-                .and_then(|mut s| s.query_map(params![parent, limit], dirent)?.collect()),
-            Some(name) => {
-                let fold = self.rules.fold(name);
-                self.conn
-                    .prepare_cached(
-                        "SELECT name, ino FROM dirents WHERE parent=? AND (fold, name) > (?, ?) ORDER BY fold, name LIMIT ?",
-                    )
-                    .and_then(|mut s| {
-                        s.query_map(params![parent, fold, name.as_bytes(), limit], dirent)?.collect()
+    pub fn list(&mut self, dir: Ino, after: u64, before: u64, limit: u32) -> Result<Vec<Dirent>> {
+        self.conn
+            .prepare_cached(
+                "SELECT name, ino, cookie FROM dirents INDEXED BY dirents_cookie
+                 WHERE parent=? AND cookie>? AND cookie<? ORDER BY cookie LIMIT ?",
+            )
+            .and_then(|mut s| {
+                let dirent = |row: &Row<'_>| {
+                    Ok(Dirent {
+                        name: name_from_row(row, 0)?,
+                        ino: Ino(row.get::<_, i64>(1)? as u64),
+                        cookie: row.get::<_, i64>(2)? as u64,
                     })
-            }
-        };
-        rows.context("list a directory")
+                };
+                s.query_map(
+                    params![int(dir.0), saturated(after), saturated(before), limit],
+                    dirent,
+                )?
+                .collect()
+            })
+            .context("list a directory")
+    }
+
+    /// Above the places of all names that there are, and below those of all that are made from now on.
+    pub fn end_of_listings(&self) -> u64 {
+        self.cookies.next
     }
 
     /// One name of `ino` in the mount; the only one of a directory.
@@ -477,12 +498,24 @@ impl State {
     /// # Errors
     /// If SQLite cannot.
     pub fn remove_clean_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
+        self.begin()?;
         let fold = self.rules.fold(name);
-        self.change(
-            "remove a name",
-            "DELETE FROM dirents WHERE parent=? AND fold=? AND name=?",
-            params![int(parent.0), fold, name.as_bytes()],
-        )?;
+        let place: Option<i64> = self
+            .conn
+            .prepare_cached(
+                "DELETE FROM dirents WHERE parent=? AND fold=? AND name=? RETURNING cookie",
+            )
+            .and_then(|mut s| {
+                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| {
+                    row.get(0)
+                })
+                .optional()
+            })
+            .context("remove a name")?;
+        if let Some(place) = place {
+            self.left_places
+                .insert((parent, name.clone()), place as u64);
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ impl State {
         self.undone = true;
         self.unsettled = true;
         self.pending.clear();
+        self.left_places.clear();
         self.totals = self.committed_totals;
         for (ino, became) in std::mem::take(&mut self.orphans_since).into_iter().rev() {
             match became {
@@ -25,7 +26,13 @@ impl State {
         if let Ok(replacing) = super::replaced::load(&self.conn) {
             self.replacing = replacing;
         }
-        for counter in [&mut self.inos, &mut self.objects, &mut self.seqs] {
+        let counters = [
+            &mut self.inos,
+            &mut self.objects,
+            &mut self.seqs,
+            &mut self.cookies,
+        ];
+        for counter in counters {
             // The reservation may have been undone; the numbers may not be handed out again.
             counter.reserved = counter.next;
         }

@@ -29,9 +29,14 @@ use crate::index::Inode;
 /// Inode numbers are never used twice, so there is one generation of each.
 const GENERATION: Generation = Generation(0);
 
-/// Pages stay valid over an open, as only the kernel changes them. A close need not be told of: what it must keep has been
-/// committed by then, making and emptying at the open, bytes at the first write.
-const OPEN_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+/// Pages stay valid over an open, as only the kernel changes them. A close of what was only read need not be told of; one of what may
+/// have been written is, before it returns: from then on the file is whole.
+fn open_flags(flags: i32) -> FopenFlags {
+    match open_mode(flags).write {
+        true => FopenFlags::FOPEN_KEEP_CACHE,
+        false => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+    }
+}
 
 pub(super) struct Adapter {
     fs: Arc<Fs>,
@@ -450,9 +455,16 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let operation = move |fs: &Fs, ctx: &Ctx| fs.open(ctx, ino(number), open_mode(flags.0));
-        self.run("open", ctx(request), reply, operation, |reply, handle| {
-            reply.opened(FileHandle(handle), OPEN_FLAGS);
-        });
+        let opened = open_flags(flags.0);
+        self.run(
+            "open",
+            ctx(request),
+            reply,
+            operation,
+            move |reply, handle| {
+                reply.opened(FileHandle(handle), opened);
+            },
+        );
     }
 
     fn create(
@@ -482,7 +494,7 @@ impl Filesystem for Adapter {
                     &attr(&shown.of(&inode)),
                     GENERATION,
                     FileHandle(handle),
-                    OPEN_FLAGS,
+                    open_flags(flags),
                 );
             },
         );
@@ -551,7 +563,7 @@ impl Filesystem for Adapter {
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let operation = move |fs: &Fs, _: &Ctx| fs.flush(handle.0);
+        let operation = move |fs: &Fs, ctx: &Ctx| fs.close_descriptor(ctx, handle.0);
         self.run("flush", ctx(request), reply, operation, |reply, ()| {
             reply.ok()
         });
@@ -575,12 +587,14 @@ impl Filesystem for Adapter {
 
     fn fsync(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        // Only should the daemon be killed would it be missed: that of what is being copied just now.
+        let _ = guarded(|| self.fs.note_fsync(&ctx(request), handle.0));
         let fs = self.fs.clone();
         self.syncer.request(move |result| {
             // Bytes that an earlier sync has lost are not on the disk because this one went well.

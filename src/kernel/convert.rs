@@ -37,6 +37,7 @@ pub(super) fn ctx(request: &Request) -> Ctx {
     Ctx {
         uid: request.uid(),
         gid: request.gid(),
+        pid: request.pid(),
         may_block: false,
         may_wait: false,
     }

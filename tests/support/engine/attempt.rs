@@ -71,7 +71,7 @@ impl Engine {
 
     /// As close(2) of the last descriptor; the first error counts, and the descriptor goes all the same.
     fn try_close<T>(&self, handle: u64, done: Result<T, FsError>) -> Result<T, FsError> {
-        let flushed = self.fs.flush(handle);
+        let flushed = call(|ctx| self.fs.close_descriptor(ctx, handle));
         let released = call(|ctx| self.fs.release(ctx, handle));
         let value = done?;
         flushed?;

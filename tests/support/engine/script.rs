@@ -79,7 +79,7 @@ impl Engine {
 
     /// As close(2) of the last descriptor.
     pub fn close_handle(&self, handle: u64) {
-        self.fs.flush(handle).expect("flush the handle");
+        call(|ctx| self.fs.close_descriptor(ctx, handle)).expect("flush the handle");
         call(|ctx| self.fs.release(ctx, handle)).expect("release");
     }
 
