@@ -252,7 +252,7 @@ fn full_drive_says_how_much_is_missing_and_carries_nothing() {
     let drive_before = Tree::read(lab.drive.path()).without(".ferryfs");
     let done = lab
         .ferryfs(&["flush", &text(&lab.mnt)])
-        .refuses(exit::FAILED, "the drive is full");
+        .refuses(exit::FAILED, "not enough space on the drive");
     for part in [
         "27.0 MiB have to be written",
         "are missing (",
@@ -272,7 +272,7 @@ fn full_drive_says_how_much_is_missing_and_carries_nothing() {
     assert!(
         status["last_error"]
             .as_str()
-            .is_some_and(|e| e.contains("full")),
+            .is_some_and(|e| e.contains("not enough space")),
         "{status}"
     );
 

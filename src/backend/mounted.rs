@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
@@ -51,6 +52,8 @@ pub struct MountedDir {
     mount: u64,
     /// Whether `device` was a block device that the kernel knew when it was opened.
     on_block_device: bool,
+    /// In which pieces space is allocated, once it has been found out.
+    unit: OnceLock<u64>,
 }
 
 impl MountedDir {
@@ -68,6 +71,7 @@ impl MountedDir {
             // 0 where the kernel does not tell: then any later 0 is the same.
             mount: sys::mounts::mount_number(&opened).unwrap_or(0),
             on_block_device: sys::superblock::device_exists(device),
+            unit: OnceLock::new(),
         })
     }
 
@@ -156,6 +160,30 @@ impl MountedDir {
         // A FUSE file system must be asked for this; one whose process is gone says so.
         sys::file::space(root)?;
         Ok(())
+    }
+
+    /// In which pieces space is allocated. The marker, a small file, shows it where `statfs` does not.
+    fn unit(&self, root: &OwnedFd) -> io::Result<u64> {
+        if let Some(unit) = self.unit.get() {
+            return Ok(*unit);
+        }
+        let fragment = sys::file::fragment_size(root)?;
+        let Some((dir, name)) = sys::path::open_parent(root.as_fd(), &layout::marker_path())
+            .ok()
+            .flatten()
+        else {
+            return Ok(allocation_unit(fragment, 0, 0));
+        };
+        Ok(
+            match fstatat(&dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(small) => {
+                    let size = u64::try_from(small.st_size).unwrap_or(0);
+                    let taken = u64::try_from(small.st_blocks).unwrap_or(0) * 512;
+                    *(self.unit).get_or_init(|| allocation_unit(fragment, size, taken))
+                }
+                Err(_) => allocation_unit(fragment, 0, 0),
+            },
+        )
     }
 
     /// Reads the marker from the medium: around the page cache where the file system can, else after dropping it from there.
@@ -315,9 +343,17 @@ impl Backend for MountedDir {
     }
 
     fn space(&self) -> Result<Space> {
-        let answer = || sys::file::space(self.root()?);
-        let (total, available) = named("statfs", &RelPath::root(), answer())?;
-        Ok(Space { total, available })
+        let answer = || {
+            let root = self.root()?;
+            let (total, available) = sys::file::space(&root)?;
+            let unit = self.unit(&root)?;
+            Ok(Space {
+                total,
+                available,
+                unit,
+            })
+        };
+        named("statfs", &RelPath::root(), answer())
     }
 
     fn check_alive(&self, look: Look) -> Result<()> {
@@ -431,6 +467,23 @@ impl Backend for MountedDir {
             Ok(())
         };
         named("set attributes of", path, answer())
+    }
+}
+
+/// Larger pieces than this are believed only where a small file takes as much: network file systems report the size of their
+/// transfers here.
+const LARGEST_FRAGMENT: u64 = 256 << 10;
+
+/// In which pieces space is allocated, from what `statfs` says and from what a small file takes: `taken` bytes for `size`.
+fn allocation_unit(fragment: u64, size: u64, taken: u64) -> u64 {
+    const USUAL: u64 = 4096;
+    // File systems that do not know count the size in whole sectors.
+    if taken > size.next_multiple_of(512) {
+        return taken;
+    }
+    match fragment {
+        512..=LARGEST_FRAGMENT => fragment,
+        _ => USUAL,
     }
 }
 

@@ -106,15 +106,21 @@ impl Carrier<'_> {
 
     fn attempt(&self, plan: &Plan, gathered: &Gathered, mut report: Report) -> Result<Attempt> {
         if plan.steps.is_empty() {
-            let journal = self.journal(plan, gathered, &Staged::empty())?;
+            let journal = self.journal(plan, gathered, &Staged::empty(), u64::MAX)?;
             if journal.record.catalog.is_none() {
                 // Nothing differs that the backend could hold: the marks go, and no batch is written.
                 self.flusher.note_conclusions(&journal, self.active.cut)?;
                 return Ok(Attempt::Done(report));
             }
         }
+        let capabilities = &self.parts.capabilities;
+        let granted = room::check(self.backend, plan, gathered, capabilities)?;
+        let relieved = self.flusher.relieved(self.backend, self.active.batch);
         let stager = Stager {
-            backend: self.backend,
+            backend: match granted.may_use_reserve {
+                true => &relieved,
+                false => self.backend,
+            },
             store: &self.parts.store,
             batch: self.active.batch,
             sizes: &gathered.sizes,
@@ -125,11 +131,11 @@ impl Carrier<'_> {
                 .then_some(&gathered.inodes),
             deadline: self.wish.deadline,
             progress: self.progress,
+            held: granted.held,
         };
-        room::check(self.backend, plan, gathered)?;
         let staged = stager
             .stage(plan.steps.clone())
-            .map_err(|error| room::explain(error, gathered))?;
+            .map_err(|error| self.explain_full(error, plan, gathered))?;
         if self.wish.verify {
             verify::staged(
                 self.backend,
@@ -139,15 +145,20 @@ impl Carrier<'_> {
                 self.progress,
             )?;
         }
-        let journal = self.journal(plan, gathered, &staged)?;
+        let journal = self.journal(plan, gathered, &staged, granted.left)?;
         let moves = Before::new(gathered).moves(&staged);
         keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
             return Ok(Attempt::Again(changed));
         }
-        self.commit(&journal)?;
+        // From here on a full backend is no reason to stop: what it takes is held.
+        let carrier = Carrier {
+            backend: &relieved,
+            ..*self
+        };
+        (carrier.commit(&journal)).map_err(|error| self.explain_full(error, plan, gathered))?;
         self.parts.hooks.hold_open(&going_away(gathered, plan));
-        self.apply_and_confirm(&journal, &mut report)?;
+        carrier.apply_and_confirm(&journal, &mut report)?;
         report.batch = Some(self.active.batch);
         report.files = staged.files;
         report.bytes = staged.bytes;
@@ -171,7 +182,25 @@ impl Carrier<'_> {
         Ok(self.backend.sync()?)
     }
 
-    fn journal(&self, plan: &Plan, gathered: &Gathered, staged: &Staged) -> Result<Journal> {
+    /// An error of a full backend before the commit, with what is missing once nothing of the batch is there.
+    fn explain_full(&self, error: FlushError, plan: &Plan, gathered: &Gathered) -> FlushError {
+        let is_full = |error: &FlushError| matches!(error, FlushError::Backend(it) if it.is_full());
+        if is_full(&error) {
+            // Best effort: it is done again when the batch is given up.
+            let _ = discard(self.backend, &layout::staging_dir(self.active.batch));
+        }
+        let capabilities = &self.parts.capabilities;
+        room::explain(error, self.backend, (plan, gathered), capabilities)
+    }
+
+    /// `left` is the space that a rewriting of the catalog may take beside the batch.
+    fn journal(
+        &self,
+        plan: &Plan,
+        gathered: &Gathered,
+        staged: &Staged,
+        left: u64,
+    ) -> Result<Journal> {
         Ok(Journal {
             record: BatchRecord {
                 volume: self.parts.volume,
@@ -180,7 +209,12 @@ impl Carrier<'_> {
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
                 known: Before::new(gathered).known(&staged.steps),
-                catalog: told::catalog_of(self.parts, plan, &staged.steps, &gathered.subjects)?,
+                catalog: told::catalog_of(
+                    self.parts,
+                    plan,
+                    &staged.steps,
+                    (&gathered.subjects, left),
+                )?,
             },
             confirmed: conclusions(plan, gathered, staged),
             attributes: settled_attributes(plan, gathered),

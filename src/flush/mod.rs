@@ -32,6 +32,7 @@ mod recover;
 mod redo;
 mod refresh;
 mod report;
+mod reserve;
 mod room;
 mod run;
 mod stage;
@@ -169,6 +170,8 @@ pub struct Flusher {
     catalog_news: AtomicBool,
     /// Whoever holds that looks for changes of others and writes nothing.
     refreshing: AtomicBool,
+    /// The space that is held on the backend for the case that it is full was given up, and is to be taken again.
+    gave_reserve_up: AtomicBool,
 }
 
 impl Flusher {
@@ -180,6 +183,7 @@ impl Flusher {
             catalog_losses: Mutex::default(),
             catalog_news: AtomicBool::new(false),
             refreshing: AtomicBool::new(false),
+            gave_reserve_up: AtomicBool::new(false),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Finishing what was interrupted: with the cache at hand, or on a machine that has only the drive.
 
+use std::sync::atomic::AtomicBool;
+
 use uuid::Uuid;
 
 use super::Flusher;
@@ -8,6 +10,7 @@ use super::journal::Journal;
 use super::keep;
 use super::redo::{Redo, Ssd};
 use super::report::{FlushError, Result};
+use super::reserve::Relieved;
 use super::stage::discard;
 use super::untrusted::{Sealed, read_sealed, read_small};
 use crate::backend::Backend;
@@ -171,6 +174,7 @@ impl Flusher {
         self.sweep_journals()?;
         self.catch_up(&*backend)?;
         self.parts.drive.names_are_settled(true);
+        self.restore_reserve(&*backend);
         Ok(())
     }
 
@@ -237,6 +241,7 @@ impl Flusher {
 
     fn redo(&self, backend: &dyn Backend, journal: &Journal, active: &ActiveBatch) -> Result<()> {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
+        let backend: &dyn Backend = &self.relieved(backend, active.batch);
         {
             let _moving = self.parts.drive.move_names();
             let redo = Redo {
@@ -399,6 +404,9 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
     if matches!(done, Found::Record(done) if *done == *record) {
         return discard(backend, &layout::staging_dir(record.batch));
     }
+    // The reserve is made again by the next batch.
+    let gave_reserve_up = AtomicBool::new(false);
+    let backend: &dyn Backend = &Relieved::new(backend, record.batch, &gave_reserve_up);
     let redo = Redo {
         backend,
         batch: record.batch,

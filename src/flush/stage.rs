@@ -11,6 +11,7 @@ use crossbeam_channel::bounded;
 use super::gather::EMPTY;
 use super::real;
 use super::report::{FlushError, Result};
+use super::reserve::Held;
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
 use crate::cache::Store;
@@ -209,15 +210,27 @@ pub(super) fn restage(
         (SlotSource::OnBackend(file, time), _) => (Source::Backend(file), time),
     };
     let mut buffer = vec![0; BUFFER];
-    write_slot(
-        backend,
-        &from,
-        time,
-        slot,
-        expected,
-        &mut buffer,
-        |_| Ok(()),
-    )
+    loop {
+        let done = |_| Ok(());
+        match write_slot(backend, &from, time, slot, expected, &mut buffer, done) {
+            // It is written anew where held space makes room for it.
+            Err(FlushError::Backend(error)) if error.is_full() => {
+                remove_part(backend, slot)?;
+                if !backend.relieve()? {
+                    return Err(error.into());
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Removes a file that could not be written whole.
+fn remove_part(backend: &dyn Backend, path: &RelPath) -> Result<()> {
+    match backend.remove_file(path) {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn write_slot(
@@ -265,6 +278,8 @@ pub(super) struct Stager<'a> {
     pub(super) inodes: Option<&'a BTreeMap<Ino, Inode>>,
     pub(super) deadline: Option<Instant>,
     pub(super) progress: &'a dyn Fn(Progress),
+    /// Space that is taken for what comes after the commit.
+    pub(super) held: Held,
 }
 
 impl Stager<'_> {
@@ -286,15 +301,15 @@ impl Stager<'_> {
         for step in plan.place {
             let step = match step {
                 PlaceStep::Install { slot, to, content } => {
-                    let measured =
-                        match self.stage_one(&content, slot, &to, &mut buffer, &mut progress) {
-                            // All of them are found in one pass; the batch is then planned without them.
-                            Err(FlushError::BadObjects(files)) => {
-                                bad.extend(files);
-                                continue;
-                            }
-                            measured => measured?,
-                        };
+                    let measured = match self.stage_one(&content, slot, &mut buffer, &mut progress)
+                    {
+                        // All of them are found in one pass; the batch is then planned without them.
+                        Err(FlushError::BadObjects(files)) => {
+                            bad.extend(files);
+                            continue;
+                        }
+                        measured => measured?,
+                    };
                     self.hide_private(&content, slot)?;
                     staged.files += 1;
                     staged.bytes += measured.size;
@@ -308,7 +323,7 @@ impl Stager<'_> {
                 PlaceStep::MakeDir { path } => PlaceStep::MakeDir { path },
                 PlaceStep::Attach { slot, to, kind } => PlaceStep::Attach { slot, to, kind },
                 PlaceStep::InstallNode { slot, to, node } => {
-                    self.stage_node(&node, slot, &to)?;
+                    self.stage_node(&node, slot)?;
                     staged.files += 1;
                     PlaceStep::InstallNode { slot, to, node }
                 }
@@ -320,22 +335,14 @@ impl Stager<'_> {
         if !bad.is_empty() {
             return Err(FlushError::BadObjects(bad));
         }
+        self.held.write(self.backend, self.batch)?;
         self.backend.sync()?;
         Ok(staged)
     }
 
-    fn stage_node(&self, node: &Node, slot: SlotNo, to: &RelPath) -> Result<()> {
+    fn stage_node(&self, node: &Node, slot: SlotNo) -> Result<()> {
         let path = layout::slot_path(self.batch, slot);
-        real::make_node(self.backend, node, &path).map_err(|error| match error.is_full() {
-            true => FlushError::Full {
-                path: to.clone(),
-                size: 0,
-                available: self.backend.space().map_or(0, |space| space.available),
-                needed: 0,
-                freed: 0,
-            },
-            false => error.into(),
-        })
+        Ok(real::make_node(self.backend, node, &path)?)
     }
 
     /// What others may not read in the mount they may not read in its slot, nor under its name before it gets its attributes.
@@ -378,13 +385,11 @@ impl Stager<'_> {
         &self,
         source: &StageSource,
         slot: SlotNo,
-        to: &RelPath,
         buffer: &mut [u8],
         progress: &mut Progress,
     ) -> Result<FileContent> {
         let path = layout::slot_path(self.batch, slot);
         let expected = self.expected_size(source);
-        let before = progress.bytes_done;
         let result = stage_file(
             self.backend,
             self.store,
@@ -404,13 +409,6 @@ impl Stager<'_> {
         progress.files_done += 1;
         (self.progress)(*progress);
         result.map_err(|error| match error {
-            FlushError::Backend(error) if error.is_full() => FlushError::Full {
-                path: to.clone(),
-                size: self.size_of(source),
-                available: self.backend.space().map_or(0, |space| space.available),
-                needed: progress.bytes_total.saturating_sub(before),
-                freed: 0,
-            },
             // Everything else of a batch can be read from the cache: one bad file must not keep the others from the drive.
             FlushError::Store(error) => bad_object(source, error.to_string()),
             error @ FlushError::Cache { .. } => bad_object(source, error.to_string()),
@@ -449,10 +447,11 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     Ok(backend.remove_dir(dir)?)
 }
 
-/// Whether a name in a staging directory is that of an empty file of ours, or of a file that has another name as well.
+/// Whether a name in a staging directory is that of a file of ours without anything in it, or of a file that has another name
+/// as well.
 fn is_note(name: &Name) -> bool {
-    name.as_bytes() == layout::BARRIER.as_bytes()
-        || name.as_bytes() == layout::LINK.as_bytes()
+    let notes = [layout::BARRIER, layout::LINK, layout::SPARE];
+    notes.iter().any(|note| name.as_bytes() == note.as_bytes())
         || layout::parse_lost_name(name).is_some()
 }
 

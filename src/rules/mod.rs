@@ -14,5 +14,6 @@ pub mod merge;
 pub mod names;
 pub mod plan;
 pub mod record;
+pub mod space;
 pub mod steps;
 mod upcase;

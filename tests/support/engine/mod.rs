@@ -275,6 +275,7 @@ impl World {
             layout::NO_INDEX,
             layout::STAGING,
             layout::BATCHES,
+            layout::RESERVE,
         ];
         let tree = self.memory.tree();
         let ours = tree.keys().filter(|path| layout::is_reserved(path));
