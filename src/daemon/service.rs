@@ -156,7 +156,7 @@ impl Service {
     ) -> Result<Report, FlushError> {
         let started = Instant::now();
         let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
-        let index = self.index.clone();
+        let (index, fs) = (self.index.clone(), self.fs.clone());
         let after = move |result: &Result<Report, FlushError>| {
             match result {
                 Ok(_) => *last_error.lock() = None,
@@ -170,6 +170,7 @@ impl Service {
                     }
                 }
             }
+            fs.count_needed();
             let mut state = index.lock();
             let still_dirty = state.anything_dirty().unwrap_or(true);
             state.set_dirty_since(still_dirty.then_some(started));
@@ -341,6 +342,7 @@ pub(super) fn rfc3339(time: Timestamp) -> String {
 impl Handler for Service {
     fn status(&self) -> Status {
         let waiting = self.waiting();
+        self.fs.count_needed();
         let (totals, writing, last) = {
             let state = self.index.lock();
             (
@@ -368,6 +370,7 @@ impl Handler for Service {
                 .map(|stall| rfc3339(Timestamp::from(stall.since))),
             dirty_files,
             dirty_bytes: totals.dirty_bytes,
+            needed_bytes: self.fs.needed_on_drive(),
             open_for_write: writing as u64,
             cached_bytes: totals.cached_bytes,
             last_batch: last.map(last_batch),

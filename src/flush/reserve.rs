@@ -66,7 +66,10 @@ pub(super) fn size_on(backend: &dyn Backend) -> Result<u64> {
 
 /// The size that a reserve is to have on a backend with this space, of which `left` bytes are free beside the batch; 0 for none.
 pub(super) fn wanted(space: &Space, left: u64) -> u64 {
-    let unit = space.unit.max(1);
+    let unit = space.unit;
+    if unit == 0 {
+        return 0;
+    }
     let size = LEAST
         .max(UNITS.saturating_mul(unit))
         .min(space.total / PART);

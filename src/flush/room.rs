@@ -216,12 +216,12 @@ fn attributes(steps: &[AttributeStep], allocation: Allocation) -> u64 {
     count.saturating_mul(allocation.unit)
 }
 
-/// Space on the backend; `None` if it does not tell: some servers answer with zeros.
-fn space_on(backend: &dyn Backend) -> Result<Option<Space>> {
+/// Space on the backend, as far as it tells. Some servers answer with a total of nothing.
+fn space_on(backend: &dyn Backend) -> Result<Space> {
     match backend.space() {
-        Ok(space) => Ok((space.total > 0).then_some(space)),
+        Ok(space) => Ok(space),
         Err(error) if error.is_gone() => Err(error.into()),
-        Err(_) => Ok(None),
+        Err(_) => Ok(Space::default()),
     }
 }
 
@@ -241,23 +241,22 @@ pub(super) fn check(
     capabilities: &Capabilities,
 ) -> Result<Granted> {
     let space = space_on(backend)?;
-    let known = space.unwrap_or_default();
-    let need = Need::of(plan, gathered, allocation(&known, capabilities));
+    let need = Need::of(plan, gathered, allocation(&space, capabilities));
     let reserve = reserve::size_on(backend)?;
-    let available = space.map_or(u64::MAX, |space| space.available);
+    let available = if space.total > 0 { space.available } else { u64::MAX };
     if need.total() <= available {
         let left = available - need.total();
         let is_roomy = need.later > LARGE_SPARE
             && left >= ROOMY.max(need.later.saturating_mul(ROOMY_TIMES))
-            && space.is_some();
+            && space.total > 0;
         return Ok(Granted {
             held: Held {
-                spare: match need.later <= reserve || is_roomy {
+                spare: match need.later <= reserve || is_roomy || space.unit == 0 {
                     true => 0,
                     false => need.later,
                 },
                 reserve: match reserve {
-                    0 => reserve::wanted(&known, left),
+                    0 => reserve::wanted(&space, left),
                     _ => 0,
                 },
             },

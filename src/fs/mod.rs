@@ -18,6 +18,7 @@ mod error;
 mod evict;
 mod import;
 mod names;
+mod needed;
 mod open;
 mod pressure;
 mod progress;
@@ -137,6 +138,7 @@ pub struct Fs {
     shows_system: AtomicBool,
     unsynced: sync::Unsynced,
     pressure: pressure::Pressure,
+    copies: needed::Copies,
     /// One eviction at a time; when it last looked at damaged objects.
     reaping: Mutex<Option<std::time::Instant>>,
     syncing: Mutex<()>,
@@ -169,6 +171,7 @@ impl Fs {
             shows_system: AtomicBool::new(false),
             unsynced: sync::Unsynced::default(),
             pressure: pressure::Pressure::default(),
+            copies: needed::Copies::default(),
             reaping: Mutex::new(None),
             syncing: Mutex::new(()),
             closes: bounded(1),
