@@ -47,6 +47,10 @@ impl Held {
         if self.spare > 0 {
             write_zeros(backend, &layout::spare_path(batch), self.spare)?;
         }
+        if self.reserve > 0 && size_on(backend)? > 0 {
+            // The next batch makes a larger one: it must not get the clusters of this one before they are free for good.
+            return remove(backend, &layout::reserve_path());
+        }
         if self.reserve > 0 {
             make(backend, self.reserve)?;
         }
@@ -64,8 +68,30 @@ pub(super) fn size_on(backend: &dyn Backend) -> Result<u64> {
     }
 }
 
-/// The size that a reserve is to have on a backend with this space, of which `left` bytes are free beside the batch; 0 for none.
-pub(super) fn wanted(space: &Space, left: u64) -> u64 {
+/// The size of the reserve that a batch is to make which leaves `left` bytes free on the backend, where there is one of `there`
+/// bytes; 0 for none.
+pub(super) fn wanted(space: &Space, there: u64, left: u64) -> u64 {
+    let size = full_size(space);
+    let is_there = there >= size / 2 && there > 0;
+    match is_there || left < size.saturating_mul(PLENTY) {
+        true => 0,
+        false => size,
+    }
+}
+
+/// The size of the reserve that is to be made where one was given up: what there is, should it be less than before.
+pub(super) fn restored(space: &Space) -> u64 {
+    let unit = space.unit.max(1);
+    let size = full_size(space).min(space.available / unit * unit);
+    if size < unit.saturating_mul(2) {
+        0
+    } else {
+        size
+    }
+}
+
+/// The size of a reserve where there is space for it; 0 where the drive is too small, or does not tell.
+fn full_size(space: &Space) -> u64 {
     let unit = space.unit;
     if unit == 0 {
         return 0;
@@ -74,9 +100,10 @@ pub(super) fn wanted(space: &Space, left: u64) -> u64 {
         .max(UNITS.saturating_mul(unit))
         .min(space.total / PART);
     let size = size / unit * unit;
-    match size < unit.saturating_mul(2) || left < size.saturating_mul(PLENTY) {
-        true => 0,
-        false => size,
+    if size < unit.saturating_mul(2) {
+        0
+    } else {
+        size
     }
 }
 
@@ -307,14 +334,27 @@ mod tests {
     #[test]
     fn the_reserve_is_a_small_part_of_the_drive() {
         let large = space(1 << 40, 4096);
-        assert_eq!(wanted(&large, large.total), 1 << 20);
+        assert_eq!(wanted(&large, 0, large.total), 1 << 20);
         let clusters = space(1 << 40, 128 << 10);
-        assert_eq!(wanted(&clusters, clusters.total), 2 << 20);
+        assert_eq!(wanted(&clusters, 0, clusters.total), 2 << 20);
         let small = space(64 << 20, 32 << 10);
-        assert_eq!(wanted(&small, small.total), 20 * (32 << 10));
-        assert_eq!(wanted(&space(1 << 20, 32 << 10), 1 << 20), 0);
-        assert_eq!(wanted(&large, 3 << 20), 0, "it is nearly full");
-        assert_eq!(wanted(&Space::default(), u64::MAX), 0);
+        assert_eq!(wanted(&small, 0, small.total), 20 * (32 << 10));
+        assert_eq!(wanted(&space(1 << 20, 32 << 10), 0, 1 << 20), 0);
+        assert_eq!(wanted(&large, 0, 3 << 20), 0, "it is nearly full");
+        assert_eq!(wanted(&large, 1 << 20, large.total), 0, "it is there");
+        assert_eq!(wanted(&large, 4096, large.total), 1 << 20, "it is small");
+        assert_eq!(wanted(&Space::default(), 0, u64::MAX), 0);
+    }
+
+    #[test]
+    fn a_reserve_that_was_given_up_takes_what_is_left() {
+        let full = |available| Space {
+            available,
+            ..space(64 << 20, 32 << 10)
+        };
+        assert_eq!(restored(&full(1 << 30)), 20 * (32 << 10));
+        assert_eq!(restored(&full(200_000)), 6 * (32 << 10));
+        assert_eq!(restored(&full(40_000)), 0);
     }
 
     #[test]

@@ -243,7 +243,11 @@ pub(super) fn check(
     let space = space_on(backend)?;
     let need = Need::of(plan, gathered, allocation(&space, capabilities));
     let reserve = reserve::size_on(backend)?;
-    let available = if space.total > 0 { space.available } else { u64::MAX };
+    let available = if space.total > 0 {
+        space.available
+    } else {
+        u64::MAX
+    };
     if need.total() <= available {
         let left = available - need.total();
         let is_roomy = need.later > LARGE_SPARE
@@ -255,10 +259,7 @@ pub(super) fn check(
                     true => 0,
                     false => need.later,
                 },
-                reserve: match reserve {
-                    0 => reserve::wanted(&space, left),
-                    _ => 0,
-                },
+                reserve: reserve::wanted(&space, reserve, left),
             },
             may_use_reserve: need.makes_nothing,
             left,

@@ -295,8 +295,8 @@ impl Flusher {
         }
         let restored = self.may_write(backend).and_then(|()| {
             let space = backend.space()?;
-            let size = reserve::wanted(&space, u64::MAX);
-            if size > 0 && reserve::size_on(backend)? == 0 && space.available > size {
+            let size = reserve::restored(&space);
+            if size > 0 && reserve::size_on(backend)? == 0 {
                 reserve::make(backend, size)?;
                 // Clusters that were just freed must not be found under two names.
                 backend.sync()?;
