@@ -64,6 +64,9 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::InUse(_) => {
             "nothing is lost: what waits is in the cache. When the other one has let go, this mount goes on by itself; to take the directory over: ferryfs attach --take-over DIR"
         }
+        FlushError::Full { path: None, .. } => {
+            "nothing was carried and nothing is lost; free as much on the drive itself, by hand, then flush again"
+        }
         FlushError::Full { freed: 0, .. } => {
             "nothing was carried and nothing is lost; delete something in the mount, then run `ferryfs flush --removals-first`"
         }

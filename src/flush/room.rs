@@ -24,7 +24,7 @@ use crate::rules::space::{Allocation, entry_bytes};
 use crate::rules::steps::{AttributeStep, Node, PlaceStep, PlainKind, Steps};
 
 /// A spare larger than this is not written where the drive has so much space that nobody fills it meanwhile:
-const LARGE_SPARE: u64 = 8 << 20;
+const LARGE_SPARE: u64 = 2 << 20;
 
 /// this many times the spare,
 const ROOMY_TIMES: u64 = 16;
@@ -32,11 +32,11 @@ const ROOMY_TIMES: u64 = 16;
 /// and this much.
 const ROOMY: u64 = 1 << 30;
 
-/// Bytes that a step takes in a record at most, without its paths; with what is known of the file.
-const STEP: u64 = 160;
+/// Bytes that a step takes in a record at most, without its path; with what is known of a file that it replaces.
+const STEP: u64 = 128;
 
-/// The same for a description in the catalog, without name and attributes.
-const DESCRIPTION: u64 = 160;
+/// Bytes of a description in the catalog, without name and attributes.
+const DESCRIPTION: u64 = 96;
 
 /// A symbolic link of at most this many bytes lies in its inode.
 const SHORT_TARGET: usize = 59;
@@ -170,8 +170,10 @@ fn directories(steps: &Steps<StageSource>, allocation: Allocation) -> u64 {
 }
 
 fn record_bytes(steps: &Steps<StageSource>) -> u64 {
-    let path = |path: &RelPath| 2 * path.as_bytes().len() as u64;
-    let clear = steps.clear.iter().map(|step| STEP + path(step.path()));
+    let path = |path: &RelPath| path.as_bytes().len() as u64;
+    // Of what is removed something is known by its path.
+    let clear = steps.clear.iter();
+    let clear = clear.map(|step| STEP + 2 * path(step.path()));
     let place = steps.place.iter().map(|step| {
         let also = match step {
             PlaceStep::Link { from, .. } => path(from),

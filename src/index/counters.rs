@@ -148,6 +148,14 @@ pub(super) fn load_allocation(conn: &Connection) -> Result<Allocation> {
 }
 
 impl State {
+    /// The totals, summed up from the rows as of the last commit. For checks.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn reckon_totals(&self) -> Result<Totals> {
+        Totals::load(&self.conn, self.allocation)
+    }
+
     /// Notes how the backend allocates space, and reckons anew what waits will take there.
     ///
     /// # Errors

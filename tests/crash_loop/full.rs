@@ -22,7 +22,7 @@ fn theirs() -> RelPath {
 }
 
 /// A drive with clusters, and so many of them.
-fn small(kind: Kind, clusters: u64) -> World {
+pub(crate) fn small(kind: Kind, clusters: u64) -> World {
     let options = MemoryOptions {
         capacity: Some(clusters * CLUSTER),
         cluster: Some(CLUSTER),
@@ -32,7 +32,7 @@ fn small(kind: Kind, clusters: u64) -> World {
 }
 
 /// Somebody else takes every cluster that is free.
-fn fill(drive: &MemoryBackend) {
+pub(crate) fn fill(drive: &MemoryBackend) {
     let Ok(mut file) = drive.create(&theirs()) else {
         return; // Not even a name is to be had.
     };
@@ -43,7 +43,7 @@ fn fill(drive: &MemoryBackend) {
     file.finish(Timestamp(0)).expect("close");
 }
 
-fn relent(drive: &MemoryBackend) {
+pub(crate) fn relent(drive: &MemoryBackend) {
     // It is not there if the flush was over before.
     let _ = drive.remove_file(&theirs());
 }
