@@ -353,7 +353,7 @@ fn directories_that_do_not_fit_are_not_begun_and_leave_a_way_on() {
         .assert_same(&on_drive, "the drive", "the drive before");
     lab.unmount_with(&["--no-flush"]);
     lab.remount();
-    assert_content(&lab.m("t/0/1/f"), &content(1, 10));
+    assert_content(lab.m("t/0/1/f"), content(1, 10));
     for n in 5..35 {
         fs::remove_dir_all(lab.m(format!("t/{n}"))).expect("remove");
     }

@@ -83,6 +83,9 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
             "see whether the NAS or drive is well; `ferryfs status` tells when it answers again"
         }
         FlushError::StillRunning { silent: None } => "see `ferryfs status` for how it goes on",
+        FlushError::Backend(error) if error.is_full() => {
+            "nothing is lost, and the next flush goes on with it; free some space on the drive itself first, by hand"
+        }
         FlushError::Backend(error) if error.is_stalled() => {
             "see whether the NAS or drive is well; what was not carried waits in the cache"
         }
