@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::apply::{Applier, create_with};
+use super::apply::{Applier, create_with, exists};
 use super::confirm::conclusions;
 use super::gather::Gathered;
 use super::journal::Journal;
@@ -124,11 +124,8 @@ impl Carrier<'_> {
             store: &self.parts.store,
             batch: self.active.batch,
             sizes: &gathered.sizes,
-            inodes: self
-                .parts
-                .capabilities
-                .permissions
-                .then_some(&gathered.inodes),
+            inodes: &gathered.inodes,
+            keeps_permissions: capabilities.permissions,
             deadline: self.wish.deadline,
             progress: self.progress,
             held: granted.held,
@@ -182,15 +179,18 @@ impl Carrier<'_> {
         Ok(self.backend.sync()?)
     }
 
-    /// An error of a full backend before the commit, with what is missing once nothing of the batch is there.
+    /// Tells of a backend that was full before the commit what is missing there, once nothing of the batch is on it.
     fn explain_full(&self, error: FlushError, plan: &Plan, gathered: &Gathered) -> FlushError {
-        let is_full = |error: &FlushError| matches!(error, FlushError::Backend(it) if it.is_full());
-        if is_full(&error) {
-            // Best effort: it is done again when the batch is given up.
-            let _ = discard(self.backend, &layout::staging_dir(self.active.batch));
+        let is_full = matches!(&error, FlushError::Backend(error) if error.is_full());
+        // With a record the batch may be finished yet, and on a machine that has only what is staged.
+        let has_record = || exists(self.backend, &layout::record_path(self.active.batch));
+        if !is_full || has_record().unwrap_or(true) {
+            return error;
         }
+        // Best effort: it is done again when the batch is given up.
+        let _ = discard(self.backend, &layout::staging_dir(self.active.batch));
         let capabilities = &self.parts.capabilities;
-        room::explain(error, self.backend, (plan, gathered), capabilities)
+        room::full(self.backend, plan, gathered, capabilities)
     }
 
     /// `left` is the space that a rewriting of the catalog may take beside the batch.

@@ -150,6 +150,30 @@ fn write_zeros(backend: &dyn Backend, path: &RelPath, size: u64) -> Result<()> {
         .map_err(failed)
 }
 
+/// Gives the reserve up, for something small that must be written to a full backend; false if there is none.
+pub(crate) fn free_reserve(backend: &dyn Backend) -> Result<bool> {
+    free(backend, &layout::reserve_path())
+}
+
+/// Frees the file of zeros at `path`; false if there is none. The sync comes before anything gets its clusters: else a crash
+/// could bring its name back on the clusters of something new.
+fn free(backend: &dyn Backend, path: &RelPath) -> Result<bool> {
+    let gone = |error: &BackendError| error.is_gone() || error.is_stalled();
+    match backend.metadata(path) {
+        Ok(meta) if meta.kind == FileKind::Regular && meta.size > 0 => {}
+        Err(error) if gone(&error) => return Err(error),
+        _ => return Ok(false),
+    }
+    match backend.remove_file(path) {
+        Err(error) if gone(&error) => return Err(error),
+        Err(_) => return Ok(false),
+        Ok(()) => {}
+    }
+    backend.sync()?;
+    tracing::info!(%path, "the drive is full: gave up space that was held there");
+    Ok(true)
+}
+
 /// A backend that gives held space up when it is found full, and tries again: the spare of the batch, then the reserve.
 pub(super) struct Relieved<'a> {
     inner: &'a dyn Backend,
@@ -169,25 +193,6 @@ impl<'a> Relieved<'a> {
             batch,
             gave_reserve_up,
         }
-    }
-
-    /// Frees the file of zeros at `path`; false if there is none. The sync comes before anything gets its clusters: else a
-    /// crash could bring its name back on the clusters of something new.
-    fn free(&self, path: &RelPath) -> Result<bool> {
-        match self.inner.metadata(path) {
-            Ok(meta) if meta.kind == FileKind::Regular && meta.size > 0 => {}
-            Ok(_) => return Ok(false),
-            Err(error) if error.is_gone() || error.is_stalled() => return Err(error),
-            Err(_) => return Ok(false),
-        }
-        match self.inner.remove_file(path) {
-            Err(error) if error.is_gone() || error.is_stalled() => return Err(error),
-            Err(_) => return Ok(false),
-            Ok(()) => {}
-        }
-        self.inner.sync()?;
-        tracing::info!(%path, "the drive is full: gave up space that was held there");
-        Ok(true)
     }
 
     fn retry<T>(&self, call: impl Fn(&dyn Backend) -> Result<T>) -> Result<T> {
@@ -211,10 +216,10 @@ impl<'a> Relieved<'a> {
 
 impl Backend for Relieved<'_> {
     fn relieve(&self) -> Result<bool> {
-        if self.free(&layout::spare_path(self.batch))? {
+        if free(self.inner, &layout::spare_path(self.batch))? {
             return Ok(true);
         }
-        let freed = self.free(&layout::reserve_path())?;
+        let freed = free_reserve(self.inner)?;
         self.gave_reserve_up.fetch_or(freed, Ordering::AcqRel);
         Ok(freed)
     }

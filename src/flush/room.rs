@@ -80,8 +80,8 @@ impl<'a> Need<'a> {
             .saturating_add(allocation.file(record_bytes(steps).saturating_add(catalog)))
             .saturating_add(allocation.file(catalog))
             .saturating_add(attributes(&steps.attributes, allocation))
-            // The directories of ours may grow.
-            .saturating_add(allocation.unit);
+            // The directories of ours may grow, and that of the catalog may be new.
+            .saturating_add(allocation.unit.saturating_mul(2));
         need
     }
 
@@ -235,6 +235,18 @@ pub(super) fn allocation(space: &Space, capabilities: &Capabilities) -> Allocati
     }
 }
 
+/// The size of the spare of a batch that needs `later` bytes after its commit, where the reserve has so many and `left` are free
+/// besides; 0 for none.
+fn spare(later: u64, reserve: u64, left: u64, space: &Space) -> u64 {
+    let is_roomy = later > LARGE_SPARE
+        && space.total > 0
+        && left >= ROOMY.max(later.saturating_mul(ROOMY_TIMES));
+    match later <= reserve || is_roomy || space.unit == 0 {
+        true => 0,
+        false => later,
+    }
+}
+
 /// Passes if what `plan` puts on the drive fits, or the backend does not tell.
 pub(super) fn check(
     backend: &dyn Backend,
@@ -252,15 +264,9 @@ pub(super) fn check(
     };
     if need.total() <= available {
         let left = available - need.total();
-        let is_roomy = need.later > LARGE_SPARE
-            && left >= ROOMY.max(need.later.saturating_mul(ROOMY_TIMES))
-            && space.total > 0;
         return Ok(Granted {
             held: Held {
-                spare: match need.later <= reserve || is_roomy || space.unit == 0 {
-                    true => 0,
-                    false => need.later,
-                },
+                spare: spare(need.later, reserve, left, &space),
                 reserve: reserve::wanted(&space, reserve, left),
             },
             may_use_reserve: need.makes_nothing,
@@ -278,21 +284,13 @@ pub(super) fn check(
     Err(need.full(available, gathered))
 }
 
-/// What a batch that was stopped by a full backend before its commit is to be told; its staged files are gone.
-pub(super) fn explain(
-    error: FlushError,
+/// The error of a batch that a full backend has stopped before its commit. Its staged files are gone.
+pub(super) fn full(
     backend: &dyn Backend,
-    (plan, gathered): (&Plan, &Gathered),
+    plan: &Plan,
+    gathered: &Gathered,
     capabilities: &Capabilities,
 ) -> FlushError {
-    let is_full = match &error {
-        FlushError::Full { .. } => true,
-        FlushError::Backend(error) => error.is_full(),
-        _ => false,
-    };
-    if !is_full {
-        return error;
-    }
     let space = backend.space().unwrap_or_default();
     Need::of(plan, gathered, allocation(&space, capabilities)).full(space.available, gathered)
 }
@@ -334,5 +332,31 @@ pub(super) fn keep_removals(gathered: &mut Gathered) {
     gathered.delta.dirs.retain(|dir, _| parents.contains(dir));
     for paths in gathered.delta.dirs.values_mut() {
         paths.new.clone_from(&paths.old);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spare_is_written_where_the_reserve_is_too_small_and_the_drive_may_be_filled() {
+        const MIB: u64 = 1 << 20;
+        let space = Space {
+            total: 1 << 40,
+            available: 1 << 40,
+            unit: 4096,
+        };
+        assert_eq!(spare(MIB, MIB, 1 << 40, &space), 0, "the reserve covers it");
+        assert_eq!(spare(2 * MIB, MIB, 1 << 40, &space), 2 * MIB);
+        assert_eq!(
+            spare(40 * MIB, MIB, 1 << 40, &space),
+            0,
+            "nobody fills that"
+        );
+        assert_eq!(spare(40 * MIB, MIB, 900 * MIB, &space), 40 * MIB);
+        assert_eq!(spare(400 * MIB, MIB, 2000 * MIB, &space), 400 * MIB);
+        let untold = Space { total: 0, ..space };
+        assert_eq!(spare(40 * MIB, 0, u64::MAX, &untold), 40 * MIB);
     }
 }

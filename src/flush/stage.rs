@@ -274,8 +274,10 @@ pub(super) struct Stager<'a> {
     pub(super) store: &'a Store,
     pub(super) batch: BatchNo,
     pub(super) sizes: &'a BTreeMap<Ino, u64>,
-    /// Whose files they are, where the backend keeps permissions.
-    pub(super) inodes: Option<&'a BTreeMap<Ino, Inode>>,
+    /// Whose files they are.
+    pub(super) inodes: &'a BTreeMap<Ino, Inode>,
+    /// The backend keeps permissions.
+    pub(super) keeps_permissions: bool,
     pub(super) deadline: Option<Instant>,
     pub(super) progress: &'a dyn Fn(Progress),
     /// Space that is taken for what comes after the commit.
@@ -348,9 +350,8 @@ impl Stager<'_> {
     /// What others may not read in the mount they may not read in its slot, nor under its name before it gets its attributes.
     fn hide_private(&self, source: &StageSource, slot: SlotNo) -> Result<()> {
         let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = source;
-        let inode = self.inodes.and_then(|inodes| inodes.get(ino));
-        match inode {
-            Some(inode) if inode.mode & 0o044 != 0o044 => {
+        match self.inodes.get(ino) {
+            Some(inode) if self.keeps_permissions && inode.mode & 0o044 != 0o044 => {
                 let path = layout::slot_path(self.batch, slot);
                 Ok(self.backend.set_permissions(&path, 0o600)?)
             }
@@ -378,7 +379,10 @@ impl Stager<'_> {
     }
 
     fn size_of(&self, source: &StageSource) -> u64 {
-        self.expected_size(source).unwrap_or(0)
+        let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = source;
+        // A further copy of an unchanged file may be read from the drive, where its size may be another by now.
+        let known = || self.inodes.get(ino).map(|inode| inode.size);
+        self.expected_size(source).or_else(known).unwrap_or(0)
     }
 
     fn stage_one(
