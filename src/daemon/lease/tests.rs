@@ -335,9 +335,11 @@ fn a_full_share_is_had_in_the_space_that_is_held_there() {
     let free = memory.space().unwrap().available;
     put(&memory, &RelPath::fixed("theirs"), &vec![7; free as usize]);
     let share: Arc<dyn Backend> = Arc::new(memory.clone());
-    Rival::new(1, false).run(&share, || {}).0.unwrap();
-    // Nor does a part of a lease stay where there is nothing to be had.
-    memory.remove_file(&layout::lease_path()).unwrap();
+    let first = holder(&share, 1);
+    assert!(memory.metadata(&layout::reserve_path()).is_err());
+    assert!(memory.metadata(&layout::lease_path()).is_ok());
+    // Nor does a part of a lease stay where there is nothing to be had. The first one takes his away.
+    drop(first);
     let free = memory.space().unwrap().available;
     put(&memory, &RelPath::fixed("more"), &vec![7; free as usize]);
     assert!(Rival::new(1, false).run(&share, || {}).0.is_err());
