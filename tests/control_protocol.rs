@@ -56,6 +56,7 @@ impl Handler for Fake {
             stalled_since: None,
             dirty_files: 1,
             dirty_bytes: 2,
+            needed_bytes: 4096,
             open_for_write: 3,
             cached_bytes: 4,
             last_batch: None,

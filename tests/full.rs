@@ -5,8 +5,14 @@ mod lab;
 
 use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use lab::{Backend, Lab, SmallSsd, Tree, content, exit, skip, text, write};
+use lab::{
+    Backend, Lab, SmallSsd, Tree, assert_content, content, exit, sh, skip, text, wait_until, write,
+};
 
 /// Writes numbered files until there is no room; returns how many are whole.
 fn fill(lab: &Lab, dir: &str, size: usize, most: u64) -> u64 {
@@ -252,7 +258,7 @@ fn full_drive_says_how_much_is_missing_and_carries_nothing() {
     let drive_before = Tree::read(lab.drive.path()).without(".ferryfs");
     let done = lab
         .ferryfs(&["flush", &text(&lab.mnt)])
-        .refuses(exit::FAILED, "the drive is full");
+        .refuses(exit::FAILED, "not enough space on the drive");
     for part in [
         "27.0 MiB have to be written",
         "are missing (",
@@ -272,7 +278,7 @@ fn full_drive_says_how_much_is_missing_and_carries_nothing() {
     assert!(
         status["last_error"]
             .as_str()
-            .is_some_and(|e| e.contains("full")),
+            .is_some_and(|e| e.contains("not enough space")),
         "{status}"
     );
 
@@ -350,5 +356,315 @@ fn assert_fits_not(status: &serde_json::Value, told: bool) {
     assert_eq!(line.is_some(), told, "{lines:?}");
     for part in ["film.mkv", "still open", "--cache"] {
         assert!(line.is_none_or(|line| line.contains(part)), "{line:?}");
+    }
+}
+
+/// An exFAT drive of 64 MiB with clusters of 32 KiB, mounted, with something on it.
+fn small_drive() -> Option<Lab> {
+    let mut lab = Lab::new(Backend::ExfatClusters(64, 32))?;
+    lab.mount(&[]);
+    fs::create_dir(lab.m("old")).expect("mkdir");
+    for n in 0..20 {
+        write(&lab.m(format!("old/{n}")), &content(n, 100));
+    }
+    write(&lab.m("keep"), &content(100, 5 << 20));
+    lab.flush();
+    Some(lab)
+}
+
+/// Where somebody else puts what fills the drive: beside our own files, so that it is no part of the tree.
+fn theirs(drive: &Path) -> PathBuf {
+    drive.join(".ferryfs/theirs")
+}
+
+/// Somebody else takes every cluster that is free, and goes away at the first refusal.
+fn fill_drive(drive: &Path) {
+    let Ok(mut file) = fs::File::create(theirs(drive)) else {
+        return; // Not even a name is to be had.
+    };
+    for size in [1 << 20, 32 << 10, 4 << 10] {
+        while file.write_all(&vec![7; size]).is_ok() {}
+    }
+    // A file system that allocates late tells of it only here.
+    let _ = file.sync_all();
+}
+
+fn assert_full(drive: &Path) {
+    let left = nix::sys::statvfs::statvfs(drive).expect("statvfs");
+    // ext4 keeps some blocks to itself.
+    assert!(left.blocks_available() < 8, "the drive is not full");
+}
+
+/// The free space that the mount tells of, in bytes.
+fn available(lab: &Lab) -> u64 {
+    let space = nix::sys::statvfs::statvfs(&lab.mnt).expect("statvfs");
+    space.blocks_available() as u64 * space.fragment_size() as u64
+}
+
+#[test]
+fn directories_that_do_not_fit_are_not_begun_and_leave_a_way_on() {
+    let Some(mut lab) = small_drive() else {
+        return;
+    };
+    let make = |first: u64, last: u64| {
+        for n in first..last {
+            let dir = lab.m(format!("t/{}/{n}", n / 30));
+            fs::create_dir_all(&dir).expect("mkdir");
+            write(&dir.join("f"), &content(n, 10));
+        }
+    };
+    make(0, 1050);
+    let on_drive = Tree::read(lab.drive.path()).without(".ferryfs");
+    let done = lab
+        .ferryfs(&["flush", &text(&lab.mnt)])
+        .refuses(exit::FAILED, "not enough space on the drive");
+    assert!(done.stderr.contains(" MiB have to be written"), "{done:?}");
+    Tree::read(lab.drive.path())
+        .without(".ferryfs")
+        .assert_same(&on_drive, "the drive", "the drive before");
+    lab.unmount_with(&["--no-flush"]);
+    lab.remount();
+    assert_content(lab.m("t/0/1/f"), content(1, 10));
+    for n in 5..35 {
+        fs::remove_dir_all(lab.m(format!("t/{n}"))).expect("remove");
+    }
+    lab.flush();
+    lab.assert_drive_is_mount();
+    lab.finish();
+}
+
+/// Deletes and renames on a drive that others have filled.
+fn deletes_and_renames_on_a_full(lab: &Lab) {
+    for round in 0..3 {
+        fill_drive(lab.drive.path());
+        assert_full(lab.drive.path());
+        let name = |n| lab.m(format!("old/{n}"));
+        fs::rename(name(round), lab.m(format!("renamed{round}"))).expect("rename");
+        lab.flush();
+        fs::remove_file(name(10 + round)).expect("unlink");
+        lab.flush();
+        fill_drive(lab.drive.path());
+        // With something new beside it that does not fit.
+        write(&lab.m("new"), &content(7, 6 << 20));
+        fs::remove_file(name(15 + round)).expect("unlink");
+        lab.ferryfs(&["flush", &text(&lab.mnt)])
+            .refuses(exit::FAILED, "not enough space on the drive");
+        let removals = ["flush", "--removals-first", &text(&lab.mnt)];
+        lab.ferryfs(&removals)
+            .refuses(exit::FAILED, "not enough space on the drive");
+        assert!(!lab.d(format!("old/{}", 15 + round)).exists());
+        fs::remove_file(lab.m("new")).expect("unlink");
+        lab.flush();
+        fs::remove_file(theirs(lab.drive.path())).expect("relent");
+        lab.assert_drive_is_mount();
+    }
+    fill_drive(lab.drive.path());
+    fs::remove_file(lab.m("keep")).expect("unlink");
+    write(&lab.m("new"), &content(8, 4 << 20));
+    let removals = ["flush", "--removals-first", &text(&lab.mnt)];
+    lab.ferryfs(&removals).code(exit::DONE);
+    lab.assert_drive_is_mount();
+}
+
+#[test]
+fn deletes_and_renames_reach_an_exfat_drive_filled_to_the_last_byte() {
+    let Some(lab) = small_drive() else {
+        return;
+    };
+    deletes_and_renames_on_a_full(&lab);
+    lab.finish();
+}
+
+#[test]
+fn deletes_and_renames_reach_an_ext4_drive_filled_to_the_last_byte() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("a small drive on a loop device needs root");
+    }
+    let Some(mut lab) = Lab::new(Backend::Ext4Dir) else {
+        return;
+    };
+    let disk = match SmallSsd::new(lab.root(), 64) {
+        Ok(disk) => disk,
+        Err(why) => return skip(&why),
+    };
+    sh(
+        lab.root(),
+        &format!("mount --bind '{}' drive", disk.path().display()),
+    )
+    .ok();
+    fs::remove_dir(lab.d("lost+found")).expect("an empty directory");
+    lab.mount(&[]);
+    fs::create_dir(lab.m("old")).expect("mkdir");
+    for n in 0..20 {
+        write(&lab.m(format!("old/{n}")), &content(n, 5000));
+    }
+    write(&lab.m("keep"), &content(100, 5 << 20));
+    lab.flush();
+    deletes_and_renames_on_a_full(&lab);
+    lab.unmount();
+    sh(lab.root(), "umount drive").ok();
+    drop(disk);
+    lab.finish();
+}
+
+#[test]
+fn tiny_files_on_large_clusters_are_counted_as_what_they_take() {
+    let Some(mut lab) = Lab::new(Backend::ExfatClusters(100, 128)) else {
+        return;
+    };
+    lab.mount(&[]);
+    let before = available(&lab);
+    fs::create_dir(lab.m("nm")).expect("mkdir");
+    for n in 0..900 {
+        write(&lab.m(format!("nm/{n}")), b"tiny");
+    }
+    let needed = 901 * (128 << 10);
+    wait_until("df to tell of it", Duration::from_secs(30), || {
+        available(&lab) == before.saturating_sub(needed)
+    });
+    let status = lab.status();
+    assert_eq!(status["dirty_bytes"], 3600, "{status}");
+    assert_eq!(status["needed_bytes"], needed, "{status}");
+    let told = lab.ferryfs(&["status", &text(&lab.mnt)]).code(exit::DONE);
+    assert!(told.stdout.contains("(113 MiB on the drive)"), "{told:?}");
+    let done = lab
+        .ferryfs(&["flush", &text(&lab.mnt)])
+        .refuses(exit::FAILED, "not enough space on the drive");
+    assert!(
+        done.stderr.contains("114 MiB have to be written"),
+        "{done:?}"
+    );
+    assert!(!lab.d("nm").exists(), "it was begun");
+    for n in 500..900 {
+        fs::remove_file(lab.m(format!("nm/{n}"))).expect("unlink");
+    }
+    lab.flush();
+    lab.assert_drive_is_mount();
+    assert_eq!(lab.status()["needed_bytes"], 0);
+    lab.finish();
+}
+
+#[test]
+fn hard_links_that_become_copies_on_the_drive_are_counted_before_and_after() {
+    let Some(mut lab) = Lab::new(Backend::ExfatClusters(100, 32)) else {
+        return;
+    };
+    lab.mount(&[]);
+    fs::create_dir(lab.m("daily.0")).expect("mkdir");
+    for n in 0..5 {
+        write(&lab.m(format!("daily.0/{n}")), &content(n, 4 << 20));
+    }
+    assert_eq!(lab.status()["needed_bytes"], (20 << 20) + (32 << 10));
+    lab.flush();
+    assert_eq!(lab.status()["needed_bytes"], 0);
+    let before = available(&lab);
+    let copy = |to: &str| sh(&lab.mnt, &format!("cp -al daily.0 {to}")).ok();
+    copy("daily.1");
+    copy("daily.2");
+    let needed = (40 << 20) + 2 * (32 << 10);
+    wait_until("df to tell of it", Duration::from_secs(30), || {
+        available(&lab) == before - needed
+    });
+    assert_eq!(lab.status()["needed_bytes"], needed);
+    lab.flush();
+    lab.assert_drive_is_mount();
+    // Attributes alone are no copies.
+    sh(&lab.mnt, "chmod 600 daily.0/*").ok();
+    assert_eq!(lab.status()["needed_bytes"], 0);
+    for n in 3..6 {
+        copy(&format!("daily.{n}"));
+    }
+    let done = lab
+        .ferryfs(&["flush", &text(&lab.mnt)])
+        .refuses(exit::FAILED, "not enough space on the drive");
+    assert!(
+        done.stderr.contains("drive: 60.") && done.stderr.contains(" MiB have to be written"),
+        "{done:?}"
+    );
+    assert!(!lab.d("daily.3").exists(), "it was begun");
+    lab.unmount_with(&["--no-flush"]);
+    lab.drive.take_away();
+    lab.drive.assert_clean();
+}
+
+/// What of a batch another program waits for before it fills the drive.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    Staging,
+    HalfStaged,
+    Record,
+    FirstName,
+}
+
+impl Moment {
+    fn has_come(self, drive: &Path) -> bool {
+        let holds = |path: &Path, least: usize| {
+            fs::read_dir(path).is_ok_and(|entries| entries.count() >= least)
+        };
+        match self {
+            Moment::Staging => holds(&drive.join(".ferryfs/staging"), 1),
+            Moment::HalfStaged => fs::read_dir(drive.join(".ferryfs/staging"))
+                .is_ok_and(|all| all.flatten().any(|batch| holds(&batch.path(), 30))),
+            Moment::Record => holds(&drive.join(".ferryfs/batches"), 1),
+            Moment::FirstName => holds(&drive.join("t"), 1),
+        }
+    }
+}
+
+#[test]
+fn another_program_that_fills_the_drive_during_a_flush_costs_nothing() {
+    for moment in [
+        Moment::Staging,
+        Moment::HalfStaged,
+        Moment::Record,
+        Moment::FirstName,
+    ] {
+        let Some(lab) = small_drive() else {
+            return;
+        };
+        // More directories than the reserve has room for.
+        for n in 0..60 {
+            fs::create_dir_all(lab.m(format!("t/{n}"))).expect("mkdir");
+            write(&lab.m(format!("t/{n}/f")), &content(n, 50_000));
+        }
+        fs::rename(lab.m("old/1"), lab.m("t/moved")).expect("rename");
+        fs::remove_file(lab.m("old/2")).expect("unlink");
+        let mount = Tree::read(&lab.mnt);
+        let on_drive = Tree::read(lab.drive.path()).without(".ferryfs");
+        let over = AtomicBool::new(false);
+        let done = thread::scope(|scope| {
+            let (drive, over) = (lab.drive.path(), &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Acquire) {
+                    if moment.has_come(drive) {
+                        return fill_drive(drive);
+                    }
+                }
+            });
+            let done = lab.ferryfs(&["flush", &text(&lab.mnt)]);
+            over.store(true, Ordering::Release);
+            done
+        });
+        Tree::read(&lab.mnt).assert_same(&mount, "the mount", "the mount before");
+        match done.code {
+            exit::DONE => lab.assert_drive_is_mount(),
+            // Before the commit, or the other program was quick enough to take what had been held for it.
+            exit::FAILED if done.stderr.contains("not enough space on the drive") => {
+                Tree::read(lab.drive.path())
+                    .without(".ferryfs")
+                    .assert_same(
+                        &on_drive,
+                        &format!("the drive, {moment:?}"),
+                        "the drive before",
+                    );
+            }
+            _ => eprintln!("{moment:?}: {done:?}"),
+        }
+        let _ = fs::remove_file(theirs(lab.drive.path()));
+        lab.flush();
+        lab.assert_drive_is_mount();
+        let left = fs::read_dir(lab.d(".ferryfs/staging")).expect("list");
+        assert_eq!(left.count(), 0, "{moment:?}");
+        lab.finish();
     }
 }

@@ -599,7 +599,7 @@ fn a_batch_that_does_not_fit_is_not_begun_and_the_flush_says_how_much_is_missing
     else {
         panic!("{text}");
     };
-    assert_eq!(path.to_string(), "big");
+    assert_eq!(path.expect("the largest file").to_string(), "big");
     assert_eq!(freed, 600_000);
     assert!(
         needed > available && text.contains(&format!("({} bytes)", needed - available)),

@@ -5,7 +5,8 @@
 //! and creating count once. Dropping a file does not count. A lone counter behind one lock gives each call its number,
 //! so runs with one thread are repeatable. The lock is not held while the inner backend works.
 //!
-//! It can lie as well ([`FaultyBackend::lie`]): what is appended goes down changed, and every call succeeds.
+//! It can lie as well ([`FaultyBackend::lie`]): what is appended goes down changed, and every call succeeds. It can be full from
+//! some call on ([`FaultyBackend::fill_from`]), or refuse one thing for ever ([`FaultyBackend::refuse_from`]).
 
 use std::io;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile, Xattrs};
 use crate::base::{FileKind, RelPath, Timestamp};
+use crate::rules::layout;
 
 /// What goes wrong, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +42,75 @@ impl Fault {
     }
 }
 
+/// The operations that may need space.
+const TAKE_SPACE: [&str; 9] = [
+    "create",
+    "write",
+    "close",
+    "mkdir",
+    "rename",
+    "symlink",
+    "link",
+    "mknod",
+    "set attributes of",
+];
+
+/// One call, which is refused whenever it is made.
+#[derive(Debug)]
+struct Refusal {
+    /// The number of the call that shows which.
+    at: u64,
+    errno: i32,
+    /// Operation and path, once it has been made.
+    what: Option<(&'static str, RelPath)>,
+}
+
+/// What somebody else does at some moment.
+struct Interlude(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Interlude {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Interlude")
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counter {
     calls: u64,
     fault: Option<Fault>,
     lie: bool,
+    full_from: Option<u64>,
+    refusal: Option<Refusal>,
+    interlude: Option<(u64, Interlude)>,
+}
+
+impl Counter {
+    fn judge(&mut self, operation: &'static str, path: &RelPath) -> Verdict {
+        let calls = self.calls;
+        if self.full_from.is_some_and(|from| calls >= from) && TAKE_SPACE.contains(&operation) {
+            return Verdict::Fail(libc::ENOSPC);
+        }
+        if let Some(refusal) = &mut self.refusal {
+            if refusal.at == calls {
+                refusal.what = Some((operation, path.clone()));
+            }
+            if refusal
+                .what
+                .as_ref()
+                .is_some_and(|it| *it == (operation, path.clone()))
+            {
+                return Verdict::Fail(refusal.errno);
+            }
+        }
+        match self.fault {
+            Some(fault) if calls == fault.at && fault.takes_effect => {
+                Verdict::WorkThenFail(fault.errno)
+            }
+            Some(fault) if calls == fault.at => Verdict::Fail(fault.errno),
+            Some(fault) if calls > fault.at && fault.stays_dead => Verdict::Fail(fault.errno),
+            _ => Verdict::Work,
+        }
+    }
 }
 
 /// What is to become of one call.
@@ -58,22 +124,27 @@ enum Verdict {
 struct Switch(Arc<Mutex<Counter>>);
 
 impl Switch {
-    fn next(&self) -> Verdict {
-        let mut counter = self.0.lock();
-        counter.calls += 1;
-        let calls = counter.calls;
-        match counter.fault {
-            Some(fault) if calls == fault.at && fault.takes_effect => {
-                Verdict::WorkThenFail(fault.errno)
-            }
-            Some(fault) if calls == fault.at => Verdict::Fail(fault.errno),
-            Some(fault) if calls > fault.at && fault.stays_dead => Verdict::Fail(fault.errno),
-            _ => Verdict::Work,
+    fn next(&self, operation: &'static str, path: &RelPath) -> Verdict {
+        let (verdict, interlude) = {
+            let mut counter = self.0.lock();
+            counter.calls += 1;
+            let calls = counter.calls;
+            let interlude = counter.interlude.take_if(|(at, _)| *at == calls);
+            (counter.judge(operation, path), interlude)
+        };
+        if let Some((_, Interlude(work))) = interlude {
+            work();
         }
+        verdict
     }
 
-    fn io<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        match self.next() {
+    fn io<T>(
+        &self,
+        operation: &'static str,
+        path: &RelPath,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        match self.next(operation, path) {
             Verdict::Work => work(),
             Verdict::Fail(errno) => Err(io::Error::from_raw_os_error(errno)),
             Verdict::WorkThenFail(errno) => {
@@ -89,9 +160,20 @@ impl Switch {
         path: &RelPath,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
+        self.call_about(operation, path, path, work)
+    }
+
+    /// The same for a call that is known by another path than its error names.
+    fn call_about<T>(
+        &self,
+        operation: &'static str,
+        path: &RelPath,
+        about: &RelPath,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let failed =
             |errno| BackendError::new(operation, path, io::Error::from_raw_os_error(errno));
-        match self.next() {
+        match self.next(operation, about) {
             Verdict::Work => work(),
             Verdict::Fail(errno) => Err(failed(errno)),
             Verdict::WorkThenFail(errno) => {
@@ -128,9 +210,36 @@ impl<B> FaultyBackend<B> {
         self.switch.0.lock().fault = Some(fault);
     }
 
-    /// Takes the fault away: all further calls work.
+    /// From call number `n` on every call that may need space fails with ENOSPC.
+    pub fn fill_from(&self, n: u64) {
+        self.switch.0.lock().full_from = Some(n);
+    }
+
+    /// Call number `n` fails with `errno`, and from then on every call of the same operation on the same path.
+    pub fn refuse_from(&self, n: u64, errno: i32) {
+        self.switch.0.lock().refusal = Some(Refusal {
+            at: n,
+            errno,
+            what: None,
+        });
+    }
+
+    /// What is refused: operation and path.
+    pub fn refused(&self) -> Option<(&'static str, RelPath)> {
+        let counter = self.switch.0.lock();
+        counter.refusal.as_ref().and_then(|it| it.what.clone())
+    }
+
+    /// Does `work` just before call number `n`, as somebody else might.
+    pub fn before_call(&self, n: u64, work: impl FnOnce() + Send + 'static) {
+        self.switch.0.lock().interlude = Some((n, Interlude(Box::new(work))));
+    }
+
+    /// Takes all faults away: all further calls work.
     pub fn heal(&self) {
-        self.switch.0.lock().fault = None;
+        let mut counter = self.switch.0.lock();
+        (counter.fault, counter.full_from) = (None, None);
+        (counter.refusal, counter.interlude) = (None, None);
     }
 
     /// From now on the first byte of everything that is appended to a file is changed on its way, without a word; or not.
@@ -161,23 +270,35 @@ impl<B: Backend> Backend for FaultyBackend<B> {
 
     fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let inner = self.switch.call("open", path, || self.inner.open(path))?;
-        let switch = self.switch.clone();
-        Ok(Box::new(FaultyReader { inner, switch }))
+        let (switch, path) = (self.switch.clone(), path.clone());
+        Ok(Box::new(FaultyReader {
+            inner,
+            switch,
+            path,
+        }))
     }
 
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let work = || self.inner.open_uncached(path);
         let inner = self.switch.call("open", path, work)?;
-        let switch = self.switch.clone();
-        Ok(Box::new(FaultyReader { inner, switch }))
+        let (switch, path) = (self.switch.clone(), path.clone());
+        Ok(Box::new(FaultyReader {
+            inner,
+            switch,
+            path,
+        }))
     }
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         let inner = self
             .switch
             .call("create", path, || self.inner.create(path))?;
-        let switch = self.switch.clone();
-        Ok(Box::new(FaultyWriter { inner, switch }))
+        let (switch, path) = (self.switch.clone(), path.clone());
+        Ok(Box::new(FaultyWriter {
+            inner,
+            switch,
+            path,
+        }))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {
@@ -186,8 +307,10 @@ impl<B: Backend> Backend for FaultyBackend<B> {
     }
 
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()> {
-        self.switch
-            .call("rename", from, || self.inner.rename(from, to))
+        // Slots are other ones each time; what a file system refuses is somebody's name.
+        let about = if layout::is_reserved(to) { from } else { to };
+        let work = || self.inner.rename(from, to);
+        self.switch.call_about("rename", from, about, work)
     }
 
     fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
@@ -269,27 +392,32 @@ impl<B: Backend> Backend for FaultyBackend<B> {
 struct FaultyReader {
     inner: Box<dyn ReadFile>,
     switch: Switch,
+    path: RelPath,
 }
 
 impl ReadFile for FaultyReader {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.switch.io(|| self.inner.read_at(buf, offset))
+        self.switch
+            .io("read", &self.path, || self.inner.read_at(buf, offset))
     }
 
     fn metadata(&self) -> io::Result<Metadata> {
-        self.switch.io(|| self.inner.metadata())
+        self.switch
+            .io("stat file", &self.path, || self.inner.metadata())
     }
 }
 
 struct FaultyWriter {
     inner: Box<dyn WriteFile>,
     switch: Switch,
+    path: RelPath,
 }
 
 impl WriteFile for FaultyWriter {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
         let lie = self.switch.0.lock().lie;
-        self.switch.io(|| match data.split_first() {
+        let (switch, path) = (&self.switch, &self.path);
+        switch.io("write", path, || match data.split_first() {
             Some((first, rest)) if lie => {
                 self.inner.append(&[!first])?;
                 self.inner.append(rest)
@@ -299,8 +427,12 @@ impl WriteFile for FaultyWriter {
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
-        let FaultyWriter { inner, switch } = *self;
-        switch.io(|| inner.finish(modified))
+        let FaultyWriter {
+            inner,
+            switch,
+            path,
+        } = *self;
+        switch.io("close", &path, || inner.finish(modified))
     }
 }
 
@@ -338,6 +470,40 @@ mod tests {
         });
         assert!(faulty.make_dir(&RelPath::fixed("d")).is_err());
         assert!(faulty.metadata(&RelPath::fixed("d")).is_ok());
+    }
+
+    #[test]
+    fn a_full_backend_takes_nothing_and_lets_go() {
+        let faulty = backend();
+        let (file, dir) = (RelPath::fixed("f"), RelPath::fixed("d"));
+        drop(faulty.create(&file).unwrap());
+        faulty.fill_from(faulty.calls() + 1);
+        assert!(faulty.make_dir(&dir).unwrap_err().is_full());
+        assert!(faulty.rename(&file, &dir).unwrap_err().is_full());
+        faulty.remove_file(&file).unwrap();
+        faulty.heal();
+        faulty.make_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_refused_once_is_refused_for_ever_and_nothing_else() {
+        let faulty = backend();
+        faulty.refuse_from(1, libc::EPERM);
+        for path in ["a", "b", "a"].map(RelPath::fixed) {
+            let made = faulty.make_dir(&path);
+            assert_eq!(made.is_err(), path == RelPath::fixed("a"));
+        }
+        assert_eq!(faulty.refused(), Some(("mkdir", RelPath::fixed("a"))));
+        drop(faulty.create(&RelPath::fixed("a")).unwrap());
+    }
+
+    #[test]
+    fn others_do_something_right_before_a_call() {
+        let faulty = backend();
+        let (inner, path) = (faulty.inner().clone(), RelPath::fixed("d"));
+        faulty.before_call(2, move || inner.make_dir(&RelPath::fixed("d")).unwrap());
+        assert!(faulty.metadata(&path).is_err());
+        assert!(faulty.metadata(&path).is_ok());
     }
 
     #[test]

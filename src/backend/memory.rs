@@ -46,6 +46,8 @@ pub struct MemoryOptions {
     pub max_utf16: Option<usize>,
     /// Bytes that all files together may have; more gives ENOSPC.
     pub capacity: Option<u64>,
+    /// Size of the pieces in which space is allocated, to files and directories. Without, only the bytes of files count.
+    pub cluster: Option<u64>,
     /// Times are cut down to multiples of this many nanoseconds; at least 1.
     pub time_granularity_ns: u64,
     /// Symbolic links can be made.
@@ -68,6 +70,7 @@ impl Default for MemoryOptions {
             drops_trailing_dots: false,
             max_utf16: None,
             capacity: None,
+            cluster: None,
             time_granularity_ns: 1,
             symlinks: true,
             permissions: true,
@@ -97,6 +100,7 @@ impl MemoryOptions {
             drops_trailing_dots: true,
             max_utf16: Some(255),
             capacity: None,
+            cluster: None,
             time_granularity_ns: 10_000_000,
             symlinks: false,
             permissions: false,
@@ -239,9 +243,28 @@ impl MemoryBackend {
     /// Makes one change to the tree; with a journal it is done as a whole or not at all.
     fn mutate<T>(&self, work: impl FnOnce(&mut Tree) -> io::Result<T>) -> io::Result<T> {
         let mut state = self.state.lock();
-        let done = work(&mut state.tree);
+        let before = self.is_tight().then(|| state.tree.clone());
+        let mut done = work(&mut state.tree);
+        if let Some(before) = before
+            && done.is_ok()
+            && state.tree.medium.used(&self.options) > self.total()
+            && state.tree.medium.used(&self.options) > before.medium.used(&self.options)
+        {
+            state.tree = before;
+            done = Err(errno(libc::ENOSPC));
+        }
         state.note_moment(&self.options);
         done
+    }
+
+    /// Whether a new name may need space that there is not.
+    fn is_tight(&self) -> bool {
+        self.options.cluster.is_some() && self.options.capacity.is_some()
+    }
+
+    /// Without a limit some is named all the same, since a total of nothing would read as a full drive.
+    fn total(&self) -> u64 {
+        self.options.capacity.unwrap_or(1 << 40)
     }
 
     /// Changes the attributes of what stands at `path`, under all its names.
@@ -375,10 +398,13 @@ impl Backend for MemoryBackend {
     }
 
     fn space(&self) -> Result<Space> {
-        // Without a limit some is named all the same, since a total of nothing would read as a full drive.
-        let total = self.options.capacity.unwrap_or(1 << 40);
-        let available = total.saturating_sub(self.state.lock().tree.medium.used());
-        Ok(Space { total, available })
+        let total = self.total();
+        let used = self.state.lock().tree.medium.used(&self.options);
+        Ok(Space {
+            total,
+            available: total.saturating_sub(used),
+            unit: self.options.cluster.unwrap_or(0),
+        })
     }
 
     fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {

@@ -62,6 +62,8 @@ pub struct Space {
     pub total: u64,
     /// What a new file may take.
     pub available: u64,
+    /// Size of the pieces in which space is allocated: a cluster of exFAT, a block. 0 if the backend does not tell.
+    pub unit: u64,
 }
 
 /// What a backend can do, found by trying it. Data for the planner and for the name check, never a list of file-system names.
@@ -210,12 +212,14 @@ impl BackendError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
-    /// The backend has no space for this.
+    /// The backend has no space for this, and may have some later.
     pub fn is_full(&self) -> bool {
-        matches!(
-            self.source.raw_os_error(),
-            Some(libc::ENOSPC | libc::EDQUOT)
-        )
+        full(&self.source)
+    }
+
+    /// The file is larger than any that the backend can hold, however much space there is.
+    pub fn is_too_large(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EFBIG)
     }
 
     /// Something already has the name.
@@ -280,6 +284,11 @@ impl BackendError {
     pub fn is_stalled(&self) -> bool {
         self.source.raw_os_error() == Some(libc::ETIMEDOUT)
     }
+}
+
+/// What [`BackendError::is_full`] says of the system's own error.
+pub(crate) fn full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 /// What [`BackendError::is_gone`] says of the system's own error.
@@ -485,6 +494,15 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// If it does not.
     fn space(&self) -> Result<Space>;
+
+    /// Frees space that is held on the backend for the case that it is full, so that a call that found it full can be repeated.
+    /// False if there is none, and always but for a batch that holds some.
+    ///
+    /// # Errors
+    /// If it cannot be made sure that the space is free.
+    fn relieve(&self) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Answers once the slow side itself has answered something, as far as that can be had cheaply: what is in this machine's
     /// memory says nothing. What `statfs` tells comes from the server of a share each time.

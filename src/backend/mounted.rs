@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
@@ -55,6 +55,8 @@ pub struct MountedDir {
     on_block_device: bool,
     /// What one `syncfs` of the root would miss. Shared by all clones.
     unsynced: Arc<Unsynced>,
+    /// In which pieces space is allocated, once it has been found out.
+    unit: OnceLock<u64>,
 }
 
 impl MountedDir {
@@ -73,6 +75,7 @@ impl MountedDir {
             mount: sys::mounts::mount_number(&opened).unwrap_or(0),
             on_block_device: sys::superblock::device_exists(device),
             unsynced: Arc::new(Unsynced::new(device)),
+            unit: OnceLock::new(),
         })
     }
 
@@ -161,6 +164,30 @@ impl MountedDir {
         // A FUSE file system must be asked for this; one whose process is gone says so.
         sys::file::space(root)?;
         Ok(())
+    }
+
+    /// In which pieces space is allocated. The marker, a small file, shows it where `statfs` does not.
+    fn unit(&self, root: &OwnedFd) -> io::Result<u64> {
+        if let Some(unit) = self.unit.get() {
+            return Ok(*unit);
+        }
+        let fragment = sys::file::fragment_size(root)?;
+        let Some((dir, name)) = sys::path::open_parent(root.as_fd(), &layout::marker_path())
+            .ok()
+            .flatten()
+        else {
+            return Ok(allocation_unit(fragment, 0, 0));
+        };
+        Ok(
+            match fstatat(&dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(small) => {
+                    let size = u64::try_from(small.st_size).unwrap_or(0);
+                    let taken = u64::try_from(small.st_blocks).unwrap_or(0) * 512;
+                    *(self.unit).get_or_init(|| allocation_unit(fragment, size, taken))
+                }
+                Err(_) => allocation_unit(fragment, 0, 0),
+            },
+        )
     }
 
     /// Reads the marker from the medium: around the page cache where the file system can, else after dropping it from there.
@@ -388,9 +415,17 @@ impl Backend for MountedDir {
     }
 
     fn space(&self) -> Result<Space> {
-        let answer = || sys::file::space(self.root()?);
-        let (total, available) = named("statfs", &RelPath::root(), answer())?;
-        Ok(Space { total, available })
+        let answer = || {
+            let root = self.root()?;
+            let (total, available) = sys::file::space(&root)?;
+            let unit = self.unit(&root)?;
+            Ok(Space {
+                total,
+                available,
+                unit,
+            })
+        };
+        named("statfs", &RelPath::root(), answer())
     }
 
     fn check_alive(&self, look: Look) -> Result<()> {
@@ -504,6 +539,23 @@ impl Backend for MountedDir {
             self.note(&dir, &[path])
         };
         named("set attributes of", path, answer())
+    }
+}
+
+/// Larger pieces than this are believed only where a small file takes as much: network file systems report the size of their
+/// transfers here.
+const LARGEST_FRAGMENT: u64 = 256 << 10;
+
+/// In which pieces space is allocated, from what `statfs` says and from what a small file takes: `taken` bytes for `size`.
+fn allocation_unit(fragment: u64, size: u64, taken: u64) -> u64 {
+    const USUAL: u64 = 4096;
+    // File systems that do not know count the size in whole sectors.
+    if taken > size.next_multiple_of(512) {
+        return taken;
+    }
+    match fragment {
+        512..=LARGEST_FRAGMENT => fragment,
+        _ => USUAL,
     }
 }
 

@@ -215,3 +215,26 @@ fn a_tree_deeper_than_one_call_reaches_is_reached() {
         }
     });
 }
+
+#[test]
+fn the_allocation_unit_is_what_a_small_file_takes_else_what_statfs_says() {
+    const MIB: u64 = 1 << 20;
+    for (fragment, size, taken, unit) in [
+        // ext4, exFAT with large clusters, ext4 with clusters of 64 KiB
+        (4096, 300, 4096, 4096),
+        (MIB, 300, MIB, MIB),
+        (4096, 300, 65536, 65536),
+        // NFS, whose server tells, and one whose server does not; SMB; no marker yet
+        (MIB, 300, 4096, 4096),
+        (4 * MIB, 300, 512, 4096),
+        (65536, 300, 512, 65536),
+        (32768, 0, 0, 32768),
+        (0, 0, 0, 4096),
+    ] {
+        assert_eq!(
+            allocation_unit(fragment, size, taken),
+            unit,
+            "{fragment}, {size} bytes in {taken}"
+        );
+    }
+}

@@ -125,10 +125,23 @@ fn waiting(status: &Status) -> String {
     match status.dirty_files {
         0 => format!("nothing{on_its_way}"),
         count => format!(
-            "{}, {}{on_its_way}",
+            "{}, {}{}{on_its_way}",
             files(count),
-            human_bytes(status.dirty_bytes)
+            human_bytes(status.dirty_bytes),
+            on_drive(status)
         ),
+    }
+}
+
+/// What it takes on the drive, where that is another number.
+fn on_drive(status: &Status) -> String {
+    let (bytes, needed) = (
+        human_bytes(status.dirty_bytes),
+        human_bytes(status.needed_bytes),
+    );
+    match status.needed_bytes <= status.dirty_bytes || bytes == needed {
+        true => String::new(),
+        false => format!(" ({needed} on the drive)"),
     }
 }
 

@@ -9,6 +9,7 @@ fn sample() -> Status {
         stalled_since: None,
         dirty_files: 12,
         dirty_bytes: 3 << 30,
+        needed_bytes: 3 << 30,
         open_for_write: 1,
         cached_bytes: 120 << 30,
         last_batch: Some(LastBatch {

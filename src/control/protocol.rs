@@ -199,6 +199,9 @@ pub struct Status {
     pub dirty_files: u64,
     /// Bytes that wait to be carried over.
     pub dirty_bytes: u64,
+    /// What the drive will take for them: whole clusters, a copy for each hard link where it has none, new directories.
+    #[serde(default)]
+    pub needed_bytes: u64,
     /// Files that are open for writing.
     pub open_for_write: u64,
     /// Bytes that the cache holds.

@@ -104,6 +104,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
         return Err(error);
     }
     drive.refresh_space();
+    fs.count_needed();
     if let Err(error) = fs.take_root() {
         tracing::warn!(%error, "the attributes of the drive's own directory");
     }

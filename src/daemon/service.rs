@@ -67,6 +67,9 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::InUse(_) => {
             "nothing is lost: what waits is in the cache. When the other one has let go, this mount goes on by itself; to take the directory over: ferryfs attach --take-over DIR"
         }
+        FlushError::Full { path: None, .. } => {
+            "nothing was carried and nothing is lost; free as much on the drive itself, by hand, then flush again"
+        }
         FlushError::Full { freed: 0, .. } => {
             "nothing was carried and nothing is lost; delete something in the mount, then run `ferryfs flush --removals-first`"
         }
@@ -83,6 +86,9 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
             "see whether the NAS or drive is well; `ferryfs status` tells when it answers again"
         }
         FlushError::StillRunning { silent: None } => "see `ferryfs status` for how it goes on",
+        FlushError::Backend(error) if error.is_full() => {
+            "nothing is lost, and the next flush goes on with it; free some space on the drive itself first, by hand"
+        }
         FlushError::Backend(error) if error.is_stalled() => {
             "see whether the NAS or drive is well; what was not carried waits in the cache"
         }
@@ -158,7 +164,7 @@ impl Service {
     ) -> Result<Report, FlushError> {
         let started = Instant::now();
         let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
-        let index = self.index.clone();
+        let (index, fs) = (self.index.clone(), self.fs.clone());
         let after = move |result: &Result<Report, FlushError>| {
             match result {
                 Ok(_) => *last_error.lock() = None,
@@ -172,6 +178,7 @@ impl Service {
                     }
                 }
             }
+            fs.count_needed();
             let mut state = index.lock();
             if result.is_ok() {
                 state.note_flushed(started);
@@ -372,6 +379,7 @@ pub(super) fn rfc3339(time: Timestamp) -> String {
 impl Handler for Service {
     fn status(&self) -> Status {
         let waiting = self.waiting();
+        self.fs.count_needed();
         let (totals, writing, last) = {
             let state = self.index.lock();
             (
@@ -399,6 +407,7 @@ impl Handler for Service {
                 .map(|stall| rfc3339(Timestamp::from(stall.since))),
             dirty_files,
             dirty_bytes: totals.dirty_bytes,
+            needed_bytes: self.fs.needed_on_drive(),
             open_for_write: writing as u64,
             cached_bytes: totals.cached_bytes,
             last_batch: last.map(last_batch),

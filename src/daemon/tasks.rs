@@ -209,6 +209,7 @@ fn trim(service: &Service, stop: &AtomicBool) {
         service.fs.look_at_space();
         service.fs.close_idle_readers(false);
         service.drive.refresh_space();
+        service.fs.count_needed();
     }
 }
 

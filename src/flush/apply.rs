@@ -485,12 +485,26 @@ pub(super) fn exists(backend: &dyn Backend, path: &RelPath) -> Result<bool> {
     }
 }
 
-/// Makes a file with these bytes; not durable before the next sync.
+/// Makes a file with these bytes; not durable before the next sync. On a full backend held space is given up for it; if there
+/// is none, no part of it stays.
 pub(super) fn create_with(backend: &dyn Backend, path: &RelPath, bytes: &[u8]) -> Result<()> {
-    let mut file = backend.create(path)?;
-    file.append(bytes)
-        .and_then(|()| file.finish(Timestamp::from(std::time::SystemTime::now())))
-        .map_err(|source| BackendError::new("write", path, source).into())
+    loop {
+        let mut file = backend.create(path)?;
+        let written = file
+            .append(bytes)
+            .and_then(|()| file.finish(Timestamp::from(std::time::SystemTime::now())));
+        let Err(source) = written else {
+            return Ok(());
+        };
+        let error = BackendError::new("write", path, source);
+        if !error.is_full() {
+            return Err(error.into());
+        }
+        backend.remove_file(path)?;
+        if !backend.relieve()? {
+            return Err(error.into());
+        }
+    }
 }
 
 /// Whether the file at `path` has this size and these bytes. False also if nothing, or no file, stands there.

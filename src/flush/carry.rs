@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::apply::{Applied, Applier, create_with};
+use super::apply::{Applied, Applier, create_with, exists};
 use super::confirm::{Concluded, conclusions};
 use super::gather::Gathered;
 use super::journal::Journal;
@@ -108,7 +108,7 @@ impl Carrier<'_> {
 
     fn attempt(&self, plan: &Plan, gathered: &Gathered, mut report: Report) -> Result<Attempt> {
         if plan.steps.is_empty() {
-            let journal = self.journal(plan, gathered, &Staged::empty())?;
+            let journal = self.journal(plan, gathered, &Staged::empty(), u64::MAX)?;
             if journal.record.catalog.is_none() {
                 // Nothing differs that the backend could hold: the marks go, and no batch is written.
                 let concluded = Concluded::all(&journal);
@@ -116,23 +116,26 @@ impl Carrier<'_> {
                 return Ok(Attempt::Done(report));
             }
         }
+        let capabilities = &self.parts.capabilities;
+        let granted = room::check(self.backend, plan, gathered, capabilities)?;
+        let relieved = self.flusher.relieved(self.backend, self.active.batch);
         let stager = Stager {
-            backend: self.backend,
+            backend: match granted.may_use_reserve {
+                true => &relieved,
+                false => self.backend,
+            },
             store: &self.parts.store,
             batch: self.active.batch,
             sizes: &gathered.sizes,
-            inodes: self
-                .parts
-                .capabilities
-                .permissions
-                .then_some(&gathered.inodes),
+            inodes: &gathered.inodes,
+            keeps_permissions: capabilities.permissions,
             deadline: self.wish.deadline,
             progress: self.progress,
+            held: granted.held,
         };
-        room::check(self.backend, plan, gathered)?;
         let staged = stager
             .stage(plan.steps.clone())
-            .map_err(|error| room::explain(error, gathered))?;
+            .map_err(|error| self.explain_full(error, plan, gathered))?;
         if self.wish.verify {
             verify::staged(
                 self.backend,
@@ -149,15 +152,20 @@ impl Carrier<'_> {
                 return Err(FlushError::ChangedElsewhere { dirs });
             }
         }
-        let journal = self.journal(plan, gathered, &staged)?;
+        let journal = self.journal(plan, gathered, &staged, granted.left)?;
         let moves = Before::new(gathered).moves(&staged);
         keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
             return Ok(Attempt::Again(changed));
         }
-        self.commit(&journal)?;
+        // From here on a full backend is no reason to stop: what it takes is held.
+        let carrier = Carrier {
+            backend: &relieved,
+            ..*self
+        };
+        (carrier.commit(&journal)).map_err(|error| self.explain_full(error, plan, gathered))?;
         self.parts.hooks.hold_open(&going_away(gathered, plan));
-        self.apply_and_confirm(&journal, &mut report)?;
+        carrier.apply_and_confirm(&journal, &mut report)?;
         report.batch = Some(self.active.batch);
         report.files = staged.files;
         report.bytes = staged.bytes;
@@ -181,7 +189,28 @@ impl Carrier<'_> {
         Ok(self.backend.sync()?)
     }
 
-    fn journal(&self, plan: &Plan, gathered: &Gathered, staged: &Staged) -> Result<Journal> {
+    /// Tells of a backend that was full before the commit what is missing there, once nothing of the batch is on it.
+    fn explain_full(&self, error: FlushError, plan: &Plan, gathered: &Gathered) -> FlushError {
+        let is_full = matches!(&error, FlushError::Backend(error) if error.is_full());
+        // With a record the batch may be finished yet, and on a machine that has only what is staged.
+        let has_record = || exists(self.backend, &layout::record_path(self.active.batch));
+        if !is_full || has_record().unwrap_or(true) {
+            return error;
+        }
+        // Best effort: it is done again when the batch is given up.
+        let _ = discard(self.backend, &layout::staging_dir(self.active.batch));
+        let capabilities = &self.parts.capabilities;
+        room::full(self.backend, plan, gathered, capabilities)
+    }
+
+    /// `left` is the space that a rewriting of the catalog may take beside the batch.
+    fn journal(
+        &self,
+        plan: &Plan,
+        gathered: &Gathered,
+        staged: &Staged,
+        left: u64,
+    ) -> Result<Journal> {
         Ok(Journal {
             record: BatchRecord {
                 volume: self.parts.volume,
@@ -190,7 +219,12 @@ impl Carrier<'_> {
                 origin: self.parts.origin,
                 steps: staged.steps.clone(),
                 known: Before::new(gathered).known(&staged.steps),
-                catalog: told::catalog_of(self.parts, plan, &staged.steps, &gathered.subjects)?,
+                catalog: told::catalog_of(
+                    self.parts,
+                    plan,
+                    &staged.steps,
+                    (&gathered.subjects, left),
+                )?,
             },
             confirmed: conclusions(plan, gathered, staged),
             attributes: settled_attributes(plan, gathered),

@@ -34,6 +34,7 @@ mod redo;
 mod refresh;
 mod refused;
 mod report;
+mod reserve;
 mod room;
 mod run;
 mod stage;
@@ -64,6 +65,7 @@ pub use catalog::{CatalogLog, read_catalog};
 pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result, Wish};
+pub(crate) use reserve::free_reserve;
 pub(crate) use run::phase;
 pub(crate) use untrusted::read_small;
 
@@ -177,6 +179,8 @@ pub struct Flusher {
     conflicts_met: Mutex<Vec<(String, String)>>,
     /// Whoever holds that looks for changes of others and writes nothing.
     refreshing: AtomicBool,
+    /// The space that is held on the backend for the case that it is full was given up, and is to be taken again.
+    gave_reserve_up: AtomicBool,
 }
 
 impl Flusher {
@@ -190,6 +194,7 @@ impl Flusher {
             refused: Mutex::default(),
             conflicts_met: Mutex::default(),
             refreshing: AtomicBool::new(false),
+            gave_reserve_up: AtomicBool::new(false),
         }
     }
 

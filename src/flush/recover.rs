@@ -1,5 +1,7 @@
 //! Finishing what was interrupted: with the cache at hand, or on a machine that has only the drive.
 
+use std::sync::atomic::AtomicBool;
+
 use uuid::Uuid;
 
 use super::Flusher;
@@ -11,6 +13,7 @@ use super::placing::Manners;
 use super::redo::{Redo, Ssd};
 use super::refused::{StepNo, Why};
 use super::report::{FlushError, Result};
+use super::reserve::Relieved;
 use super::stage::discard;
 use super::untrusted::{Sealed, read_sealed, read_small};
 use crate::backend::drive::Withheld;
@@ -178,6 +181,7 @@ impl Flusher {
         self.sweep(&*backend)?;
         self.sweep_journals()?;
         self.catch_up(&*backend)?;
+        self.restore_reserve(&*backend);
         Ok(())
     }
 
@@ -273,7 +277,8 @@ impl Flusher {
         tracing::info!(batch = %active.batch, "finishing an interrupted batch");
         let touched = Touched::of(&journal.record.steps);
         self.parts.drive.withhold(Withheld::Moving(touched));
-        let applied = self.redo_steps(backend, journal)?;
+        let relieved = self.relieved(backend, active.batch);
+        let applied = self.redo_steps(&relieved, journal)?;
         for (path, reason) in applied.surprises() {
             tracing::warn!(path, reason, "not as the batch has it");
         }
@@ -522,6 +527,9 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
         host: sys::host::name(),
         slack: SLACK_NS,
     };
+    // The reserve is made again by the next batch.
+    let gave_reserve_up = AtomicBool::new(false);
+    let backend: &dyn Backend = &Relieved::new(backend, record.batch, &gave_reserve_up);
     let redo = Redo {
         backend,
         batch: record.batch,

@@ -54,10 +54,10 @@ pub enum FlushError {
     #[error("{0}")]
     InUse(String),
     /// The backend has no room.
-    #[error("the drive is full: {}", full(path, *size, *available, *needed, *freed))]
+    #[error("{}", full(path.as_ref(), *size, *available, *needed, *freed))]
     Full {
-        /// The file that did not fit, or the largest of those that do not fit together.
-        path: RelPath,
+        /// The largest of the files that do not fit together, if there are any.
+        path: Option<RelPath>,
         /// Its size in bytes.
         size: u64,
         /// What is free on the backend.
@@ -144,15 +144,26 @@ pub enum FlushError {
 pub type Result<T> = std::result::Result<T, FlushError>;
 
 /// What is missing on a full backend, for people.
-fn full(path: &RelPath, size: u64, available: u64, needed: u64, freed: u64) -> String {
-    let missing = needed.saturating_sub(available).max(1);
+fn full(path: Option<&RelPath>, size: u64, available: u64, needed: u64, freed: u64) -> String {
+    let missing = needed.saturating_sub(available);
     let mut text = format!(
-        "{} have to be written beside what is there, {} are free, at least {} are missing ({missing} bytes); the largest file is {path} ({})",
+        "not enough space on the drive: {} have to be written, {} are free",
         human_bytes(needed),
         human_bytes(available),
-        human_bytes(missing),
-        human_bytes(size)
     );
+    match missing {
+        0 => text.push_str(" by now; something else had filled the drive meanwhile: flush again"),
+        _ => text.push_str(&format!(
+            ", {} are missing ({missing} bytes)",
+            human_bytes(missing)
+        )),
+    }
+    if let Some(path) = path {
+        text.push_str(&format!(
+            "; the largest file is {path} ({})",
+            human_bytes(size)
+        ));
+    }
     if freed > 0 {
         text.push_str(&format!(
             "; what was deleted in the mount would free {}",

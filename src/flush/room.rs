@@ -1,78 +1,298 @@
-//! Whether the backend has room for a batch, before anything is staged.
+//! Whether the backend has space for a batch, before anything is staged.
 //!
 //! A batch is a whole or nothing (P4), so everything new has to be there beside everything old until the record is committed: what the
-//! batch removes or replaces frees its room only after that. A batch that does not fit is not begun, and the flush says how much
+//! batch removes or replaces frees its space only after that. A batch that does not fit is not begun, and the flush says how much
 //! is missing. Carrying a part of it that fits would leave the drive in a state that no cut ever had; so would the removals alone.
 //! Whoever wants them all the same says so (`flush --removals-first`): they then go in a batch of their own, and the mixture
-//! stands until the rest has followed. The reckoning is in whole blocks of 4 KiB, and no file system tells how it rounds; a batch that
-//! is stopped by ENOSPC all the same is given up like any other.
+//! stands until the rest has followed.
+//!
+//! Counted is what the drive will allocate ([`crate::rules::space`]): staged files in whole clusters, a copy for each name where
+//! the backend has no links, new directories and the growth of others, the staging directory, the record, the catalog's segment.
+//! What is needed only after the commit (`later`) is held by then: by the reserve on the drive if it is large enough, else by
+//! a spare file of the batch ([`super::reserve`]). A batch that is stopped by ENOSPC all the same before its commit is given up.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::gather::Gathered;
 use super::report::{FlushError, Result};
+use super::reserve::{self, Held};
 use super::subjects::Subjects;
-use crate::backend::Backend;
+use crate::backend::{Backend, Capabilities, Space, Xattrs};
 use crate::base::{Ino, RelPath};
 use crate::rules::plan::{NameChange, Plan, StageSource};
-use crate::rules::steps::{PlaceStep, PlainKind};
+use crate::rules::space::{Allocation, entry_bytes};
+use crate::rules::steps::{AttributeStep, Node, PlaceStep, PlainKind, Steps};
 
-/// A file takes whole blocks of at least this many bytes.
-const BLOCK: u64 = 4096;
+/// A spare larger than this is not written where the drive has so much space that nobody fills it meanwhile:
+const LARGE_SPARE: u64 = 2 << 20;
 
-/// Passes if the files that `plan` stages fit, or the backend does not tell.
-pub(super) fn check(backend: &dyn Backend, plan: &Plan, gathered: &Gathered) -> Result<()> {
-    let mut needed: u64 = 0;
-    let mut largest: Option<(&RelPath, u64)> = None;
-    for step in &plan.steps.place {
-        if let PlaceStep::Install { to, content, .. } = step {
-            let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = content;
-            let size = gathered.sizes.get(ino).copied().unwrap_or(0);
-            needed = needed.saturating_add(size.div_ceil(BLOCK).saturating_mul(BLOCK));
-            if largest.is_none_or(|(_, most)| size > most) {
-                largest = Some((to, size));
-            }
-        }
-    }
-    let Some((path, size)) = largest else {
-        return Ok(());
-    };
-    let space = match backend.space() {
-        Ok(space) => space,
-        Err(error) if error.is_gone() => return Err(error.into()),
-        Err(_) => return Ok(()),
-    };
-    // Some servers answer with zeros.
-    if space.total == 0 || needed <= space.available {
-        return Ok(());
-    }
-    Err(FlushError::Full {
-        path: path.clone(),
-        size,
-        available: space.available,
-        needed,
-        freed: freed_by_removals(gathered),
-    })
+/// this many times the spare,
+const ROOMY_TIMES: u64 = 16;
+
+/// and this much.
+const ROOMY: u64 = 1 << 30;
+
+/// Bytes that a step takes in a record at most, without its path; with what is known of a file that it replaces.
+const STEP: u64 = 128;
+
+/// Bytes of a description in the catalog, without name and attributes.
+const DESCRIPTION: u64 = 96;
+
+/// A symbolic link of at most this many bytes lies in its inode.
+const SHORT_TARGET: usize = 59;
+
+/// What a batch will take of the drive, in bytes.
+struct Need<'a> {
+    /// Before the commit: files, nodes, the staging directory.
+    staged: u64,
+    /// From the commit on: the record, the segment, directories.
+    later: u64,
+    /// The largest file.
+    largest: Option<(&'a RelPath, u64)>,
+    /// It only takes away and renames.
+    makes_nothing: bool,
 }
 
-/// Tells in an error of a full backend what the removals of the batch would free.
-pub(super) fn explain(error: FlushError, gathered: &Gathered) -> FlushError {
-    match error {
+/// What a batch is granted.
+pub(super) struct Granted {
+    /// What it has to write beside its files.
+    pub(super) held: Held,
+    /// It may use the reserve before its commit.
+    pub(super) may_use_reserve: bool,
+    /// What is left on the drive beside it, as far as is known.
+    pub(super) left: u64,
+}
+
+impl<'a> Need<'a> {
+    fn of(plan: &'a Plan, gathered: &Gathered, allocation: Allocation) -> Need<'a> {
+        let steps = &plan.steps;
+        let mut need = Need {
+            staged: staging_dir(steps, allocation),
+            later: 0,
+            largest: None,
+            makes_nothing: true,
+        };
+        for step in &steps.place {
+            need.add_staged(step, gathered, allocation);
+        }
+        let catalog = catalog_bytes(&gathered.subjects);
+        need.later = directories(steps, allocation)
+            .saturating_add(allocation.file(record_bytes(steps).saturating_add(catalog)))
+            .saturating_add(allocation.file(catalog))
+            .saturating_add(attributes(&steps.attributes, allocation))
+            // The directories of ours may grow, and that of the catalog may be new.
+            .saturating_add(allocation.unit.saturating_mul(2));
+        need
+    }
+
+    fn add_staged(
+        &mut self,
+        step: &'a PlaceStep<StageSource>,
+        gathered: &Gathered,
+        allocation: Allocation,
+    ) {
+        match step {
+            PlaceStep::Install { to, content, .. } => {
+                let size = size_of(content, gathered);
+                self.staged = self.staged.saturating_add(allocation.file(size));
+                self.makes_nothing = false;
+                if self.largest.is_none_or(|(_, most)| size > most) {
+                    self.largest = Some((to, size));
+                }
+            }
+            PlaceStep::InstallNode { node, .. } => {
+                self.makes_nothing = false;
+                if matches!(node, Node::Symlink { target } if target.len() > SHORT_TARGET) {
+                    self.staged = self.staged.saturating_add(allocation.directory(1));
+                }
+            }
+            PlaceStep::MakeDir { .. } => self.makes_nothing = false,
+            PlaceStep::Attach { .. } | PlaceStep::Link { .. } | PlaceStep::Touch { .. } => {}
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.staged.saturating_add(self.later)
+    }
+
+    fn full(&self, available: u64, gathered: &Gathered) -> FlushError {
+        let (path, size) = match self.largest {
+            Some((path, size)) => (Some(path.clone()), size),
+            None => (None, 0),
+        };
         FlushError::Full {
             path,
             size,
             available,
-            needed,
-            ..
-        } => FlushError::Full {
-            path,
-            size,
-            available,
-            needed,
+            needed: self.total(),
             freed: freed_by_removals(gathered),
-        },
-        other => other,
+        }
     }
+}
+
+/// The size of what a file is staged from, also of a further copy of a file that has not changed.
+fn size_of(content: &StageSource, gathered: &Gathered) -> u64 {
+    let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = content;
+    let known = gathered.sizes.get(ino).copied();
+    known
+        .or_else(|| gathered.inodes.get(ino).map(|inode| inode.size))
+        .unwrap_or(0)
+}
+
+/// The batch's own directory, with an entry for each slot.
+fn staging_dir(steps: &Steps<StageSource>, allocation: Allocation) -> u64 {
+    let slots = steps.clear.len().saturating_add(steps.place.len()) as u64;
+    allocation.directory(slots.saturating_mul(entry_bytes("s00000000".len())))
+}
+
+/// New directories, and the growth of those that get new names.
+fn directories(steps: &Steps<StageSource>, allocation: Allocation) -> u64 {
+    let mut entries: HashMap<&[u8], u64> = HashMap::new();
+    let mut new: HashSet<&[u8]> = HashSet::new();
+    for step in &steps.place {
+        let path = step.path().as_bytes();
+        match step {
+            PlaceStep::Touch { .. } => continue,
+            PlaceStep::MakeDir { .. } => drop(new.insert(path)),
+            _ => {}
+        }
+        let slash = path.iter().rposition(|byte| *byte == b'/');
+        let (dir, name) = slash.map_or((&path[..0], path), |at| (&path[..at], &path[at + 1..]));
+        *entries.entry(dir).or_default() += entry_bytes(name.len());
+    }
+    let of_new = new.iter().map(|dir| {
+        let entries = entries.get(dir).copied().unwrap_or(0);
+        allocation.directory(entries)
+    });
+    let in_old = entries.iter().filter(|(dir, _)| !new.contains(**dir));
+    let grown: u64 = in_old.map(|(_, bytes)| *bytes).sum();
+    of_new.fold(allocation.growth(grown), u64::saturating_add)
+}
+
+fn record_bytes(steps: &Steps<StageSource>) -> u64 {
+    let path = |path: &RelPath| path.as_bytes().len() as u64;
+    // Of what is removed something is known by its path.
+    let clear = steps.clear.iter();
+    let clear = clear.map(|step| STEP + 2 * path(step.path()));
+    let place = steps.place.iter().map(|step| {
+        let also = match step {
+            PlaceStep::Link { from, .. } => path(from),
+            PlaceStep::InstallNode { node, .. } => node.size(),
+            _ => 0,
+        };
+        STEP + path(step.path()) + also
+    });
+    let set = steps.attributes.iter().map(|step| {
+        let values = step.xattrs.iter().flatten();
+        let values: usize = values
+            .map(|(key, value)| key.len() + value.len() + 16)
+            .sum();
+        STEP + path(&step.path) + values as u64
+    });
+    STEP + clear.chain(place).chain(set).sum::<u64>()
+}
+
+/// What the batch tells the catalog, if it tells of all that it may.
+fn catalog_bytes(subjects: &Subjects) -> u64 {
+    let values = |xattrs: &Xattrs| -> usize {
+        let values = xattrs.iter();
+        values
+            .map(|(key, value)| key.len() + value.len() + 16)
+            .sum()
+    };
+    let told = subjects.names.iter().map(|subject| {
+        let target = subject.inode.target.as_ref().map_or(0, |it| it.len());
+        let name = subject.name.as_ref().map_or(0, |it| it.as_bytes().len());
+        let path = subject.path.as_bytes().len();
+        DESCRIPTION + (path + name + target + values(&subject.xattrs)) as u64
+    });
+    let gone = subjects.gone.iter();
+    let gone = gone.map(|path| STEP + path.as_bytes().len() as u64);
+    told.chain(gone).sum()
+}
+
+/// Extended attributes take a block of their own where they do not fit into the inode.
+fn attributes(steps: &[AttributeStep], allocation: Allocation) -> u64 {
+    let with = |step: &&AttributeStep| step.xattrs.as_ref().is_some_and(|it| !it.is_empty());
+    let count = steps.iter().filter(with).count() as u64;
+    count.saturating_mul(allocation.unit)
+}
+
+/// Space on the backend, as far as it tells. Some servers answer with a total of nothing.
+fn space_on(backend: &dyn Backend) -> Result<Space> {
+    match backend.space() {
+        Ok(space) => Ok(space),
+        Err(error) if error.is_gone() => Err(error.into()),
+        Err(_) => Ok(Space::default()),
+    }
+}
+
+/// How the backend allocates space.
+pub(super) fn allocation(space: &Space, capabilities: &Capabilities) -> Allocation {
+    Allocation {
+        unit: space.unit,
+        hard_links: capabilities.hard_links,
+    }
+}
+
+/// The size of the spare of a batch that needs `later` bytes after its commit, where the reserve has so many and `left` are free
+/// besides; 0 for none.
+fn spare(later: u64, reserve: u64, left: u64, space: &Space) -> u64 {
+    let is_roomy = later > LARGE_SPARE
+        && space.total > 0
+        && left >= ROOMY.max(later.saturating_mul(ROOMY_TIMES));
+    match later <= reserve || is_roomy || space.unit == 0 {
+        true => 0,
+        false => later,
+    }
+}
+
+/// Passes if what `plan` puts on the drive fits, or the backend does not tell.
+pub(super) fn check(
+    backend: &dyn Backend,
+    plan: &Plan,
+    gathered: &Gathered,
+    capabilities: &Capabilities,
+) -> Result<Granted> {
+    let space = space_on(backend)?;
+    let need = Need::of(plan, gathered, allocation(&space, capabilities));
+    let reserve = reserve::size_on(backend)?;
+    let available = if space.total > 0 {
+        space.available
+    } else {
+        u64::MAX
+    };
+    if need.total() <= available {
+        let left = available - need.total();
+        return Ok(Granted {
+            held: Held {
+                spare: spare(need.later, reserve, left, &space),
+                reserve: reserve::wanted(&space, reserve, left),
+            },
+            may_use_reserve: need.makes_nothing,
+            left,
+        });
+    }
+    // What gives space back, or names only, must not wait for space.
+    if need.makes_nothing && need.total() <= available.saturating_add(reserve) {
+        return Ok(Granted {
+            held: Held::default(),
+            may_use_reserve: true,
+            left: 0,
+        });
+    }
+    Err(need.full(available, gathered))
+}
+
+/// The error of a batch that a full backend has stopped before its commit. Its staged files are gone.
+pub(super) fn full(
+    backend: &dyn Backend,
+    plan: &Plan,
+    gathered: &Gathered,
+    capabilities: &Capabilities,
+) -> FlushError {
+    let space = backend.space().unwrap_or_default();
+    Need::of(plan, gathered, allocation(&space, capabilities)).full(space.available, gathered)
 }
 
 fn freed_by_removals(gathered: &Gathered) -> u64 {
@@ -112,5 +332,31 @@ pub(super) fn keep_removals(gathered: &mut Gathered) {
     gathered.delta.dirs.retain(|dir, _| parents.contains(dir));
     for paths in gathered.delta.dirs.values_mut() {
         paths.new.clone_from(&paths.old);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spare_is_written_where_the_reserve_is_too_small_and_the_drive_may_be_filled() {
+        const MIB: u64 = 1 << 20;
+        let space = Space {
+            total: 1 << 40,
+            available: 1 << 40,
+            unit: 4096,
+        };
+        assert_eq!(spare(MIB, MIB, 1 << 40, &space), 0, "the reserve covers it");
+        assert_eq!(spare(2 * MIB, MIB, 1 << 40, &space), 2 * MIB);
+        assert_eq!(
+            spare(40 * MIB, MIB, 1 << 40, &space),
+            0,
+            "nobody fills that"
+        );
+        assert_eq!(spare(40 * MIB, MIB, 900 * MIB, &space), 40 * MIB);
+        assert_eq!(spare(400 * MIB, MIB, 2000 * MIB, &space), 400 * MIB);
+        let untold = Space { total: 0, ..space };
+        assert_eq!(spare(40 * MIB, 0, u64::MAX, &untold), 40 * MIB);
     }
 }

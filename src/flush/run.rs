@@ -1,6 +1,7 @@
 //! One flush from beginning to end: what is under way is recovered first, then a cut is taken and carried.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use super::gather::{Gathered, gather};
 use super::journal::Journal;
 use super::refused::is_local;
 use super::report::{FlushError, Report, Result, Wish};
+use super::reserve::{self, Relieved};
 use super::stage::discard;
 use super::{Flusher, recover, room, subjects};
 use crate::backend::Backend;
@@ -86,7 +88,10 @@ impl Flusher {
                 Err(error) if error.is_cache_full() && self.parts.hooks.give_up_reserve() => {
                     tracing::warn!(%error, "once more, with a part of the reserve");
                 }
-                result => break result?,
+                result => {
+                    self.restore_reserve(&*backend);
+                    break result?;
+                }
             }
         };
         report.conflicts.append(&mut self.conflicts_met.lock());
@@ -114,6 +119,8 @@ impl Flusher {
         }
         match self.run_batches(backend, Scope::All, wish, progress) {
             Err(full @ FlushError::Full { .. }) if wish.removals_first => {
+                // Where only the record found no space, its batch is open yet.
+                self.recover_open_batch(backend)?;
                 let freed = self.run_batches(backend, Scope::RemovalsOnly, wish, progress)?;
                 if freed.batch.is_none() {
                     return Err(full);
@@ -301,6 +308,34 @@ impl Flusher {
             tracing::debug!(%error, "staging directory not removed");
         }
         Ok(())
+    }
+
+    /// `backend`, which gives up held space when it is full.
+    pub(super) fn relieved<'a>(&'a self, backend: &'a dyn Backend, batch: BatchNo) -> Relieved<'a> {
+        Relieved::new(backend, batch, &self.gave_reserve_up)
+    }
+
+    /// Takes the space again that was given up, unless a batch that was stopped may need it.
+    pub(super) fn restore_reserve(&self, backend: &dyn Backend) {
+        if self.parts.index.lock().active_batch().is_some()
+            || !self.gave_reserve_up.load(Ordering::Acquire)
+        {
+            return;
+        }
+        let restored = self.may_write(backend).and_then(|()| {
+            let space = backend.space()?;
+            let size = reserve::restored(&space);
+            if size > 0 && reserve::size_on(backend)? == 0 {
+                reserve::make(backend, size)?;
+                // Clusters that were just freed must not be found under two names.
+                backend.sync()?;
+            }
+            Ok(reserve::size_on(backend)? > 0)
+        });
+        match restored {
+            Ok(is_there) => self.gave_reserve_up.store(!is_there, Ordering::Release),
+            Err(error) => tracing::debug!(%error, "no space is held on the drive"),
+        }
     }
 
     /// Passes if no other machine has the backend at work.

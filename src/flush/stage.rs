@@ -12,6 +12,7 @@ use super::gather::EMPTY;
 use super::real;
 use super::refused::{StepNo, Why, errno_of, explain, is_local};
 use super::report::{FlushError, Result};
+use super::reserve::Held;
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
 use crate::cache::Store;
@@ -210,15 +211,27 @@ pub(super) fn restage(
         (SlotSource::OnBackend(file, time), _) => (Source::Backend(file), time),
     };
     let mut buffer = vec![0; BUFFER];
-    write_slot(
-        backend,
-        &from,
-        time,
-        slot,
-        expected,
-        &mut buffer,
-        |_| Ok(()),
-    )
+    loop {
+        let done = |_| Ok(());
+        match write_slot(backend, &from, time, slot, expected, &mut buffer, done) {
+            // It is written anew where held space makes room for it.
+            Err(FlushError::Backend(error)) if error.is_full() => {
+                remove_part(backend, slot)?;
+                if !backend.relieve()? {
+                    return Err(error.into());
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Removes a file that could not be written whole.
+fn remove_part(backend: &dyn Backend, path: &RelPath) -> Result<()> {
+    match backend.remove_file(path) {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn write_slot(
@@ -262,10 +275,14 @@ pub(super) struct Stager<'a> {
     pub(super) store: &'a Store,
     pub(super) batch: BatchNo,
     pub(super) sizes: &'a BTreeMap<Ino, u64>,
-    /// Whose files they are, where the backend keeps permissions.
-    pub(super) inodes: Option<&'a BTreeMap<Ino, Inode>>,
+    /// Whose files they are.
+    pub(super) inodes: &'a BTreeMap<Ino, Inode>,
+    /// The backend keeps permissions.
+    pub(super) keeps_permissions: bool,
     pub(super) deadline: Option<Instant>,
     pub(super) progress: &'a dyn Fn(Progress),
+    /// Space that is taken for what comes after the commit.
+    pub(super) held: Held,
 }
 
 impl Stager<'_> {
@@ -287,15 +304,15 @@ impl Stager<'_> {
         for step in plan.place {
             let step = match step {
                 PlaceStep::Install { slot, to, content } => {
-                    let measured =
-                        match self.stage_one(&content, slot, &to, &mut buffer, &mut progress) {
-                            // All of them are found in one pass; the batch is then planned without them.
-                            Err(FlushError::BadObjects(files)) => {
-                                bad.extend(files);
-                                continue;
-                            }
-                            measured => measured?,
-                        };
+                    let measured = match self.stage_one(&content, slot, &mut buffer, &mut progress)
+                    {
+                        // All of them are found in one pass; the batch is then planned without them.
+                        Err(FlushError::BadObjects(files)) => {
+                            bad.extend(files);
+                            continue;
+                        }
+                        measured => measured?,
+                    };
                     self.hide_private(&content, slot)?;
                     staged.files += 1;
                     staged.bytes += measured.size;
@@ -309,7 +326,7 @@ impl Stager<'_> {
                 PlaceStep::MakeDir { path } => PlaceStep::MakeDir { path },
                 PlaceStep::Attach { slot, to, kind } => PlaceStep::Attach { slot, to, kind },
                 PlaceStep::InstallNode { slot, to, node } => {
-                    self.stage_node(&node, slot, &to)?;
+                    self.stage_node(&node, slot)?;
                     staged.files += 1;
                     PlaceStep::InstallNode { slot, to, node }
                 }
@@ -321,30 +338,21 @@ impl Stager<'_> {
         if !bad.is_empty() {
             return Err(FlushError::BadObjects(bad));
         }
+        self.held.write(self.backend, self.batch)?;
         self.backend.sync()?;
         Ok(staged)
     }
 
-    fn stage_node(&self, node: &Node, slot: SlotNo, to: &RelPath) -> Result<()> {
+    fn stage_node(&self, node: &Node, slot: SlotNo) -> Result<()> {
         let path = layout::slot_path(self.batch, slot);
-        real::make_node(self.backend, node, &path).map_err(|error| match error.is_full() {
-            true => FlushError::Full {
-                path: to.clone(),
-                size: 0,
-                available: self.backend.space().map_or(0, |space| space.available),
-                needed: 0,
-                freed: 0,
-            },
-            false => error.into(),
-        })
+        Ok(real::make_node(self.backend, node, &path)?)
     }
 
     /// What others may not read in the mount they may not read in its slot, nor under its name before it gets its attributes.
     fn hide_private(&self, source: &StageSource, slot: SlotNo) -> Result<()> {
         let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = source;
-        let inode = self.inodes.and_then(|inodes| inodes.get(ino));
-        match inode {
-            Some(inode) if inode.mode & 0o044 != 0o044 => {
+        match self.inodes.get(ino) {
+            Some(inode) if self.keeps_permissions && inode.mode & 0o044 != 0o044 => {
                 let path = layout::slot_path(self.batch, slot);
                 Ok(self.backend.set_permissions(&path, 0o600)?)
             }
@@ -372,20 +380,21 @@ impl Stager<'_> {
     }
 
     fn size_of(&self, source: &StageSource) -> u64 {
-        self.expected_size(source).unwrap_or(0)
+        let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = source;
+        // A further copy of an unchanged file may be read from the drive, where its size may be another by now.
+        let known = || self.inodes.get(ino).map(|inode| inode.size);
+        self.expected_size(source).or_else(known).unwrap_or(0)
     }
 
     fn stage_one(
         &self,
         source: &StageSource,
         slot: SlotNo,
-        to: &RelPath,
         buffer: &mut [u8],
         progress: &mut Progress,
     ) -> Result<FileContent> {
         let path = layout::slot_path(self.batch, slot);
         let expected = self.expected_size(source);
-        let before = progress.bytes_done;
         let result = stage_file(
             self.backend,
             self.store,
@@ -405,13 +414,6 @@ impl Stager<'_> {
         progress.files_done += 1;
         (self.progress)(*progress);
         result.map_err(|error| match error {
-            FlushError::Backend(error) if error.is_full() => FlushError::Full {
-                path: to.clone(),
-                size: self.size_of(source),
-                available: self.backend.space().map_or(0, |space| space.available),
-                needed: progress.bytes_total.saturating_sub(before),
-                freed: 0,
-            },
             // Everything else of a batch can be read from the cache: one bad file must not keep the others from the drive.
             FlushError::Store(error) => bad_object(source, format!("{error}; {BAD}")),
             error @ FlushError::Cache { .. } => bad_object(source, format!("{error}; {BAD}")),

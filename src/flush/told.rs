@@ -21,11 +21,12 @@ use crate::sys;
 const HOLES: usize = 16_384;
 
 /// What the batch that takes `steps` does to the catalog; `None` if the backend says all by itself, or nothing has changed.
+/// A log that has merely become long is not rewritten where that would take more than a part of the space that is `left`.
 pub(super) fn catalog_of(
     parts: &Parts,
     plan: &Plan,
     steps: &Steps<FileContent>,
-    subjects: &Subjects,
+    (subjects, left): (&Subjects, u64),
 ) -> Result<Option<CatalogBatch>> {
     // Only a confirmation changes the mirror, and this is the thread that confirms.
     let snapshot = parts.index.snapshot()?;
@@ -37,7 +38,11 @@ pub(super) fn catalog_of(
     if changes.is_empty() {
         return Ok(None);
     }
-    let next = snapshot.catalog_log()?.next(snapshot.catalog_bytes()?);
+    let live = snapshot.catalog_bytes()?;
+    // Once in the record and once as a segment, and some to spare.
+    let may_rewrite = live.saturating_mul(4) <= left;
+    let log = snapshot.catalog_log()?;
+    let next = log.next(if may_rewrite { live } else { u64::MAX });
     Ok(Some(CatalogBatch {
         segment: next.number,
         after: next.after,

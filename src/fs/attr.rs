@@ -298,13 +298,12 @@ impl Fs {
         Ok(())
     }
 
-    /// The backend's space, less what waits to be carried there. What the SSD has free does not bound it: clean copies give way.
+    /// The backend's space, less what it will take for what waits. What the SSD has free does not bound it: clean copies give way.
     pub fn statfs(&self) -> StatFs {
         let space = self.drive.space();
-        let waiting = self.index.lock().totals().dirty_bytes;
         StatFs {
             total: space.total,
-            available: space.available.saturating_sub(waiting),
+            available: space.available.saturating_sub(self.needed_on_drive()),
         }
     }
 }

@@ -19,6 +19,7 @@ mod evict;
 mod files;
 mod import;
 mod names;
+mod needed;
 mod open;
 mod pressure;
 mod progress;
@@ -141,6 +142,7 @@ pub struct Fs {
     files: Arc<files::Files>,
     unsynced: sync::Unsynced,
     pressure: pressure::Pressure,
+    copies: needed::Copies,
     /// One eviction at a time; when it last looked at damaged objects.
     reaping: Mutex<Option<std::time::Instant>>,
     syncing: Mutex<()>,
@@ -174,6 +176,7 @@ impl Fs {
             shows_system: AtomicBool::new(false),
             unsynced: sync::Unsynced::default(),
             pressure: pressure::Pressure::default(),
+            copies: needed::Copies::default(),
             reaping: Mutex::new(None),
             syncing: Mutex::new(()),
             closes: bounded(1),

@@ -12,6 +12,7 @@ use super::{Context, Result, int};
 use crate::backend::Xattrs;
 use crate::base::{Ino, Name, RelPath, Seq};
 use crate::rules::plan::NameKey;
+use crate::rules::space::Allocation;
 
 /// How much waits for the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -63,6 +64,32 @@ impl Snapshot {
                  AND NOT EXISTS(SELECT 1 FROM dirents d JOIN dirty_names n ON n.parent=d.parent AND n.name=coalesce(d.stored, d.name) WHERE d.ino=i.ino)",
             )?,
         })
+    }
+
+    /// What the backend will take for further names of files that it has, where it has no hard links: each is a copy there.
+    /// Looks at all changed inodes.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn copies_needed(&self, allocation: Allocation) -> Result<u64> {
+        if allocation.hard_links {
+            return Ok(0);
+        }
+        let sql = "SELECT i.size, i.nlink - (SELECT count(*) FROM placed p WHERE p.ino=i.ino) FROM dirty_inodes d JOIN inodes i ON i.ino=d.ino
+                   WHERE i.mode & 61440 = 32768 AND i.nlink > 1 AND i.flags & 1 = 0";
+        let mut statement = self.conn.prepare(sql).context("count copies")?;
+        let rows =
+            statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+        let mut needed: u64 = 0;
+        for row in rows.context("count copies")? {
+            let (size, names) = row.context("count copies")?;
+            let (size, names) = (
+                size.max(0).cast_unsigned(),
+                u32::try_from(names).unwrap_or(0),
+            );
+            needed = needed.saturating_add(allocation.copies(size, names));
+        }
+        Ok(needed)
     }
 
     /// How many directories are known whose entries are only on the backend yet.

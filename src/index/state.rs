@@ -12,7 +12,7 @@ use std::time::Instant;
 use lru::LruCache;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::counters::{Counter, Totals};
+use super::counters::{Counter, Totals, load_allocation};
 use super::guard::note_failure;
 use super::inode::{COLUMNS, Flags, Inode};
 use super::wal::Wal;
@@ -20,6 +20,7 @@ use super::{ActiveBatch, Context, IndexError, Result, int};
 use crate::base::steps::{CacheStep, CacheSteps};
 use crate::base::{Ino, Name, ObjectId, Seq};
 use crate::rules::names::NameRules;
+use crate::rules::space::Allocation;
 
 /// Inodes kept at hand: about 12 MB.
 const CACHED_INODES: NonZeroUsize = match NonZeroUsize::new(50_000) {
@@ -35,6 +36,8 @@ pub struct State {
     pub(super) totals: Totals,
     /// As of the last commit.
     pub(super) committed_totals: Totals,
+    /// How the backend allocates space, for the totals.
+    pub(super) allocation: Allocation,
     pub(super) in_transaction: bool,
     commits: u64,
     pub(super) pending: HashMap<Ino, Inode>,
@@ -73,8 +76,10 @@ pub struct State {
 
 impl State {
     pub(super) fn new(conn: Connection, rules: NameRules, wal: Arc<Wal>) -> Result<State> {
-        let totals = Totals::load(&conn)?;
+        let allocation = load_allocation(&conn)?;
+        let totals = Totals::load(&conn, allocation)?;
         Ok(State {
+            allocation,
             totals,
             committed_totals: totals,
             replacing: super::replaced::load(&conn)?,
@@ -311,7 +316,7 @@ impl State {
             Some(before) => Some(before),
             None => self.cache.peek(&inode.ino),
         };
-        self.totals.replace(before, Some(&inode));
+        self.totals.replace(before, Some(&inode), self.allocation);
         self.pending.insert(inode.ino, inode);
     }
 
@@ -355,7 +360,7 @@ impl State {
                 [int(ino.0)],
             )?;
         }
-        self.totals.replace(Some(&inode), None);
+        self.totals.replace(Some(&inode), None, self.allocation);
         self.pending.remove(&ino);
         self.cache.pop(&ino);
         if self.orphans.remove(&ino) {

@@ -36,6 +36,12 @@ pub const LEASE_NEW: &str = ".ferryfs/lease.new";
 /// Asks whoever has the lease for a sign of life, which is to take this away.
 pub const KNOCK: &str = ".ferryfs/lease.knock";
 
+/// Space that is held on the drive for the case that it is full: zeros, which anybody may remove.
+pub const RESERVE: &str = ".ferryfs/reserve";
+
+/// Name in a staging directory of the space that is held for the steps after the commit. No slot has this name.
+pub const SPARE: &str = "spare";
+
 /// Name of the barrier mark in a staging directory. No slot has this name.
 pub const BARRIER: &str = "cleared";
 
@@ -167,7 +173,7 @@ pub fn probe_path(batch: BatchNo) -> RelPath {
 /// Whether a name in a staging directory is that of a note or mark: an empty file, or one that says nothing that would be
 /// missed once the batch is over.
 pub fn is_note_name(name: &Name) -> bool {
-    [BARRIER, LINK, ACROSS, PROBE]
+    [BARRIER, LINK, ACROSS, PROBE, SPARE]
         .iter()
         .any(|note| name.as_bytes() == note.as_bytes())
         || parse_lost_name(name).is_some()
@@ -218,6 +224,16 @@ pub fn is_near_name(name: &Name) -> bool {
         parse_slot_name(&Name::new(slot.strip_prefix(b"-")?).ok()?)
     };
     parse().is_some()
+}
+
+/// Where the space is held that is given up when the drive is full.
+pub fn reserve_path() -> RelPath {
+    RelPath::fixed(RESERVE)
+}
+
+/// Where the space is held that the steps of `batch` may need after its commit.
+pub fn spare_path(batch: BatchNo) -> RelPath {
+    staging_dir(batch).join(&own_name(SPARE))
 }
 
 /// Where the record of `batch` stands once it is committed.
@@ -323,7 +339,7 @@ mod tests {
             ".ferryfs/batches/000000000000002a.rec"
         );
         for fixed in [
-            DIR, MARKER, NOMEDIA, NO_INDEX, STAGING, BATCHES, LEASE, LEASE_NEW, KNOCK,
+            DIR, MARKER, NOMEDIA, NO_INDEX, STAGING, BATCHES, LEASE, LEASE_NEW, KNOCK, RESERVE,
         ] {
             assert!(is_reserved(&RelPath::fixed(fixed)), "{fixed}");
         }
@@ -358,7 +374,7 @@ mod tests {
         ] {
             assert_eq!(parse_record_name(&name(bad)), None, "{bad}");
         }
-        for bad in [BARRIER, "s1", "s0000001F", "s+000001f", "t0000001f"] {
+        for bad in [BARRIER, SPARE, "s1", "s0000001F", "s+000001f", "t0000001f"] {
             assert_eq!(parse_slot_name(&name(bad)), None, "{bad}");
         }
     }

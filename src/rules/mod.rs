@@ -14,6 +14,7 @@ pub mod merge;
 pub mod names;
 pub mod plan;
 pub mod record;
+pub mod space;
 pub mod steps;
 pub mod touched;
 mod upcase;

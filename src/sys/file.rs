@@ -190,6 +190,16 @@ pub fn space(file: impl AsFd) -> io::Result<(u64, u64)> {
     Ok((total.saturating_mul(block), available.saturating_mul(block)))
 }
 
+/// The size of the pieces in which the file system of `file` counts its space (`f_frsize`).
+///
+/// # Errors
+/// What the system said.
+pub fn fragment_size(file: impl AsFd) -> io::Result<u64> {
+    // The width of the field differs between platforms.
+    #[allow(clippy::unnecessary_cast)]
+    Ok(nix::sys::statvfs::fstatvfs(file)?.fragment_size() as u64)
+}
+
 /// Whether `file` is on a file system that renames atomically across a crash: one with a journal or a log, or a network file
 /// system, whose server sees to it. Unknown ones count as not, and so do FUSE drivers (exfat-fuse, ntfs-3g): they do not tell
 /// what is below them. Numbers from `linux/magic.h` and the file systems' own headers.

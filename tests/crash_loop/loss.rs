@@ -5,6 +5,7 @@
 //! missing is what was moved, was only on the drive, and is there under neither name: nobody has its bytes any more. Each
 //! such file must be one of those, and named by the next flush.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use ferryfs::backend::faulty::Fault;
@@ -16,6 +17,7 @@ use crate::engine::check::{Finding, check_drive, told};
 use crate::engine::rng::Rng;
 use crate::engine::tree::{Tree, user_part};
 use crate::engine::{Engine, Kind};
+use crate::full::{fill, relent, small};
 use crate::scene::Scene;
 use crate::{a_few_edits, random_edits};
 
@@ -216,6 +218,7 @@ fn lose_at_every_call(name: &str, all_cached: bool, seed: u64, make: impl Fn(u64
             failed |= scene.flush_failing(n, true, effect);
             let lost = Crash::Random(seed * 1_000_000 + n * 1000 + draw);
             let story = scene.world.memory.crash(lost);
+            relent(&scene.world.memory);
             if death {
                 scene.engine.die();
                 scene.engine = scene.world.start(true);
@@ -314,6 +317,26 @@ fn what_was_only_on_the_drive_is_lost_only_if_the_drive_has_lost_it() {
             Scene::of_moves(Kind::Exfat, seed, true)
         });
     }
+}
+
+#[test]
+fn a_flush_that_gives_held_space_up_and_loses_power_anywhere_leaves_one_cut() {
+    let runs = Cell::new(0);
+    lose_at_every_call("held space", true, 15, |seed| {
+        let scene = Scene::on(small(Kind::Exfat, 1000), seed, |engine, rng| {
+            a_few_edits(engine, rng);
+            // More directories than the reserve has room for.
+            for n in 0..9 {
+                engine.mkdir(&format!("new{n}"));
+                engine.mkdir(&format!("new{n}/in"));
+            }
+        });
+        // Somebody else fills the drive at another call each time.
+        let at = scene.world.faulty.calls() + 10 + runs.replace(runs.get() + 1) * 7 % 50;
+        let drive = scene.world.memory.clone();
+        scene.world.faulty.before_call(at, move || fill(&drive));
+        scene
+    });
 }
 
 #[test]

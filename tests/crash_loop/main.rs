@@ -6,7 +6,9 @@
 
 #[path = "../support/engine/mod.rs"]
 mod engine;
+mod full;
 mod loss;
+mod refused;
 mod scene;
 mod ssd;
 

@@ -38,7 +38,7 @@ impl Scene {
         Scene::on(world, seed, prepare)
     }
 
-    fn on(world: World, seed: u64, prepare: impl Fn(&Engine, &mut Rng)) -> Scene {
+    pub(crate) fn on(world: World, seed: u64, prepare: impl Fn(&Engine, &mut Rng)) -> Scene {
         let mut rng = Rng::new(seed);
         let engine = world.start(false);
         grow::edit(&engine, &mut rng, 14);
@@ -100,7 +100,7 @@ impl Scene {
         check_drive(&self.world.drive_tree(), &cuts, parts)
     }
 
-    fn is_one_cut(&self, what: &str) {
+    pub(crate) fn is_one_cut(&self, what: &str) {
         assert_none(&self.drive_findings(false), what);
     }
 

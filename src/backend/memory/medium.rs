@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::MemNode;
+use super::{MemNode, MemoryOptions};
 use crate::backend::{Metadata, Xattrs};
 use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::rules::space::entry_bytes;
 
 /// Number of a chain of clusters. Those of the root are [`ROOT`].
 pub(super) type Chain = u64;
@@ -200,18 +201,30 @@ impl Medium {
         }
     }
 
-    /// Bytes that all files together take, shared ones once.
-    pub(super) fn used(&self) -> u64 {
+    /// Bytes that all files together take, shared ones once; with clusters, those of all files and directories.
+    pub(super) fn used(&self, options: &MemoryOptions) -> u64 {
+        let cluster = options.cluster.unwrap_or(1);
         let mut seen = BTreeSet::new();
         let mut total = 0;
         for (_, _, entry) in self.entries() {
             if let (Kind::File { size }, Some(chain)) = (&entry.kind, entry.chain)
                 && seen.insert(chain)
             {
-                total += size;
+                total += size.next_multiple_of(cluster);
             }
         }
+        let directories = self.chains.values().filter_map(|chain| match chain {
+            Cluster::Directory(slots) if options.cluster.is_some() => Some(slots),
+            _ => None,
+        });
+        let entries = |slots: &Slots| -> u64 {
+            let names = slots.values().map(|entry| entry.name.as_bytes().len());
+            names.map(entry_bytes).sum()
+        };
         total
+            + directories
+                .map(|slots| entries(slots).max(1).next_multiple_of(cluster))
+                .sum::<u64>()
     }
 
     /// Calls `visit` with every entry that can be reached from the root and its path, parents first. A directory that a

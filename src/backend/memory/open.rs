@@ -63,9 +63,15 @@ impl ReadFile for OpenFile {
 impl WriteFile for OpenFile {
     /// As the trait says; on a full backend what still fits is written.
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
-        let capacity = self.backend.options.capacity;
+        let options = self.backend.options.clone();
         self.mutate(|tree| {
-            let room = capacity.map_or(u64::MAX, |all| all.saturating_sub(tree.medium.used()));
+            let used = || tree.medium.used(&options);
+            let mut room = (options.capacity).map_or(u64::MAX, |all| all.saturating_sub(used()));
+            if let Some(cluster) = options.cluster {
+                let size = tree.open_metadata(self.id)?.size;
+                let last = size.next_multiple_of(cluster) - size;
+                room = (room / cluster * cluster).saturating_add(last);
+            }
             let fits = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
             tree.append(self.id, &data[..fits])?;
             if fits < data.len() {

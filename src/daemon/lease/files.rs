@@ -5,6 +5,7 @@ use std::io;
 use super::{LeaseFailure, Result};
 use crate::backend::{Backend, BackendError};
 use crate::base::{RelPath, Timestamp};
+use crate::flush::free_reserve;
 use crate::rules::layout;
 use crate::rules::lease::{self, Lease, LeaseError, MAX_BYTES};
 
@@ -146,17 +147,39 @@ fn remove(backend: &dyn Backend, path: &RelPath) -> Result<()> {
     }
 }
 
-/// Not synced: closing a file of a share hands its bytes to the server, and a lease that a power cut of the server takes along is
-/// written anew by whoever holds it.
+/// Writes a small file, on a full backend in the space that is held there.
 fn create(
     backend: &dyn Backend,
     path: &RelPath,
     bytes: &[u8],
 ) -> std::result::Result<(), BackendError> {
+    match create_once(backend, path, bytes) {
+        Err(error) if error.is_full() && free_reserve(backend)? => {
+            create_once(backend, path, bytes)
+        }
+        answer => answer,
+    }
+}
+
+/// Not synced: closing a file of a share hands its bytes to the server, and a lease that a power cut of the server takes along is
+/// written anew by whoever holds it.
+fn create_once(
+    backend: &dyn Backend,
+    path: &RelPath,
+    bytes: &[u8],
+) -> std::result::Result<(), BackendError> {
     let mut file = backend.create(path)?;
-    file.append(bytes)
-        .and_then(|()| file.finish(Timestamp::from(std::time::SystemTime::now())))
-        .map_err(|source| BackendError::new("write", path, source))
+    let written = file
+        .append(bytes)
+        .and_then(|()| file.finish(Timestamp::from(std::time::SystemTime::now())));
+    written.map_err(|source| {
+        let error = BackendError::new("write", path, source);
+        if error.is_full() {
+            // A part of a lease would pass for somebody's.
+            let _ = backend.remove_file(path);
+        }
+        error
+    })
 }
 
 fn already(error: &BackendError) -> bool {

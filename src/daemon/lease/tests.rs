@@ -322,3 +322,26 @@ proptest! {
         prop_assert_eq!(holders, 1);
     }
 }
+
+#[test]
+fn a_full_share_is_had_in_the_space_that_is_held_there() {
+    let memory = MemoryBackend::new(MemoryOptions {
+        capacity: Some(40 * 4096),
+        cluster: Some(4096),
+        ..MemoryOptions::default()
+    });
+    memory.make_dir(&layout::dir()).unwrap();
+    put(&memory, &layout::reserve_path(), &[0; 2 * 4096]);
+    let free = memory.space().unwrap().available;
+    put(&memory, &RelPath::fixed("theirs"), &vec![7; free as usize]);
+    let share: Arc<dyn Backend> = Arc::new(memory.clone());
+    let first = holder(&share, 1);
+    assert!(memory.metadata(&layout::reserve_path()).is_err());
+    assert!(memory.metadata(&layout::lease_path()).is_ok());
+    // Nor does a part of a lease stay where there is nothing to be had. The first one takes his away.
+    drop(first);
+    let free = memory.space().unwrap().available;
+    put(&memory, &RelPath::fixed("more"), &vec![7; free as usize]);
+    assert!(Rival::new(1, false).run(&share, || {}).0.is_err());
+    assert!(memory.metadata(&layout::lease_path()).is_err());
+}

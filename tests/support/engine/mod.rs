@@ -34,6 +34,7 @@ use ferryfs::rules::layout;
 use ferryfs::rules::marker::{self, Marker};
 use ferryfs::rules::merge::Changes;
 use ferryfs::rules::names::NameRules;
+use ferryfs::rules::space::Allocation;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -238,6 +239,12 @@ impl World {
             held_back.expect("take what was interrupted");
         }
         drive.attach(Arc::new(self.faulty.clone()));
+        let allocation = Allocation {
+            unit: 4096,
+            hard_links: self.kind.capabilities().hard_links,
+        };
+        let noted = index.lock().set_allocation(allocation);
+        noted.expect("note how the drive allocates space");
         let journals = dir.join("batches");
         std::fs::create_dir_all(&journals).expect("make the journals' directory");
         let flusher = Flusher::new(FlushParts {
@@ -275,6 +282,7 @@ impl World {
             layout::NO_INDEX,
             layout::STAGING,
             layout::BATCHES,
+            layout::RESERVE,
         ];
         let tree = self.memory.tree();
         let ours = tree.keys().filter(|path| layout::is_reserved(path));

@@ -37,19 +37,27 @@ impl Drive {
     pub(super) fn new(root: &Path, backend: Backend) -> Result<Drive, String> {
         let path = root.join("drive");
         fs::create_dir(&path).map_err(|e| e.to_string())?;
-        let Backend::Exfat(mib) = backend else {
-            let away = root.join("drive-away");
-            return Ok(Drive {
-                path,
-                kind: Kind::Plain { away },
-                stale: Vec::new(),
-            });
+        let mut mkfs = Command::new("mkfs.exfat");
+        let mib = match backend {
+            Backend::Exfat(mib) => mib,
+            Backend::ExfatClusters(mib, kib) => {
+                mkfs.args(["-c", &format!("{kib}K")]);
+                mib
+            }
+            Backend::Ext4Dir => {
+                let away = root.join("drive-away");
+                return Ok(Drive {
+                    path,
+                    kind: Kind::Plain { away },
+                    stale: Vec::new(),
+                });
+            }
         };
         let image = root.join("drive.img");
         let file = fs::File::create(&image).map_err(|e| e.to_string())?;
         file.set_len(mib << 20).map_err(|e| e.to_string())?;
         drop(file);
-        let made = run(Command::new("mkfs.exfat").arg(&image));
+        let made = run(mkfs.arg(&image));
         if made.code != 0 {
             return Err(format!("mkfs.exfat: {}", made.stderr));
         }

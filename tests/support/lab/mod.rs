@@ -40,6 +40,8 @@ pub enum Backend {
     Ext4Dir,
     /// An exFAT image of this many MiB on a loop device.
     Exfat(u64),
+    /// The same, with clusters of so many KiB.
+    ExfatClusters(u64, u64),
 }
 
 impl Backend {
@@ -80,7 +82,7 @@ pub fn obstacle(backend: Backend) -> Option<String> {
     if !Path::new("/dev/fuse").exists() {
         return Some("no /dev/fuse on this machine".into());
     }
-    if let Backend::Exfat(_) = backend {
+    if let Backend::Exfat(_) | Backend::ExfatClusters(..) = backend {
         if !nix::unistd::geteuid().is_root() {
             return Some("an exFAT loop device needs root".into());
         }

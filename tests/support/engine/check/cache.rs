@@ -253,6 +253,12 @@ fn totals(index: &Index, tables: &Tables, cache: &Path, findings: &mut Vec<Findi
         let what = format!("{told:?}, but the rows sum up to {cached} cached and {dirty} dirty");
         findings.push(Finding::WrongTotals { what });
     }
+    // The same as if it were reckoned anew, from the rows alone.
+    let reckoned = index.lock().reckon_totals().expect("sum up");
+    if told != reckoned {
+        let what = format!("{told:?}, but the rows sum up to {reckoned:?}");
+        findings.push(Finding::WrongTotals { what });
+    }
 }
 
 impl World {

@@ -1,0 +1,93 @@
+//! How much space the backend needs for what a batch puts there. Numbers only, no I/O.
+//!
+//! A file takes whole units (clusters of exFAT, blocks), each name of a hard link one copy where the backend has no links, a
+//! directory at least one unit. The check before a batch, `status` and the free space of the mount use the same numbers.
+
+/// What is known of a backend's way to allocate space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Allocation {
+    /// Size of the pieces in which space is allocated; 0 if nothing is known, then bytes count as they are.
+    pub unit: u64,
+    /// Several names of one file share its bytes.
+    pub hard_links: bool,
+}
+
+impl Allocation {
+    /// What a file of `size` bytes takes.
+    pub fn file(self, size: u64) -> u64 {
+        match self.unit {
+            0 | 1 => size,
+            unit => size.div_ceil(unit).saturating_mul(unit),
+        }
+    }
+
+    /// What the copies of a changed file with `names` names take.
+    pub fn copies(self, size: u64, names: u32) -> u64 {
+        let copies = match self.hard_links {
+            true => names.min(1),
+            false => names,
+        };
+        self.file(size).saturating_mul(copies.into())
+    }
+
+    /// What a new directory takes whose entries have `entries` bytes.
+    pub fn directory(self, entries: u64) -> u64 {
+        match self.unit {
+            0 => 0,
+            _ => self.file(entries.max(1)),
+        }
+    }
+
+    /// By how much directories grow in all that get new entries of `entries` bytes. Their last units are about half full, so
+    /// this is what is to be expected, not the most that may happen.
+    pub fn growth(self, entries: u64) -> u64 {
+        match self.unit {
+            0 => 0,
+            _ => self.file(entries),
+        }
+    }
+}
+
+/// Bytes of a directory's entry for a name of `bytes` bytes: on exFAT 32 bytes each for the file, its stream and 15 characters
+/// of the name. Other file systems take less or about as much.
+pub fn entry_bytes(bytes: usize) -> u64 {
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    32 * (2 + bytes.div_ceil(15))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXFAT: Allocation = Allocation {
+        unit: 32 << 10,
+        hard_links: false,
+    };
+
+    #[test]
+    fn a_file_takes_whole_clusters_for_each_of_its_names() {
+        assert_eq!(EXFAT.file(0), 0);
+        assert_eq!(EXFAT.file(1), 32 << 10);
+        assert_eq!(EXFAT.copies((32 << 10) + 1, 3), 192 << 10);
+        assert_eq!(EXFAT.copies(1, 0), 0);
+        let linked = Allocation {
+            hard_links: true,
+            ..EXFAT
+        };
+        assert_eq!(linked.copies(1, 3), 32 << 10);
+    }
+
+    #[test]
+    fn an_empty_directory_takes_a_cluster_and_many_names_more() {
+        assert_eq!(EXFAT.directory(0), 32 << 10);
+        assert_eq!(EXFAT.directory(1000 * entry_bytes(8)), 96 << 10);
+        assert_eq!(EXFAT.growth(0), 0);
+    }
+
+    #[test]
+    fn where_nothing_is_known_bytes_count_as_they_are() {
+        let unknown = Allocation::default();
+        assert_eq!((unknown.file(7), unknown.directory(7)), (7, 0));
+        assert_eq!(EXFAT.file(u64::MAX), u64::MAX);
+    }
+}

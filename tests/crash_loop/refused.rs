@@ -1,0 +1,153 @@
+//! One thing that the drive refuses for ever: the n-th call of a flush, for every n, with each errno, and from then on the same
+//! operation on the same path. Everything else works.
+//!
+//! The flush ends; nothing is lost; what it says to be on the drive is there, and the refused thing is named, or the flush fails
+//! and the next one, when nothing is refused any more, carries everything.
+
+use std::collections::BTreeSet;
+
+use ferryfs::base::RelPath;
+use ferryfs::flush::Report;
+use ferryfs::rules::layout;
+
+use crate::engine::Kind;
+use crate::engine::rng::Seed;
+use crate::engine::tree::assert_same;
+use crate::scene::Scene;
+use crate::{Case, random_edits};
+
+/// What a drive may refuse something with.
+const ERRNOS: [i32; 11] = [
+    libc::EPERM,
+    libc::EACCES,
+    libc::EXDEV,
+    libc::EBUSY,
+    libc::ETXTBSY,
+    libc::EROFS,
+    libc::EFBIG,
+    libc::EINVAL,
+    libc::ENAMETOOLONG,
+    libc::EMLINK,
+    libc::EIO,
+];
+
+/// Errors that say that the drive itself is gone or no longer to be trusted: then the flush fails as a whole.
+const DRIVE_IS_GONE: [i32; 2] = [libc::EROFS, libc::EIO];
+
+/// Operations that change something under a name of the user's.
+const CHANGES: [&str; 10] = [
+    "mkdir",
+    "rename",
+    "remove",
+    "rmdir",
+    "link",
+    "set time of",
+    "set permissions of",
+    "set owner of",
+    "set attributes of",
+    "symlink",
+];
+
+/// Whether everything of the cut is on the drive but what the report names, and what is in it.
+fn is_as_told(scene: &Scene, report: &Report) {
+    let named: BTreeSet<RelPath> = report
+        .left_behind
+        .iter()
+        .filter_map(|(path, _)| RelPath::parse(path.as_bytes()).ok())
+        .collect();
+    let is_named = |path: &RelPath| {
+        let mut at = Some(path.clone());
+        while let Some(path) = at {
+            if named.contains(&path) {
+                return true;
+            }
+            at = path.split_last().map(|(dir, _)| dir);
+        }
+        // A directory that could not be moved, with what is in it.
+        named.iter().any(|named| {
+            let below = format!("{path}/");
+            named.to_string().starts_with(&below)
+        })
+    };
+    let drive = scene.world.drive_tree();
+    for (path, node) in &scene.cut {
+        let is_there = drive.get(path) == Some(node);
+        assert!(
+            is_there || is_named(path),
+            "{path} is not named: {report:?}"
+        );
+    }
+    if report.left_behind.is_empty() {
+        assert_same(&drive, &scene.cut, "all of it");
+    }
+}
+
+/// What is checked of one case. `strict`: what is refused under a user's name after the commit is no reason to fail.
+fn refuse(kind: Kind, seed: u64, (n, errno): (u64, i32), strict: bool) -> bool {
+    let scene = Scene::new(kind, seed, random_edits);
+    let faulty = &scene.world.faulty;
+    let at = faulty.calls() + n;
+    faulty.refuse_from(at, errno);
+    let first = scene.engine.flush();
+    let over = faulty.calls() < at;
+    let what = faulty.refused();
+    let _case = Case(format!("call {n}, {what:?}, errno {errno}: {first:?}"));
+    if let Ok(report) = &first {
+        is_as_told(&scene, report);
+    }
+    let is_users = what.as_ref().is_some_and(|(operation, path)| {
+        CHANGES.contains(operation) && !layout::is_reserved(path) && !path.is_root()
+    });
+    if strict && is_users && !DRIVE_IS_GONE.contains(&errno) {
+        let report = first.as_ref().expect("one refused name stops nothing else");
+        is_as_told(&scene, report);
+    }
+    // Again while it is refused: it ends, and makes nothing worse.
+    if let Ok(report) = &scene.engine.flush() {
+        is_as_told(&scene, report);
+    }
+    assert_eq!(scene.engine.mount_tree(), scene.mount, "the mount");
+    faulty.heal();
+    scene.engine.flush_all();
+    assert_same(&scene.world.drive_tree(), &scene.cut, "when it is allowed");
+    scene.recover_and_check();
+    over
+}
+
+/// Every call; the errnos take turns.
+fn refuse_every_call(kind: Kind, seed: u64, strict: bool) {
+    let _seed = Seed(seed);
+    for n in 1.. {
+        let mut over = false;
+        for turn in 0..2 {
+            let errno = ERRNOS[(n as usize * 2 + turn) % ERRNOS.len()];
+            over |= refuse(kind, seed, (n, errno), strict);
+        }
+        if over {
+            assert!(n > 10, "the flush had nothing to do");
+            return;
+        }
+    }
+}
+
+#[test]
+fn whatever_is_refused_for_ever_nothing_is_lost_and_all_follows_when_it_is_allowed() {
+    refuse_every_call(Kind::Plain, 5, false);
+    refuse_every_call(Kind::Exfat, 16, false);
+    refuse_every_call(Kind::Linux, 25, false);
+}
+
+#[test]
+fn one_name_that_is_refused_for_ever_is_named_and_stops_nothing_else_on_a_plain_drive() {
+    refuse_every_call(Kind::Plain, 6, true);
+}
+
+#[test]
+fn one_name_that_is_refused_for_ever_is_named_and_stops_nothing_else_on_exfat() {
+    refuse_every_call(Kind::Exfat, 17, true);
+}
+
+#[test]
+fn one_name_that_is_refused_for_ever_is_named_and_stops_nothing_else_on_a_linux_drive() {
+    refuse_every_call(Kind::Linux, 26, true);
+}
