@@ -42,6 +42,10 @@ impl Place {
             lease_timeout: std::time::Duration::from_secs(60),
             take_over: false,
             show_system: false,
+            enroll: false,
+            re_enroll: false,
+            adopt: false,
+            protect: Default::default(),
             foreground: true,
         })
     }
@@ -74,7 +78,7 @@ fn a_mountpoint_must_be_an_empty_directory() {
     ));
     assert!(matches!(
         error("full"),
-        PreflightError::MountpointNotEmpty(_)
+        PreflightError::MountpointNotEmpty { .. }
     ));
     assert_eq!(error("full").code(), Exit::Failed);
 }

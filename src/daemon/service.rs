@@ -9,6 +9,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::below::Taken;
 use super::flight::{self, Patience};
 use super::monitor::{Monitor, Presence};
 use super::refresh::Refreshing;
@@ -44,6 +45,8 @@ pub(super) struct Service {
     pub(super) store: Arc<Store>,
     /// What the start of this daemon has found that its owner must know.
     pub(super) attention: Vec<String>,
+    /// What was moved into the mount from the directory under it.
+    pub(super) from_below: Arc<Mutex<Taken>>,
     /// What is known of looks for changes of others.
     pub(super) refreshing: Arc<Refreshing>,
     /// Told when the mount has been ended on request.
@@ -159,7 +162,10 @@ impl Service {
         let index = self.index.clone();
         let after = move |result: &Result<Report, FlushError>| {
             match result {
-                Ok(_) => *last_error.lock() = None,
+                Ok(_) => {
+                    *last_error.lock() = None;
+                    monitor.set_unfinished(None);
+                }
                 // The state says so itself, and says no more so when the drive is back.
                 Err(FlushError::Detached) => {}
                 Err(error) => {
@@ -261,6 +267,7 @@ impl Service {
 
     fn attention(&self) -> Vec<String> {
         let mut lines = self.attention.clone();
+        lines.extend(self.from_below.lock().lines(&self.mountpoint));
         lines.extend(self.flusher.catalog_losses().into_iter().map(|line| {
             format!(
                 "{line}: modes, owners and other attributes told there are lost, contents are not"

@@ -58,6 +58,7 @@ use crate::rules::names::NameRules;
 
 pub use catalog::{CatalogLog, read_catalog};
 pub(crate) use journal::Journal;
+pub(crate) use recover::restore_records;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result, Wish};
 pub(crate) use run::phase;

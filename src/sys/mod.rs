@@ -7,6 +7,7 @@ pub mod fds;
 pub mod file;
 #[cfg(test)]
 pub(crate) mod forbid;
+pub mod mounting;
 pub mod mounts;
 pub mod owners;
 pub mod path;
