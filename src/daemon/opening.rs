@@ -34,6 +34,8 @@ pub(super) struct Opened {
     pub(super) found: Result<Found, DaemonError>,
     /// What is to be said of its file system.
     pub(super) warning: Option<String>,
+    /// The volume's marker was deleted and has been written anew since the cache was in use.
+    pub(super) renewed: bool,
     /// Keeps other machines from working on the volume.
     pub(super) lease: Arc<Keeper>,
     _lock: CacheLock,
@@ -87,6 +89,7 @@ fn open_alone(
         path: options.backend.clone(),
         found: Err(why),
         warning: None,
+        renewed: false,
         lease,
         _lock: lock,
         _volume: volume_lock,
@@ -162,8 +165,9 @@ fn open_with_drive(
     };
     let found = verify::verify(&path, &facts, options.accept_copy)?;
     let file_system = found.file_system.clone().or(&facts.file_system);
-    let probed = facts.probe_anew(&backend) | facts.settle_enrollment(marker.nonce);
-    if facts.remember(&path, file_system) || is_new || probed {
+    let probed = facts.probe_anew(&backend);
+    let renewed = facts.settle_enrollment(marker.nonce);
+    if facts.remember(&path, file_system) || is_new || probed || renewed {
         if let Some(fresh) = &mut fresh {
             fresh.with_cache(&dir, &facts, made_dir);
         }
@@ -177,6 +181,7 @@ fn open_with_drive(
         path,
         found: Ok(found),
         warning,
+        renewed,
         lease,
         _lock: lock,
         _volume: volume_lock,

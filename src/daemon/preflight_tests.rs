@@ -92,13 +92,13 @@ fn an_existing_mount_is_not_mounted_over() {
         fstype: fstype.to_vec(),
         source: "/media/hdd".into(),
     };
-    let ours = check_mountpoint(&place.at("mnt"), &[entry(mounts::FSTYPE)]).unwrap_err();
+    let ours = check_mountpoint(&place.at("mnt"), &[entry(mounts::FSTYPE)], |_| false).unwrap_err();
     assert!(
         matches!(ours, PreflightError::MountpointBusy { .. }),
         "{ours}"
     );
     assert!(ours.hint().contains("ferryfs unmount"));
-    let foreign = check_mountpoint(&place.at("mnt"), &[entry(b"ext4")]).unwrap_err();
+    let foreign = check_mountpoint(&place.at("mnt"), &[entry(b"ext4")], |_| false).unwrap_err();
     assert!(!foreign.hint().contains("ferryfs"), "{}", foreign.hint());
 }
 

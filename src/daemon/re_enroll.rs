@@ -20,7 +20,8 @@ use crate::flush::FlushError;
 use crate::rules::marker::Marker;
 
 /// Makes the directory at `path` the volume of `facts`, whose cache is in `dir`, again. One that still is it stays as it is. With
-/// `forced` it may be empty or on another file system than before, if only the volume was at this place.
+/// `forced` it may be empty or on another file system than before, if only the volume was at this place. Gives the nonce that is in
+/// the marker.
 ///
 /// # Errors
 /// If it cannot be taken for the volume, or something cannot be written.
@@ -30,7 +31,7 @@ pub(super) fn re_enroll(
     dir: &Path,
     forced: bool,
     now: Timestamp,
-) -> Result<(), DaemonError> {
+) -> Result<[u8; 16], DaemonError> {
     let backend = MountedDir::open(path).map_err(FlushError::from)?;
     match volume::peek(&backend)? {
         None => {}
@@ -42,7 +43,7 @@ pub(super) fn re_enroll(
             }
             .into());
         }
-        Some(marker) if facts.is_enrollment(marker.nonce) => return Ok(()),
+        Some(marker) if facts.is_enrollment(marker.nonce) => return Ok(marker.nonce),
         Some(_) => return Err(Refusal::OtherEnrollment(path.into()).into()),
     }
     check_place(path, facts, forced)?;
@@ -52,7 +53,15 @@ pub(super) fn re_enroll(
     crate::flush::restore_records(&backend, &dir.join("batches"))?;
     volume::write_marker(&backend, &Marker::new(facts.volume, nonce, now))?;
     tracing::warn!(path = %path.display(), volume = %facts.volume, "the volume's marker was written anew");
-    Ok(())
+    Ok(nonce)
+}
+
+/// Whether `path` shows the whole of a file system: a drive that is mounted elsewhere than before.
+fn is_root_of_a_mount(path: &Path) -> bool {
+    let place = std::fs::canonicalize(path);
+    verify::mount_of(path).is_some_and(|mount| {
+        mount.root == Path::new("/") && place.is_ok_and(|place| place == mount.mount_point)
+    })
 }
 
 fn check_place(path: &Path, facts: &CacheFacts, forced: bool) -> Result<(), DaemonError> {
@@ -62,10 +71,10 @@ fn check_place(path: &Path, facts: &CacheFacts, forced: bool) -> Result<(), Daem
             "is empty: the drive is probably not mounted there"
         }
         Same::No => "is on another file system than the volume was",
-        Same::Unknown if !was_here => {
-            "was never this volume's place, and its file system cannot be told"
-        }
-        _ => return Ok(()),
+        Same::Yes if was_here || is_root_of_a_mount(path) => return Ok(()),
+        Same::Unknown if was_here => return Ok(()),
+        // A directory of a file system on which the volume was another one would make all of its files look deleted.
+        Same::Yes | Same::Unknown => "was never this volume's place",
     };
     if forced && was_here {
         return Ok(());

@@ -115,6 +115,9 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             return Err(error);
         }
     };
+    if opened.renewed {
+        flusher.renewed(opened.facts.nonce)?;
+    }
     match &begin {
         Begin::Settled => {
             drive.refresh_space();

@@ -467,6 +467,14 @@ impl Handler for Service {
         self.monitor.attach(path, accept_copy, fsck, take_over)
     }
 
+    fn re_enroll(&self, path: &Path, accept_copy: bool) -> Result<AttachReport, ControlError> {
+        if !path.is_absolute() {
+            let message = "the path to attach is not absolute";
+            return Err(ControlError::new(ErrorCode::BadRequest, message));
+        }
+        self.monitor.re_enroll(path, accept_copy)
+    }
+
     fn refresh(&self, path: &str) -> Result<RefreshReport, ControlError> {
         if self.monitor.presence() != Presence::Attached || !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));

@@ -164,7 +164,7 @@ impl Flusher {
     pub fn recover(&self) -> Result<()> {
         let _one_at_a_time = self.running.lock();
         let backend = self.backend()?;
-        check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
+        check_marker(&*backend, self.parts.volume, self.nonce())?;
         self.may_write(&*backend)?;
         self.recover_open_batch(&*backend)?;
         self.sweep(&*backend)?;
