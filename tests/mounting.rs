@@ -438,11 +438,14 @@ fn what_was_written_below_after_a_death_is_in_the_mount_afterwards() {
     };
     write(&lab.m("d/both.txt"), b"of the mount");
     write(&lab.m("d/same"), b"same");
+    write(&lab.m("d/begun"), b"");
     lab.flush();
     lab.kill9();
     run(Command::new("umount").arg("-l").arg(&lab.mnt)).ok();
     write(&lab.m("d/both.txt"), b"of below");
     write(&lab.m("d/same"), b"same");
+    // A program that was cut off after it had made its file has written it again.
+    write(&lab.m("d/begun"), b"begun again");
     write(&lab.m("d/new/deep"), b"deep");
     sh(
         &lab.mnt,
@@ -457,6 +460,7 @@ fn what_was_written_below_after_a_death_is_in_the_mount_afterwards() {
         "{told}"
     );
     assert_content(lab.m("d/both.txt"), b"of the mount");
+    assert_content(lab.m("d/begun"), b"begun again");
     assert_content(lab.m("d/new/deep"), b"deep");
     let meta = fs::metadata(lab.m("d/new/deep")).expect("stat");
     assert_eq!((meta.mode() & 0o777, meta.mtime()), (0o640, 981_173_106));
@@ -481,7 +485,7 @@ fn what_was_written_below_after_a_death_is_in_the_mount_afterwards() {
     assert_eq!(conflicts.len(), 1, "{names:?}");
     assert!(conflicts[0].starts_with("both.") && conflicts[0].ends_with(".txt"));
     assert_content(lab.m("d").join(conflicts[0]), b"of below");
-    assert_eq!(names.len(), 4, "{names:?}");
+    assert_eq!(names.len(), 5, "{names:?}");
     lab.flush();
     lab.assert_drive_is_mount();
     lab.unmount();

@@ -18,7 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, readlinkat, renameat2};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
@@ -116,15 +116,15 @@ pub(super) struct Below {
 }
 
 impl Below {
-    /// Protects the directory `bare` under the mount of `service`, and begins to move what is in it into the mount. With `replaced` it is
-    /// looked into again, as programs may be at work in it.
+    /// Protects the directory `bare` under the mount of `service`, and begins to move what is in it into the mount. With `is_later`
+    /// the daemon before died, and programs may be at work in it: it is looked into again.
     pub(super) fn begin(
         service: &Arc<Service>,
         bare: Option<File>,
         note: &mut Note,
         protect: Protect,
         cache: &Path,
-        replaced: bool,
+        is_later: bool,
     ) -> Below {
         let mut below = Below {
             service: service.clone(),
@@ -134,14 +134,14 @@ impl Below {
         };
         let Some(bare) = bare else { return below };
         mountpoint::protect(&bare, note, cache, protect);
-        if is_empty(&bare) && !replaced {
+        if is_empty(&bare) && !is_later {
             return below;
         }
         let (done, first) = bounded(1);
         let (service, stop, note) = (service.clone(), below.stop.clone(), note.clone());
         let spawned = thread::Builder::new()
             .name("ferryfs-below".into())
-            .spawn(move || run(&service, &bare, &note, &stop, &done));
+            .spawn(move || run(&service, (&bare, is_later), &note, &stop, &done));
         match spawned {
             Ok(thread) => (below.thread, below.first) = (Some(thread), Some(first)),
             Err(error) => tracing::error!(%error, "what lies under the mount stays there"),
@@ -174,7 +174,13 @@ impl Below {
     }
 }
 
-fn run(service: &Service, bare: &File, note: &Note, stop: &AtomicBool, done: &Sender<()>) {
+fn run(
+    service: &Service,
+    (bare, is_later): (&File, bool),
+    note: &Note,
+    stop: &AtomicBool,
+    done: &Sender<()>,
+) {
     let is_over = || stop.load(Ordering::Acquire) || service.ending.load(Ordering::Acquire);
     let mut pauses = [Duration::ZERO].into_iter().chain(AGAIN);
     while let Some(pause) = pauses.next()
@@ -185,7 +191,7 @@ fn run(service: &Service, bare: &File, note: &Note, stop: &AtomicBool, done: &Se
             thread::sleep(Duration::from_millis(50));
         }
         if !is_empty(bare)
-            && let Err(error) = one_pass(service, bare, note, &is_over)
+            && let Err(error) = one_pass(service, bare, note, is_later, &is_over)
         {
             tracing::warn!(%error, "what lies under the mount stays there for now");
         }
@@ -197,6 +203,7 @@ fn one_pass(
     service: &Service,
     bare: &File,
     note: &Note,
+    is_later: bool,
     is_over: &dyn Fn() -> bool,
 ) -> io::Result<()> {
     let mount = File::open(&service.mountpoint)?;
@@ -206,7 +213,7 @@ fn one_pass(
         return Err(io::Error::other("the mount is not there any more"));
     }
     mountpoint::unlock(bare, note);
-    let taken = take_in(bare, &mount, &hostname(), is_over);
+    let taken = take_in(bare, &mount, &hostname(), is_later, is_over);
     mountpoint::lock_again(bare, note);
     service.from_below.lock().add(taken);
     Ok(())
@@ -219,11 +226,19 @@ fn hostname() -> String {
         .unwrap_or_default()
 }
 
-/// Moves all that is in `bare` into the directory `mount`, until `stop` says so. `host` goes into conflict names.
-pub(super) fn take_in(bare: &File, mount: &File, host: &str, stop: &dyn Fn() -> bool) -> Taken {
+/// Moves all that is in `bare` into the directory `mount`, until `stop` says so. `host` goes into conflict names. With
+/// `is_later` it was written since the daemon before died.
+fn take_in(
+    bare: &File,
+    mount: &File,
+    host: &str,
+    is_later: bool,
+    stop: &dyn Fn() -> bool,
+) -> Taken {
     let mut mover = Mover {
         now: Timestamp::from(SystemTime::now()),
         host,
+        is_later,
         stop,
         taken: Taken::default(),
     };
@@ -241,6 +256,8 @@ pub(super) fn is_empty(bare: &File) -> bool {
 struct Mover<'a> {
     now: Timestamp,
     host: &'a str,
+    /// What is below was written after all that is in the mount.
+    is_later: bool,
     stop: &'a dyn Fn() -> bool,
     taken: Taken,
 }
@@ -453,16 +470,23 @@ impl Mover<'_> {
         });
         drop(copy);
         let placed = copied.and_then(|()| {
-            let is_same = |name: &Name| is_same_file(&source, to, name);
+            let is_same = |name: &Name| compare(&source, to, name) == Some(Overlap::Same);
             self.named(name, false, is_same, |name| {
-                let flags = RenameFlags::RENAME_NOREPLACE;
-                Ok(renameat2(
+                let named = renameat2(
                     to,
                     temporary.as_str(),
                     to,
                     name.as_os_str(),
-                    flags,
-                )?)
+                    RenameFlags::RENAME_NOREPLACE,
+                );
+                // Begun in the mount, cut off there by the death of the daemon, and written whole below by a program that retried.
+                if named == Err(nix::Error::EEXIST)
+                    && self.is_later
+                    && compare(&source, to, name) == Some(Overlap::Beginning)
+                {
+                    return Ok(renameat(to, temporary.as_str(), to, name.as_os_str())?);
+                }
+                Ok(named?)
             })
         });
         // Gone under its own name, unless it came to nothing.
@@ -527,32 +551,37 @@ fn give_xattrs((from, source): (BorrowedFd<'_>, &Name), (to, copy): (BorrowedFd<
     }
 }
 
-/// Whether what is `name` in `dir` has the very bytes of `source`: a pass before this one has moved it.
-fn is_same_file(source: &File, dir: BorrowedFd<'_>, name: &Name) -> bool {
+/// What a file in the mount has of one below.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Overlap {
+    /// The very bytes: a pass before this one has moved it.
+    Same,
+    /// Only its beginning, perhaps nothing, and from an earlier time.
+    Beginning,
+}
+
+/// What the file `name` in `dir` has of `source`; `None` if it has bytes that `source` has not.
+fn compare(source: &File, dir: BorrowedFd<'_>, name: &Name) -> Option<Overlap> {
     use std::os::unix::fs::FileExt;
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let Ok(there) = openat(dir, name.as_os_str(), flags, Mode::empty()).map(File::from) else {
-        return false;
-    };
-    let size = |file: &File| {
-        file.metadata()
-            .ok()
-            .filter(|m| m.is_file())
-            .map(|m| m.len())
-    };
-    let (Some(length), true) = (size(&there), size(&there) == size(source)) else {
-        return false;
-    };
+    let there = File::from(openat(dir, name.as_os_str(), flags, Mode::empty()).ok()?);
+    let (ours, theirs) = (there.metadata().ok()?, source.metadata().ok()?);
+    if !ours.is_file() || ours.len() > theirs.len() {
+        return None;
+    }
     let (mut a, mut b) = (vec![0; PIECE], vec![0; PIECE]);
     let mut at = 0;
-    while at < length {
-        let step = PIECE.min(usize::try_from(length - at).unwrap_or(PIECE));
-        let is_read = there.read_exact_at(&mut a[..step], at).is_ok()
-            && source.read_exact_at(&mut b[..step], at).is_ok();
-        if !is_read || a[..step] != b[..step] {
-            return false;
+    while at < ours.len() {
+        let step = PIECE.min(usize::try_from(ours.len() - at).unwrap_or(PIECE));
+        there.read_exact_at(&mut a[..step], at).ok()?;
+        source.read_exact_at(&mut b[..step], at).ok()?;
+        if a[..step] != b[..step] {
+            return None;
         }
         at += step as u64;
     }
-    true
+    if ours.len() == theirs.len() {
+        return Some(Overlap::Same);
+    }
+    (ours.modified().ok()? <= theirs.modified().ok()?).then_some(Overlap::Beginning)
 }

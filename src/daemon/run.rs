@@ -266,6 +266,7 @@ fn serve(
         .map_err(|e| io("cannot open the control socket", e))?;
     // All that takes time is behind us: from here on it is a matter of moments until the mount is there.
     let mut note = Note::read(&opened.dir, &options.mountpoint);
+    let was_cut_off = note.was_cut_off();
     note.set_serving(&opened.dir, true);
     let ground = Ground::prepare(&mut note)?;
     let session_options = SessionOptions {
@@ -286,7 +287,6 @@ fn serve(
                 .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf"));
         }
     };
-    let replaced = ground.is_dead;
     if let Some(fresh) = opened.fresh.take() {
         ready.say(&fresh.keep(&opened.dir));
     }
@@ -296,7 +296,7 @@ fn serve(
         &mut note,
         options.protect,
         &opened.dir,
-        replaced,
+        was_cut_off,
     );
     for line in first_words(&begin, is_new) {
         ready.say(&line);
