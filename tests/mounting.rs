@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lab::{Backend, Done, Lab, assert_content, exit, run, sh, skip, text, wait_until, write};
+use lab::{
+    Backend, Done, Lab, Tree, assert_content, content, exit, run, sh, skip, text, wait_until, write,
+};
 
 fn plain() -> Option<Lab> {
     Lab::new(Backend::Ext4Dir)
@@ -593,4 +595,48 @@ fn root_has_the_bare_mount_point_made_immutable_if_that_is_asked_for() {
     fs::write(lab.mnt.join("stray"), b"x").expect("it is given back");
     fs::remove_file(lab.mnt.join("stray")).expect("rm");
     lab.finish();
+}
+
+/// The daemon dies in the middle of a flush, and our folder is deleted with all that the batch had staged and set aside.
+#[test]
+fn our_folder_deleted_in_the_middle_of_a_batch_costs_nothing_that_is_cached() {
+    for backend in [Backend::Ext4Dir, Backend::EXFAT] {
+        let Some(mut lab) = Lab::mounted(backend) else {
+            return;
+        };
+        for file in 0..60 {
+            write(
+                &lab.m(format!("old/{}/{file}", file % 5)),
+                &content(file, 3000),
+            );
+        }
+        lab.flush();
+        for (round, pause) in [20, 60, 100, 140, 180, 250].into_iter().enumerate() {
+            let script = format!(
+                "rm -rf old/4; cp -r old/0 copy{round}; mv old moved; mkdir old; mv moved/0 moved/1 old
+                 for n in 1 2 3 4 5; do echo {round} $n > old/0/$n; done; mv moved kept{round}
+                 cp -r kept{round}/. old; cp -r copy{round} old/4; rm kept{round}/2/7"
+            );
+            sh(&lab.mnt, &script);
+            let tree = Tree::read(&lab.mnt);
+            let mut flush = lab
+                .command(&["flush", &text(&lab.mnt)])
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .expect("flush");
+            std::thread::sleep(Duration::from_millis(pause));
+            lab.kill9();
+            flush.wait().expect("flush");
+            delete_our_folder(&lab);
+            lab.ferryfs(&lab.mount_args(&["--re-enroll"]))
+                .code(exit::DONE);
+            lab.adopt();
+            lab.flush_interrupted();
+            let now = Tree::read(&lab.mnt);
+            tree.assert_same(&now, "the mount before", "the mount after");
+            lab.assert_drive_is_mount();
+        }
+        lab.finish();
+    }
 }
