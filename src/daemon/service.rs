@@ -157,15 +157,13 @@ impl Service {
         progress: &dyn Fn(Progress),
         then: impl FnOnce() + Send + 'static,
     ) -> Result<Report, FlushError> {
+        self.finish_first(patience)?;
         let started = Instant::now();
         let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
         let index = self.index.clone();
         let after = move |result: &Result<Report, FlushError>| {
             match result {
-                Ok(_) => {
-                    *last_error.lock() = None;
-                    monitor.set_unfinished(None);
-                }
+                Ok(_) => *last_error.lock() = None,
                 // The state says so itself, and says no more so when the drive is back.
                 Err(FlushError::Detached) => {}
                 Err(error) => {
@@ -197,6 +195,33 @@ impl Service {
             then,
             after,
         )
+    }
+
+    /// Finishes what a recovery has left unfinished on the drive, if it has: nothing is written beside a committed batch.
+    fn finish_first(&self, patience: &Patience<'_>) -> Result<(), FlushError> {
+        if !self.monitor.is_unfinished() || !self.drive.is_attached() {
+            return Ok(());
+        }
+        let flusher = self.flusher.clone();
+        let silent = || self.drive.stalled().map(|stall| stall.lasts());
+        let enough = || {
+            let is_late = patience.deadline.is_some_and(|end| Instant::now() > end);
+            is_late || self.over.load(Ordering::Acquire) || (patience.enough)(silent())
+        };
+        let Some(outcome) = flight::within(move || flusher.recover(), enough) else {
+            return Err(FlushError::StillRunning { silent: silent() });
+        };
+        let why = outcome.as_ref().err().map(ToString::to_string);
+        self.monitor.set_unfinished(why);
+        match outcome {
+            // Only something that a batch has left cannot be tidied up; the flush looks after its own batch itself.
+            Err(FlushError::Backend(error)) if !error.is_gone() && !error.is_stalled() => Ok(()),
+            Err(error) => {
+                *self.last_error.lock() = Some(error.to_string());
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Whether a backend has not answered for so long that nobody should wait for it who wants to end something.
