@@ -211,7 +211,11 @@ impl Fresh {
         for path in [layout::NOMEDIA, layout::NO_INDEX] {
             let _ = backend.remove_file(&RelPath::fixed(path));
         }
-        for path in [layout::lease_path(), layout::knock_path()] {
+        for path in [
+            layout::lease_path(),
+            layout::lease_new_path(),
+            layout::knock_path(),
+        ] {
             let _ = backend.remove_file(&path);
         }
         for dir in [

@@ -268,7 +268,13 @@ fn serve(
     let mut note = Note::read(&opened.dir, &options.mountpoint);
     let was_cut_off = note.was_cut_off();
     note.set_serving(&opened.dir, true);
-    let ground = Ground::prepare(&mut note)?;
+    let ground = match Ground::prepare(&mut note) {
+        Ok(ground) => ground,
+        Err(error) => {
+            note.set_serving(&opened.dir, was_cut_off);
+            return Err(error);
+        }
+    };
     let session_options = SessionOptions {
         replaces_dead: ground.is_dead,
         ..session_options
@@ -283,6 +289,7 @@ fn serve(
         Ok(session) => session,
         Err(error) => {
             ground.give_up(&note);
+            note.set_serving(&opened.dir, was_cut_off);
             return Err(DaemonError::failed(format!("cannot mount at {}: {error}", options.mountpoint.display()))
                 .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf"));
         }

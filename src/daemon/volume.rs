@@ -352,7 +352,8 @@ impl CacheFacts {
                 path.display()
             ),
             hint: Some(
-                "mount the drive there first; what was written to it waits in the cache".into(),
+                "mount the drive there first; what was written to it waits in the cache. If another drive is there that is to become a new volume: --enroll, with a cache of its own"
+                    .into(),
             ),
         }
     }
