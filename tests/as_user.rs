@@ -180,6 +180,79 @@ fn dead_mount_of_a_user_is_cleared_by_the_same_user() {
     lab.finish();
 }
 
+/// By fusermount3 the dead mount cannot be replaced without a gap: the bare directory is protected, and what gets in all the same is
+/// moved into the mount.
+#[test]
+fn a_users_program_that_retries_across_a_kill_and_a_remount_loses_nothing() {
+    let Some(user) = nobody() else { return };
+    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
+        return skip("fusermount3 is not installed setuid");
+    }
+    let _fuse = OpenFuse::new();
+    let Some((mut lab, program)) = lab_of(&user) else {
+        return;
+    };
+    let (drive, mnt) = (text(lab.drive.path()), text(&lab.mnt));
+    let mount = ["mount", "--no-auto-flush", &drive, &mnt];
+    as_user(&lab, &user, &program, &mount).code(exit::DONE);
+    let pid_of = |lab: &Lab| {
+        as_user(lab, &user, &program, &["status", "--json", &mnt]).json()["pid"]
+            .as_i64()
+            .expect("pid") as i32
+    };
+    let mut daemon = pid_of(&lab);
+    let stop = lab.root().join("home/stop");
+    let script = r#"n=0; while [ ! -e "$2" ]; do
+        mkdir -p "$1/out" 2>/dev/null && echo "data $n" 2>/dev/null > "$1/out/$n" && n=$((n+1))
+        sleep 0.002; done 2>/dev/null; echo $n"#;
+    let writer = std::thread::spawn({
+        let (mnt, stop) = (mnt.clone(), text(&stop));
+        let mut command = Command::new("setpriv");
+        command
+            .arg(format!("--reuid={}", user.uid))
+            .arg(format!("--regid={}", user.gid))
+            .args(["--clear-groups", "--inh-caps=-all", "--"])
+            .args(["/bin/sh", "-c", script, "sh", &mnt, &stop]);
+        move || run(&mut command)
+    });
+    let mut ends = Vec::new();
+    for _ in 0..4 {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        lab.kill(daemon);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        ends.push(as_user(&lab, &user, &program, &mount));
+        if !lab.is_mounted() {
+            break;
+        }
+        daemon = pid_of(&lab);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    fs::write(&stop, "").expect("stop the writer");
+    let written: u64 = (writer.join().expect("the writer").ok().stdout.trim())
+        .parse()
+        .expect("a number");
+    for end in ends {
+        end.code(exit::DONE);
+    }
+    assert!(written > 10, "the writer got nowhere");
+    let told = |script: &str| {
+        let done = as_user(&lab, &user, Path::new("/bin/sh"), &["-euc", script]).ok();
+        done.stdout.trim().to_owned()
+    };
+    let count = format!(
+        "cd {mnt}/out; for n in $(seq 0 {}); do test \"$(cat $n)\" = \"data $n\" || ls -l $n $n.* 2>&1; done",
+        written - 1
+    );
+    assert_eq!(told(&count), "", "acknowledged and not in the mount");
+    as_user(&lab, &user, &program, &["unmount", "--no-flush", &mnt]).code(exit::DONE);
+    assert_eq!(fs::read_dir(&lab.mnt).expect("list").count(), 0);
+    // Nobody writes into it by accident, and its owner can remove it.
+    let stray = format!("echo x > {mnt}/stray");
+    let refused = as_user(&lab, &user, Path::new("/bin/sh"), &["-euc", &stray]);
+    assert_ne!(refused.code, 0, "the bare mount point could be written to");
+    lab.finish();
+}
+
 #[test]
 fn another_user_cannot_command_the_daemon() {
     let Some(user) = nobody() else { return };

@@ -79,6 +79,19 @@ impl MountedDir {
         })
     }
 
+    /// The directory `root` while nothing is there: every call answers ENOMEDIUM, whatever appears there later.
+    pub fn absent(root: &Path) -> MountedDir {
+        MountedDir {
+            root: root.into(),
+            // No device has this number.
+            device: u64::MAX,
+            mount: 0,
+            on_block_device: false,
+            unsynced: Arc::new(Unsynced::new(u64::MAX)),
+            unit: OnceLock::new(),
+        }
+    }
+
     /// The path of the root, absolute.
     pub fn root_path(&self) -> &Path {
         &self.root

@@ -21,6 +21,10 @@ pub struct AttachArgs {
     /// Take it though it looks like a copy of the drive that was enrolled: look at it first
     #[arg(long)]
     accept_copy: bool,
+    /// The folder .ferryfs was deleted from the drive: write its marker anew and go on with the same cache. Nothing that waits is
+    /// lost; what others have changed meanwhile is taken in
+    #[arg(long, conflicts_with_all = ["fsck", "take_over"])]
+    re_enroll: bool,
     /// Take the directory over, though another machine has it in use; that one goes on without it
     #[arg(long)]
     take_over: bool,
@@ -48,11 +52,15 @@ pub(super) fn run(args: &AttachArgs) -> Result<Exit, Failure> {
         ))
         .hint("unmount, and mount again with this path")
     })?;
-    let request = Request::Attach {
-        path: path.to_owned(),
-        accept_copy: args.accept_copy,
-        fsck: args.fsck,
-        take_over: args.take_over,
+    let (path, accept_copy) = (path.to_owned(), args.accept_copy);
+    let request = match args.re_enroll {
+        true => Request::ReEnroll { path, accept_copy },
+        false => Request::Attach {
+            path,
+            accept_copy,
+            fsck: args.fsck,
+            take_over: args.take_over,
+        },
     };
     let mount = mounts::find(args.mountpoint.as_deref())?;
     // Checking a drive and finishing a batch take as long as they take.

@@ -11,7 +11,7 @@ use super::units::{parse_cache_size, parse_duration};
 use crate::daemon::DaemonError;
 use crate::daemon::background::{self, CHILD_FLAG, Ready};
 use crate::daemon::options::{
-    CacheSize, FuseOptions, IoMode, LeaseMode, MountOptions, Refresh, Verify,
+    CacheSize, FuseOptions, IoMode, LeaseMode, MountOptions, Protect, Refresh, Verify,
 };
 
 /// This very program, also after the file it was started from has been replaced.
@@ -93,6 +93,23 @@ pub struct MountArgs {
     /// the like. What was shown once stays shown with this cache
     #[arg(long)]
     show_system: bool,
+    /// Make a new volume of the directory, though it looks like the mount point of a drive that is not mounted, or was the place
+    /// of another volume
+    #[arg(long)]
+    enroll: bool,
+    /// The folder .ferryfs was deleted from the drive: write its marker anew and go on with the same cache
+    #[arg(long)]
+    re_enroll: bool,
+    /// Move what lies in the mount point into the mount, instead of refusing a mount point that is not empty
+    #[arg(long)]
+    adopt: bool,
+    /// Make the bare mount point immutable (chattr +i), so that not even root writes into it while nothing is mounted; needs root.
+    /// Without this it loses its write permission only, unless fstab or a unit of systemd names it
+    #[arg(long, conflicts_with = "no_protect_mountpoint")]
+    protect_mountpoint: bool,
+    /// Leave the bare mount point writable, and undo what was done to it before
+    #[arg(long)]
+    no_protect_mountpoint: bool,
     /// Do not go to the background
     #[arg(long)]
     foreground: bool,
@@ -180,6 +197,14 @@ impl MountArgs {
             lease_timeout: self.lease_timeout,
             take_over: self.take_over,
             show_system: self.show_system,
+            enroll: self.enroll,
+            re_enroll: self.re_enroll,
+            adopt: self.adopt,
+            protect: match (self.protect_mountpoint, self.no_protect_mountpoint) {
+                (true, _) => Protect::Immutable,
+                (_, true) => Protect::No,
+                _ => Protect::Auto,
+            },
             foreground: self.foreground,
         })
     }
@@ -265,6 +290,10 @@ mod tests {
             lease_timeout: Duration::from_secs(60),
             take_over: false,
             show_system: false,
+            enroll: false,
+            re_enroll: false,
+            adopt: false,
+            protect: Protect::Auto,
             foreground: false,
         };
         assert_eq!(options, expected);
@@ -274,7 +303,8 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
-             --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system -o allow_other -o noexec,suid --foreground rel /m",
+             --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
+             --no-protect-mountpoint -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
@@ -286,6 +316,8 @@ mod tests {
         assert!(!options.auto_flush && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
         assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
+        assert!(options.enroll && options.re_enroll && options.adopt);
+        assert_eq!(options.protect, Protect::No);
         assert_eq!(options.lease, LeaseMode::Always);
         assert_eq!(options.lease_timeout, Duration::from_secs(90));
         assert_eq!(options.io, IoMode::Daemon);
@@ -306,6 +338,7 @@ mod tests {
             "--refresh 10ms /b /m",
             "--refresh never /b /m",
             "--lease-timeout 3m /b /m",
+            "--protect-mountpoint --no-protect-mountpoint /b /m",
         ] {
             assert_eq!(options(line).unwrap_err().code, Exit::Usage, "{line}");
         }

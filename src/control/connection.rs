@@ -121,6 +121,9 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
         } => handler
             .attach(Path::new(path), *accept_copy, *fsck, *take_over)
             .map(Answer::Attached),
+        Request::ReEnroll { path, accept_copy } => handler
+            .re_enroll(Path::new(path), *accept_copy)
+            .map(Answer::Attached),
         Request::Refresh { path } => handler.refresh(path).map(Answer::Refreshed),
         Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
     };

@@ -50,6 +50,14 @@ pub enum Request {
         #[serde(default)]
         take_over: bool,
     },
+    /// The same for a volume whose marker has been deleted: it is written anew first.
+    ReEnroll {
+        /// The backend's directory: an absolute path, as text.
+        path: String,
+        /// Take it though it is empty, or on another file system than before.
+        #[serde(default)]
+        accept_copy: bool,
+    },
     /// Look for what others have changed on the backend, and take it in.
     Refresh {
         /// Where to begin: a path from the mount's root, as text; empty for all of it.

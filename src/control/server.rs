@@ -86,6 +86,16 @@ pub trait Handler: Send + Sync {
         Err(ControlError::new(ErrorCode::BadRequest, message))
     }
 
+    /// The same for a volume whose marker was deleted; see [`super::protocol::Request::ReEnroll`].
+    ///
+    /// # Errors
+    /// As [`Handler::attach`], or if it cannot be taken for the volume.
+    fn re_enroll(&self, path: &Path, accept_copy: bool) -> Result<AttachReport, ControlError> {
+        let _ = (path, accept_copy);
+        let message = "nothing can be attached here";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
+    }
+
     /// Looks for what others have changed on the backend, at `path` from the mount's root (empty for all) and below it.
     ///
     /// # Errors

@@ -6,12 +6,15 @@ use std::sync::atomic::Ordering;
 
 use super::health::{self, CheckError, Decision};
 use super::monitor::{Monitor, Presence};
+use super::re_enroll::re_enroll;
 use super::verify::{self, Found};
 use super::{DaemonError, preflight};
 use crate::backend::Backend;
+use crate::base::Clock;
 use crate::cli::exit::Exit;
 use crate::cli::render::quoted;
 use crate::control::protocol::{AttachReport, ControlError, ErrorCode};
+use crate::sys::time::CoarseClock;
 
 impl Monitor {
     /// Attaches the volume at `path`, an absolute path, and finishes what was interrupted on it. With `accept_copy` the file
@@ -64,6 +67,40 @@ impl Monitor {
             control
         })?;
         Ok(self.report(path, false, check))
+    }
+
+    /// Attaches the volume at `path`, whose marker has been deleted there: it is written anew first.
+    ///
+    /// # Errors
+    /// As [`Monitor::attach`], or if the directory cannot be taken for the volume.
+    pub(super) fn re_enroll(
+        &self,
+        path: &Path,
+        accept_copy: bool,
+    ) -> Result<AttachReport, ControlError> {
+        {
+            let _one_at_a_time = self.attaching.lock();
+            let cache = &self.parts.cache;
+            preflight::check_attachable(path, cache, &self.parts.mountpoint)
+                .map_err(|error| control(error.into()))?;
+            if self.presence() == Presence::Attached {
+                self.look_now();
+                self.look_for_loss();
+            }
+            if self.presence() == Presence::Attached && !self.is_at(path) {
+                return Err(attached_elsewhere(&self.path()));
+            }
+            let mut facts = self.facts.lock().clone();
+            let nonce = re_enroll(path, &mut facts, cache, accept_copy, CoarseClock.now())
+                .map_err(control)?;
+            if facts.settle_enrollment(nonce) {
+                facts.write(cache).map_err(control)?;
+                *self.facts.lock() = facts;
+                let renewed = self.parts.flusher.renewed(nonce);
+                renewed.map_err(|error| control(error.into()))?;
+            }
+        }
+        self.attach(path, accept_copy, false, false)
     }
 
     /// Makes sure that no other machine has what was found at `path` in use. Whoever asked waits as long as it takes to know.

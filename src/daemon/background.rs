@@ -29,6 +29,9 @@ const READY: &str = "ready";
 /// call to a backend that does not answer, and the kernel tells nobody of the end before that has returned.
 const ENDED: &str = "ended ";
 
+/// What goes before a line that it has for the person who mounts.
+const SAY: &str = "say ";
+
 /// How long the last words of the second process are waited for. A helper that it left running may hold the pipe for
 /// ever, so its end cannot be waited for.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -61,6 +64,17 @@ impl Ready {
     /// For tests: tells nobody.
     pub fn nobody() -> Ready {
         Ready(Audience::Nobody)
+    }
+
+    /// Says something on stdout, before the mount works: in the background by the first process.
+    pub fn say(&self, line: &str) {
+        let line = crate::cli::render::printable(line);
+        let _ = match self.0 {
+            Audience::Nobody => Ok(()),
+            Audience::Terminal { .. } => writeln!(io::stdout(), "ferryfs: {line}"),
+            Audience::Parent => writeln!(io::stdout(), "{SAY}{line}"),
+        };
+        let _ = io::stdout().flush();
     }
 
     /// Says that the mount works. In the background stdout and stderr go to `log_path` from here on (appended, 0600),
@@ -197,6 +211,10 @@ fn listen(stdout: impl Read, events: &Sender<Event>) {
             Ok(line) if line == READY.as_bytes() => {
                 let _ = events.send(Event::Ready);
                 return;
+            }
+            Ok(line) if line.starts_with(SAY.as_bytes()) => {
+                let said = String::from_utf8_lossy(&line[SAY.len()..]);
+                let _ = writeln!(io::stdout(), "ferryfs: {said}");
             }
             Ok(line) => {
                 let code = line

@@ -2,18 +2,23 @@
 
 mod attach;
 pub mod background;
+mod below;
 pub mod dead_mount;
 mod ending;
+mod first_contact;
 mod flight;
 mod health;
 mod hooks;
 mod identity;
 mod lease;
 mod monitor;
+mod mountpoint;
 mod opening;
 pub mod options;
 pub mod preflight;
+mod re_enroll;
 mod refresh;
+mod registry;
 pub mod rescue;
 mod run;
 mod service;

@@ -126,6 +126,18 @@ impl Site {
             backend: bell.leash(found.dir.clone()),
         }
     }
+
+    /// The site at `path` of a volume that has not been there since this daemon began.
+    pub(super) fn absent(path: &Path, bell: &Arc<Bell>) -> Site {
+        let dir = MountedDir::absent(path);
+        Site {
+            path: path.into(),
+            place: path.into(),
+            mount: None,
+            dir: dir.clone(),
+            backend: bell.leash(dir),
+        }
+    }
 }
 
 /// What a monitor is given to work with.
@@ -153,6 +165,8 @@ pub(super) struct Monitor {
     trouble: Mutex<Option<String>>,
     /// What there is to be said of the drive's file system.
     warning: Mutex<Option<String>>,
+    /// Why the batch that was interrupted on the drive is not finished, if there is one.
+    unfinished: Mutex<Option<String>>,
     /// The backend went away without having been ejected, and its file system has not been found clean since.
     pub(super) vanished: AtomicBool,
     /// One attach at a time.
@@ -166,14 +180,24 @@ pub(super) struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor of what is attached at `site`, about whose file system there is `warning` to be said.
-    pub(super) fn new(parts: Parts, site: Site, warning: Option<String>) -> Monitor {
+    /// A monitor of what is attached at `site`, about whose file system there is `warning` to be said; or is not, because of
+    /// `away`.
+    pub(super) fn new(
+        parts: Parts,
+        site: Site,
+        warning: Option<String>,
+        away: Option<String>,
+    ) -> Monitor {
         Monitor {
             site: Mutex::new(site),
             facts: Mutex::new(parts.facts.clone()),
-            presence: Mutex::new(Presence::Attached),
-            trouble: Mutex::new(None),
+            presence: Mutex::new(match away {
+                None => Presence::Attached,
+                Some(_) => Presence::Gone,
+            }),
+            trouble: Mutex::new(away),
             warning: Mutex::new(warning),
+            unfinished: Mutex::new(None),
             vanished: AtomicBool::new(false),
             attaching: Mutex::new(()),
             scans: AtomicU8::new(0),
@@ -197,7 +221,24 @@ impl Monitor {
 
     /// What the user should know of the drive, though it is at work.
     pub(super) fn warnings(&self) -> Vec<String> {
-        self.warning.lock().iter().cloned().collect()
+        let unfinished = self.unfinished.lock();
+        let unfinished = unfinished.iter().map(|why| unfinished_line(why));
+        self.warning
+            .lock()
+            .iter()
+            .cloned()
+            .chain(unfinished)
+            .collect()
+    }
+
+    /// Whether what was interrupted on the drive is still to be finished.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.unfinished.lock().is_some()
+    }
+
+    /// Notes why it could not be finished; `None` once it is.
+    pub(super) fn set_unfinished(&self, why: Option<String>) {
+        *self.unfinished.lock() = why;
     }
 
     /// Where the volume is, or was when it was there last.
@@ -436,12 +477,17 @@ impl Monitor {
         let site = Site::new(path, &found, &self.parts.bell);
         self.parts.drive.attach(site.backend.clone());
         *self.site.lock() = site;
-        if let Err(error) = self.parts.flusher.recover() {
-            self.let_go(Presence::Gone);
-            // What failed was an attempt at it; its next one is for the caller to time.
-            self.scans.store(0, Ordering::Release);
-            return Err(error);
-        }
+        let unfinished = match self.parts.flusher.recover() {
+            Ok(()) => None,
+            Err(error) if self.stays_for(&error) => Some(error.to_string()),
+            Err(error) => {
+                self.let_go(Presence::Gone);
+                // What failed was an attempt at it; its next one is for the caller to time.
+                self.scans.store(0, Ordering::Release);
+                return Err(error);
+            }
+        };
+        self.set_unfinished(unfinished);
         self.remember(path, found.file_system);
         tracing::info!(path = %path.display(), "the backend is back");
         if let Some(warning) = &warning {
@@ -458,6 +504,12 @@ impl Monitor {
         self.parts.drive.refresh_space();
         (self.parts.on_attach)();
         Ok(())
+    }
+
+    /// Whether the drive is kept though what was interrupted on it cannot be finished for `error`: it is there, and may take it
+    /// another time.
+    fn stays_for(&self, error: &FlushError) -> bool {
+        super::starting::stays_for(error, &self.parts.drive)
     }
 
     /// What is known of the file system that is about to be attached.
@@ -489,6 +541,13 @@ impl Monitor {
             *trouble = Some(problem);
         }
     }
+}
+
+/// What is said of a batch that could not be finished.
+pub(super) fn unfinished_line(why: &str) -> String {
+    format!(
+        "a batch that was interrupted is not finished on the drive: {why}. Nothing is lost: the mount serves the cache, and it is tried again by itself and by every flush"
+    )
 }
 
 /// What is to be said of a drive that is attached in this case.

@@ -6,32 +6,52 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::first_contact::{self, Fresh};
 use super::health::{self, Case, Decision, FsState};
 use super::lease::{Holder, Keeper};
 use super::options::MountOptions;
-use super::verify::{self, Found};
+use super::re_enroll::re_enroll;
+use super::verify::{self, Found, Refusal};
 use super::volume::{self, CacheFacts, VolumeLock};
-use super::{DaemonError, attach, monitor, preflight, starting};
+use super::{DaemonError, attach, monitor, preflight, registry, starting};
 use crate::backend::Backend;
 use crate::backend::mounted::MountedDir;
 use crate::base::Clock;
 use crate::cache::CacheLock;
+use crate::cli::exit::Exit;
 use crate::flush::FlushError;
 use crate::rules::marker::Marker;
 
 /// A cache that is open and locked, and the volume that it belongs to.
 pub(super) struct Opened {
+    /// What is taken back if the mount comes to nothing. First, as it is while the locks are still held.
+    pub(super) fresh: Option<Fresh>,
     pub(super) dir: PathBuf,
     pub(super) facts: CacheFacts,
-    /// Where the volume was found.
+    /// Where the volume was found, or is expected.
     pub(super) path: PathBuf,
-    pub(super) found: Found,
+    /// It; or why the mount begins without it.
+    pub(super) found: Result<Found, DaemonError>,
     /// What is to be said of its file system.
     pub(super) warning: Option<String>,
+    /// The volume's marker was deleted and has been written anew since the cache was in use.
+    pub(super) renewed: bool,
     /// Keeps other machines from working on the volume.
     pub(super) lease: Arc<Keeper>,
     _lock: CacheLock,
     _volume: VolumeLock,
+}
+
+/// Where the volume of a mount is.
+enum Located {
+    /// There; a directory that is no volume yet has no marker.
+    Here(PathBuf, MountedDir, Option<Marker>),
+    /// Its cache is known, and it is not at its place.
+    Away {
+        dir: PathBuf,
+        facts: Box<CacheFacts>,
+        why: DaemonError,
+    },
 }
 
 /// Opens and locks the cache of the volume that `options` name, enrolling the volume if it is a new one.
@@ -39,7 +59,55 @@ pub(super) struct Opened {
 /// # Errors
 /// If the directory is not the volume that the cache belongs to, or one of them cannot be had.
 pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Opened, DaemonError> {
-    let (path, backend, marker) = locate(options)?;
+    match locate(options, clock)? {
+        Located::Here(path, backend, marker) => {
+            open_with_drive(options, clock, (path, backend, marker))
+        }
+        Located::Away { dir, facts, why } => open_alone(options, clock, dir, *facts, why),
+    }
+}
+
+/// The cache alone, with its drive away: everything in it can be used, and the drive is taken up when it comes back.
+fn open_alone(
+    options: &MountOptions,
+    clock: &dyn Clock,
+    dir: PathBuf,
+    facts: CacheFacts,
+    why: DaemonError,
+) -> Result<Opened, DaemonError> {
+    preflight::check_cache(&dir, &options.backend, &options.mountpoint)?;
+    let volume_lock = VolumeLock::acquire(facts.volume)?;
+    let lock = lock_cache(&dir)?;
+    let of = (facts.volume, facts.origin);
+    let lease = Keeper::start(options.lease, options.lease_timeout, of, clock.now())
+        .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
+    registry::note(&dir, &facts);
+    Ok(Opened {
+        fresh: None,
+        dir,
+        facts,
+        path: options.backend.clone(),
+        found: Err(why),
+        warning: None,
+        renewed: false,
+        lease,
+        _lock: lock,
+        _volume: volume_lock,
+    })
+}
+
+fn lock_cache(dir: &Path) -> Result<CacheLock, DaemonError> {
+    CacheLock::acquire(dir).map_err(|error| {
+        DaemonError::failed(error.to_string())
+            .hint("see `ferryfs status`; one cache serves one mount")
+    })
+}
+
+fn open_with_drive(
+    options: &MountOptions,
+    clock: &dyn Clock,
+    (path, backend, marker): (PathBuf, MountedDir, Option<Marker>),
+) -> Result<Opened, DaemonError> {
     let volume_lock = marker
         .as_ref()
         .map(|marker| VolumeLock::acquire(marker.id))
@@ -57,10 +125,21 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
         // Before anything is written, be it by a checker.
         verify::verify(&path, facts, options.accept_copy)?;
     }
+    if marker.is_none() && !options.enroll {
+        first_contact::check(&path, &dir)?;
+    }
     let (backend, warning) = look_at_its_state(options, &path, backend, &dir)?;
+    let mut fresh = None;
     let marker = match marker {
         Some(marker) => marker,
-        None => volume::enroll(&backend, clock.now())?,
+        None => {
+            fresh = Some(Fresh::new(&path, &backend));
+            let (marker, is_ours) = volume::enroll(&backend, clock.now())?;
+            if !is_ours && let Some(ours) = fresh.take() {
+                ours.disown();
+            }
+            marker
+        }
     };
     let volume_lock = match volume_lock {
         Some(lock) => lock,
@@ -70,11 +149,10 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
         Some(_) => dir,
         None => volume::default_caches()?.join(marker.id.to_string()),
     };
+    let is_empty = std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
+    let made_dir = is_empty || !dir.exists();
     volume::make_cache_dir(&dir)?;
-    let lock = CacheLock::acquire(&dir).map_err(|error| {
-        DaemonError::failed(error.to_string())
-            .hint("see `ferryfs status`; one cache serves one mount")
-    })?;
+    let lock = lock_cache(&dir)?;
     let is_new = known.is_none();
     let origin = known
         .as_ref()
@@ -88,15 +166,22 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
     let found = verify::verify(&path, &facts, options.accept_copy)?;
     let file_system = found.file_system.clone().or(&facts.file_system);
     let probed = facts.probe_anew(&backend);
-    if facts.remember(&path, file_system) || is_new || probed {
+    let renewed = facts.settle_enrollment(marker.nonce);
+    if facts.remember(&path, file_system) || is_new || probed || renewed {
+        if let Some(fresh) = &mut fresh {
+            fresh.with_cache(&dir, &facts, made_dir);
+        }
         facts.write(&dir)?;
     }
+    registry::note(&dir, &facts);
     Ok(Opened {
+        fresh,
         dir,
         facts,
         path,
-        found,
+        found: Ok(found),
         warning,
+        renewed,
         lease,
         _lock: lock,
         _volume: volume_lock,
@@ -139,29 +224,59 @@ pub(super) fn say_that_we_wait(path: &Path, holder: &Holder, left: Duration) {
 
 /// Where the backend is, it, and its marker: the directory that was named; or, if that is one where the volume of a cache
 /// has been and is not now, the place where it was attached last.
-fn locate(options: &MountOptions) -> Result<(PathBuf, MountedDir, Option<Marker>), DaemonError> {
-    let (backend, marker) = starting::look(&options.backend, options.io_timeout)?;
-    if marker.is_some() {
-        return Ok((options.backend.clone(), backend, marker));
-    }
-    let facts = match &options.cache {
-        Some(dir) => CacheFacts::read(dir)?,
-        None => volume::default_caches()
-            .ok()
-            .and_then(|caches| volume::cache_made_for(&caches, &options.backend))
-            .map(|(_, facts)| facts),
+fn locate(options: &MountOptions, clock: &dyn Clock) -> Result<Located, DaemonError> {
+    let looked = starting::look(&options.backend, options.io_timeout);
+    let (backend, marker, problem) = match looked {
+        Ok((backend, Some(marker))) => {
+            return Ok(Located::Here(
+                options.backend.clone(),
+                backend,
+                Some(marker),
+            ));
+        }
+        Ok((backend, None)) => (Some(backend), None, None),
+        Err(error) if error.code == Exit::BackendAbsent => (None, None, Some(error)),
+        Err(error) => return Err(error),
     };
-    let Some(facts) = facts.filter(|facts| facts.was_at(&options.backend)) else {
-        return Ok((options.backend.clone(), backend, None));
+    let known = match options.enroll && backend.is_some() {
+        true => None,
+        false => registry::for_mount(options),
+    };
+    let (dir, mut facts) = match (known, backend) {
+        (Some(known), _) => known,
+        (None, Some(backend)) => {
+            return Ok(Located::Here(options.backend.clone(), backend, marker));
+        }
+        (None, None) => return Err(problem.unwrap_or_else(starting::no_answer)),
     };
     if facts.backend != options.backend
+        && problem.is_none()
         && let Ok(found) = verify::verify(&facts.backend, &facts, false)
     {
         tracing::warn!(named = %options.backend.display(), found = %facts.backend.display(), "the drive is at another place");
         let marker = volume::peek(&found.dir)?;
-        return Ok((facts.backend, found.dir, marker));
+        return Ok(Located::Here(facts.backend, found.dir, marker));
     }
-    Err(facts.absent(&options.backend))
+    if options.re_enroll && problem.is_none() {
+        let lock = lock_cache(&dir)?;
+        let forced = options.accept_copy;
+        re_enroll(&options.backend, &mut facts, &dir, forced, clock.now())?;
+        drop(lock);
+        let (backend, marker) = starting::look(&options.backend, options.io_timeout)?;
+        return Ok(Located::Here(options.backend.clone(), backend, marker));
+    }
+    let why = match problem {
+        Some(problem) => problem,
+        None => match verify::verify(&options.backend, &facts, false) {
+            Err(refusal @ Refusal::MarkerDeleted(_)) => refusal.into(),
+            _ => facts.absent(&options.backend),
+        },
+    };
+    Ok(Located::Away {
+        dir,
+        facts: Box::new(facts),
+        why,
+    })
 }
 
 /// Looks at the state of the drive's own file system, and has it checked if that was asked for. Gives the drive, which is

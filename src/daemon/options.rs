@@ -44,8 +44,28 @@ pub struct MountOptions {
     pub take_over: bool,
     /// Show what other systems keep for themselves on the drive.
     pub show_system: bool,
+    /// Make a volume of a directory that looks like the mount point of a drive that is not mounted.
+    pub enroll: bool,
+    /// Write the volume's marker anew where it has been deleted from the drive.
+    pub re_enroll: bool,
+    /// Move what lies in the mount point into the mount.
+    pub adopt: bool,
+    /// How the bare mount point is kept from being written to.
+    pub protect: Protect,
     /// Stay in the foreground.
     pub foreground: bool,
+}
+
+/// How the directory under the mount is kept from being written to while nothing is mounted there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protect {
+    /// Its permission to be written is taken away; as root also made immutable where the system mounts something there.
+    #[default]
+    Auto,
+    /// The same, and immutable in any case, which needs root.
+    Immutable,
+    /// Not at all; what was done before is undone.
+    No,
 }
 
 /// How much the cache may hold. A bound on what is kept for reading; what has not been carried over is never dropped.

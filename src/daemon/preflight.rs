@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
-use super::dead_mount::{self, DetachError};
-use super::{DaemonError, MountOptions};
+use super::dead_mount::DetachError;
+use super::mountpoint::{self, Note};
+use super::{DaemonError, MountOptions, registry};
 use crate::cli::exit::Exit;
 use crate::cli::mounts::{self, MountEntry};
 use crate::cli::render::quoted;
@@ -47,8 +48,13 @@ pub enum PreflightError {
     #[error("the mount point {} is not a directory", .0.display())]
     MountpointNotDirectory(PathBuf),
     /// Files under a mount are hidden, and easily forgotten.
-    #[error("the mount point {} is not empty", .0.display())]
-    MountpointNotEmpty(PathBuf),
+    #[error("the mount point {} is not empty: {names}", path.display())]
+    MountpointNotEmpty {
+        /// The mount point.
+        path: PathBuf,
+        /// Some of what is in it.
+        names: String,
+    },
     /// Something is mounted there.
     #[error("{} is already a mount ({fstype} of {})", path.display(), source_path.display())]
     MountpointBusy {
@@ -131,8 +137,8 @@ impl PreflightError {
         match self {
             E::MountpointMissing(path) => format!("make it: mkdir -p {}", quoted(path)),
             E::MountpointNotDirectory(_) => "choose a directory".into(),
-            E::MountpointNotEmpty(_) => {
-                "choose an empty directory, or move what is in it to the backend first".into()
+            E::MountpointNotEmpty { .. } => {
+                "nothing was touched. Choose an empty directory, or move it away; or have it moved into the mount: --adopt".into()
             }
             E::MountpointBusy { path, fstype, .. } if fstype.as_bytes() == mounts::FSTYPE => {
                 format!(
@@ -180,7 +186,7 @@ impl From<PreflightError> for DaemonError {
 }
 
 /// Checks what can be checked before a mount and gives the options back with the mount point's symbolic links resolved.
-/// A ferryfs mount whose daemon is gone is taken away from the mount point first.
+/// A ferryfs mount whose daemon is gone stays at the mount point until the new one replaces it.
 ///
 /// # Errors
 /// The first [`PreflightError`] that is found.
@@ -192,8 +198,15 @@ pub fn check(options: MountOptions) -> Result<MountOptions, PreflightError> {
             source,
         })
     };
-    let mountpoint = check_mountpoint(&options.mountpoint, &table()?)?;
-    let backend = check_backend(&options.backend, &table()?)?;
+    let may_be_full = |path: &Path| options.adopt || was_cut_off(&options, path);
+    let mountpoint = check_mountpoint(&options.mountpoint, &table()?, may_be_full)?;
+    let backend = match check_backend(&options.backend, &table()?) {
+        // The mount begins without it.
+        Err(PreflightError::BackendMissing { .. }) if registry::for_mount(&options).is_some() => {
+            resolve_lenient(&options.backend)
+        }
+        checked => checked?,
+    };
     check_apart((Role::Mountpoint, &mountpoint), (Role::Backend, &backend))?;
     if let Some(cache) = &options.cache {
         check_cache(cache, &backend, &mountpoint)?;
@@ -243,7 +256,42 @@ pub fn check_recoverable(backend: &Path) -> Result<(), PreflightError> {
     check_backend(backend, &table).map(drop)
 }
 
-fn check_mountpoint(given: &Path, table: &[MountEntry]) -> Result<PathBuf, PreflightError> {
+/// The checks of the mount point alone, for when the backend's file system does not answer.
+///
+/// # Errors
+/// The first [`PreflightError`] that is found.
+pub(super) fn check_without_backend(options: MountOptions) -> Result<MountOptions, PreflightError> {
+    let table = mounts::read().map_err(|source| PreflightError::Io {
+        operation: "read the mount table for",
+        path: options.mountpoint.clone(),
+        source,
+    })?;
+    let may_be_full = |path: &Path| options.adopt || was_cut_off(&options, path);
+    let mountpoint = check_mountpoint(&options.mountpoint, &table, may_be_full)?;
+    check_apart(
+        (Role::Mountpoint, &mountpoint),
+        (Role::Backend, &options.backend),
+    )?;
+    Ok(MountOptions {
+        mountpoint,
+        ..options
+    })
+}
+
+/// Whether the last daemon of this mount died at this very mount point: what is in it was meant for the mount.
+fn was_cut_off(options: &MountOptions, path: &Path) -> bool {
+    let cache = match &options.cache {
+        Some(dir) => Some(dir.clone()),
+        None => registry::for_mount(options).map(|(dir, _)| dir),
+    };
+    cache.is_some_and(|dir| Note::read(&dir, path).was_cut_off())
+}
+
+fn check_mountpoint(
+    given: &Path,
+    table: &[MountEntry],
+    may_be_full: impl Fn(&Path) -> bool,
+) -> Result<PathBuf, PreflightError> {
     let io = |operation| {
         move |source| PreflightError::Io {
             operation,
@@ -252,19 +300,13 @@ fn check_mountpoint(given: &Path, table: &[MountEntry]) -> Result<PathBuf, Prefl
         }
     };
     let path = mounts::resolve(given).map_err(io("look at"))?;
-    let mounted = table.iter().find(|mount| mount.mountpoint == path);
-    let mut found = fs::metadata(&path);
-    // The kernel remembers attributes for a daemon that is gone; the space it has to ask for.
-    let dead = statvfs(&path).is_err_and(|errno| is_dead(&errno.into()));
-    match mounted {
-        Some(mount) if dead && mount.is_ferryfs() => {
-            dead_mount::detach(&path)?;
-            found = fs::metadata(&path);
-        }
+    match table.iter().find(|mount| mount.mountpoint == path) {
+        // Nothing gets to what is under it, so nothing is to be looked at there before it is replaced.
+        Some(_) if mountpoint::is_dead_mount(&path) => return Ok(path),
         Some(mount) => return Err(busy(path, mount)),
         None => {}
     }
-    match found {
+    match fs::metadata(&path) {
         Ok(meta) if !meta.is_dir() => return Err(PreflightError::MountpointNotDirectory(path)),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -273,17 +315,12 @@ fn check_mountpoint(given: &Path, table: &[MountEntry]) -> Result<PathBuf, Prefl
         Err(error) => return Err(io("look at")(error)),
     }
     match fs::read_dir(&path).map_err(io("list"))?.next() {
-        Some(_) => Err(PreflightError::MountpointNotEmpty(path)),
-        None => Ok(path),
+        Some(_) if !may_be_full(&path) => Err(PreflightError::MountpointNotEmpty {
+            names: mountpoint::names_in(&path),
+            path,
+        }),
+        _ => Ok(path),
     }
-}
-
-/// What the kernel says of a FUSE mount whose daemon is gone, or is just going.
-fn is_dead(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOTCONN | libc::ECONNABORTED)
-    )
 }
 
 fn busy(path: PathBuf, mount: &MountEntry) -> PreflightError {

@@ -43,6 +43,10 @@ impl Place {
             lease_timeout: std::time::Duration::from_secs(60),
             take_over: false,
             show_system: false,
+            enroll: false,
+            re_enroll: false,
+            adopt: false,
+            protect: Default::default(),
             foreground: true,
         })
     }
@@ -75,7 +79,7 @@ fn a_mountpoint_must_be_an_empty_directory() {
     ));
     assert!(matches!(
         error("full"),
-        PreflightError::MountpointNotEmpty(_)
+        PreflightError::MountpointNotEmpty { .. }
     ));
     assert_eq!(error("full").code(), Exit::Failed);
 }
@@ -89,13 +93,13 @@ fn an_existing_mount_is_not_mounted_over() {
         fstype: fstype.to_vec(),
         source: "/media/hdd".into(),
     };
-    let ours = check_mountpoint(&place.at("mnt"), &[entry(mounts::FSTYPE)]).unwrap_err();
+    let ours = check_mountpoint(&place.at("mnt"), &[entry(mounts::FSTYPE)], |_| false).unwrap_err();
     assert!(
         matches!(ours, PreflightError::MountpointBusy { .. }),
         "{ours}"
     );
     assert!(ours.hint().contains("ferryfs unmount"));
-    let foreign = check_mountpoint(&place.at("mnt"), &[entry(b"ext4")]).unwrap_err();
+    let foreign = check_mountpoint(&place.at("mnt"), &[entry(b"ext4")], |_| false).unwrap_err();
     assert!(!foreign.hint().contains("ferryfs"), "{}", foreign.hint());
 }
 

@@ -8,22 +8,25 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
+use super::below::Below;
 use super::hooks::FlushHooks;
 use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
+use super::mountpoint::{Ground, Note};
 use super::opening::{Opened, open_cache};
 use super::options::{CacheSize, IoMode, MountOptions, Verify};
 use super::refresh::Refreshing;
 use super::service::Service;
+use super::starting::Begin;
 use super::tasks::{AutoFlush, Tasks};
 use super::{DaemonError, Ready, ending, starting, volume};
-use crate::backend::drive::Drive;
-use crate::base::Clock;
+use crate::backend::drive::{Drive, Withheld};
+use crate::base::{Clock, Ino};
 use crate::cache::{Reserve, Store};
 use crate::cli::render;
 use crate::control::server::{self, Handler};
 use crate::flush::{Flusher, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
-use crate::index::{self, Index, IndexError};
+use crate::index::{self, Flags, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Shown, Workers};
 use crate::rules::names::NameRules;
 use crate::sys::mounts::Mount;
@@ -92,21 +95,48 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     }
     let attention = settle_after_unclean_end(&fs, &index)?;
     let bell = Bell::new();
-    let site = Site::new(&opened.path, &opened.found, &bell);
-    drive.attach(site.backend.clone());
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
-    if let Err(error) = starting::recover(&flusher, &drive, options.io_timeout * HOPELESS) {
-        if flusher.is_running() {
-            keep_locks(opened);
-        } else {
-            opened.lease.release_within(PATIENCE);
+    let (site, begin) = match &opened.found {
+        Ok(found) => {
+            let site = Site::new(&opened.path, found, &bell);
+            drive.attach(site.backend.clone());
+            let patience = options.io_timeout * HOPELESS;
+            (site, starting::recover(&flusher, &drive, patience))
         }
-        return Err(error);
+        Err(why) => (
+            Site::absent(&opened.path, &bell),
+            Ok(Begin::Away(why.clone())),
+        ),
+    };
+    let begin = match begin.and_then(|begin| can_do_without(begin, &index)) {
+        Ok(begin) => begin,
+        Err(error) if flusher.is_running() => {
+            keep_locks(opened);
+            return Err(error);
+        }
+        Err(error) => {
+            opened.lease.release_within(PATIENCE);
+            return Err(error);
+        }
+    };
+    if opened.renewed {
+        flusher.renewed(opened.facts.nonce)?;
     }
-    drive.refresh_space();
-    fs.count_needed();
-    if let Err(error) = fs.take_root() {
-        tracing::warn!(%error, "the attributes of the drive's own directory");
+    match &begin {
+        Begin::Settled => {
+            drive.refresh_space();
+            fs.count_needed();
+            if let Err(error) = fs.take_root() {
+                tracing::warn!(%error, "the attributes of the drive's own directory");
+            }
+        }
+        Begin::Unfinished(_) => flusher.withhold_unfinished()?,
+        Begin::Away(why) => {
+            tracing::warn!(why = %why.message, "the mount begins without its drive");
+            drive.withhold(Withheld::Everything);
+            drive.detach();
+            opened.lease.suspend();
+        }
     }
     serve(
         &options,
@@ -124,8 +154,21 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             bell,
             site,
             descriptors,
+            begin,
         },
     )
+}
+
+/// Without its drive a mount begins only if the cache knows what is on it.
+fn can_do_without(begin: Begin, index: &Index) -> Result<Begin, DaemonError> {
+    let Begin::Away(why) = begin else {
+        return Ok(begin);
+    };
+    let root = index.lock().inode(Ino::ROOT);
+    match root.map_err(|error| DaemonError::failed(error.to_string()))? {
+        Some(root) if root.flags.has(Flags::LISTED) => Ok(Begin::Away(why)),
+        _ => Err(why),
+    }
 }
 
 /// What serves the mount once the cache is in order.
@@ -142,6 +185,7 @@ struct Serving {
     site: Site,
     /// How many descriptors this process may have.
     descriptors: u64,
+    begin: Begin,
 }
 
 fn serve(
@@ -163,7 +207,10 @@ fn serve(
         bell,
         site,
         descriptors,
+        begin,
     } = parts;
+    let mut opened = opened;
+    let is_new = opened.fresh.is_some();
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
     let workers = Workers::start().map_err(|e| io("cannot start a thread", e))?;
     let session_options = SessionOptions {
@@ -177,6 +224,7 @@ fn serve(
             gid: options.fuse.gid,
             umask: options.fuse.umask,
         },
+        replaces_dead: false,
     };
     let (ended, end) = unbounded();
     let on_network = (site.mount.as_ref()).is_some_and(Mount::is_shared);
@@ -196,7 +244,14 @@ fn serve(
         },
         site,
         opened.warning.clone(),
+        match &begin {
+            Begin::Away(why) => Some(why.message.clone()),
+            _ => None,
+        },
     );
+    if let Begin::Unfinished(why) = &begin {
+        monitor.set_unfinished(Some(why.clone()));
+    }
     let service = Arc::new(Service {
         fs: fs.clone(),
         index: index.clone(),
@@ -210,6 +265,7 @@ fn serve(
         patience: options.io_timeout * HOPELESS,
         store,
         attention,
+        from_below: Arc::default(),
         refreshing,
         ended,
         ending: false.into(),
@@ -217,10 +273,53 @@ fn serve(
     });
     let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
         .map_err(|e| io("cannot open the control socket", e))?;
-    let session = Session::mount(fs.clone(), workers, syncer.clone(), &options.mountpoint, &session_options).map_err(|error| {
-        DaemonError::failed(format!("cannot mount at {}: {error}", options.mountpoint.display()))
-            .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf")
-    })?;
+    // All that takes time is behind us: from here on it is a matter of moments until the mount is there.
+    let mut note = Note::read(&opened.dir, &options.mountpoint);
+    let was_cut_off = note.was_cut_off();
+    note.set_serving(&opened.dir, true);
+    let ground = match Ground::prepare(&mut note) {
+        Ok(ground) => ground,
+        Err(error) => {
+            note.set_serving(&opened.dir, was_cut_off);
+            return Err(error);
+        }
+    };
+    let session_options = SessionOptions {
+        replaces_dead: ground.is_dead,
+        ..session_options
+    };
+    let session = match Session::mount(
+        fs.clone(),
+        workers,
+        syncer.clone(),
+        &options.mountpoint,
+        &session_options,
+    ) {
+        Ok(session) => session,
+        Err(error) => {
+            ground.give_up(&note);
+            note.set_serving(&opened.dir, was_cut_off);
+            return Err(DaemonError::failed(format!("cannot mount at {}: {error}", options.mountpoint.display()))
+                .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf"));
+        }
+    };
+    if let Some(fresh) = opened.fresh.take() {
+        ready.say(&fresh.keep(&opened.dir));
+    }
+    let mut below = Below::begin(
+        &service,
+        ground.covered(),
+        &mut note,
+        options.protect,
+        &opened.dir,
+        was_cut_off,
+    );
+    for line in first_words(&begin, is_new) {
+        ready.say(&line);
+    }
+    for line in below.first_lines() {
+        ready.say(&line);
+    }
     let auto = options.auto_flush.then_some(AutoFlush {
         after: options.flush_after,
         max_age: options.max_age,
@@ -252,11 +351,13 @@ fn serve(
     } else if let Err(error) = session.end() {
         tracing::warn!(%error, "the session ended with an error");
     }
+    below.stop(PATIENCE);
     tasks.stop(PATIENCE);
     let at_rest = ending::wait_for_flush(&service, patience);
     service
         .over
         .store(!at_rest, std::sync::atomic::Ordering::Release);
+    note.set_serving(&opened.dir, false);
     server.close_door();
     let closed = if cut_off {
         fs.sync().map_err(failed)
@@ -272,6 +373,23 @@ fn serve(
     }
     server.stop();
     closed
+}
+
+/// What whoever mounts is told of how the mount begins.
+fn first_words(begin: &Begin, is_new: bool) -> Vec<String> {
+    match begin {
+        Begin::Settled => Vec::new(),
+        Begin::Unfinished(_) if is_new => Vec::new(),
+        Begin::Unfinished(why) => vec![super::monitor::unfinished_line(why)],
+        Begin::Away(why) => {
+            let mut lines = vec![format!(
+                "mounted without the drive: {}. Files in the cache can be used, what is only on the drive cannot; new changes wait, and the drive is taken up when it is there",
+                why.message
+            )];
+            lines.extend(why.hint.clone());
+            lines
+        }
+    }
 }
 
 /// Keeps the locks until the process is gone. A call that changes the backend is still under way and may yet take effect, and no

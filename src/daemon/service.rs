@@ -9,6 +9,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::below::Taken;
 use super::flight::{self, Patience};
 use super::monitor::{Monitor, Presence};
 use super::refresh::Refreshing;
@@ -47,6 +48,8 @@ pub(super) struct Service {
     pub(super) store: Arc<Store>,
     /// What the start of this daemon has found that its owner must know.
     pub(super) attention: Vec<String>,
+    /// What was moved into the mount from the directory under it.
+    pub(super) from_below: Arc<Mutex<Taken>>,
     /// What is known of looks for changes of others.
     pub(super) refreshing: Arc<Refreshing>,
     /// Told when the mount has been ended on request.
@@ -162,6 +165,7 @@ impl Service {
         progress: &dyn Fn(Progress),
         then: impl FnOnce() + Send + 'static,
     ) -> Result<Report, FlushError> {
+        self.finish_first(patience)?;
         let started = Instant::now();
         let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
         let (index, fs) = (self.index.clone(), self.fs.clone());
@@ -203,6 +207,33 @@ impl Service {
             then,
             after,
         )
+    }
+
+    /// Finishes what a recovery has left unfinished on the drive, if it has: nothing is written beside a committed batch.
+    fn finish_first(&self, patience: &Patience<'_>) -> Result<(), FlushError> {
+        if !self.monitor.is_unfinished() || !self.drive.is_attached() {
+            return Ok(());
+        }
+        let flusher = self.flusher.clone();
+        let silent = || self.drive.stalled().map(|stall| stall.lasts());
+        let enough = || {
+            let is_late = patience.deadline.is_some_and(|end| Instant::now() > end);
+            is_late || self.over.load(Ordering::Acquire) || (patience.enough)(silent())
+        };
+        let Some(outcome) = flight::within(move || flusher.recover(), enough) else {
+            return Err(FlushError::StillRunning { silent: silent() });
+        };
+        let why = outcome.as_ref().err().map(ToString::to_string);
+        self.monitor.set_unfinished(why);
+        match outcome {
+            // Only something that a batch has left cannot be tidied up; the flush looks after its own batch itself.
+            Err(FlushError::Backend(error)) if !error.is_gone() && !error.is_stalled() => Ok(()),
+            Err(error) => {
+                *self.last_error.lock() = Some(error.to_string());
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Whether a backend has not answered for so long that nobody should wait for it who wants to end something.
@@ -273,6 +304,7 @@ impl Service {
 
     fn attention(&self) -> Vec<String> {
         let mut lines = self.attention.clone();
+        lines.extend(self.from_below.lock().lines(&self.mountpoint));
         lines.extend(self.flusher.catalog_losses().into_iter().map(|line| {
             format!(
                 "{line}: modes, owners and other attributes told there are lost, contents are not"
@@ -499,6 +531,14 @@ impl Handler for Service {
             return Err(ControlError::new(ErrorCode::BadRequest, message));
         }
         self.monitor.attach(path, accept_copy, fsck, take_over)
+    }
+
+    fn re_enroll(&self, path: &Path, accept_copy: bool) -> Result<AttachReport, ControlError> {
+        if !path.is_absolute() {
+            let message = "the path to attach is not absolute";
+            return Err(ControlError::new(ErrorCode::BadRequest, message));
+        }
+        self.monitor.re_enroll(path, accept_copy)
     }
 
     fn refresh(&self, path: &str) -> Result<RefreshReport, ControlError> {

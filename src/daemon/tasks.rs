@@ -91,6 +91,10 @@ impl Tasks {
         })?;
         let s = service.clone();
         tasks.spawn("ferryfs-others", move |stop| super::refresh::run(&s, stop))?;
+        let s = service.clone();
+        tasks.spawn("ferryfs-retry", move |stop| {
+            super::starting::retry(&s, stop)
+        })?;
         if let Some(auto) = auto {
             let s = service.clone();
             tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, auto, stop))?;

@@ -54,6 +54,9 @@ pub(super) enum Refusal {
     /// It carries no marker.
     #[error("{} is not a volume of ferryfs: it has no .ferryfs/volume.json", .0.display())]
     Unmarked(PathBuf),
+    /// It is the volume, by its place and its file system, but our own folder is gone from it.
+    #[error("the folder .ferryfs was deleted from the drive at {}", .0.display())]
+    MarkerDeleted(PathBuf),
     /// Its marker cannot be read or understood.
     #[error("{}", .0.message)]
     Marker(DaemonError),
@@ -119,6 +122,7 @@ impl Refusal {
         match self {
             Refusal::Unreadable { .. }
             | Refusal::Unmarked(_)
+            | Refusal::MarkerDeleted(_)
             | Refusal::OtherVolume { .. }
             | Refusal::OtherEnrollment(_) => Exit::BackendAbsent,
             Refusal::Marker(error) => error.code,
@@ -136,6 +140,11 @@ impl Refusal {
             Refusal::Unmarked(_) => {
                 "mount the drive there first; nothing was written and nothing is lost".into()
             }
+            Refusal::MarkerDeleted(path) => format!(
+                "nothing is lost: what waits is in the cache. Take the drive up again: ferryfs attach --re-enroll {0} \
+                 (when nothing is mounted: ferryfs mount --re-enroll {0} ...)",
+                quoted(path)
+            ),
             Refusal::Marker(error) => error.hint.clone().unwrap_or_default(),
             Refusal::OtherVolume { .. } => {
                 "attach the right drive; nothing was written and nothing is lost".into()
@@ -177,7 +186,7 @@ pub(super) fn verify(path: &Path, facts: &CacheFacts, accept_copy: bool) -> Resu
         path: path.into(),
         source,
     })?;
-    check_marker(&dir, path, facts)?;
+    check_marker(&dir, path, facts).map_err(|refusal| explained(refusal, path, facts))?;
     let table = mounts::mounts().unwrap_or_default();
     let mount = resolved(path).and_then(|path| mounts::covering(&table, &path).cloned());
     if let Some(problem) = mount.as_ref().and_then(write_back::problem) {
@@ -226,6 +235,25 @@ fn resolved(path: &Path) -> Option<PathBuf> {
         .ok()
 }
 
+/// A missing marker is one that was deleted where the place and its file system are those of the volume, and its files are there.
+fn explained(refusal: Refusal, path: &Path, facts: &CacheFacts) -> Refusal {
+    let is_volume = matches!(refusal, Refusal::Unmarked(_))
+        && facts.was_at(path)
+        && !super::first_contact::is_bare(path)
+        && file_system_at(path, facts) == Same::Yes;
+    match is_volume {
+        true => Refusal::MarkerDeleted(path.into()),
+        false => refusal,
+    }
+}
+
+/// Whether `path` is on the file system that the volume was on.
+pub(super) fn file_system_at(path: &Path, facts: &CacheFacts) -> Same {
+    mount_of(path).map_or(Same::Unknown, |mount| {
+        facts.file_system.compare(&FsIdentity::of(&mount))
+    })
+}
+
 fn check_marker(dir: &MountedDir, path: &Path, facts: &CacheFacts) -> Result<(), Refusal> {
     // peek tells a drive that does not answer and a marker that makes no sense with one voice.
     if let Err(source) = dir.metadata(&crate::rules::layout::marker_path()) {
@@ -244,7 +272,9 @@ fn check_marker(dir: &MountedDir, path: &Path, facts: &CacheFacts) -> Result<(),
             found: marker.id,
             expected: facts.volume,
         }),
-        Some(marker) if marker.nonce != facts.nonce => Err(Refusal::OtherEnrollment(path.into())),
+        Some(marker) if !facts.is_enrollment(marker.nonce) => {
+            Err(Refusal::OtherEnrollment(path.into()))
+        }
         Some(_) => Ok(()),
     }
 }

@@ -26,7 +26,7 @@ use crate::rules::layout;
 use crate::rules::marker::{self, Marker};
 
 /// Name of the file in a cache that says which volume it belongs to.
-const CACHE_FILE: &str = "cache.json";
+pub(super) const CACHE_FILE: &str = "cache.json";
 
 /// Version of that file.
 const CACHE_FORMAT: u32 = 1;
@@ -48,6 +48,9 @@ pub(super) struct CacheFacts {
     pub(super) volume: Uuid,
     /// The volume's nonce, of the enrollment that this cache knows.
     pub(super) nonce: [u8; 16],
+    /// The nonce that the marker is about to get, or has got already: it was lost and is written again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    renewed: Option<[u8; 16]>,
     /// This cache's own id, which its batch records carry.
     pub(super) origin: Uuid,
     /// Where the volume was attached last.
@@ -72,19 +75,30 @@ pub(super) fn peek(backend: &dyn Backend) -> Result<Option<Marker>, DaemonError>
     let Some(bytes) = bytes else { return Ok(None) };
     marker::decode(&bytes).map(Some).map_err(|error| {
         DaemonError::failed(error.to_string()).hint(
-            "the marker is .ferryfs/volume.json on the drive; nothing was changed. If it is beyond repair, delete it there: \
-             the volume is then enrolled anew",
+            "the marker is .ferryfs/volume.json on the drive; nothing was changed. If it is beyond repair, delete it there, and take the \
+             drive up again: ferryfs mount --re-enroll (or ferryfs attach --re-enroll)",
         )
     })
 }
 
 /// Makes the directory a volume: our own directory, and last the marker. Of two machines that do so at once one makes the
-/// marker, which is what both go by.
+/// marker, which is what both go by. Says whether it was this one.
 ///
 /// # Errors
 /// If the backend cannot be written.
-pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<Marker, DaemonError> {
+pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<(Marker, bool), DaemonError> {
     let marker = Marker::new(Uuid::new_v4(), *Uuid::new_v4().as_bytes(), now);
+    write_marker(backend, &marker)?;
+    let found = peek(backend)?.unwrap_or_else(|| marker.clone());
+    let is_ours = found == marker;
+    Ok((found, is_ours))
+}
+
+/// Writes `marker`, after everything that it vouches for. One that is there already stays.
+///
+/// # Errors
+/// If the backend cannot be written.
+pub(super) fn write_marker(backend: &dyn Backend, marker: &Marker) -> Result<(), DaemonError> {
     let write = || -> Result<(), BackendError> {
         for dir in [layout::dir(), layout::staging_root(), layout::batches_dir()] {
             make_dir_if_missing(backend, &dir)?;
@@ -93,11 +107,10 @@ pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<Marker, Da
             write_file(backend, &RelPath::fixed(path), b"")?;
         }
         backend.sync()?;
-        write_file(backend, &layout::marker_path(), &marker::encode(&marker))?;
+        write_file(backend, &layout::marker_path(), &marker::encode(marker))?;
         backend.sync()
     };
-    write().map_err(|error| DaemonError::from(FlushError::from(error)))?;
-    Ok(peek(backend)?.unwrap_or(marker))
+    write().map_err(|error| DaemonError::from(FlushError::from(error)))
 }
 
 fn make_dir_if_missing(backend: &dyn Backend, path: &RelPath) -> Result<(), BackendError> {
@@ -136,19 +149,6 @@ pub(super) fn default_caches() -> Result<PathBuf, DaemonError> {
         })
 }
 
-/// The default cache that was made for the volume at `backend`, if there is one: an unmarked directory in its place is an empty
-/// mount point, not a new volume.
-pub(super) fn cache_made_for(caches: &Path, backend: &Path) -> Option<(PathBuf, CacheFacts)> {
-    let entries = fs::read_dir(caches).ok()?;
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let facts = CacheFacts::read(&entry.path()).ok()??;
-            Some((entry.path(), facts))
-        })
-        .find(|(_, facts)| facts.was_at(backend))
-}
-
 /// Makes the cache directory, for its owner only.
 ///
 /// # Errors
@@ -184,6 +184,7 @@ impl CacheFacts {
             format: CACHE_FORMAT,
             volume: marker.id,
             nonce: marker.nonce,
+            renewed: None,
             origin,
             backend: path.to_path_buf(),
             former: Vec::new(),
@@ -252,7 +253,7 @@ impl CacheFacts {
         marker: Option<&Marker>,
     ) -> Result<(), DaemonError> {
         match marker {
-            Some(marker) if marker.id == self.volume && marker.nonce == self.nonce => Ok(()),
+            Some(marker) if marker.id == self.volume && self.is_enrollment(marker.nonce) => Ok(()),
             Some(marker) => Err(DaemonError::failed(format!(
                 "the cache {} belongs to volume {}, but the drive is volume {}",
                 dir.display(),
@@ -290,9 +291,32 @@ impl CacheFacts {
         }
     }
 
-    /// Whether the volume has been attached at `path`.
+    /// Whether the volume has been attached at `path`, by this spelling or the one without links.
     pub(super) fn was_at(&self, path: &Path) -> bool {
-        self.backend == path || self.former.iter().any(|former| former == path)
+        let known =
+            |path: &Path| self.backend == path || self.former.iter().any(|former| former == path);
+        known(path) || fs::canonicalize(path).is_ok_and(|path| known(&path))
+    }
+
+    /// Whether `nonce` is that of the enrollment which this cache knows.
+    pub(super) fn is_enrollment(&self, nonce: [u8; 16]) -> bool {
+        nonce == self.nonce || self.renewed == Some(nonce)
+    }
+
+    /// Notes that the marker is to be written anew with this nonce. To be written before that is done.
+    pub(super) fn renew_enrollment(&mut self, nonce: [u8; 16]) {
+        self.renewed = Some(nonce);
+    }
+
+    /// Takes `nonce`, which was found on the drive, for the one that counts. Says whether that is news, which is then to be
+    /// written.
+    pub(super) fn settle_enrollment(&mut self, nonce: [u8; 16]) -> bool {
+        let is_news = self.renewed == Some(nonce);
+        if is_news {
+            self.nonce = nonce;
+            self.renewed = None;
+        }
+        is_news
     }
 
     /// Notes where the volume is and on which file system. Says whether that is news, which is then to be written.
@@ -302,11 +326,20 @@ impl CacheFacts {
             let left = std::mem::replace(&mut self.backend, path.to_path_buf());
             self.former.retain(|former| former != path);
             self.former.push(left);
+        }
+        if let Ok(place) = fs::canonicalize(path)
+            && !self.was_at(&place)
+        {
+            self.former.push(place);
+        }
+        if self.former != before.former {
             let surplus = self.former.len().saturating_sub(FORMER);
             self.former.drain(..surplus);
         }
         self.file_system = file_system;
-        self.backend != before.backend || self.file_system != before.file_system
+        self.backend != before.backend
+            || self.former != before.former
+            || self.file_system != before.file_system
     }
 
     /// The volume of this cache is not at `path`, where it should be.
@@ -319,7 +352,8 @@ impl CacheFacts {
                 path.display()
             ),
             hint: Some(
-                "mount the drive there first; what was written to it waits in the cache".into(),
+                "mount the drive there first; what was written to it waits in the cache. If another drive is there that is to become a new volume: --enroll, with a cache of its own"
+                    .into(),
             ),
         }
     }

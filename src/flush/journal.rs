@@ -192,6 +192,28 @@ fn path(dir: &Path, batch: BatchNo) -> PathBuf {
     dir.join(format!("{:016x}.journal", batch.0))
 }
 
+/// The batches that have a journal in `dir`, which need not exist.
+///
+/// # Errors
+/// If the SSD fails.
+pub(super) fn batches_in(dir: &Path) -> Result<Vec<BatchNo>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed("list", dir))?,
+    };
+    let mut batches = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed("list", dir))?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_suffix(".journal"));
+        batches.extend(
+            digits
+                .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+                .map(BatchNo),
+        );
+    }
+    Ok(batches)
+}
+
 /// Moves a damaged journal to the cache's lost+found, where `ferryfs rescue` looks for names. Whatever it is, it is not removed.
 fn keep_aside(dir: &Path, damaged: &Path) -> io::Result<PathBuf> {
     let lost_found = dir.with_file_name("lost+found");

@@ -63,6 +63,7 @@ use crate::rules::names::NameRules;
 
 pub use catalog::{CatalogLog, read_catalog};
 pub(crate) use journal::Journal;
+pub(crate) use recover::restore_records;
 pub use recover::{RecoveredBatch, recover_without_cache};
 pub use report::{FlushError, Report, Result, Wish};
 pub(crate) use reserve::free_reserve;
@@ -168,6 +169,8 @@ pub struct Parts {
 /// Carries changes over, one batch at a time.
 pub struct Flusher {
     parts: Parts,
+    /// Which enrollment of the volume counts: that of `parts`, until its marker is written anew.
+    nonce: Mutex<[u8; 16]>,
     running: Mutex<()>,
     catalog_losses: Mutex<Vec<String>>,
     /// Another machine has written to the catalog; what it says is to be believed once more when all that is new on the drive has been
@@ -187,6 +190,7 @@ impl Flusher {
     /// A flusher over `parts`.
     pub fn new(parts: Parts) -> Flusher {
         Flusher {
+            nonce: Mutex::new(parts.nonce),
             parts,
             running: Mutex::new(()),
             catalog_losses: Mutex::default(),
@@ -196,6 +200,28 @@ impl Flusher {
             refreshing: AtomicBool::new(false),
             gave_reserve_up: AtomicBool::new(false),
         }
+    }
+
+    /// The volume's marker was deleted and has been written anew, with this nonce. The log of the catalog went with it, so the next
+    /// flush is to write it as a whole.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn renewed(&self, nonce: [u8; 16]) -> Result<()> {
+        *self.nonce.lock() = nonce;
+        if self.parts.index.snapshot()?.catalog_is_empty()? {
+            return Ok(());
+        }
+        let mut state = self.parts.index.lock();
+        if let Some(mut root) = state.inode(Ino::ROOT)? {
+            state.note_attributes(&mut root)?;
+            state.put_inode(root);
+        }
+        Ok(state.commit().map(|_| ())?)
+    }
+
+    fn nonce(&self) -> [u8; 16] {
+        *self.nonce.lock()
     }
 
     /// Whether a flush is under way.

@@ -175,7 +175,7 @@ impl Flusher {
         let _one_at_a_time = self.running.lock();
         self.refused.lock().clear();
         let backend = self.backend()?;
-        check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
+        check_marker(&*backend, self.parts.volume, self.nonce())?;
         self.may_write(&*backend)?;
         self.recover_open_batch(&*backend)?;
         self.sweep(&*backend)?;
@@ -642,4 +642,42 @@ fn totals(record: &BatchRecord) -> (u64, u64) {
             PlaceStep::Install { content, .. } => (files + 1, bytes + content.size),
             _ => (files, bytes),
         })
+}
+
+/// Writes the records again of the batches whose journals are in `journals`, where they are gone from the backend: somebody has
+/// deleted our folder there. The next recovery finishes these batches, or finds that they are over.
+///
+/// How far a batch had come nobody knows any more. It is taken to have cleared: clearing again could remove what it has placed, while
+/// a name that was not cleared stays on the backend as a file of others.
+///
+/// # Errors
+/// If the SSD or the backend fails.
+pub(crate) fn restore_records(backend: &dyn Backend, journals: &std::path::Path) -> Result<()> {
+    let make_dir = |dir: &RelPath| match backend.make_dir(dir) {
+        Err(error) if error.source.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    };
+    for batch in super::journal::batches_in(journals)? {
+        let path = layout::record_path(batch);
+        let Some(journal) = Journal::read(journals, batch)? else {
+            continue;
+        };
+        if super::apply::exists(backend, &path)? {
+            continue;
+        }
+        for dir in [
+            layout::dir(),
+            layout::staging_root(),
+            layout::staging_dir(batch),
+            layout::batches_dir(),
+        ] {
+            make_dir(&dir)?;
+        }
+        let mark = layout::barrier_path(batch);
+        if !super::apply::exists(backend, &mark)? {
+            super::apply::create_with(backend, &mark, b"")?;
+        }
+        super::apply::create_with(backend, &path, &record::seal(&journal.record)?)?;
+    }
+    Ok(backend.sync()?)
 }

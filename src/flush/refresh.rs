@@ -90,7 +90,7 @@ impl Flusher {
 
     /// Takes in what others have changed in `dirs`. The caller holds the lock that keeps flushes apart, and no batch is open.
     pub(super) fn take_in(&self, backend: &dyn Backend, dirs: &[Ino]) -> Result<Changes> {
-        let check = || check_marker(backend, self.parts.volume, self.parts.nonce);
+        let check = || check_marker(backend, self.parts.volume, self.nonce());
         check()?;
         let dirs = self.with_those_above(dirs)?;
         let mut wrong = None;
@@ -123,7 +123,7 @@ impl Flusher {
     /// Names on the backend are what the index says, once the batch that was open is finished.
     fn come_to_rest(&self) -> Result<()> {
         let backend = self.backend()?;
-        check_marker(&*backend, self.parts.volume, self.parts.nonce)?;
+        check_marker(&*backend, self.parts.volume, self.nonce())?;
         self.recover_open_batch(&*backend)?;
         self.refreshing.store(true, Ordering::Release);
         Ok(())

@@ -107,7 +107,7 @@ impl Flusher {
         wish: &Wish,
         progress: &dyn Fn(Progress),
     ) -> Result<Report> {
-        recover::check_marker(backend, self.parts.volume, self.parts.nonce)?;
+        recover::check_marker(backend, self.parts.volume, self.nonce())?;
         self.may_write(backend)?;
         self.recover_open_batch(backend)?;
         self.sweep_journals()?;

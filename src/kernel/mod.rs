@@ -39,6 +39,8 @@ pub struct SessionOptions {
     pub exec: bool,
     /// What is shown in the place of owners and modes.
     pub shown: Shown,
+    /// A dead mount of ours is at the mount point; this one takes its place.
+    pub replaces_dead: bool,
 }
 
 /// A mounted file system with its event loops running.
@@ -140,6 +142,28 @@ fn mount_as_root(mountpoint: &Path, options: &SessionOptions) -> io::Result<Owne
             ""
         }
     );
+    if options.replaces_dead {
+        let replaced = crate::sys::mounting::replace_mount(
+            &options.source,
+            mountpoint,
+            ("fuse", "ferryfs"),
+            flags,
+            &data,
+        );
+        match replaced {
+            Ok(()) => return Ok(device.into()),
+            Err(error) => {
+                tracing::debug!(%error, "the dead mount is taken away before the new one is made");
+                let options = SessionOptions {
+                    replaces_dead: false,
+                    ..options.clone()
+                };
+                nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH)?;
+                // With a device of its own: this one may be bound to the mount that came to nothing.
+                return mount_as_root(mountpoint, &options);
+            }
+        }
+    }
     nix::mount::mount(
         Some(options.source.as_str()),
         mountpoint,

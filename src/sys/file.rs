@@ -238,6 +238,79 @@ pub fn is_fuse(file: impl AsFd) -> bool {
     })
 }
 
+/// Which signal tells of a lease that somebody wants broken (`linux/fcntl.h`).
+const F_SETSIG: libc::c_int = 10;
+
+/// Whether nobody has the regular file `file`, open for reading, open for writing. Only its owner, or root, may ask.
+///
+/// # Errors
+/// EACCES for others; else what the system said.
+pub fn is_unwritten(file: impl AsFd) -> io::Result<bool> {
+    let file = file.as_fd().as_raw_fd();
+    // SAFETY: passes integers only; the descriptor is borrowed and therefore open. The signal that an opener would cause in the
+    // instant that the lease is held is one that is ignored by default.
+    let set = unsafe { libc::fcntl(file, F_SETSIG, libc::SIGURG) };
+    Errno::result(set)?;
+    // SAFETY: as before.
+    match Errno::result(unsafe { libc::fcntl(file, libc::F_SETLEASE, libc::F_RDLCK) }) {
+        Ok(_) => {}
+        Err(Errno::EAGAIN) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    // SAFETY: as before.
+    let released = unsafe { libc::fcntl(file, libc::F_SETLEASE, libc::F_UNLCK) };
+    Errno::result(released)?;
+    Ok(true)
+}
+
+/// The number of the inode flag that forbids all changes (`chattr +i`), from `linux/fs.h`.
+const IMMUTABLE: libc::c_int = 0x10;
+
+/// Whether all changes of `file` are forbidden (`chattr +i`).
+///
+/// # Errors
+/// ENOTTY or EOPNOTSUPP where the file system has no such flag; else what the system said.
+pub fn is_immutable(file: impl AsFd) -> io::Result<bool> {
+    Ok(inode_flags(&file)? & IMMUTABLE != 0)
+}
+
+/// Forbids all changes of `file`, for root too, or allows them again. Needs CAP_LINUX_IMMUTABLE.
+///
+/// # Errors
+/// As [`is_immutable`], and EPERM.
+pub fn set_immutable(file: impl AsFd, on: bool) -> io::Result<()> {
+    let flags = inode_flags(&file)?;
+    let wanted = if on {
+        flags | IMMUTABLE
+    } else {
+        flags & !IMMUTABLE
+    };
+    // SAFETY: the kernel reads an int, which lives on this stack until the call returns; the descriptor is open.
+    let result = unsafe {
+        libc::ioctl(
+            file.as_fd().as_raw_fd(),
+            libc::FS_IOC_SETFLAGS,
+            &raw const wanted,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
+fn inode_flags(file: &impl AsFd) -> io::Result<libc::c_int> {
+    let mut flags: libc::c_int = 0;
+    // SAFETY: the kernel writes an int, which lives on this stack until the call returns; the descriptor is open.
+    let result = unsafe {
+        libc::ioctl(
+            file.as_fd().as_raw_fd(),
+            libc::FS_IOC_GETFLAGS,
+            &raw mut flags,
+        )
+    };
+    Errno::result(result)?;
+    Ok(flags)
+}
+
 fn to_off(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
 }

@@ -9,6 +9,7 @@ pub mod file;
 #[cfg(test)]
 pub(crate) mod forbid;
 pub mod host;
+pub mod mounting;
 pub mod mounts;
 pub mod owners;
 pub mod path;

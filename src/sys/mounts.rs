@@ -231,7 +231,7 @@ fn text(field: &[u8]) -> String {
 }
 
 /// Undoes the kernel's escapes: a backslash and three octal digits for space, tab, newline, backslash and `#`.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {

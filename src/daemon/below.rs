@@ -1,0 +1,587 @@
+//! What lies in the directory under the mount is moved into the mount: a program that retried while nothing was mounted has
+//! written it there, and was told that it succeeded.
+//!
+//! Each file is copied into the mount beside its final name, synced, named without replacing anything, and only then removed
+//! below. A crash at any point leaves it in both places at worst: the next pass finds the same bytes and removes the lower
+//! ones. A name that is taken gives way to a conflict name; nothing is overwritten. Nothing here can fail the mount.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat, mknodat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
+
+use super::mountpoint::{self, Note};
+use super::options::Protect;
+use super::service::Service;
+use crate::base::{Ino, Name, Timestamp};
+use crate::rules::merge::conflict_name;
+use crate::sys;
+
+/// How long a file that somebody is still writing is waited for.
+const WRITER: Duration = Duration::from_secs(5);
+
+/// Bytes that are copied between two looks whether to stop.
+const PIECE: usize = 1 << 20;
+
+/// Names that are tried for a conflict.
+const ATTEMPTS: u32 = 1000;
+
+/// Names that are told one by one.
+const NAMED: usize = 10;
+
+/// What a pass has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Paths in the mount that came in.
+    pub(super) files: Vec<PathBuf>,
+    /// Those of them that have got a conflict name.
+    pub(super) conflicts: Vec<PathBuf>,
+    /// What could not be moved, and why.
+    pub(super) left: Vec<(PathBuf, String)>,
+}
+
+impl Taken {
+    /// Adds what another pass has done; of what stays behind only the latest counts.
+    pub(super) fn add(&mut self, later: Taken) {
+        self.files.extend(later.files);
+        self.conflicts.extend(later.conflicts);
+        self.left = later.left;
+    }
+
+    /// For people, a line each.
+    pub(super) fn lines(&self, mountpoint: &Path) -> Vec<String> {
+        let mut lines = Vec::new();
+        let list = |paths: &[PathBuf]| {
+            let shown: Vec<String> = paths
+                .iter()
+                .take(NAMED)
+                .map(|path| path.display().to_string())
+                .collect();
+            match paths.len().saturating_sub(NAMED) {
+                0 => shown.join(", "),
+                more => format!("{} and {more} more", shown.join(", ")),
+            }
+        };
+        if !self.files.is_empty() {
+            lines.push(format!(
+                "{} files were in the bare directory {} while nothing was mounted there; they are in the mount now: {}",
+                self.files.len(),
+                mountpoint.display(),
+                list(&self.files)
+            ));
+        }
+        if !self.conflicts.is_empty() {
+            lines.push(format!(
+                "{} of them have a conflict name, because the mount has another file of the name: {}",
+                self.conflicts.len(),
+                list(&self.conflicts)
+            ));
+        }
+        if let Some((path, reason)) = self.left.first() {
+            lines.push(format!(
+                "{} files in the bare directory {} are hidden under the mount and could not be moved into it: {}: {reason}; unmount, and move them away",
+                self.left.len(),
+                mountpoint.display(),
+                path.display()
+            ));
+        }
+        lines
+    }
+}
+
+/// How long the first pass is waited for before the mount is said to be ready.
+const FIRST_PASS: Duration = Duration::from_secs(3);
+
+/// When a directory in which something was found, or could have come in just now, is looked into again.
+const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+
+/// The thread that moves what is under a mount into it.
+pub(super) struct Below {
+    service: Arc<Service>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    first: Option<Receiver<()>>,
+}
+
+impl Below {
+    /// Protects the directory `bare` under the mount of `service`, and begins to move what is in it into the mount. With `is_later`
+    /// the daemon before died, and programs may be at work in it: it is looked into again.
+    pub(super) fn begin(
+        service: &Arc<Service>,
+        bare: Option<File>,
+        note: &mut Note,
+        protect: Protect,
+        cache: &Path,
+        is_later: bool,
+    ) -> Below {
+        let mut below = Below {
+            service: service.clone(),
+            stop: Arc::default(),
+            thread: None,
+            first: None,
+        };
+        let Some(bare) = bare else { return below };
+        mountpoint::protect(&bare, note, cache, protect);
+        if is_empty(&bare) && !is_later {
+            return below;
+        }
+        let (done, first) = bounded(1);
+        let (service, stop, note) = (service.clone(), below.stop.clone(), note.clone());
+        let spawned = thread::Builder::new()
+            .name("ferryfs-below".into())
+            .spawn(move || run(&service, (&bare, is_later), &note, &stop, &done));
+        match spawned {
+            Ok(thread) => (below.thread, below.first) = (Some(thread), Some(first)),
+            Err(error) => tracing::error!(%error, "what lies under the mount stays there"),
+        }
+        below
+    }
+
+    /// What the first pass has done, if that took no long time.
+    pub(super) fn first_lines(&mut self) -> Vec<String> {
+        let Some(first) = self.first.take() else {
+            return Vec::new();
+        };
+        match first.recv_timeout(FIRST_PASS) {
+            Err(RecvTimeoutError::Timeout) => vec![
+                "files that were in the bare mount point are being moved into the mount; `ferryfs status` tells how it went".into(),
+            ],
+            _ => self.service.from_below.lock().lines(&self.service.mountpoint),
+        }
+    }
+
+    /// Stops it, waiting a while.
+    pub(super) fn stop(self, patience: Duration) {
+        self.stop.store(true, Ordering::Release);
+        let end = Instant::now() + patience;
+        if let Some(thread) = self.thread {
+            while !thread.is_finished() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+fn run(
+    service: &Service,
+    (bare, is_later): (&File, bool),
+    note: &Note,
+    stop: &AtomicBool,
+    done: &Sender<()>,
+) {
+    let is_over = || stop.load(Ordering::Acquire) || service.ending.load(Ordering::Acquire);
+    let mut pauses = [Duration::ZERO].into_iter().chain(AGAIN);
+    while let Some(pause) = pauses.next()
+        && !is_over()
+    {
+        let end = Instant::now() + pause;
+        while Instant::now() < end && !is_over() {
+            thread::sleep(Duration::from_millis(50));
+        }
+        if !is_empty(bare)
+            && let Err(error) = one_pass(service, bare, note, is_later, &is_over)
+        {
+            tracing::warn!(%error, "what lies under the mount stays there for now");
+        }
+        let _ = done.try_send(());
+    }
+}
+
+fn one_pass(
+    service: &Service,
+    bare: &File,
+    note: &Note,
+    is_later: bool,
+    is_over: &dyn Fn() -> bool,
+) -> io::Result<()> {
+    let mount = File::open(&service.mountpoint)?;
+    // Whatever is mounted there now, into the bare directory itself nothing is moved.
+    let number = |dir: &File| dir.metadata().map(|meta| (meta.dev(), meta.ino()));
+    if number(&mount)? == number(bare)? || mount.metadata()?.ino() != Ino::ROOT.0 {
+        return Err(io::Error::other("the mount is not there any more"));
+    }
+    mountpoint::unlock(bare, note);
+    let taken = take_in(bare, &mount, &hostname(), is_later, is_over);
+    mountpoint::lock_again(bare, note);
+    service.from_below.lock().add(taken);
+    Ok(())
+}
+
+/// The name of this machine, for the names of conflicts.
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_string())
+        .unwrap_or_default()
+}
+
+/// Moves all that is in `bare` into the directory `mount`, until `stop` says so. `host` goes into conflict names. With
+/// `is_later` it was written since the daemon before died.
+fn take_in(
+    bare: &File,
+    mount: &File,
+    host: &str,
+    is_later: bool,
+    stop: &dyn Fn() -> bool,
+) -> Taken {
+    let mut mover = Mover {
+        now: Timestamp::from(SystemTime::now()),
+        host,
+        is_later,
+        stop,
+        taken: Taken::default(),
+    };
+    if let Err(error) = mover.directory(bare.as_fd(), mount.as_fd(), Path::new("")) {
+        mover.leave(Path::new("."), &error);
+    }
+    mover.taken
+}
+
+/// Whether anything is in `bare`.
+pub(super) fn is_empty(bare: &File) -> bool {
+    names(bare.as_fd()).is_ok_and(|names| names.is_empty())
+}
+
+struct Mover<'a> {
+    now: Timestamp,
+    host: &'a str,
+    /// What is below was written after all that is in the mount.
+    is_later: bool,
+    stop: &'a dyn Fn() -> bool,
+    taken: Taken,
+}
+
+fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
+    // Opened anew: a descriptor that was read once is at its end.
+    sys::dir::read_names(openat(
+        dir,
+        ".",
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+fn directory_in(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(dir, name, flags, Mode::empty())?.into())
+}
+
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT)
+}
+
+fn stat_in(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<FileStat> {
+    Ok(fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AlreadyExists
+}
+
+impl Mover<'_> {
+    fn leave(&mut self, path: &Path, error: &io::Error) {
+        tracing::warn!(path = %path.display(), %error, "what lies under the mount stays there");
+        self.taken.left.push((path.into(), error.to_string()));
+    }
+
+    fn note(&mut self, wanted: &Path, got: Option<Name>) {
+        let path = match &got {
+            Some(name) => wanted.with_file_name(name.as_os_str()),
+            None => wanted.to_path_buf(),
+        };
+        tracing::info!(path = %path.display(), "moved into the mount from under it");
+        if got.is_some() {
+            self.taken.conflicts.push(path.clone());
+        }
+        self.taken.files.push(path);
+    }
+
+    /// Moves the contents of `from` into `to`, which both are the directory `at`.
+    fn directory(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
+        for name in names(from)? {
+            if (self.stop)() {
+                return Err(io::Error::other("the mount is ending"));
+            }
+            let name = OsStr::from_bytes(&name);
+            let path = at.join(name);
+            if let Err(error) = self.entry(from, to, name, &path) {
+                self.leave(&path, &error);
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        name: &OsStr,
+        path: &Path,
+    ) -> io::Result<()> {
+        let stat = match stat_in(from, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            stat => stat?,
+        };
+        let own = Name::new(name.as_bytes())
+            .map_err(|_| io::Error::other("the name cannot be in a mount"))?;
+        match kind(&stat) {
+            SFlag::S_IFDIR => return self.subdirectory(from, to, &own, path, &stat),
+            SFlag::S_IFREG => self.file(from, to, &own, path)?,
+            SFlag::S_IFLNK => {
+                let target = readlinkat(from, name)?;
+                let is_same = |name: &Name| {
+                    readlinkat(to, name.as_os_str()).is_ok_and(|there| there == target)
+                };
+                let got = self.named(&own, false, is_same, |name| {
+                    Ok(symlinkat(target.as_os_str(), to, name.as_os_str())?)
+                })?;
+                self.note(path, got);
+            }
+            other => {
+                let permissions = Mode::from_bits_truncate(stat.st_mode & 0o7777);
+                let got = self.named(
+                    &own,
+                    false,
+                    |_| false,
+                    |name| {
+                        Ok(mknodat(
+                            to,
+                            name.as_os_str(),
+                            other,
+                            permissions,
+                            stat.st_rdev,
+                        )?)
+                    },
+                )?;
+                self.note(path, got);
+            }
+        }
+        Ok(unlinkat(from, name, UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// Gives something `wanted`, or the first conflict name that is free: `make` says whether it was. `None` for the name itself, also
+    /// if what has it `is_same`.
+    fn named(
+        &self,
+        wanted: &Name,
+        is_dir: bool,
+        is_same: impl Fn(&Name) -> bool,
+        make: impl Fn(&Name) -> io::Result<()>,
+    ) -> io::Result<Option<Name>> {
+        match make(wanted) {
+            Err(error) if is_taken(&error) && is_same(wanted) => return Ok(None),
+            Err(error) if is_taken(&error) => {}
+            result => return result.map(|()| None),
+        }
+        for attempt in 0..ATTEMPTS {
+            let Some(name) = conflict_name(wanted, self.now, self.host, attempt, is_dir) else {
+                break;
+            };
+            match make(&name) {
+                Err(error) if is_taken(&error) => {}
+                result => return result.map(|()| Some(name)),
+            }
+        }
+        Err(io::Error::other("no free name for it"))
+    }
+
+    fn subdirectory(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        name: &Name,
+        path: &Path,
+        stat: &FileStat,
+    ) -> io::Result<()> {
+        let permissions = Mode::from_bits_truncate(stat.st_mode & 0o7777);
+        let is_directory = |name: &Name| {
+            stat_in(to, name.as_os_str()).is_ok_and(|there| kind(&there) == SFlag::S_IFDIR)
+        };
+        let is_new = std::cell::Cell::new(false);
+        let got = self.named(name, true, is_directory, |name| {
+            mkdirat(to, name.as_os_str(), permissions | Mode::S_IRWXU)?;
+            is_new.set(true);
+            Ok(())
+        })?;
+        let target = got.as_ref().unwrap_or(name);
+        let (lower, upper) = (
+            directory_in(from, name.as_os_str())?,
+            directory_in(to, target.as_os_str())?,
+        );
+        let path = path.with_file_name(target.as_os_str());
+        self.directory(lower.as_fd(), upper.as_fd(), &path)?;
+        if is_new.get() {
+            give_owner(to, target, stat);
+            upper.set_permissions(std::fs::Permissions::from_mode(stat.st_mode & 0o7777))?;
+            upper.set_modified(modified(stat))?;
+        }
+        match unlinkat(from, name.as_os_str(), UnlinkatFlags::RemoveDir) {
+            // What is in it is named already, or has just come in and is found by the next pass.
+            Err(nix::Error::ENOTEMPTY) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    fn file(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        name: &Name,
+        path: &Path,
+    ) -> io::Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let mut source = File::from(openat(from, name.as_os_str(), flags, Mode::empty())?);
+        let meta = self.wait_for_writers(&source)?;
+        let stat = stat_in(from, name.as_os_str())?;
+        let temporary = format!(".ferryfs-moving-{}", meta.ino());
+        let flags =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut copy = File::from(openat(
+            to,
+            temporary.as_str(),
+            flags,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+        )?);
+        let copied = self.copy(&mut source, &mut copy).and_then(|()| {
+            let own = Name::new(temporary.as_bytes()).map_err(io::Error::other)?;
+            give_xattrs((from, name), (to, &own));
+            give_owner(to, &own, &stat);
+            copy.set_permissions(meta.permissions())?;
+            copy.set_modified(meta.modified()?)?;
+            copy.sync_all()?;
+            let now = source.metadata()?;
+            match (now.len(), now.mtime(), now.mtime_nsec())
+                == (meta.len(), meta.mtime(), meta.mtime_nsec())
+            {
+                true => Ok(()),
+                false => Err(io::Error::other("it is being written to")),
+            }
+        });
+        drop(copy);
+        let placed = copied.and_then(|()| {
+            let is_same = |name: &Name| compare(&source, to, name) == Some(Overlap::Same);
+            self.named(name, false, is_same, |name| {
+                let named = renameat2(
+                    to,
+                    temporary.as_str(),
+                    to,
+                    name.as_os_str(),
+                    RenameFlags::RENAME_NOREPLACE,
+                );
+                // Begun in the mount, cut off there by the death of the daemon, and written whole below by a program that retried.
+                if named == Err(nix::Error::EEXIST)
+                    && self.is_later
+                    && compare(&source, to, name) == Some(Overlap::Beginning)
+                {
+                    return Ok(renameat(to, temporary.as_str(), to, name.as_os_str())?);
+                }
+                Ok(named?)
+            })
+        });
+        // Gone under its own name, unless it came to nothing.
+        let _ = unlinkat(to, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+        self.note(path, placed?);
+        Ok(())
+    }
+
+    /// Waits a while until nobody writes to the file any more, where the system tells.
+    fn wait_for_writers(&self, file: &File) -> io::Result<std::fs::Metadata> {
+        let end = Instant::now() + WRITER;
+        // Not ours to ask about: then its size and time have to do.
+        while !sys::file::is_unwritten(file).unwrap_or(true) {
+            if Instant::now() > end || (self.stop)() {
+                return Err(io::Error::other("somebody has it open and writes to it"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        file.metadata()
+    }
+
+    fn copy(&self, source: &mut File, copy: &mut File) -> io::Result<()> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            if (self.stop)() {
+                return Err(io::Error::other("the mount is ending"));
+            }
+            match source.read(&mut piece)? {
+                0 => return Ok(()),
+                length => copy.write_all(&piece[..length])?,
+            }
+        }
+    }
+}
+
+fn modified(stat: &FileStat) -> SystemTime {
+    Timestamp::from_parts(
+        stat.st_mtime,
+        u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+    )
+    .into()
+}
+
+/// Gives what is `name` in `dir` its owner, where this process may.
+fn give_owner(dir: BorrowedFd<'_>, name: &Name, stat: &FileStat) {
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    let _ = fchownat(
+        dir,
+        name.as_os_str(),
+        Some(uid),
+        Some(gid),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    );
+}
+
+/// Copies the extended attributes that the mount takes.
+fn give_xattrs((from, source): (BorrowedFd<'_>, &Name), (to, copy): (BorrowedFd<'_>, &Name)) {
+    for attribute in sys::xattr::list_at(&from, Some(source)).unwrap_or_default() {
+        if let Ok(Some(value)) = sys::xattr::get_at(&from, Some(source), &attribute) {
+            let _ = sys::xattr::set_at(&to, Some(copy), &attribute, &value);
+        }
+    }
+}
+
+/// What a file in the mount has of one below.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Overlap {
+    /// The very bytes: a pass before this one has moved it.
+    Same,
+    /// Only its beginning, perhaps nothing, and from an earlier time.
+    Beginning,
+}
+
+/// What the file `name` in `dir` has of `source`; `None` if it has bytes that `source` has not.
+fn compare(source: &File, dir: BorrowedFd<'_>, name: &Name) -> Option<Overlap> {
+    use std::os::unix::fs::FileExt;
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let there = File::from(openat(dir, name.as_os_str(), flags, Mode::empty()).ok()?);
+    let (ours, theirs) = (there.metadata().ok()?, source.metadata().ok()?);
+    if !ours.is_file() || ours.len() > theirs.len() {
+        return None;
+    }
+    let (mut a, mut b) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut at = 0;
+    while at < ours.len() {
+        let step = PIECE.min(usize::try_from(ours.len() - at).unwrap_or(PIECE));
+        there.read_exact_at(&mut a[..step], at).ok()?;
+        source.read_exact_at(&mut b[..step], at).ok()?;
+        if a[..step] != b[..step] {
+            return None;
+        }
+        at += step as u64;
+    }
+    if ours.len() == theirs.len() {
+        return Some(Overlap::Same);
+    }
+    (ours.modified().ok()? <= theirs.modified().ok()?).then_some(Overlap::Beginning)
+}

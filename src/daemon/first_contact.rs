@@ -1,0 +1,298 @@
+//! The first mount of a directory: whether it may be made a volume, what is said of that, and how it is taken back if the mount
+//! comes to nothing.
+//!
+//! The usual accident is a drive that is not mounted: its mount point is an empty directory of the machine's own file system.
+//! A place that a cache of this user knows is never enrolled; an empty directory on the disk of the system or the cache is
+//! refused if it lies where drives are mounted. Both can be overruled (`--enroll`).
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::volume::CacheFacts;
+use super::{DaemonError, registry};
+use crate::backend::Backend;
+use crate::backend::mounted::MountedDir;
+use crate::base::RelPath;
+use crate::cli::exit::Exit;
+use crate::cli::render::quoted;
+use crate::rules::layout;
+
+/// Directories below which systems mount drives.
+const MOUNT_ROOTS: [&str; 4] = ["/media", "/run/media", "/mnt", "/Volumes"];
+
+/// Where systemd looks for units.
+const UNIT_DIRS: [&str; 5] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/run/systemd/generator",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+];
+
+/// What a directory without a marker is refused for.
+pub(super) fn check(path: &Path, cache: &Path) -> Result<(), DaemonError> {
+    if let Some((dir, facts)) = registry::cache_made_for(path) {
+        return Err(known_place(path, &dir, &facts));
+    }
+    let Some(why) = is_on_own_disk(path, cache)
+        .then(|| unmounted(path))
+        .flatten()
+    else {
+        return Ok(());
+    };
+    Err(DaemonError::failed(format!(
+        "{} is empty and on this machine's own disk, and {why}: its drive is probably not mounted",
+        path.display()
+    ))
+    .hint(format!(
+        "nothing was written. Mount the drive there and try again; or, if this directory is really meant: ferryfs mount --enroll {} ...",
+        quoted(path)
+    )))
+}
+
+/// The place is known, and its volume is not there.
+fn known_place(path: &Path, cache: &Path, facts: &CacheFacts) -> DaemonError {
+    DaemonError {
+        code: Exit::BackendAbsent,
+        message: format!(
+            "{} is where volume {} was last, and it is not there now: no new volume is made of the directory",
+            path.display(),
+            facts.volume
+        ),
+        hint: Some(format!(
+            "nothing was written. Mount the drive there first; to work without it, mount with its cache: --cache {}. \
+             If this directory is really meant as a new volume: --enroll",
+            quoted(cache)
+        )),
+    }
+}
+
+/// What is said once a directory has been made a volume.
+fn enrolled(path: &Path, cache: &Path) -> String {
+    let said = format!("enrolled a new volume at {}", path.display());
+    match is_on_own_disk(path, cache) {
+        true => format!(
+            "{said}; on the same disk as the cache: if a drive should be mounted there, unmount, mount the drive, and mount again"
+        ),
+        false => said,
+    }
+}
+
+/// Whether `path` is on the file system of the cache, or on that of the system's root.
+fn is_on_own_disk(path: &Path, cache: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
+    let existing = cache.ancestors().find_map(device);
+    let device_of_path = device(path);
+    device_of_path.is_some()
+        && (device_of_path == existing || device_of_path == device(Path::new("/")))
+}
+
+/// Why an empty directory looks like the mount point of a drive that is not mounted.
+fn unmounted(path: &Path) -> Option<String> {
+    let path = fs::canonicalize(path).ok()?;
+    if !is_bare(&path) {
+        return None;
+    }
+    if let Some(root) = MOUNT_ROOTS
+        .iter()
+        .find(|root| path.starts_with(root) && path != Path::new(root))
+    {
+        return Some(format!("{root} is where drives are mounted"));
+    }
+    is_mounted_by_the_system(&path).then(|| "the system mounts something there".to_owned())
+}
+
+/// Whether nothing is in the directory that a file system does not have by itself.
+pub(super) fn is_bare(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .all(|entry| entry.file_name() == "lost+found")
+    })
+}
+
+/// Whether fstab or a unit of systemd has something to be mounted at `path`.
+pub(super) fn is_mounted_by_the_system(path: &Path) -> bool {
+    let fstab = fs::read("/etc/fstab").unwrap_or_default();
+    if is_in_fstab(&fstab, path) {
+        return true;
+    }
+    let unit = unit_name(path);
+    UNIT_DIRS
+        .iter()
+        .any(|dir| Path::new(dir).join(&unit).exists())
+}
+
+fn is_in_fstab(fstab: &[u8], path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let wanted = path.as_os_str().as_bytes();
+    fstab
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| {
+            let mut words = line
+                .split(u8::is_ascii_whitespace)
+                .filter(|word| !word.is_empty());
+            let source = words.next().filter(|word| !word.starts_with(b"#"))?;
+            let place = words.next()?;
+            (!source.is_empty()).then_some(place)
+        })
+        .any(|place| crate::sys::mounts::unescape(place) == wanted)
+}
+
+/// The name of the unit that mounts at `path`, as systemd-escape(1) makes it.
+fn unit_name(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = path.as_os_str().as_bytes();
+    let mut name = String::new();
+    for (place, &byte) in bytes.strip_prefix(b"/").unwrap_or(bytes).iter().enumerate() {
+        match byte {
+            b'/' => name.push('-'),
+            b'.' if place == 0 => name.push_str("\\x2e"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => name.push(byte.into()),
+            _ => name.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    name + ".mount"
+}
+
+/// A volume that this process has enrolled, and the cache that it has made for it. Dropped before the mount is up, both are taken
+/// back: a mount that failed has enrolled nothing.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    path: PathBuf,
+    backend: MountedDir,
+    /// The cache and what it says, once it is made, if it was made by this process.
+    cache: Option<(PathBuf, CacheFacts)>,
+    /// Whether the cache's directory itself was made.
+    made_dir: bool,
+    keep: bool,
+}
+
+impl Fresh {
+    /// What was enrolled at `path`, to be taken back unless it is kept.
+    pub(super) fn new(path: &Path, backend: &MountedDir) -> Fresh {
+        Fresh {
+            path: path.into(),
+            backend: backend.clone(),
+            cache: None,
+            made_dir: false,
+            keep: false,
+        }
+    }
+
+    /// The cache that has been made for it; `made_dir` if its directory was not there or was empty before.
+    pub(super) fn with_cache(&mut self, dir: &Path, facts: &CacheFacts, made_dir: bool) {
+        self.cache = Some((dir.into(), facts.clone()));
+        self.made_dir = made_dir;
+    }
+
+    /// The mount is up: it stays.
+    pub(super) fn keep(mut self, cache: &Path) -> String {
+        self.keep = true;
+        enrolled(&self.path, cache)
+    }
+
+    /// Another machine has made the marker in the same moment: nothing of it is ours.
+    pub(super) fn disown(mut self) {
+        self.keep = true;
+    }
+
+    /// Removes the marker first; without it the rest means nothing. Nothing that this process has not made is in the way of
+    /// being kept: directories go only if they are empty.
+    fn take_back(&self) {
+        let backend = &self.backend;
+        if let Err(error) = backend.remove_file(&layout::marker_path())
+            && !error.is_not_found()
+        {
+            tracing::warn!(%error, "the new volume's marker stays, though the mount came to nothing");
+            return;
+        }
+        for path in [layout::NOMEDIA, layout::NO_INDEX] {
+            let _ = backend.remove_file(&RelPath::fixed(path));
+        }
+        for path in [
+            layout::lease_path(),
+            layout::lease_new_path(),
+            layout::knock_path(),
+        ] {
+            let _ = backend.remove_file(&path);
+        }
+        for dir in [
+            layout::staging_root(),
+            layout::batches_dir(),
+            layout::catalog_dir(),
+            layout::dir(),
+        ] {
+            let _ = backend.remove_dir(&dir);
+        }
+        let _ = backend.sync();
+        if let Some((dir, facts)) = &self.cache {
+            registry::forget(facts);
+            // cache.json first, so that no later mount takes the place for a known one.
+            let _ = fs::remove_file(dir.join(super::volume::CACHE_FILE));
+            if self.made_dir {
+                let _ = fs::remove_dir_all(dir);
+            }
+        }
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.take_back();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fstab_is_read_as_the_system_reads_it() {
+        let fstab = b"# /dev/sdb1 /mnt/comment ext4 defaults 0 2\n\
+            UUID=AB-12\t/srv/my\\040drive  exfat nofail 0 0\n\nbroken\n";
+        assert!(is_in_fstab(fstab, Path::new("/srv/my drive")));
+        assert!(!is_in_fstab(fstab, Path::new("/mnt/comment")));
+        assert!(!is_in_fstab(fstab, Path::new("/srv")));
+    }
+
+    #[test]
+    fn units_are_named_as_systemd_escape_names_them() {
+        assert_eq!(unit_name(Path::new("/mnt/data")), "mnt-data.mount");
+        assert_eq!(
+            unit_name(Path::new("/srv/my-drive x")),
+            "srv-my\\x2ddrive\\x20x.mount"
+        );
+        assert_eq!(unit_name(Path::new("/.hid/.a")), "\\x2ehid-.a.mount");
+    }
+
+    #[test]
+    fn a_directory_elsewhere_is_no_unmounted_drive_though_it_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_bare(dir.path()));
+        assert_eq!(unmounted(dir.path()), None);
+        fs::create_dir(dir.path().join("lost+found")).unwrap();
+        assert!(is_bare(dir.path()));
+        fs::write(dir.path().join("film.mkv"), b"x").unwrap();
+        assert!(!is_bare(dir.path()));
+    }
+
+    #[test]
+    fn an_empty_directory_where_drives_are_mounted_is_one() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let Ok(dir) = tempfile::Builder::new()
+            .prefix("ferryfs-test.")
+            .tempdir_in("/mnt")
+        else {
+            return;
+        };
+        assert!(unmounted(dir.path()).is_some_and(|why| why.contains("/mnt")));
+        fs::write(dir.path().join("film.mkv"), b"x").unwrap();
+        assert_eq!(unmounted(dir.path()), None);
+    }
+}

@@ -1,0 +1,301 @@
+//! The directory under the mount: it is kept from being written to while nothing is mounted there, and a dead mount on it is
+//! replaced without a moment in between where the system can do that.
+//!
+//! What the cache remembers of it is in `mountpoint.json`: written before the mount is made, so that a crash at any point leaves a
+//! note that is true or harmless. `serving` is taken back at an end in order; where it stands, the last daemon died, and what lies in
+//! the bare directory was meant for the mount.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::statvfs;
+use nix::unistd::Uid;
+use serde::{Deserialize, Serialize};
+
+use super::options::Protect;
+use super::{DaemonError, dead_mount, first_contact};
+use crate::cli::mounts;
+use crate::sys;
+
+/// Name of the note in the cache.
+const NOTE: &str = "mountpoint.json";
+
+/// Permission bits that allow changes of a directory.
+const WRITE_BITS: u32 = 0o222;
+
+/// Dead mounts that may be stacked at one place.
+const STACKED: usize = 8;
+
+/// What a cache remembers of its mount point.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Note {
+    path: PathBuf,
+    /// A daemon serves a mount there, or has died of it.
+    serving: bool,
+    /// The permissions that the directory had before it was protected, if it is.
+    mode: Option<u32>,
+    /// Whether it was made immutable.
+    immutable: bool,
+}
+
+impl Note {
+    /// What the cache in `dir` remembers of the mount point `path`. A note that is missing, damaged, or of another place is none.
+    pub(super) fn read(dir: &Path, path: &Path) -> Note {
+        let found: Option<Note> = fs::read(dir.join(NOTE))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        found
+            .filter(|note| note.path == path)
+            .unwrap_or_else(|| Note {
+                path: path.into(),
+                ..Note::default()
+            })
+    }
+
+    /// Whether the last daemon of this cache died while it served a mount there.
+    pub(super) fn was_cut_off(&self) -> bool {
+        self.serving
+    }
+
+    /// Notes that a mount is being served there, or no longer is. Nothing depends on it that a failure would endanger.
+    pub(super) fn set_serving(&mut self, dir: &Path, serving: bool) {
+        self.serving = serving;
+        self.write(dir);
+    }
+
+    fn write(&self, dir: &Path) {
+        let path = dir.join(NOTE);
+        let temporary = dir.join(format!("{NOTE}.tmp"));
+        let written = serde_json::to_vec(self)
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(&temporary, text))
+            .and_then(|()| fs::rename(&temporary, &path));
+        if let Err(error) = written {
+            tracing::warn!(%error, "what is known of the mount point is not noted");
+        }
+    }
+}
+
+/// Whether a dead mount of ours is at `path`: the kernel knows its type, and its daemon is gone.
+pub(super) fn is_dead_mount(path: &Path) -> bool {
+    let Ok(table) = mounts::read() else {
+        return false;
+    };
+    let is_ours = table
+        .iter()
+        .any(|mount| mount.mountpoint == path && mount.is_ferryfs());
+    // The kernel remembers attributes for a daemon that is gone; the space it has to ask for.
+    is_ours && statvfs(path).is_err_and(|errno| is_gone(&errno.into()))
+}
+
+/// What the kernel says of a FUSE mount whose daemon is gone, or is just going.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED)
+    )
+}
+
+/// The mount point just before something is mounted on it.
+pub(super) struct Ground {
+    path: PathBuf,
+    /// A dead mount is there and is to be replaced by the one who mounts.
+    pub(super) is_dead: bool,
+    /// The directory itself, where it could be opened before the mount.
+    bare: Option<File>,
+}
+
+impl Ground {
+    /// Makes ready for the mount. Ordinary users have dead mounts taken away here, and a mount point of theirs that is protected
+    /// made writable: fusermount3 asks for that. Root's stay until the new mount takes their place.
+    ///
+    /// # Errors
+    /// If a dead mount cannot be taken away.
+    pub(super) fn prepare(note: &mut Note) -> Result<Ground, DaemonError> {
+        let path = note.path.clone();
+        let mut is_dead = is_dead_mount(&path);
+        if is_dead && !Uid::effective().is_root() {
+            for _ in 0..STACKED {
+                dead_mount::detach(&path).map_err(super::preflight::PreflightError::from)?;
+                is_dead = is_dead_mount(&path);
+                if !is_dead {
+                    break;
+                }
+            }
+        }
+        let bare = match is_dead {
+            true => None,
+            false => open_directory(&path).ok(),
+        };
+        if !Uid::effective().is_root()
+            && let Some(bare) = &bare
+        {
+            unlock(bare, note);
+        }
+        Ok(Ground {
+            path,
+            is_dead,
+            bare,
+        })
+    }
+
+    /// The mount could not be made: the directory is protected again if it was.
+    pub(super) fn give_up(self, note: &Note) {
+        if let (Some(bare), Some(_)) = (&self.bare, note.mode) {
+            lock(bare);
+        }
+    }
+
+    /// The mount is there: gives the directory under it, if it can be had.
+    pub(super) fn covered(self) -> Option<File> {
+        match self.bare {
+            Some(bare) => Some(bare),
+            None => sys::mounting::open_covered(&self.path)
+                .inspect_err(
+                    |error| tracing::debug!(%error, "the directory under the mount is not seen"),
+                )
+                .ok(),
+        }
+    }
+}
+
+fn open_directory(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)
+}
+
+/// Keeps the bare directory from being written to, from now until it is unlocked, as `protect` says; or gives it back.
+pub(super) fn protect(bare: &File, note: &mut Note, dir: &Path, protect: Protect) {
+    if protect == Protect::No {
+        release(bare, note, dir);
+        return;
+    }
+    let Ok(meta) = bare.metadata() else { return };
+    let mode = meta.mode() & 0o7777;
+    let is_ours = meta.uid() == Uid::effective().as_raw() || Uid::effective().is_root();
+    if is_ours && (mode & WRITE_BITS != 0 || note.mode.is_none()) {
+        note.mode.get_or_insert(mode);
+        note.write(dir);
+        lock(bare);
+    }
+    let lasting =
+        protect == Protect::Immutable || first_contact::is_mounted_by_the_system(&note.path);
+    if lasting && Uid::effective().is_root() && !sys::file::is_immutable(bare).unwrap_or(true) {
+        note.immutable = true;
+        note.write(dir);
+        if let Err(error) = sys::file::set_immutable(bare, true) {
+            tracing::info!(%error, "the bare mount point cannot be made immutable");
+        }
+    }
+}
+
+/// Gives the bare directory the permissions back that it had.
+fn release(bare: &File, note: &mut Note, dir: &Path) {
+    unlock(bare, note);
+    let immutable = std::mem::take(&mut note.immutable);
+    if let Some(mode) = note.mode.take() {
+        let _ = bare.set_permissions(Permissions::from_mode(mode));
+        note.write(dir);
+    } else if immutable {
+        note.write(dir);
+    }
+}
+
+/// Makes the directory writable for its owner, for us to work in it. Another cache may have protected it, so that nothing is noted.
+pub(super) fn unlock(bare: &File, note: &Note) {
+    if note.immutable {
+        let _ = sys::file::set_immutable(bare, false);
+    }
+    let Ok(meta) = bare.metadata() else { return };
+    let now = meta.mode() & 0o7777;
+    let mode = note.mode.unwrap_or(now) | 0o200;
+    if mode != now
+        && meta.uid() == Uid::effective().as_raw()
+        && let Err(error) = bare.set_permissions(Permissions::from_mode(mode))
+    {
+        tracing::debug!(%error, "the bare mount point stays protected");
+    }
+}
+
+/// Protects it again after [`unlock`], as it was.
+pub(super) fn lock_again(bare: &File, note: &Note) {
+    if note.mode.is_some() {
+        lock(bare);
+    }
+    if note.immutable {
+        let _ = sys::file::set_immutable(bare, true);
+    }
+}
+
+fn lock(bare: &File) {
+    let locked = bare.metadata().and_then(|meta| {
+        let mode = meta.mode() & 0o7777 & !WRITE_BITS;
+        bare.set_permissions(Permissions::from_mode(mode))
+    });
+    if let Err(error) = locked {
+        tracing::debug!(%error, "the bare mount point cannot be protected");
+    }
+}
+
+/// What is in a directory, a few names of it, for people.
+pub(super) fn names_in(path: &Path) -> String {
+    const NAMED: usize = 3;
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    let more = names.len().saturating_sub(NAMED);
+    names.truncate(NAMED);
+    match more {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_bare_directory_is_protected_and_given_back_as_it_was() {
+        let (cache, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::set_permissions(at.path(), Permissions::from_mode(0o2775)).unwrap();
+        let bare = open_directory(at.path()).unwrap();
+        let mut note = Note::read(cache.path(), at.path());
+        protect(&bare, &mut note, cache.path(), Protect::Auto);
+        assert_eq!(mode(at.path()), 0o2555);
+        // The next daemon knows it from the note, and takes nothing of ours for the user's wish.
+        let mut note = Note::read(cache.path(), at.path());
+        protect(&bare, &mut note, cache.path(), Protect::Auto);
+        unlock(&bare, &note);
+        assert_eq!(mode(at.path()), 0o2775);
+        lock_again(&bare, &note);
+        assert_eq!(mode(at.path()), 0o2555);
+        protect(&bare, &mut note, cache.path(), Protect::Auto);
+        protect(&bare, &mut note, cache.path(), Protect::No);
+        assert_eq!(mode(at.path()), 0o2775);
+        assert_eq!(Note::read(cache.path(), at.path()).mode, None);
+    }
+
+    #[test]
+    fn a_damaged_note_or_one_of_another_place_is_none() {
+        let cache = tempfile::tempdir().unwrap();
+        let mut note = Note::read(cache.path(), Path::new("/a"));
+        note.set_serving(cache.path(), true);
+        assert!(Note::read(cache.path(), Path::new("/a")).was_cut_off());
+        assert!(!Note::read(cache.path(), Path::new("/b")).was_cut_off());
+        fs::write(cache.path().join(NOTE), b"{\"path\":").unwrap();
+        assert!(!Note::read(cache.path(), Path::new("/a")).was_cut_off());
+    }
+}
