@@ -16,7 +16,7 @@ use ferryfs::control::protocol::{
     Answer, AttachReport, BackendState, ControlError, ErrorCode, FlushReport, IoPath, LeftBehind,
     Phase, Progress, Reply, Request, Status, decode,
 };
-use ferryfs::control::server::{Handler, serve, serve_within};
+use ferryfs::control::server::{Asker, Handler, serve, serve_within};
 
 /// A daemon that does nothing, but says that it did.
 #[derive(Default)]
@@ -43,6 +43,7 @@ fn report(files: u64) -> FlushReport {
             reason: "open".into(),
         }],
         kept_local: 0,
+        ..FlushReport::default()
     }
 }
 
@@ -71,20 +72,28 @@ impl Handler for Fake {
             io: IoPath::Passthrough,
             version: "0".into(),
             pid: 6,
+            cache: "/c".into(),
+            mounted: true,
+            users: Default::default(),
+            ejected: None,
+            last_flush: None,
+            ssd: None,
+            cache_limit_bytes: 7,
+            drive: None,
         }
     }
 
     fn flush(
         &self,
         timeout: Option<Duration>,
-        progress: &dyn Fn(Progress),
+        asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError> {
         let millis = timeout.map_or(0, |timeout| timeout.as_millis() as u64);
         self.timeout.store(millis, Ordering::SeqCst);
         self.begun.fetch_add(1, Ordering::SeqCst);
         let steps = self.steps.load(Ordering::SeqCst);
         for step in 0..steps {
-            progress(Progress {
+            asker.tell(Progress {
                 phase: if step % 2 == 0 {
                     Phase::Stage
                 } else {
@@ -102,7 +111,7 @@ impl Handler for Fake {
         Ok(report(steps))
     }
 
-    fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Err(ControlError::new(ErrorCode::BackendAbsent, "no drive").with_hint("plug it in"))
     }
 
@@ -121,7 +130,7 @@ impl Handler for Fake {
         })
     }
 
-    fn unmount(&self, flush: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn unmount(&self, flush: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         self.unmounted_with_flush.store(flush, Ordering::SeqCst);
         Ok(report(0))
     }
@@ -213,7 +222,11 @@ fn every_request_gets_its_answer_on_one_connection() {
         other => panic!("{other}"),
     }
     assert_eq!(
-        call(Request::Unmount { flush: true }).unwrap(),
+        call(Request::Unmount {
+            flush: true,
+            force: false
+        })
+        .unwrap(),
         Answer::Report(report(0))
     );
     assert!(fake.unmounted_with_flush.load(Ordering::SeqCst));
@@ -420,14 +433,10 @@ fn a_handler_that_panics_costs_one_answer_and_no_place() {
         fn status(&self) -> Status {
             panic!("on purpose")
         }
-        fn flush(
-            &self,
-            _: Option<Duration>,
-            _: &dyn Fn(Progress),
-        ) -> Result<FlushReport, ControlError> {
+        fn flush(&self, _: Option<Duration>, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
             Ok(report(0))
         }
-        fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
             Ok(report(0))
         }
         fn attach(
@@ -439,7 +448,7 @@ fn a_handler_that_panics_costs_one_answer_and_no_place() {
         ) -> Result<AttachReport, ControlError> {
             Err(ControlError::new(ErrorCode::Failed, "no"))
         }
-        fn unmount(&self, _: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        fn unmount(&self, _: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
             Ok(report(0))
         }
     }
@@ -523,17 +532,13 @@ impl Handler for Talkative {
             ..Fake::default().status()
         }
     }
-    fn flush(
-        &self,
-        _: Option<Duration>,
-        _: &dyn Fn(Progress),
-    ) -> Result<FlushReport, ControlError> {
+    fn flush(&self, _: Option<Duration>, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Ok(report(0))
     }
-    fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Ok(report(0))
     }
-    fn unmount(&self, _: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn unmount(&self, _: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Ok(report(0))
     }
 }
@@ -602,7 +607,14 @@ fn a_link_in_the_place_of_the_socket_is_not_followed_by_either_end() {
     let planted = tempfile::tempdir().unwrap();
     let link = planted.path().join("control.sock");
     std::os::unix::fs::symlink(real.path().join("control.sock"), &link).unwrap();
-    let error = ask(planted.path(), &Request::Unmount { flush: true }).unwrap_err();
+    let error = ask(
+        planted.path(),
+        &Request::Unmount {
+            flush: true,
+            force: false,
+        },
+    )
+    .unwrap_err();
     assert!(matches!(error, ClientError::Stranger { .. }), "{error}");
     assert!(!fake.unmounted_with_flush.load(Ordering::SeqCst));
     assert!(serve(planted.path(), Arc::new(Fake::default())).is_err());

@@ -9,6 +9,7 @@ mod health;
 mod hooks;
 mod identity;
 mod lease;
+mod log;
 mod monitor;
 mod opening;
 pub mod options;

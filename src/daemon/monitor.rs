@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, poll};
@@ -26,12 +26,15 @@ use parking_lot::Mutex;
 
 use super::health::{self, Case, Decision, FsState};
 use super::lease::{Keeper, LeaseFailure, Step};
+use super::service::rfc3339;
 use super::verify::{self, Found};
 use super::volume::CacheFacts;
 use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
 use crate::backend::watched::Watched;
 use crate::backend::{Backend, BackendError, Look};
+use crate::base::Timestamp;
+use crate::control::protocol::Ejected;
 use crate::flush::{FlushError, Flusher};
 use crate::sys::mounts::{self, Mount};
 use crate::sys::superblock;
@@ -149,6 +152,8 @@ pub(super) struct Monitor {
     pub(super) site: Mutex<Site>,
     pub(super) facts: Mutex<CacheFacts>,
     presence: Mutex<Presence>,
+    /// When it was ejected, until it is attached again.
+    ejected: Mutex<Option<Timestamp>>,
     trouble: Mutex<Option<String>>,
     /// What there is to be said of the drive's file system.
     warning: Mutex<Option<String>>,
@@ -171,6 +176,7 @@ impl Monitor {
             site: Mutex::new(site),
             facts: Mutex::new(parts.facts.clone()),
             presence: Mutex::new(Presence::Attached),
+            ejected: Mutex::new(None),
             trouble: Mutex::new(None),
             warning: Mutex::new(warning),
             vanished: AtomicBool::new(false),
@@ -209,9 +215,20 @@ impl Monitor {
         *self.presence.lock()
     }
 
+    /// The eject that is in force, if one is.
+    pub(super) fn ejected(&self) -> Option<Ejected> {
+        let time = (*self.ejected.lock())?;
+        let is_there = self.presence() == Presence::Ejected;
+        Some(Ejected {
+            time: rfc3339(time),
+            mounted_at: is_there.then(|| self.path().to_string_lossy().into_owned()),
+        })
+    }
+
     /// Lets go of the backend in order: others may have it at once.
     pub(super) fn eject(&self) {
         self.parts.lease.release();
+        *self.ejected.lock() = Some(SystemTime::now().into());
         self.let_go(Presence::Ejected);
     }
 
@@ -449,6 +466,7 @@ impl Monitor {
         self.table_is_new.store(true, Ordering::Release);
         *self.retry.lock() = (Instant::now(), Duration::ZERO);
         *self.presence.lock() = Presence::Attached;
+        *self.ejected.lock() = None;
         self.parts.drive.refresh_space();
         (self.parts.on_attach)();
         Ok(())

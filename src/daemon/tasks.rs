@@ -268,7 +268,7 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
             deadline: None,
             enough: &|_| stop.load(Ordering::Acquire),
         };
-        match service.run_flush(&patience, &|_| {}) {
+        match service.run_flush(&patience, &super::ending::nobody()) {
             Ok(report) => {
                 backoff = Duration::ZERO;
                 if report.batch.is_some() {

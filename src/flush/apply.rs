@@ -71,14 +71,15 @@ pub(super) struct Applier<'a> {
 }
 
 impl Applier<'_> {
-    /// Takes all steps and syncs.
+    /// Takes all steps and syncs. `done` is told how many of them, of both kinds, are taken.
     pub(super) fn apply(&self, mut done: impl FnMut(usize)) -> Result<Applied> {
         let mut applied = Applied::default();
         if let Some(catalog) = self.catalog {
             catalog::write(self.backend, self.volume, catalog)?;
         }
-        for step in &self.steps.clear {
+        for (count, step) in self.steps.clear.iter().enumerate() {
             self.clear(step, &mut applied)?;
+            done(count + 1);
         }
         if self.steps.needs_barrier() {
             self.backend.sync()?;
@@ -90,7 +91,7 @@ impl Applier<'_> {
         let private = self.private_paths();
         for (count, step) in self.steps.place.iter().enumerate() {
             self.place(step, &private, &mut applied)?;
-            done(count + 1);
+            done(self.steps.clear.len() + count + 1);
         }
         real::set_attributes(self.backend, &self.steps.attributes, &mut applied)?;
         self.backend.sync()?;

@@ -123,7 +123,7 @@ impl Carrier<'_> {
                 .capabilities
                 .permissions
                 .then_some(&gathered.inodes),
-            deadline: self.wish.deadline,
+            wish: self.wish,
             progress: self.progress,
         };
         room::check(self.backend, plan, gathered)?;
@@ -135,14 +135,17 @@ impl Carrier<'_> {
                 self.backend,
                 self.active.batch,
                 &staged.steps,
-                self.wish.deadline,
+                self.wish,
                 self.progress,
             )?;
         }
         let journal = self.journal(plan, gathered, &staged)?;
         let moves = Before::new(gathered).moves(&staged);
         keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
+        self.wish.check()?;
+        self.wish.cancel.commit()?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
+            self.wish.cancel.reopen();
             return Ok(Attempt::Again(changed));
         }
         self.commit(&journal)?;
@@ -212,7 +215,8 @@ impl Carrier<'_> {
 
     fn apply_and_confirm(&self, journal: &Journal, report: &mut Report) -> Result<()> {
         let mut at = Progress {
-            files_total: journal.record.steps.place.len() as u64,
+            files_total: (journal.record.steps.clear.len() + journal.record.steps.place.len())
+                as u64,
             ..phase(Phase::Apply)
         };
         (self.progress)(at);

@@ -59,7 +59,7 @@ use crate::rules::names::NameRules;
 pub use catalog::{CatalogLog, read_catalog};
 pub(crate) use journal::Journal;
 pub use recover::{RecoveredBatch, recover_without_cache};
-pub use report::{FlushError, Report, Result, Wish};
+pub use report::{Cancel, FlushError, Report, Result, Wish};
 pub(crate) use run::phase;
 pub(crate) use untrusted::read_small;
 

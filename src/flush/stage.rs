@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread;
-use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
 use super::gather::EMPTY;
 use super::real;
-use super::report::{FlushError, Result};
+use super::report::{FlushError, Result, Wish};
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
 use crate::cache::Store;
@@ -263,7 +262,7 @@ pub(super) struct Stager<'a> {
     pub(super) sizes: &'a BTreeMap<Ino, u64>,
     /// Whose files they are, where the backend keeps permissions.
     pub(super) inodes: Option<&'a BTreeMap<Ino, Inode>>,
-    pub(super) deadline: Option<Instant>,
+    pub(super) wish: &'a Wish,
     pub(super) progress: &'a dyn Fn(Progress),
 }
 
@@ -395,10 +394,7 @@ impl Stager<'_> {
             |bytes| {
                 progress.bytes_done += bytes;
                 (self.progress)(*progress);
-                match self.deadline {
-                    Some(deadline) if Instant::now() > deadline => Err(FlushError::TimedOut),
-                    _ => Ok(()),
-                }
+                self.wish.check()
             },
         );
         progress.files_done += 1;

@@ -7,9 +7,11 @@ pub mod fds;
 pub mod file;
 #[cfg(test)]
 pub(crate) mod forbid;
+pub mod holders;
 pub mod mounts;
 pub mod owners;
 pub mod path;
+pub mod signal;
 pub mod superblock;
 pub mod time;
 pub mod xattr;
