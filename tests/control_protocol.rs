@@ -1,7 +1,7 @@
 //! Server and client of the control socket against each other, and the server against clients that misbehave.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -246,6 +246,91 @@ fn progress_comes_before_the_answer_in_its_order() {
     );
     assert_eq!(answer.unwrap(), Answer::Report(report(10)));
     assert_eq!(seen, (0..10).collect::<Vec<_>>());
+}
+
+/// A flush that goes on until it is cancelled, for so long at most.
+struct Cancellable {
+    begun: AtomicU64,
+    at_most: Duration,
+}
+
+impl Handler for Cancellable {
+    fn status(&self) -> Status {
+        Fake::default().status()
+    }
+    fn flush(&self, _: Option<Duration>, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let end = std::time::Instant::now() + self.at_most;
+        while std::time::Instant::now() < end {
+            if asker.has_cancelled() {
+                assert!(asker.has_cancelled(), "it stays so");
+                return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(report(1))
+    }
+    fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
+        Ok(report(2))
+    }
+    fn unmount(&self, _: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
+        Ok(report(3))
+    }
+}
+
+fn cancellable(at_most: Duration) -> Arc<Cancellable> {
+    Arc::new(Cancellable {
+        begun: AtomicU64::new(0),
+        at_most,
+    })
+}
+
+#[test]
+fn a_request_is_cancelled_by_the_connection_that_made_it_and_by_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let handler = cancellable(Duration::from_secs(60));
+    let _server = serve(dir.path(), handler.clone()).unwrap();
+    let mut client = Client::connect(dir.path()).unwrap();
+    let request = Request::Flush { timeout_ms: None };
+    let stopped = AtomicBool::new(false);
+    let outcome = thread::scope(|scope| {
+        scope.spawn(|| {
+            until("the flush to begin", || {
+                handler.begun.load(Ordering::SeqCst) == 1
+            });
+            let other = ask(dir.path(), &Request::Cancel).unwrap_err();
+            assert!(other.to_string().contains("nothing under way"), "{other}");
+            stopped.store(true, Ordering::SeqCst);
+        });
+        client.call_until(&request, None, &mut |_| {}, &|| {
+            stopped.load(Ordering::SeqCst)
+        })
+    });
+    let Err(ClientError::Refused(error)) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(error.code, ErrorCode::Cancelled);
+    assert!(stopped.load(Ordering::SeqCst), "not before it was asked to");
+    // The connection goes on.
+    let after = client.call(&Request::Eject, None, &mut |_| {}).unwrap();
+    assert_eq!(after, Answer::Report(report(2)));
+}
+
+#[test]
+fn a_connection_that_closes_cancels_nothing_and_a_request_that_waits_its_turn_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let handler = cancellable(Duration::from_millis(300));
+    let _server = serve(dir.path(), handler.clone()).unwrap();
+    let mut stream = raw(dir.path());
+    let flush = b"{\"v\":1,\"request\":\"flush\"}\n{\"v\":1,\"request\":\"eject\"}\n";
+    stream.write_all(flush).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    let answers: Vec<&str> = said.lines().collect();
+    assert_eq!(answers.len(), 2, "{said}");
+    assert!(answers[0].contains("\"files\":1"), "{said}");
+    assert!(answers[1].contains("\"files\":2"), "{said}");
 }
 
 #[test]

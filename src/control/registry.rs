@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Uid;
 use uuid::Uuid;
 
+use super::protocol::SOCKET_NAME;
+
 /// A daemon's link, taken away when this is dropped.
 #[derive(Debug)]
 pub struct Noted {
@@ -42,6 +44,7 @@ fn note_in(dir: &Path, volume: Uuid, cache: &Path) -> io::Result<Noted> {
     if fs::symlink_metadata(dir)?.uid() != Uid::effective().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
+    remove_left_over(dir);
     let link = dir.join(volume.to_string());
     let fresh = dir.join(format!(".{volume}.{}", std::process::id()));
     let _ = fs::remove_file(&fresh);
@@ -51,6 +54,16 @@ fn note_in(dir: &Path, volume: Uuid, cache: &Path) -> io::Result<Noted> {
         link,
         cache: cache.into(),
     })
+}
+
+/// Links of daemons that were killed, and whose socket has gone since.
+fn remove_left_over(dir: &Path) {
+    for (volume, cache) in noted_in(dir) {
+        let socket = fs::symlink_metadata(cache.join(SOCKET_NAME));
+        if socket.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            let _ = fs::remove_file(dir.join(volume.to_string()));
+        }
+    }
 }
 
 impl Drop for Noted {
@@ -130,23 +143,31 @@ fn places_of_others() -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
+    fn cache(root: &Path, name: &str) -> PathBuf {
+        let cache = root.join(name);
+        fs::create_dir(&cache).unwrap();
+        fs::write(cache.join(SOCKET_NAME), "").unwrap();
+        cache
+    }
+
     #[test]
     fn a_daemon_is_found_as_long_as_it_is_noted() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("ferryfs");
+        let [a, b, c] = ["a", "b", "c"].map(|name| cache(dir.path(), name));
         let (volume, other) = (Uuid::new_v4(), Uuid::new_v4());
-        let noted = note_in(&place, volume, Path::new("/ssd/a")).unwrap();
-        let second = note_in(&place, other, Path::new("/ssd/b")).unwrap();
+        let noted = note_in(&place, volume, &a).unwrap();
+        let second = note_in(&place, other, &b).unwrap();
         fs::write(place.join("something else"), "").unwrap();
         let mut found = noted_in(&place);
         found.sort_by(|a, b| a.1.cmp(&b.1));
-        assert_eq!(found, [(volume, "/ssd/a".into()), (other, "/ssd/b".into())]);
+        assert_eq!(found, [(volume, a), (other, b.clone())]);
         drop(noted);
-        assert_eq!(noted_in(&place), [(other, "/ssd/b".into())]);
+        assert_eq!(noted_in(&place), [(other, b.clone())]);
         // One that is killed leaves its link, and the next daemon of the volume replaces it.
         std::mem::forget(second);
-        let next = note_in(&place, other, Path::new("/ssd/c")).unwrap();
-        assert_eq!(noted_in(&place), [(other, "/ssd/c".into())]);
+        let next = note_in(&place, other, &c).unwrap();
+        assert_eq!(noted_in(&place), [(other, c)]);
         drop(next);
         assert!(noted_in(&place).is_empty());
     }
@@ -154,10 +175,22 @@ mod tests {
     #[test]
     fn a_late_end_does_not_take_the_link_of_the_next_daemon_away() {
         let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| cache(dir.path(), name));
         let volume = Uuid::new_v4();
-        let old = note_in(dir.path(), volume, Path::new("/ssd/a")).unwrap();
-        let _new = note_in(dir.path(), volume, Path::new("/ssd/b")).unwrap();
+        let old = note_in(dir.path(), volume, &a).unwrap();
+        let _new = note_in(dir.path(), volume, &b).unwrap();
         drop(old);
-        assert_eq!(noted_in(dir.path()), [(volume, "/ssd/b".into())]);
+        assert_eq!(noted_in(dir.path()), [(volume, b)]);
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_goes_when_its_cache_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| cache(dir.path(), name));
+        let (volume, other) = (Uuid::new_v4(), Uuid::new_v4());
+        std::mem::forget(note_in(dir.path(), volume, &a).unwrap());
+        fs::remove_dir_all(&a).unwrap();
+        let _noted = note_in(dir.path(), other, &b).unwrap();
+        assert_eq!(noted_in(dir.path()), [(other, b)]);
     }
 }

@@ -17,6 +17,7 @@ pub mod preflight;
 mod refresh;
 pub mod rescue;
 mod run;
+mod running;
 mod service;
 mod starting;
 mod tasks;

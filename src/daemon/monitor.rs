@@ -284,8 +284,7 @@ impl Monitor {
         if self.presence() != Presence::Attached {
             return None;
         }
-        let device = self.site.lock().mount.as_ref()?.dev;
-        superblock::device_exists(device).then_some(device)
+        self.site.lock().mount.as_ref()?.block_device()
     }
 
     /// Waits a moment for the mount table to change. The kernel marks its file when it does (proc(5), mountinfo).
@@ -357,9 +356,25 @@ impl Monitor {
     }
 
     fn lose(&self, error: &BackendError) {
-        tracing::warn!(%error, "the backend is gone; everything goes on from the cache");
-        self.vanished.store(true, Ordering::Release);
+        if self.was_unmounted() {
+            tracing::info!("the drive was unmounted; everything goes on from the cache");
+        } else {
+            tracing::warn!(%error, "the backend is gone; everything goes on from the cache");
+            self.vanished.store(true, Ordering::Release);
+        }
         self.let_go(Presence::Gone);
+    }
+
+    /// Whether the drive that is gone was unmounted in order while nothing was written to it: no mount shows its file system any
+    /// more, while the block device that it was on is still there. A drive that is pulled takes its device along.
+    fn was_unmounted(&self) -> bool {
+        let Some(mount) = self.site.lock().mount.clone() else {
+            return false;
+        };
+        let is_mounted =
+            mounts::mounts().is_ok_and(|table| table.iter().any(|m| m.dev == mount.dev));
+        let is_at_work = self.parts.flusher.is_running() || has_open_batch(&self.parts.cache);
+        !is_mounted && !is_at_work && mount.block_device().is_some()
     }
 
     fn look_for_return(&self) {

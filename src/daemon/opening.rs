@@ -42,7 +42,7 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
     let (path, backend, marker) = locate(options)?;
     let volume_lock = marker
         .as_ref()
-        .map(|marker| VolumeLock::acquire(marker.id))
+        .map(|marker| lock_volume(marker.id))
         .transpose()?;
     let dir = match (&options.cache, &marker) {
         (Some(dir), _) => dir.clone(),
@@ -64,7 +64,7 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
     };
     let volume_lock = match volume_lock {
         Some(lock) => lock,
-        None => VolumeLock::acquire(marker.id)?,
+        None => lock_volume(marker.id)?,
     };
     let dir = match &options.cache {
         Some(_) => dir,
@@ -72,8 +72,12 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
     };
     volume::make_cache_dir(&dir)?;
     let lock = CacheLock::acquire(&dir).map_err(|error| {
-        DaemonError::failed(error.to_string())
-            .hint("see `ferryfs status`; one cache serves one mount")
+        let refused = DaemonError::failed(error.to_string())
+            .hint("see `ferryfs status`; one cache serves one mount");
+        match &known {
+            Some(facts) => super::running::explain(facts.volume, refused),
+            None => refused,
+        }
     })?;
     let is_new = known.is_none();
     let origin = known
@@ -101,6 +105,10 @@ pub(super) fn open_cache(options: &MountOptions, clock: &dyn Clock) -> Result<Op
         _lock: lock,
         _volume: volume_lock,
     })
+}
+
+fn lock_volume(volume: Uuid) -> Result<VolumeLock, DaemonError> {
+    VolumeLock::acquire(volume).map_err(|refused| super::running::explain(volume, refused))
 }
 
 /// Makes sure that no other machine has the volume at work. To be called with the cache locked.
@@ -157,7 +165,12 @@ fn locate(options: &MountOptions) -> Result<(PathBuf, MountedDir, Option<Marker>
     if facts.backend != options.backend
         && let Ok(found) = verify::verify(&facts.backend, &facts, false)
     {
-        tracing::warn!(named = %options.backend.display(), found = %facts.backend.display(), "the drive is at another place");
+        tracing::info!(named = %options.backend.display(), found = %facts.backend.display(), "the drive is at another place");
+        crate::cli::complain(&format!(
+            "ferryfs: the drive is not at {} but at {}: mounting that",
+            options.backend.display(),
+            facts.backend.display()
+        ));
         let marker = volume::peek(&found.dir)?;
         return Ok((facts.backend, found.dir, marker));
     }
@@ -189,6 +202,7 @@ fn look_at_its_state(
             let warning = monitor::warning(case, mount.as_ref(), path);
             if let Some(warning) = &warning {
                 tracing::warn!(warning, "the drive's file system");
+                crate::cli::complain(&format!("ferryfs: warning: {warning}"));
             }
             Ok((backend, warning))
         }

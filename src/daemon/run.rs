@@ -20,7 +20,7 @@ use super::{DaemonError, Ready, ending, log, starting, volume};
 use crate::backend::drive::Drive;
 use crate::base::Clock;
 use crate::cache::{Reserve, Store};
-use crate::cli::render;
+use crate::cli::{complain, render};
 use crate::control::registry;
 use crate::control::server::{self, Handler};
 use crate::flush::{Flusher, Parts as FlushParts};
@@ -92,6 +92,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
         fs.show_system();
     }
     let attention = settle_after_unclean_end(&fs, &index)?;
+    tell_of_losses(&attention);
     let bell = Bell::new();
     let site = Site::new(&opened.path, &opened.found, &bell);
     drive.attach(site.backend.clone());
@@ -224,7 +225,9 @@ fn serve(
     let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
         .map_err(|e| io("cannot open the control socket", e))?;
     let session = Session::mount(fs.clone(), workers, syncer.clone(), &options.mountpoint, &session_options).map_err(|error| {
-        DaemonError::failed(format!("cannot mount at {}: {error}", options.mountpoint.display()))
+        // fusermount3's words come with their line ends.
+        let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        DaemonError::failed(format!("cannot mount at {}: {words}", options.mountpoint.display()))
             .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf")
     })?;
     match holders::device_of(&options.mountpoint) {
@@ -406,6 +409,21 @@ fn look_over(path: &Path, opened: &Opened) -> Result<(), DaemonError> {
         tracing::info!("the index is too large to be looked over as a whole");
     }
     Ok(())
+}
+
+/// How many lost files the person who mounts is told of one by one; `status` has them all.
+const LOSSES_TOLD: usize = 10;
+
+fn tell_of_losses(lines: &[String]) {
+    for line in lines.iter().take(LOSSES_TOLD) {
+        complain(&format!("ferryfs: warning: {}", render::printable(line)));
+    }
+    if lines.len() > LOSSES_TOLD {
+        let more = lines.len() - LOSSES_TOLD;
+        complain(&format!(
+            "ferryfs: warning: and {more} more, see `ferryfs status`"
+        ));
+    }
 }
 
 /// Gives what has become of files whose bytes were lost, a line each.

@@ -689,6 +689,11 @@ impl Handler for Service {
         let wrong = || ControlError::new(ErrorCode::BadRequest, "not a path below the mount");
         let path = RelPath::parse(path.as_bytes()).map_err(|_| wrong())?;
         let (dir, below) = self.directory_at(&path).ok_or_else(wrong)?;
+        if !self.is_anywhere(&path) {
+            let message = format!("there is no {path} in the mount or on the drive");
+            return Err(ControlError::new(ErrorCode::Failed, message)
+                .with_hint("check the spelling; nothing was looked at"));
+        }
         let over = || self.over.load(Ordering::Acquire);
         self.look_for_changes(dir, below, &over)
             .map_err(|error| match error {

@@ -139,8 +139,10 @@ fn look_into(pid: u32, dev: u64, namespaces: &mut HashSet<OsString>) -> io::Resu
     let mut found = by_a_file(&dir, dev)?;
     if is_new && found.is_none() {
         let table = mounts::parse(&fs::read(dir.join("mountinfo"))?);
+        // A namespace has mostly a copy of the mount itself; a part of it that was mounted there on purpose says more.
         found = (table.iter())
-            .find(|mount| mount.dev == dev)
+            .filter(|mount| mount.dev == dev)
+            .max_by_key(|mount| mount.root != Path::new("/"))
             .map(|mount| (mount.mount_point.clone(), Use::Mount));
     }
     Ok(found.map(|(path, how)| Holder {
@@ -173,7 +175,8 @@ fn by_a_file(dir: &Path, dev: u64) -> io::Result<Option<(PathBuf, Use)>> {
             return Ok(Some((fs::read_link(&link)?, Use::Open)));
         }
     }
-    let maps = fs::read(dir.join("maps"))?;
+    // More is asked for this than for the rest, even of root: without it the rest counts.
+    let maps = fs::read(dir.join("maps")).unwrap_or_default();
     Ok(mapped(&maps, dev).map(|path| (path, Use::Mapped)))
 }
 

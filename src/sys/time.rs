@@ -47,7 +47,7 @@ pub fn local(time: Timestamp) -> Option<Local> {
     if found.is_null() {
         return None;
     }
-    let offset = i64::from(tm.tm_gmtoff);
+    let offset: i64 = tm.tm_gmtoff as _;
     let shifted = Timestamp::from_parts(secs.checked_add(offset)?, 0);
     Some(Local {
         at: shifted.utc(),
