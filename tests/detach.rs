@@ -531,7 +531,10 @@ fn mount_with_fsck_checks_the_drive_first() {
     let mounted = lab.try_mount(&["--fsck"]).ok();
     lab.adopt();
     let said = &mounted.stderr;
-    assert!(said.contains("the drive was checked"), "{said}");
+    assert!(
+        said.contains("the drive was checked and is in order"),
+        "{said}"
+    );
     assert_content(lab.m("a"), content(1, 100_000));
     let tree = Tree::read(&lab.mnt);
     settle(lab, &tree);

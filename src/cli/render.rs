@@ -185,10 +185,12 @@ pub fn users(users: &Users) -> String {
         named.push(format!("{} more", users.found.len() - USERS));
     }
     match (named.is_empty(), users.some_unseen) {
-        (true, true) => named.push("a process of another user, which only root can see".into()),
+        (true, true) => {
+            named.push("a process that this user may not look into (try it as root)".into())
+        }
         (true, false) => named.push("something that cannot be seen from here".into()),
         (false, true) => {
-            named.push("perhaps processes of other users, which only root can see".into());
+            named.push("perhaps processes that may not be looked into".into());
         }
         (false, false) => {}
     }

@@ -49,6 +49,9 @@ const EJECTED_INTERVAL: Duration = Duration::from_millis(200);
 /// right after that.
 const TABLE_WAIT_MS: u8 = 50;
 
+/// How long a drive that was unmounted may take to note that.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+
 /// How often other mounts are looked through for the volume after the mount table has changed: the one who mounts a drive may
 /// not be done with it at the first time.
 const SCANS: u8 = 3;
@@ -356,7 +359,8 @@ impl Monitor {
     }
 
     fn lose(&self, error: &BackendError) {
-        if self.was_unmounted() {
+        let is_at_work = self.parts.flusher.is_running() || has_open_batch(&self.parts.cache);
+        if !is_at_work && self.was_unmounted() {
             tracing::info!("the drive was unmounted; everything goes on from the cache");
         } else {
             tracing::warn!(%error, "the backend is gone; everything goes on from the cache");
@@ -365,16 +369,29 @@ impl Monitor {
         self.let_go(Presence::Gone);
     }
 
-    /// Whether the drive that is gone was unmounted in order while nothing was written to it: no mount shows its file system any
-    /// more, while the block device that it was on is still there. A drive that is pulled takes its device along.
+    /// Whether the drive that is gone was unmounted in order: no mount shows its file system any more, while the block device that
+    /// it was on is still there. A drive that is pulled takes its device along. A driver behind FUSE may have died as well, and
+    /// then its flag tells, if it can be read.
     fn was_unmounted(&self) -> bool {
         let Some(mount) = self.site.lock().mount.clone() else {
             return false;
         };
         let is_mounted =
             mounts::mounts().is_ok_and(|table| table.iter().any(|m| m.dev == mount.dev));
-        let is_at_work = self.parts.flusher.is_running() || has_open_batch(&self.parts.cache);
-        !is_mounted && !is_at_work && mount.block_device().is_some()
+        let Some(device) = mount.block_device().filter(|_| !is_mounted) else {
+            return false;
+        };
+        // The mount leaves the table before its file system has written the flag.
+        let end = Instant::now() + LAST_WRITE;
+        loop {
+            match superblock::read(device) {
+                Ok(Some(found)) if found.dirty && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Ok(Some(found)) => return !found.dirty,
+                _ => return !mount.fs_type.starts_with("fuse"),
+            }
+        }
     }
 
     fn look_for_return(&self) {

@@ -195,6 +195,7 @@ fn look_at_its_state(
     match (health::decide(case), &mount) {
         (Decision::Check, Some(mount)) => {
             health::check(mount).map_err(|error| attach::refused(&error))?;
+            crate::cli::complain("ferryfs: the drive was checked and is in order");
             let backend = MountedDir::open(path).map_err(FlushError::from)?;
             Ok((backend, None))
         }
