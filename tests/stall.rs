@@ -564,6 +564,38 @@ fn ctrl_c_leaves_the_drive_attached_and_the_mount_mounted() {
 }
 
 #[test]
+fn ctrl_c_after_the_commit_says_that_the_batch_is_finished_in_the_background() {
+    let Some(lab) = lab_with_a_film(&[]) else {
+        return;
+    };
+    for n in 0..500 {
+        write(&lab.m(format!("new/{n}")), &content(n, 2000));
+    }
+    let mut flush = Beside::start(&lab, &["flush"]);
+    let is_committed =
+        || fs::read_dir(lab.d(".ferryfs/batches")).is_ok_and(|mut b| b.next().is_some());
+    while !is_committed() {
+        assert!(flush.runs(), "the flush was over before it was seen");
+        thread::sleep(Duration::from_millis(2));
+    }
+    let frozen = Frozen::freeze(&lab);
+    interrupt(&flush);
+    flush.ends_with(exit::CANCELLED);
+    let said = flush.said();
+    assert!(
+        said.contains("the batch is committed already, and is finished in the background"),
+        "{said}"
+    );
+    assert!(said.contains("ferryfs status"), "{said}");
+    frozen.thaw();
+    wait_until("the batch to be finished", BOUND, || {
+        lab.status()["safe_to_unplug"] == true
+    });
+    assert_eq!(fs::read_dir(lab.d("new")).expect("list").count(), 500);
+    lab.finish();
+}
+
+#[test]
 fn a_command_that_is_killed_cancels_nothing() {
     let Some(lab) = lab_with_a_film(&[]) else {
         return;
