@@ -37,7 +37,7 @@ use crate::base::Timestamp;
 use crate::control::protocol::Ejected;
 use crate::flush::{FlushError, Flusher};
 use crate::sys::mounts::{self, Mount};
-use crate::sys::superblock;
+use crate::sys::superblock::{self, Medium};
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -114,6 +114,8 @@ pub(super) struct Site {
     pub(super) place: PathBuf,
     /// What is mounted there.
     pub(super) mount: Option<Mount>,
+    /// The medium that it is on, if that can be told.
+    medium: Option<Medium>,
     /// It, off the leash: to look whether it still stands there after it was let go of.
     pub(super) dir: MountedDir,
     /// What is attached.
@@ -127,6 +129,7 @@ impl Site {
             path: path.into(),
             place: std::fs::canonicalize(path).unwrap_or_else(|_| path.into()),
             mount: found.mount.clone(),
+            medium: medium_of(found),
             dir: found.dir.clone(),
             backend: bell.leash(found.dir.clone()),
         }
@@ -371,11 +374,13 @@ impl Monitor {
 
     /// Whether the drive that is gone was unmounted in order: no mount shows its file system any more, while the block device that
     /// it was on is still there. A drive that is pulled takes its device along. A driver behind FUSE may have died as well, and
-    /// then its flag tells, if it can be read.
+    /// then its flag tells, if it can be read; if it cannot, the drive was idle and not taken out.
     fn was_unmounted(&self) -> bool {
-        let Some(mount) = self.site.lock().mount.clone() else {
-            return false;
+        let (mount, medium) = {
+            let site = self.site.lock();
+            (site.mount.clone(), site.medium)
         };
+        let Some(mount) = mount else { return false };
         let is_mounted =
             mounts::mounts().is_ok_and(|table| table.iter().any(|m| m.dev == mount.dev));
         let Some(device) = mount.block_device().filter(|_| !is_mounted) else {
@@ -389,7 +394,8 @@ impl Monitor {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Ok(Some(found)) => return !found.dirty,
-                _ => return !mount.fs_type.starts_with("fuse"),
+                // Not taken out meanwhile: what was written to it is on it.
+                _ => return medium.is_some() && medium == superblock::medium(device),
             }
         }
     }
@@ -425,7 +431,9 @@ impl Monitor {
         let before = self.before.lock().clone();
         for path in verify::elsewhere(&before, &mount, &place, facts) {
             match verify::verify(&path, facts, false) {
-                Ok(found) if found.is_certain => return self.come_back(&path, found),
+                Ok(found) if found.is_certain || self.is_same_medium(&found) => {
+                    return self.come_back(&path, found);
+                }
                 Ok(_) => self.note(format!(
                     "the volume seems to be at {0} now; attach it with `ferryfs attach {0}`",
                     path.display()
@@ -433,6 +441,13 @@ impl Monitor {
                 Err(refusal) => self.note(refusal.to_string()),
             }
         }
+    }
+
+    /// Whether what was found is on the medium that the drive was on, which has not been taken out meanwhile: certain also for a user
+    /// who may not read the file system's UUID.
+    fn is_same_medium(&self, found: &Found) -> bool {
+        let before = self.site.lock().medium;
+        before.is_some() && before == medium_of(found)
     }
 
     fn come_back(&self, path: &Path, found: Found) {
@@ -533,6 +548,10 @@ impl Monitor {
             *trouble = Some(problem);
         }
     }
+}
+
+fn medium_of(found: &Found) -> Option<Medium> {
+    superblock::medium(found.mount.as_ref()?.block_device()?)
 }
 
 /// What is to be said of a drive that is attached in this case.
