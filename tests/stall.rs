@@ -533,7 +533,7 @@ fn ctrl_c_cancels_a_flush_and_nothing_of_it_is_carried() {
     assert!(!lab.d("new").exists(), "it was cancelled");
     assert_eq!(lab.status()["last_error"], serde_json::Value::Null);
     lab.flush();
-    assert_content(lab.d("new"), &content(5, 1 << 20));
+    assert_content(lab.d("new"), content(5, 1 << 20));
     lab.finish();
 }
 
@@ -627,6 +627,6 @@ fn a_flush_beside_an_unmount_without_one_is_told_how_it_ended() {
     frozen.thaw();
     lab.remount();
     lab.flush();
-    assert_content(lab.d("new"), &content(5, 1 << 20));
+    assert_content(lab.d("new"), content(5, 1 << 20));
     lab.finish();
 }

@@ -527,14 +527,20 @@ fn carried(report: &FlushReport) -> String {
         }
         None => "nothing was carried over\n".into(),
         Some(batch) => {
-            let speed = if report.seconds >= 0.1 {
+            let mut names = String::new();
+            for (count, what) in [(report.removed, "removed"), (report.moved, "moved")] {
+                if count > 0 {
+                    let _ = write!(names, ", {count} {what}");
+                }
+            }
+            let speed = if report.seconds >= 0.1 && report.bytes > 0 {
                 let per_second = report.bytes as f64 / report.seconds;
                 format!(" ({}/s)", human_bytes(per_second as u64))
             } else {
                 String::new()
             };
             format!(
-                "batch {batch}: {}, {} in {}{speed}\n",
+                "batch {batch}: {}, {}{names} in {}{speed}\n",
                 files(report.files),
                 human_bytes(report.bytes),
                 human_seconds(report.seconds),

@@ -223,6 +223,16 @@ NOT on the drive: 1 file
 }
 
 #[test]
+fn what_was_removed_and_moved_counts_too() {
+    let mut names = report(0);
+    (names.files, names.bytes, names.removed, names.moved) = (0, 0, 301, 2);
+    assert_eq!(
+        flush_report(&names),
+        "batch 42: 0 files, 0 B, 301 removed, 2 moved in 30 s\n"
+    );
+}
+
+#[test]
 fn a_long_list_is_cut_and_says_so() {
     let text = flush_report(&report(LISTED + 5));
     assert_eq!(text.lines().count(), LISTED + 3);

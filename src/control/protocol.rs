@@ -409,6 +409,12 @@ pub struct FlushReport {
     pub files: u64,
     /// How many bytes were carried over.
     pub bytes: u64,
+    /// How many names were removed on the backend.
+    #[serde(default)]
+    pub removed: u64,
+    /// How many names were moved on the backend.
+    #[serde(default)]
+    pub moved: u64,
     /// How long it took.
     pub seconds: f64,
     /// What was not carried over and should have been. Empty means: everything is on the backend, synced.

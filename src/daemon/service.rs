@@ -451,6 +451,8 @@ impl Service {
             batch: report.batch.map(|batch| batch.0),
             files: report.files,
             bytes: report.bytes,
+            removed: report.removed,
+            moved: report.moved,
             seconds: report.took.as_secs_f64(),
             left_behind: report
                 .left_behind

@@ -21,7 +21,7 @@ use crate::index::{ActiveBatch, Flags, State};
 use crate::rules::layout;
 use crate::rules::plan::{LeftReason, NameKey, Placed, Plan, StageSource, plan};
 use crate::rules::record::{self, BatchRecord};
-use crate::rules::steps::Steps;
+use crate::rules::steps::{ClearStep, Steps};
 
 /// How often a batch is planned anew because files were changed in place while it was staged.
 const PLANS: usize = 4;
@@ -154,6 +154,12 @@ impl Carrier<'_> {
         report.batch = Some(self.active.batch);
         report.files = staged.files;
         report.bytes = staged.bytes;
+        let clear = &journal.record.steps.clear;
+        report.moved = clear
+            .iter()
+            .filter(|s| matches!(s, ClearStep::Detach { .. }))
+            .count() as u64;
+        report.removed = clear.len() as u64 - report.moved;
         Ok(Attempt::Done(report))
     }
 

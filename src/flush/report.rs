@@ -89,6 +89,10 @@ pub struct Report {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Names that were removed.
+    pub removed: u64,
+    /// Names that were moved.
+    pub moved: u64,
     /// How long it took.
     pub took: Duration,
     /// Paths in the mount that were not brought up to date, with the reason.
