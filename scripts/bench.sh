@@ -10,6 +10,5 @@ need cc=build-essential fusermount3=fuse3 python3=python3 git=git rsync=rsync ta
 for peer in rclone mergerfs fuse-overlayfs; do
     command -v "$peer" >/dev/null || say "$peer is not installed: not compared (apt-get install $peer)"
 done
-say "building ferryfs"
-cargo build --release --quiet
+build_release
 exec python3 scripts/bench.py --ferryfs "${CARGO_TARGET_DIR:-target}/release/ferryfs" "$@"

@@ -10,8 +10,7 @@ root=false
 need cc=build-essential fusermount3=fuse3 python3=python3
 $root && need mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse losetup=mount
 
-say "building ferryfs"
-cargo build --release --quiet
+build_release
 ferryfs=${CARGO_TARGET_DIR:-target}/release/ferryfs
 
 place=$(mktemp -d "${TMPDIR:-/tmp}/ferryfs-demo.XXXXXX")

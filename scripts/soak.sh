@@ -5,7 +5,8 @@
 # Ends with the number of runs and of what happened in them; fails at the first broken promise, and prints its seed,
 # the step and the last operations.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/lib.sh"
+cd "$top"
 
 usage() {
     sed -n '2,4s/^# \{0,1\}//p' "$0" >&2
@@ -16,6 +17,7 @@ number() {
     [[ $1 =~ ^[0-9]+$ ]] || usage
 }
 
+need_cargo
 case "${1:-}" in
 --seed)
     [ $# -eq 2 ] || usage

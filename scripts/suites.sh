@@ -9,6 +9,7 @@ cd "$top"
 scale=${1:-1}
 [[ $scale =~ ^[1-9][0-9]*$ ]] || { sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 need mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse rsync=rsync setfattr=attr python3=python3 mkfs.ext4=e2fsprogs losetup=mount
+need_cargo
 command -v pjdfstest >/dev/null || cargo install --quiet --locked pjdfstest@0.2.2
 command -v fsx >/dev/null || cargo install --quiet --locked fsx@0.3.2
 export FERRYFS_FSX_OPERATIONS=$((scale * 100000)) FERRYFS_NATIVE_SEEDS=$((scale * 50))

@@ -9,10 +9,11 @@ cd "$top"
 
 need cc=build-essential mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse fusermount3=fuse3 rsync=rsync sqlite3=sqlite3 \
     setfattr=attr git=git python3=python3 mkfs.ext4=e2fsprogs losetup=mount setpriv=util-linux tar=tar rclone=rclone
+need_cargo
 python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv-is-missing=python3-venv
 # A version of the suites that the list of exceptions was made with.
-command -v pjdfstest >/dev/null || cargo install --quiet --locked pjdfstest@0.2.2
-command -v fsx >/dev/null || cargo install --quiet --locked fsx@0.3.2
+command -v pjdfstest >/dev/null || alive cargo install --quiet --locked pjdfstest@0.2.2
+command -v fsx >/dev/null || alive cargo install --quiet --locked fsx@0.3.2
 cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 

@@ -1,7 +1,7 @@
 //! Server and client of the control socket against each other, and the server against clients that misbehave.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,7 +16,7 @@ use ferryfs::control::protocol::{
     Answer, AttachReport, BackendState, ControlError, ErrorCode, FlushReport, IoPath, LeftBehind,
     Phase, Progress, Reply, Request, Status, decode,
 };
-use ferryfs::control::server::{Handler, serve, serve_within};
+use ferryfs::control::server::{Asker, Handler, serve, serve_within};
 
 /// A daemon that does nothing, but says that it did.
 #[derive(Default)]
@@ -43,6 +43,7 @@ fn report(files: u64) -> FlushReport {
             reason: "open".into(),
         }],
         kept_local: 0,
+        ..FlushReport::default()
     }
 }
 
@@ -72,20 +73,28 @@ impl Handler for Fake {
             io: IoPath::Passthrough,
             version: "0".into(),
             pid: 6,
+            cache: "/c".into(),
+            mounted: true,
+            users: Default::default(),
+            ejected: None,
+            last_flush: None,
+            ssd: None,
+            cache_limit_bytes: 7,
+            drive: None,
         }
     }
 
     fn flush(
         &self,
         timeout: Option<Duration>,
-        progress: &dyn Fn(Progress),
+        asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError> {
         let millis = timeout.map_or(0, |timeout| timeout.as_millis() as u64);
         self.timeout.store(millis, Ordering::SeqCst);
         self.begun.fetch_add(1, Ordering::SeqCst);
         let steps = self.steps.load(Ordering::SeqCst);
         for step in 0..steps {
-            progress(Progress {
+            asker.tell(Progress {
                 phase: if step % 2 == 0 {
                     Phase::Stage
                 } else {
@@ -103,7 +112,7 @@ impl Handler for Fake {
         Ok(report(steps))
     }
 
-    fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Err(ControlError::new(ErrorCode::BackendAbsent, "no drive").with_hint("plug it in"))
     }
 
@@ -122,7 +131,7 @@ impl Handler for Fake {
         })
     }
 
-    fn unmount(&self, flush: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn unmount(&self, flush: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         self.unmounted_with_flush.store(flush, Ordering::SeqCst);
         Ok(report(0))
     }
@@ -214,7 +223,11 @@ fn every_request_gets_its_answer_on_one_connection() {
         other => panic!("{other}"),
     }
     assert_eq!(
-        call(Request::Unmount { flush: true }).unwrap(),
+        call(Request::Unmount {
+            flush: true,
+            force: false
+        })
+        .unwrap(),
         Answer::Report(report(0))
     );
     assert!(fake.unmounted_with_flush.load(Ordering::SeqCst));
@@ -234,6 +247,91 @@ fn progress_comes_before_the_answer_in_its_order() {
     );
     assert_eq!(answer.unwrap(), Answer::Report(report(10)));
     assert_eq!(seen, (0..10).collect::<Vec<_>>());
+}
+
+/// A flush that goes on until it is cancelled, for so long at most.
+struct Cancellable {
+    begun: AtomicU64,
+    at_most: Duration,
+}
+
+impl Handler for Cancellable {
+    fn status(&self) -> Status {
+        Fake::default().status()
+    }
+    fn flush(&self, _: Option<Duration>, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let end = std::time::Instant::now() + self.at_most;
+        while std::time::Instant::now() < end {
+            if asker.has_cancelled() {
+                assert!(asker.has_cancelled(), "it stays so");
+                return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(report(1))
+    }
+    fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
+        Ok(report(2))
+    }
+    fn unmount(&self, _: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
+        Ok(report(3))
+    }
+}
+
+fn cancellable(at_most: Duration) -> Arc<Cancellable> {
+    Arc::new(Cancellable {
+        begun: AtomicU64::new(0),
+        at_most,
+    })
+}
+
+#[test]
+fn a_request_is_cancelled_by_the_connection_that_made_it_and_by_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let handler = cancellable(Duration::from_secs(60));
+    let _server = serve(dir.path(), handler.clone()).unwrap();
+    let mut client = Client::connect(dir.path()).unwrap();
+    let request = Request::Flush { timeout_ms: None };
+    let stopped = AtomicBool::new(false);
+    let outcome = thread::scope(|scope| {
+        scope.spawn(|| {
+            until("the flush to begin", || {
+                handler.begun.load(Ordering::SeqCst) == 1
+            });
+            let other = ask(dir.path(), &Request::Cancel).unwrap_err();
+            assert!(other.to_string().contains("nothing under way"), "{other}");
+            stopped.store(true, Ordering::SeqCst);
+        });
+        client.call_until(&request, None, &mut |_| {}, &|| {
+            stopped.load(Ordering::SeqCst)
+        })
+    });
+    let Err(ClientError::Refused(error)) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(error.code, ErrorCode::Cancelled);
+    assert!(stopped.load(Ordering::SeqCst), "not before it was asked to");
+    // The connection goes on.
+    let after = client.call(&Request::Eject, None, &mut |_| {}).unwrap();
+    assert_eq!(after, Answer::Report(report(2)));
+}
+
+#[test]
+fn a_connection_that_closes_cancels_nothing_and_a_request_that_waits_its_turn_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let handler = cancellable(Duration::from_millis(300));
+    let _server = serve(dir.path(), handler.clone()).unwrap();
+    let mut stream = raw(dir.path());
+    let flush = b"{\"v\":1,\"request\":\"flush\"}\n{\"v\":1,\"request\":\"eject\"}\n";
+    stream.write_all(flush).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    let answers: Vec<&str> = said.lines().collect();
+    assert_eq!(answers.len(), 2, "{said}");
+    assert!(answers[0].contains("\"files\":1"), "{said}");
+    assert!(answers[1].contains("\"files\":2"), "{said}");
 }
 
 #[test]
@@ -421,14 +519,10 @@ fn a_handler_that_panics_costs_one_answer_and_no_place() {
         fn status(&self) -> Status {
             panic!("on purpose")
         }
-        fn flush(
-            &self,
-            _: Option<Duration>,
-            _: &dyn Fn(Progress),
-        ) -> Result<FlushReport, ControlError> {
+        fn flush(&self, _: Option<Duration>, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
             Ok(report(0))
         }
-        fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
             Ok(report(0))
         }
         fn attach(
@@ -440,7 +534,7 @@ fn a_handler_that_panics_costs_one_answer_and_no_place() {
         ) -> Result<AttachReport, ControlError> {
             Err(ControlError::new(ErrorCode::Failed, "no"))
         }
-        fn unmount(&self, _: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+        fn unmount(&self, _: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
             Ok(report(0))
         }
     }
@@ -524,17 +618,13 @@ impl Handler for Talkative {
             ..Fake::default().status()
         }
     }
-    fn flush(
-        &self,
-        _: Option<Duration>,
-        _: &dyn Fn(Progress),
-    ) -> Result<FlushReport, ControlError> {
+    fn flush(&self, _: Option<Duration>, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Ok(report(0))
     }
-    fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Ok(report(0))
     }
-    fn unmount(&self, _: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn unmount(&self, _: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Ok(report(0))
     }
 }
@@ -603,7 +693,14 @@ fn a_link_in_the_place_of_the_socket_is_not_followed_by_either_end() {
     let planted = tempfile::tempdir().unwrap();
     let link = planted.path().join("control.sock");
     std::os::unix::fs::symlink(real.path().join("control.sock"), &link).unwrap();
-    let error = ask(planted.path(), &Request::Unmount { flush: true }).unwrap_err();
+    let error = ask(
+        planted.path(),
+        &Request::Unmount {
+            flush: true,
+            force: false,
+        },
+    )
+    .unwrap_err();
     assert!(matches!(error, ClientError::Stranger { .. }), "{error}");
     assert!(!fake.unmounted_with_flush.load(Ordering::SeqCst));
     assert!(serve(planted.path(), Arc::new(Fake::default())).is_err());

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ferryfs::control::client::{Client, ClientError};
-use ferryfs::control::protocol::{ControlError, ErrorCode, FlushReport, Progress, Request, Status};
-use ferryfs::control::server::{Handler, serve};
+use ferryfs::control::protocol::{ControlError, ErrorCode, FlushReport, Request, Status};
+use ferryfs::control::server::{Asker, Handler, serve};
 
 use lab::{run, skip, wait_until};
 
@@ -32,17 +32,13 @@ impl Handler for Counting {
     fn status(&self) -> Status {
         panic!("{}", self.asked())
     }
-    fn flush(
-        &self,
-        _: Option<Duration>,
-        _: &dyn Fn(Progress),
-    ) -> Result<FlushReport, ControlError> {
+    fn flush(&self, _: Option<Duration>, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Err(self.asked())
     }
-    fn eject(&self, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn eject(&self, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Err(self.asked())
     }
-    fn unmount(&self, _: bool, _: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn unmount(&self, _: bool, _: bool, _: &Asker<'_>) -> Result<FlushReport, ControlError> {
         Err(self.asked())
     }
 }

@@ -531,7 +531,10 @@ fn mount_with_fsck_checks_the_drive_first() {
     let mounted = lab.try_mount(&["--fsck"]).ok();
     lab.adopt();
     let said = &mounted.stderr;
-    assert!(said.contains("the drive was checked"), "{said}");
+    assert!(
+        said.contains("the drive was checked and is in order"),
+        "{said}"
+    );
     assert_content(lab.m("a"), content(1, 100_000));
     let tree = Tree::read(&lab.mnt);
     settle(lab, &tree);
@@ -579,5 +582,41 @@ fn what_was_changed_on_the_drive_while_it_was_away_is_taken_in_and_nothing_is_ov
         .map(|entry| entry.expect("entry").path())
         .find(|path| text(path).contains("changed.sync-conflict-"));
     assert_content(other.expect("the other version"), b"changed elsewhere\n");
+    lab.finish();
+}
+
+/// The device that is mounted at `place`.
+fn device_at(place: &Path) -> String {
+    let table = fs::read_to_string("/proc/self/mounts").expect("the mount table");
+    let line = table
+        .lines()
+        .find(|line| line.split(' ').nth(1) == place.to_str())
+        .expect("it is mounted");
+    line.split(' ').next().expect("a device").to_owned()
+}
+
+#[test]
+fn a_clean_umount_of_an_idle_drive_is_no_alarm_and_it_is_found_where_it_is_mounted_next() {
+    let Some(lab) = exfat_lab() else { return };
+    write(&lab.m("f"), b"f");
+    lab.flush();
+    assert_eq!(lab.status()["safe_to_unplug"], true);
+    let (here, there) = (lab.drive.path().to_path_buf(), lab.root().join("HDD1"));
+    fs::create_dir(&there).expect("another place");
+    let device = device_at(&here);
+    for (from, to) in [(&here, &there), (&there, &here)] {
+        lab::run(std::process::Command::new("umount").arg(from)).ok();
+        wait_for(&lab, "detached");
+        let status = lab.status();
+        assert_eq!(status["warnings"], serde_json::json!([]), "{status}");
+        assert_eq!(status["last_error"], serde_json::Value::Null, "{status}");
+        lab::run(std::process::Command::new("mount.exfat-fuse").args([&device, &text(to)])).ok();
+        wait_for(&lab, "attached");
+        let status = lab.status();
+        assert_eq!(status["backend"], text(to), "{status}");
+        assert_eq!(status["warnings"], serde_json::json!([]), "{status}");
+    }
+    let log = fs::read_to_string(lab.cache.join("ferryfs.log")).expect("the log");
+    assert!(!log.contains(" WARN ") && !log.contains(" ERROR "), "{log}");
     lab.finish();
 }

@@ -4,6 +4,7 @@
 #[path = "support/engine/mod.rs"]
 mod engine;
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::PathBuf;
 
@@ -459,6 +460,88 @@ fn wish_verify() -> Wish {
 
 fn flush_as(engine: &Engine, wish: &Wish) -> Result<Report, FlushError> {
     engine.flusher.flush_as(wish, &|_| {}, || {})
+}
+
+#[test]
+fn a_flush_is_cancelled_as_long_as_its_batch_is_not_committed_and_not_later() {
+    let world = World::new(Kind::Exfat);
+    let engine = world.start(false);
+    engine.put("a", &vec![1; 300_000]);
+    let before = world.drive_tree();
+    for phase in [Phase::Cut, Phase::Stage] {
+        let wish = Wish::default();
+        let cancelled = Cell::new(None);
+        let told = engine.flusher.flush_as(
+            &wish,
+            &|step| {
+                if step.phase == phase && cancelled.get().is_none() {
+                    cancelled.set(Some(wish.cancel.cancel()));
+                }
+            },
+            || panic!("a flush that was cancelled lets go of nothing"),
+        );
+        assert!(matches!(told, Err(FlushError::Cancelled)), "{told:?}");
+        assert_eq!(cancelled.get(), Some(true));
+        assert_same(&world.drive_tree(), &before, "nothing was carried");
+        assert_eq!(world.leftovers(), Vec::<String>::new());
+        world.check(&engine);
+    }
+    let wish = Wish::default();
+    let late = Cell::new(None);
+    let report = engine.flusher.flush_as(
+        &wish,
+        &|step| {
+            if step.phase == Phase::Apply && late.get().is_none() {
+                late.set(Some(wish.cancel.cancel()));
+            }
+        },
+        || {},
+    );
+    assert_eq!(report.expect("it is finished").left_behind, []);
+    assert_eq!(late.get(), Some(false), "too late");
+    assert_eq!(world.on_drive("a"), Some(vec![1; 300_000]));
+    world.check(&engine);
+}
+
+#[test]
+fn a_flush_that_is_cancelled_while_another_is_under_way_leaves_that_alone() {
+    let world = World::new(Kind::Exfat);
+    let engine = world.start(false);
+    engine.put("a", b"a");
+    let wish = Wish::default();
+    assert!(wish.cancel.cancel());
+    let report = engine.flush_with(&|step| {
+        if step.phase == Phase::Stage {
+            let told = flush_as(&engine, &wish);
+            assert!(matches!(told, Err(FlushError::Cancelled)), "{told:?}");
+        }
+    });
+    assert_eq!(report.expect("the other one").left_behind, []);
+    assert_eq!(world.on_drive("a").as_deref(), Some(&b"a"[..]));
+}
+
+#[test]
+fn removals_and_places_are_counted_while_a_batch_is_applied() {
+    let world = World::new(Kind::Exfat);
+    let engine = world.start(false);
+    for n in 0..5 {
+        engine.put(&format!("old{n}"), b"old");
+    }
+    engine.flush_all();
+    for n in 0..5 {
+        engine.unlink(&format!("old{n}"));
+    }
+    engine.put("new", b"new");
+    let seen = RefCell::new(Vec::new());
+    let report = engine.flush_with(&|step| {
+        if step.phase == Phase::Apply {
+            seen.borrow_mut().push((step.files_done, step.files_total));
+        }
+    });
+    assert_eq!(report.expect("flush").left_behind, []);
+    let seen = seen.into_inner();
+    assert_eq!(seen.first(), Some(&(0, 6)), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(6, 6)), "{seen:?}");
 }
 
 #[test]

@@ -503,3 +503,138 @@ fn a_drive_that_hangs_does_not_keep_a_mount_from_coming_up() {
     lab.assert_drive_is_mount();
     lab.finish();
 }
+
+/// A mount with something to carry to a drive whose driver has been stopped, and a flush that sits in a call to it.
+fn flush_in_a_call(lab: &Lab) -> (Frozen, Beside) {
+    write(&lab.m("new"), &content(5, 1 << 20));
+    let frozen = Frozen::freeze(lab);
+    let flush = Beside::start(lab, &["flush"]);
+    wait_until("the flush to be under way", SOON, || {
+        lab.status()["batch_in_progress"] == true
+    });
+    (frozen, flush)
+}
+
+fn interrupt(command: &Beside) {
+    let pid = Pid::from_raw(command.child.id() as i32);
+    kill(pid, Signal::SIGINT).expect("Ctrl-C");
+}
+
+#[test]
+fn ctrl_c_cancels_a_flush_and_nothing_of_it_is_carried() {
+    let Some(lab) = lab_with_a_film(&[]) else {
+        return;
+    };
+    let (frozen, mut flush) = flush_in_a_call(&lab);
+    interrupt(&flush);
+    flush.ends_with(exit::CANCELLED);
+    let said = flush.said();
+    assert!(said.contains("ferryfs: cancelling"), "{said}");
+    assert!(
+        said.contains("the flush was cancelled; nothing was changed"),
+        "{said}"
+    );
+    frozen.thaw();
+    wait_until("the flush to give up", SOON, || {
+        lab.status()["batch_in_progress"] == false
+    });
+    assert!(!lab.d("new").exists(), "it was cancelled");
+    assert_eq!(lab.status()["last_error"], serde_json::Value::Null);
+    lab.flush();
+    assert_content(lab.d("new"), content(5, 1 << 20));
+    lab.finish();
+}
+
+#[test]
+fn ctrl_c_leaves_the_drive_attached_and_the_mount_mounted() {
+    let Some(lab) = lab_with_a_film(&[]) else {
+        return;
+    };
+    write(&lab.m("new"), b"new");
+    for (command, said) in [("eject", "not ejected"), ("unmount", "not unmounted")] {
+        let frozen = Frozen::freeze(&lab);
+        let mut beside = Beside::start(&lab, &[command]);
+        wait_until("the flush to be under way", SOON, || {
+            lab.status()["batch_in_progress"] == true
+        });
+        interrupt(&beside);
+        beside.ends_with(exit::CANCELLED);
+        assert!(beside.said().contains(said), "{}", beside.said());
+        frozen.thaw();
+        wait_until("the flush to give up", SOON, || {
+            lab.status()["batch_in_progress"] == false
+        });
+        assert!(lab.is_mounted());
+        assert_eq!(lab.status()["backend_state"], "attached", "{command}");
+    }
+    lab.flush();
+    lab.finish();
+}
+
+#[test]
+fn ctrl_c_after_the_commit_says_that_the_batch_is_finished_in_the_background() {
+    let Some(lab) = lab_with_a_film(&[]) else {
+        return;
+    };
+    for n in 0..500 {
+        write(&lab.m(format!("new/{n}")), &content(n, 2000));
+    }
+    let mut flush = Beside::start(&lab, &["flush"]);
+    let is_committed =
+        || fs::read_dir(lab.d(".ferryfs/batches")).is_ok_and(|mut b| b.next().is_some());
+    while !is_committed() {
+        assert!(flush.runs(), "the flush was over before it was seen");
+        thread::sleep(Duration::from_millis(2));
+    }
+    let frozen = Frozen::freeze(&lab);
+    interrupt(&flush);
+    flush.ends_with(exit::CANCELLED);
+    let said = flush.said();
+    assert!(
+        said.contains("the batch is committed already, and is finished in the background"),
+        "{said}"
+    );
+    assert!(said.contains("ferryfs status"), "{said}");
+    frozen.thaw();
+    wait_until("the batch to be finished", BOUND, || {
+        lab.status()["safe_to_unplug"] == true
+    });
+    assert_eq!(fs::read_dir(lab.d("new")).expect("list").count(), 500);
+    lab.finish();
+}
+
+#[test]
+fn a_command_that_is_killed_cancels_nothing() {
+    let Some(lab) = lab_with_a_film(&[]) else {
+        return;
+    };
+    let (frozen, mut flush) = flush_in_a_call(&lab);
+    flush.child.kill().expect("kill");
+    flush.child.wait().expect("wait");
+    frozen.thaw();
+    wait_until("the flush to be done", SOON, || lab.d("new").exists());
+    lab.flush();
+    lab.finish();
+}
+
+#[test]
+fn a_flush_beside_an_unmount_without_one_is_told_how_it_ended() {
+    let Some(mut lab) = lab_with_a_film(&[]) else {
+        return;
+    };
+    let (frozen, mut flush) = flush_in_a_call(&lab);
+    lab.unmount_with(&["--no-flush"]);
+    flush.ends_with(exit::FAILED);
+    let said = flush.said();
+    assert!(
+        said.contains("the mount was ended before the flush was done"),
+        "{said}"
+    );
+    assert!(said.contains("changed files and names wait"), "{said}");
+    assert!(said.contains("follows after the next mount"), "{said}");
+    frozen.thaw();
+    lab.remount();
+    lab.flush();
+    assert_content(lab.d("new"), content(5, 1 << 20));
+    lab.finish();
+}

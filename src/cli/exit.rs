@@ -7,6 +7,7 @@
 //! | 2 | the command line makes no sense |
 //! | 3 | done, but something was left behind, and it was named |
 //! | 4 | the backend is not there |
+//! | 130 | cancelled by Ctrl-C; what was done and what goes on is said |
 
 use std::fmt;
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ pub enum Exit {
     LeftBehind = 3,
     /// The backend is not there.
     BackendAbsent = 4,
+    /// Cancelled by Ctrl-C, with the code that shells have for it.
+    Cancelled = 130,
 }
 
 impl Exit {
@@ -41,6 +44,7 @@ impl Exit {
             Exit::Usage,
             Exit::LeftBehind,
             Exit::BackendAbsent,
+            Exit::Cancelled,
         ]
         .into_iter()
         .find(|&exit| exit as i32 == code)
@@ -57,6 +61,7 @@ impl From<ErrorCode> for Exit {
     fn from(code: ErrorCode) -> Exit {
         match code {
             ErrorCode::BackendAbsent => Exit::BackendAbsent,
+            ErrorCode::Cancelled => Exit::Cancelled,
             ErrorCode::Failed | ErrorCode::Busy | ErrorCode::BadRequest => Exit::Failed,
         }
     }
@@ -157,13 +162,14 @@ mod tests {
 
     #[test]
     fn the_numbers_are_the_contract() {
-        let numbers = [0, 1, 2, 3, 4].map(|code| Exit::from_code(code).unwrap());
+        let numbers = [0, 1, 2, 3, 4, 130].map(|code| Exit::from_code(code).unwrap());
         let meanings = [
             Exit::Done,
             Exit::Failed,
             Exit::Usage,
             Exit::LeftBehind,
             Exit::BackendAbsent,
+            Exit::Cancelled,
         ];
         assert_eq!(numbers, meanings);
         assert_eq!(Exit::from_code(101), None);

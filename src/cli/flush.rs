@@ -1,12 +1,12 @@
 //! `ferryfs flush`
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::exit::{Exit, Failure};
 use super::progress::Bar;
+use super::reach::Which;
 use super::units::parse_duration;
-use super::{json, mounts, reach, render, say};
+use super::{json, reach, render, say};
 use crate::control::protocol::{FlushReport, FlushWish, Request};
 
 /// The daemon keeps the time itself and says what it knows; only if it does not is it given up, this much later.
@@ -15,7 +15,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Carry everything over now, and return when it is on the drive
 ///
 /// What is written after the command began may or may not be in it. Exit code 0 means: everything from before is on
-/// the drive, synced. 3 means that something could not be carried over; it is named, with the reason.
+/// the drive, synced. 3 means that something could not be carried over; it is named, with the reason. Ctrl-C cancels
+/// the flush until its batch is committed; after that it is finished in the background (130 either way).
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct FlushArgs {
@@ -35,8 +36,8 @@ pub struct FlushArgs {
     /// Carry also, as they are, files that were being written when the daemon died
     #[arg(long)]
     include_interrupted: bool,
-    /// The mount; may be left out where there is only one
-    mountpoint: Option<PathBuf>,
+    #[command(flatten)]
+    which: Which,
 }
 
 const EXAMPLES: &str = "\
@@ -47,8 +48,7 @@ Examples:
 
 pub(super) fn run(args: &FlushArgs) -> Result<Exit, Failure> {
     if args.include_interrupted {
-        let mount = mounts::find(args.mountpoint.as_deref())?;
-        let mut client = reach::daemon_of(&mount)?;
+        let mut client = reach::reach(&args.which)?.client;
         client.call(&Request::IncludeInterrupted, Some(GRACE), &mut |_| {})?;
     }
     let timeout_ms = args.timeout.map(millis);
@@ -64,7 +64,7 @@ pub(super) fn run(args: &FlushArgs) -> Result<Exit, Failure> {
     };
     let patience = args.timeout.map(|timeout| timeout.saturating_add(GRACE));
     let mut bar = Bar::new(args.json);
-    let report = reach::ask_for_report(args.mountpoint.as_deref(), &request, patience, &mut bar)?;
+    let report = reach::ask_for_report(&args.which, &request, patience, &mut bar)?;
     if args.json {
         say(&json(&report)?);
     } else {
@@ -100,6 +100,7 @@ mod tests {
             seconds: 0.0,
             left_behind: Vec::new(),
             kept_local: 3,
+            ..FlushReport::default()
         };
         assert_eq!(verdict(&report), Exit::Done);
         report.left_behind.push(LeftBehind {

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod eject;
 pub mod exit;
 pub mod flush;
+mod interrupt;
 pub mod mount;
 pub mod mounts;
 pub mod progress;
@@ -13,6 +14,7 @@ pub mod refresh;
 pub mod render;
 pub mod rescue;
 pub mod status;
+mod times;
 pub mod units;
 pub mod unmount;
 pub mod usage;
@@ -42,7 +44,7 @@ A day with it:
   ferryfs unmount                     # flush and end the mount
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 flushed, but something was left behind (and named);
-4 the backend is not there.";
+4 the backend is not there; 130 cancelled by Ctrl-C.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

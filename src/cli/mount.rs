@@ -1,6 +1,7 @@
 //! `ferryfs mount`
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -163,6 +164,8 @@ fn serve(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
 /// command's name: further back a `--` might make a path of it.
 fn second_process(command_line: &[OsString]) -> Command {
     let mut command = Command::new(THIS_PROGRAM);
+    // As `ps` shows it.
+    command.arg0("ferryfs");
     for (place, argument) in command_line.iter().enumerate().skip(1) {
         command.arg(argument);
         if place == 1 {

@@ -20,6 +20,12 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 pub struct MountEntry {
     /// The kernel's number of it; another mount at the same place has another one.
     pub id: u64,
+    /// `st_dev` of its files: mounts of one file system have the same.
+    pub dev: u64,
+    /// Which directory of the file system it shows: `/`, or another for a bind mount.
+    pub root: PathBuf,
+    /// Whose it is, if the file system tells: that of FUSE does.
+    pub user: Option<u32>,
     /// Where it is.
     pub mountpoint: PathBuf,
     /// Its type, as in `ext4` or `fuse.sshfs`.
@@ -37,8 +43,13 @@ impl MountEntry {
 
 impl From<Mount> for MountEntry {
     fn from(mount: Mount) -> MountEntry {
+        let user = (mount.super_options.split(','))
+            .find_map(|option| option.strip_prefix("user_id=")?.parse().ok());
         MountEntry {
             id: mount.id,
+            dev: mount.dev,
+            root: mount.root,
+            user,
             mountpoint: mount.mount_point,
             fstype: mount.fs_type.into_bytes(),
             source: mount.source.into(),
@@ -89,7 +100,8 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The mount that a command is meant for: the one at `wanted`, or the only one.
+/// The mount that a command is meant for: the one that `wanted` is in; without it, the one that the working directory is in, or
+/// this user's only one.
 ///
 /// # Errors
 /// If there is none, or several and none is named.
@@ -102,41 +114,97 @@ pub fn find(wanted: Option<&Path>) -> Result<MountEntry, Failure> {
             Failure::failed(format!("cannot look at {}: {error}", path.display()))
         })?),
     };
-    choose(&all, wanted.as_deref()).cloned()
+    let here = std::env::current_dir().ok();
+    let user = nix::unistd::geteuid().as_raw();
+    choose(&all, wanted.as_deref(), here.as_deref(), user).cloned()
 }
 
-fn choose<'a>(all: &'a [MountEntry], wanted: Option<&Path>) -> Result<&'a MountEntry, Failure> {
-    let mut ours = all.iter().filter(|mount| mount.is_ferryfs());
-    let Some(wanted) = wanted else {
-        return match (ours.next(), ours.next()) {
-            (Some(only), None) => Ok(only),
-            (None, _) => Err(Failure::failed("there is no ferryfs mount")
-                .hint("mount one with `ferryfs mount BACKEND MOUNTPOINT`")),
-            (Some(_), Some(_)) => Err(Failure::failed("there are several ferryfs mounts")
-                .hint(format!("name one of them: {}", list(all)))),
-        };
-    };
-    if let Some(found) = ours.clone().find(|mount| mount.mountpoint == wanted) {
+/// The mount of the whole file system that a path is in, also where it is reached through a bind mount of a part of it.
+fn of_path<'a>(all: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
+    let innermost = holding(all, path).filter(|mount| mount.is_ferryfs())?;
+    let whole =
+        (all.iter()).find(|mount| mount.dev == innermost.dev && mount.root == Path::new("/"));
+    Some(whole.unwrap_or(innermost))
+}
+
+fn choose<'a>(
+    all: &'a [MountEntry],
+    wanted: Option<&Path>,
+    here: Option<&Path>,
+    user: u32,
+) -> Result<&'a MountEntry, Failure> {
+    if let Some(wanted) = wanted {
+        return of_path(all, wanted).ok_or_else(|| no_mount_at(all, wanted, user));
+    }
+    if let Some(found) = here.and_then(|here| of_path(all, here)) {
         return Ok(found);
     }
-    let failure = Failure::failed(format!("{} is not a ferryfs mount", wanted.display()));
-    Err(
-        match holding(all, wanted).filter(|mount| mount.is_ferryfs()) {
-            Some(outer) => failure.hint(format!(
-                "it is inside of one: use {}",
-                quoted(&outer.mountpoint)
-            )),
-            None if ours.next().is_some() => failure.hint(format!("these are: {}", list(all))),
-            None => {
-                failure.hint("there is none; mount one with `ferryfs mount BACKEND MOUNTPOINT`")
-            }
-        },
-    )
+    let own = belonging(all, user);
+    // Root may command the daemons of all, but its own come first.
+    let (own, is_root) = match own.is_empty() && user == 0 {
+        true => (whole(all, |_| true), true),
+        false => (own, user == 0),
+    };
+    match own[..] {
+        [only] => Ok(only),
+        [] => Err(none_at_all(all, is_root)),
+        _ => Err(Failure::failed("there are several ferryfs mounts")
+            .hint(format!("name one of them: {}", list(&own)))),
+    }
 }
 
-fn list(all: &[MountEntry]) -> String {
-    let ours = all.iter().filter(|mount| mount.is_ferryfs());
-    let names: Vec<String> = ours.map(|mount| quoted(&mount.mountpoint)).collect();
+/// The ferryfs mounts of a user, each file system once.
+fn belonging(all: &[MountEntry], user: u32) -> Vec<&MountEntry> {
+    whole(all, |mount| mount.user.is_none_or(|owner| owner == user))
+}
+
+/// The ferryfs mounts that are `wanted`, each file system once.
+fn whole(all: &[MountEntry], wanted: impl Fn(&MountEntry) -> bool) -> Vec<&MountEntry> {
+    let mut found: Vec<&MountEntry> = Vec::new();
+    for mount in all
+        .iter()
+        .filter(|mount| mount.is_ferryfs() && wanted(mount))
+    {
+        match found.iter_mut().find(|other| other.dev == mount.dev) {
+            None => found.push(mount),
+            // A bind mount of it may stand earlier in the table.
+            Some(other) if other.root != Path::new("/") => *other = mount,
+            Some(_) => {}
+        }
+    }
+    found
+}
+
+/// Whether a [`find`] without a path has failed only because this user has no mount.
+pub fn has_own() -> bool {
+    let user = nix::unistd::geteuid().as_raw();
+    read().is_ok_and(|all| !belonging(&all, user).is_empty())
+}
+
+fn none_at_all(all: &[MountEntry], is_root: bool) -> Failure {
+    let others = whole(all, |_| true).len();
+    let message = match others {
+        0 => "there is no ferryfs mount".to_owned(),
+        _ if is_root => "there is no ferryfs mount".to_owned(),
+        _ => "there is no ferryfs mount of yours, only of other users".to_owned(),
+    };
+    Failure::failed(message).hint("mount one with `ferryfs mount BACKEND MOUNTPOINT`")
+}
+
+fn no_mount_at(all: &[MountEntry], wanted: &Path, user: u32) -> Failure {
+    let failure = Failure::failed(format!("{} is not a ferryfs mount", wanted.display()));
+    let own = belonging(all, user);
+    match own.is_empty() {
+        false => failure.hint(format!("these are: {}", list(&own))),
+        true => failure.hint("there is none; mount one with `ferryfs mount BACKEND MOUNTPOINT`"),
+    }
+}
+
+fn list(mounts: &[&MountEntry]) -> String {
+    let names: Vec<String> = mounts
+        .iter()
+        .map(|mount| quoted(&mount.mountpoint))
+        .collect();
     names.join(", ")
 }
 
@@ -185,30 +253,65 @@ broken line\n\
         assert!(!mounts[0].is_ferryfs());
     }
 
-    #[test]
-    fn the_only_mount_needs_no_name_and_several_do() {
-        let all = parse(TABLE);
-        assert_eq!(
-            choose(&all[..2], None).unwrap().source,
-            Path::new("/media/me/HDD")
-        );
-        let several = choose(&all, None).unwrap_err();
-        assert!(several.hint.unwrap().contains("/home/me/lab, '/mnt/two"));
-        let none = choose(&all[..1], None).unwrap_err();
-        assert!(none.message.contains("no ferryfs mount"));
+    fn chosen(
+        all: &[MountEntry],
+        wanted: Option<&str>,
+        here: &str,
+        user: u32,
+    ) -> Result<u64, Failure> {
+        let wanted = wanted.map(Path::new);
+        choose(all, wanted, Some(Path::new(here)), user).map(|mount| mount.id)
     }
 
     #[test]
-    fn a_path_inside_a_mount_is_told_its_mount() {
-        let all = parse(TABLE);
-        let found = choose(&all, Some(Path::new("/home/me/lab"))).unwrap();
-        assert_eq!(found.id, 90);
-        let inside = choose(&all, Some(Path::new("/home/me/lab/sub"))).unwrap_err();
-        assert_eq!(
-            inside.hint.unwrap(),
-            "it is inside of one: use /home/me/lab"
+    fn the_only_mount_of_a_user_needs_no_name_and_several_do() {
+        let all = parse(
+            b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+              90 22 0:50 / /home/me/lab rw - fuse.ferryfs /hdd rw,user_id=1000,group_id=1000\n\
+              91 22 0:51 / /home/you/lab rw - fuse.ferryfs /nas rw,user_id=1001,group_id=1001\n\
+              92 22 0:52 / /a rw - fuse.ferryfs /a1 rw,user_id=1002\n\
+              93 22 0:53 / /b rw - fuse.ferryfs /b1 rw,user_id=1002\n",
         );
-        let other = choose(&all, Some(Path::new("/mnt/ssh"))).unwrap_err();
+        assert_eq!(chosen(&all, None, "/home/me", 1000).unwrap(), 90);
+        assert_eq!(chosen(&all, None, "/", 1001).unwrap(), 91);
+        let several = chosen(&all, None, "/", 1002).unwrap_err();
+        assert_eq!(several.hint.unwrap(), "name one of them: /a, /b");
+        let none = chosen(&all, None, "/", 1003).unwrap_err();
+        assert!(none.message.contains("only of other users"), "{none}");
+        assert!(chosen(&all, None, "/", 0).is_err(), "root is asked which");
+        assert_eq!(chosen(&all[..2], None, "/", 0).unwrap(), 90);
+        let empty = chosen(&all[..1], None, "/", 0).unwrap_err();
+        assert_eq!(empty.message, "there is no ferryfs mount");
+    }
+
+    #[test]
+    fn the_working_directory_tells_which_mount_is_meant() {
+        let all = parse(TABLE);
+        assert_eq!(chosen(&all, None, "/home/me/lab/deep/down", 7).unwrap(), 90);
+        let named = all[2].mountpoint.to_str();
+        assert_eq!(
+            chosen(&all, named, "/home/me/lab", 7).unwrap(),
+            91,
+            "a name counts more"
+        );
+    }
+
+    #[test]
+    fn a_path_inside_a_mount_means_that_mount() {
+        let all = parse(TABLE);
+        assert_eq!(chosen(&all, Some("/home/me/lab"), "/", 0).unwrap(), 90);
+        assert_eq!(chosen(&all, Some("/home/me/lab/a/b"), "/", 0).unwrap(), 90);
+        let other = chosen(&all, Some("/mnt/ssh"), "/", 0).unwrap_err();
         assert!(other.hint.unwrap().starts_with("these are: "));
+    }
+
+    #[test]
+    fn a_bind_mount_of_a_part_means_the_whole_and_counts_once() {
+        let all = parse(
+            b"80 22 0:50 /app /srv/app rw - fuse.ferryfs /hdd rw,user_id=0\n\
+              90 22 0:50 / /lab rw - fuse.ferryfs /hdd rw,user_id=0\n",
+        );
+        assert_eq!(chosen(&all, Some("/srv/app/x"), "/", 0).unwrap(), 90);
+        assert_eq!(chosen(&all, None, "/", 0).unwrap(), 90);
     }
 }

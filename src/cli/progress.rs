@@ -1,18 +1,28 @@
 //! The progress bar of commands that carry files over.
 
+use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::render::files;
-use super::units::human_seconds;
+use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{Phase, Progress};
 
-/// Bytes, speed and time left; drawn on stderr, so that stdout stays what was asked for.
-const TEMPLATE: &str =
-    "{prefix} {bar:28} {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left, {msg}";
-/// For phases that move no bytes.
+/// Drawn on stderr, so that stdout stays what was asked for.
+const TEMPLATE: &str = "{prefix} {bar:28} {msg}";
+/// For phases of which nothing is counted.
 const SPINNER: &str = "{prefix} {spinner} {msg}";
+
+/// The speed is that of the last so many seconds: a drive's cache fills up, and then it is slower for good.
+const WINDOW: Duration = Duration::from_secs(20);
+
+/// No time is foretold from less than this.
+const TOO_SOON: Duration = Duration::from_secs(3);
+
+/// How often the spinner turns, so that a command that waits is seen to be alive.
+const TICK: Duration = Duration::from_millis(120);
 
 /// A progress bar that appears with the first sign of progress, on a terminal only.
 pub(super) struct Bar {
@@ -21,6 +31,7 @@ pub(super) struct Bar {
     /// It has been said that the backend does not answer.
     complained: bool,
     shown: Option<(Phase, ProgressBar)>,
+    pace: Pace,
 }
 
 impl Bar {
@@ -31,6 +42,7 @@ impl Bar {
             quiet,
             complained: false,
             shown: None,
+            pace: Pace::default(),
         }
     }
 
@@ -48,10 +60,13 @@ impl Bar {
             self.clear();
             self.shown = Some((step.phase, begin(step)));
         }
+        let now = Instant::now();
+        let count = Count::of(step);
+        self.pace.note(now, count.done);
         if let Some((_, bar)) = &self.shown {
-            bar.set_length(step.bytes_total.max(step.bytes_done));
-            bar.set_position(step.bytes_done);
-            bar.set_message(message(step));
+            bar.set_length(count.total.max(count.done));
+            bar.set_position(count.done);
+            bar.set_message(message(step, &self.pace.at(now, &count)));
         }
     }
 
@@ -69,29 +84,134 @@ impl Bar {
         if let Some((_, bar)) = self.shown.take() {
             bar.finish_and_clear();
         }
+        self.pace = Pace::default();
+    }
+}
+
+/// What a phase is measured by: bytes if it moves any, else files or names.
+struct Count {
+    done: u64,
+    total: u64,
+    in_bytes: bool,
+}
+
+impl Count {
+    fn of(step: &Progress) -> Count {
+        match step.bytes_total > 0 {
+            true => Count {
+                done: step.bytes_done,
+                total: step.bytes_total,
+                in_bytes: true,
+            },
+            false => Count {
+                done: step.files_done,
+                total: step.files_total,
+                in_bytes: false,
+            },
+        }
+    }
+}
+
+/// How fast a phase has been of late.
+#[derive(Default)]
+struct Pace {
+    seen: VecDeque<(Instant, u64)>,
+}
+
+/// What is foretold of a phase.
+#[derive(Debug, PartialEq)]
+enum Outlook {
+    /// Nothing yet.
+    Unknown,
+    /// So much a second, and so many seconds left.
+    Known { per_second: f64, left: f64 },
+    /// All of it is done but for what the drive still has to do on its own.
+    Finishing,
+}
+
+impl Pace {
+    fn note(&mut self, now: Instant, done: u64) {
+        // What begins anew within a phase is another batch.
+        if self.seen.back().is_some_and(|&(_, before)| done < before) {
+            self.seen.clear();
+        }
+        self.seen.push_back((now, done));
+        // The one before the window stays, so that the window is always filled.
+        while self.seen.len() > 2 && now.duration_since(self.seen[1].0) > WINDOW {
+            self.seen.pop_front();
+        }
+    }
+
+    fn at(&self, now: Instant, count: &Count) -> Outlook {
+        if count.total > 0 && count.done >= count.total {
+            return Outlook::Finishing;
+        }
+        let Some(&(first, before)) = self.seen.front() else {
+            return Outlook::Unknown;
+        };
+        let took = now.duration_since(first);
+        let moved = count.done.saturating_sub(before);
+        if took < TOO_SOON || moved == 0 {
+            return Outlook::Unknown;
+        }
+        let per_second = moved as f64 / took.as_secs_f64();
+        Outlook::Known {
+            per_second,
+            left: count.total.saturating_sub(count.done) as f64 / per_second,
+        }
     }
 }
 
 fn begin(step: &Progress) -> ProgressBar {
+    let count = Count::of(step);
     let target = ProgressDrawTarget::stderr();
-    let bar = ProgressBar::with_draw_target(Some(step.bytes_total), target);
-    let template = if step.bytes_total > 0 {
-        TEMPLATE
-    } else {
-        SPINNER
+    let bar = ProgressBar::with_draw_target(Some(count.total), target);
+    let template = match count.total > 0 {
+        true => TEMPLATE,
+        false => SPINNER,
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.set_prefix(name(step.phase));
+    bar.enable_steady_tick(TICK);
     bar
 }
 
-fn message(step: &Progress) -> String {
-    match step.silent_seconds {
-        0 => format!("{} of {}", step.files_done, files(step.files_total)),
-        seconds => waiting(seconds),
+fn message(step: &Progress, outlook: &Outlook) -> String {
+    if step.silent_seconds > 0 {
+        return waiting(step.silent_seconds);
     }
+    let count = Count::of(step);
+    if count.total == 0 {
+        return String::new();
+    }
+    let counted = match step.phase {
+        Phase::Apply => format!("{} of {} names", step.files_done, step.files_total),
+        _ => format!("{} of {}", step.files_done, files(step.files_total)),
+    };
+    let mut parts = vec![counted];
+    if count.in_bytes {
+        parts.push(format!(
+            "{} of {}",
+            human_bytes(count.done),
+            human_bytes(count.total)
+        ));
+    }
+    match outlook {
+        Outlook::Unknown => {}
+        Outlook::Finishing => parts.push("waiting for the drive to have all of it".into()),
+        Outlook::Known { per_second, left } => {
+            if count.in_bytes {
+                parts.push(format!("{}/s", human_bytes(*per_second as u64)));
+            }
+            parts.push(format!(
+                "about {} left",
+                human_seconds(left.max(1.0).round())
+            ));
+        }
+    }
+    parts.join(", ")
 }
 
 fn waiting(seconds: u64) -> String {
@@ -101,11 +221,11 @@ fn waiting(seconds: u64) -> String {
 
 fn name(phase: Phase) -> &'static str {
     match phase {
-        Phase::Cut => "looking ",
-        Phase::Stage => "copying ",
+        Phase::Cut => "looking  ",
+        Phase::Stage => "copying  ",
         Phase::Verify => "verifying",
-        Phase::Commit => "sealing ",
-        Phase::Apply => "placing ",
+        Phase::Commit => "sealing  ",
+        Phase::Apply => "placing  ",
         Phase::Confirm => "confirming",
     }
 }
@@ -113,6 +233,16 @@ fn name(phase: Phase) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn step(phase: Phase, files: (u64, u64), bytes: (u64, u64)) -> Progress {
+        Progress {
+            files_done: files.0,
+            files_total: files.1,
+            bytes_done: bytes.0,
+            bytes_total: bytes.1,
+            ..crate::flush::phase(phase)
+        }
+    }
 
     #[test]
     fn both_templates_are_well_formed() {
@@ -122,26 +252,74 @@ mod tests {
 
     #[test]
     fn a_backend_that_does_not_answer_is_said_in_place_of_the_files() {
-        let mut step = crate::flush::phase(Phase::Stage);
-        assert_eq!(message(&step), "0 of 0 files");
-        step.silent_seconds = 12;
+        let mut at = step(Phase::Stage, (0, 2), (0, 9));
+        assert_eq!(message(&at, &Outlook::Unknown), "0 of 2 files, 0 B of 9 B");
+        at.silent_seconds = 12;
         assert_eq!(
-            message(&step),
+            message(&at, &Outlook::Unknown),
             "the backend has not answered for 12 s; waiting"
+        );
+    }
+
+    #[test]
+    fn names_are_counted_while_placing_and_all_done_is_no_second_left() {
+        let at = step(Phase::Apply, (30, 200), (0, 0));
+        let known = Outlook::Known {
+            per_second: 10.0,
+            left: 17.0,
+        };
+        assert_eq!(message(&at, &known), "30 of 200 names, about 17 s left");
+        let all = step(Phase::Apply, (200, 200), (0, 0));
+        let outlook = Pace::default().at(Instant::now(), &Count::of(&all));
+        assert_eq!(outlook, Outlook::Finishing);
+        assert_eq!(
+            message(&all, &outlook),
+            "200 of 200 names, waiting for the drive to have all of it"
+        );
+    }
+
+    #[test]
+    fn time_is_foretold_from_what_the_last_seconds_were_like() {
+        let begun = Instant::now();
+        let at = |second: u64| begun + Duration::from_secs(second);
+        let count = |done| Count {
+            done,
+            total: 10_000,
+            in_bytes: true,
+        };
+        let mut pace = Pace::default();
+        pace.note(at(0), 0);
+        pace.note(at(1), 1000);
+        assert_eq!(pace.at(at(1), &count(1000)), Outlook::Unknown, "too soon");
+        // Fast at first, then ten times as slow: what is left goes by the latter.
+        let mut done = 5000;
+        pace.note(at(5), done);
+        for second in 6..40 {
+            done += 100;
+            pace.note(at(second), done);
+        }
+        let Outlook::Known { per_second, left } = pace.at(at(39), &count(done)) else {
+            panic!("known by now");
+        };
+        assert!((99.0..101.0).contains(&per_second), "{per_second}");
+        assert!((15.0..17.0).contains(&left), "{left}");
+        // One that stands still takes longer and longer, and is never nearly done.
+        let Outlook::Known { left: later, .. } = pace.at(at(99), &count(done)) else {
+            panic!("known by now");
+        };
+        assert!(later > 3.0 * left, "{later}");
+        pace.note(at(100), 0);
+        assert_eq!(
+            pace.at(at(100), &count(0)),
+            Outlook::Unknown,
+            "another batch"
         );
     }
 
     #[test]
     fn no_bar_is_drawn_when_quiet() {
         let mut bar = Bar::new(true);
-        bar.show(&Progress {
-            phase: Phase::Cut,
-            files_done: 0,
-            files_total: 1,
-            bytes_done: 0,
-            bytes_total: 1,
-            silent_seconds: 0,
-        });
+        bar.show(&step(Phase::Cut, (0, 1), (0, 1)));
         assert!(bar.shown.is_none());
     }
 }

@@ -1,20 +1,27 @@
 //! From a mount to the daemon behind it.
 //!
 //! The mount itself tells where its daemon's socket is: its root has a virtual extended attribute with the cache
-//! directory. So nothing has to be remembered elsewhere, and a dead daemon shows by the kernel's own word.
+//! directory. A dead daemon shows by the kernel's own word. A daemon whose mount is gone but still in use elsewhere is named by
+//! its cache, its volume, its drive, or the place where its mount was.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::exit::Failure;
 use super::mounts::{self, MountEntry};
 use super::progress::Bar;
 use super::render::quoted;
+use super::{complain, interrupt};
 use crate::control::client::{Client, ClientError};
-use crate::control::protocol::{Answer, FlushReport, Request};
+use crate::control::protocol::{Answer, FlushReport, Request, Status};
+use crate::control::registry;
+use crate::rules::{layout, marker};
 use crate::sys::xattr;
 
 /// The virtual attribute of the mount's root; its value is the cache directory, in bytes.
@@ -89,18 +96,172 @@ pub fn daemon_of(mount: &MountEntry) -> Result<Client, ReachError> {
     }
 }
 
-/// Asks the daemon of the mount at `wanted` (or of the only one) for something that carries files over, showing `bar`.
+/// Which daemon a command is meant for.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Which {
+    /// The cache of the mount: reaches the daemon also where the mount is gone
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// The mount, a path in it, its drive, or the id of its volume; may be left out in a mount, and where you have only one
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// A daemon that was reached.
+pub(super) struct Reached {
+    /// The connection to it.
+    pub(super) client: Client,
+    /// Its mount; `None` if the daemon was found in another way.
+    pub(super) mount: Option<MountEntry>,
+}
+
+/// Why a daemon was not reached.
+pub(super) enum NotReached {
+    /// The mount is there, and its daemon is dead.
+    Dead(MountEntry),
+    /// Anything else.
+    Failed(Failure),
+}
+
+impl From<NotReached> for Failure {
+    fn from(error: NotReached) -> Failure {
+        match error {
+            NotReached::Failed(failure) => failure,
+            NotReached::Dead(mount) => Failure::from(ReachError::DaemonGone {
+                mountpoint: mount.mountpoint,
+                backend: mount.source,
+            }),
+        }
+    }
+}
+
+/// Connects to the daemon that is meant.
+///
+/// # Errors
+/// [`NotReached`].
+pub(super) fn reach(which: &Which) -> Result<Reached, NotReached> {
+    if let Some(cache) = &which.cache {
+        let client = of_cache(cache).map_err(NotReached::Failed)?;
+        return Ok(Reached {
+            client,
+            mount: None,
+        });
+    }
+    let wanted = which.mountpoint.as_deref();
+    let mount = match mounts::find(wanted) {
+        Ok(mount) => mount,
+        Err(failure) => {
+            let client = without_mount(wanted).ok_or(NotReached::Failed(failure))?;
+            return Ok(Reached {
+                client,
+                mount: None,
+            });
+        }
+    };
+    match daemon_of(&mount) {
+        Ok(client) => Ok(Reached {
+            client,
+            mount: Some(mount),
+        }),
+        Err(ReachError::DaemonGone { .. }) => Err(NotReached::Dead(mount)),
+        // Root may not look into a user's mount, but may talk to its daemon.
+        Err(error @ ReachError::NotOurs(_)) => match at_place(&mount.mountpoint) {
+            Some(client) => Ok(Reached {
+                client,
+                mount: Some(mount),
+            }),
+            None => Err(NotReached::Failed(error.into())),
+        },
+        Err(error) => Err(NotReached::Failed(error.into())),
+    }
+}
+
+fn of_cache(cache: &Path) -> Result<Client, Failure> {
+    let cache = std::path::absolute(cache)
+        .map_err(|error| Failure::usage(format!("no usable path: {error}")))?;
+    Client::connect(&cache).map_err(|error| match error {
+        ClientError::Connect { .. } => {
+            Failure::failed(format!("no daemon serves the cache {}", cache.display())).hint(
+                "name the cache directory of a mount that is up, or mount it with `ferryfs mount`",
+            )
+        }
+        error => error.into(),
+    })
+}
+
+/// The daemon that is meant by `wanted` although no mount of it is there: by the id of its volume, its drive, or the place where
+/// its mount was; or the only one of this user, if nothing is named and there is no mount.
+fn without_mount(wanted: Option<&Path>) -> Option<Client> {
+    let Some(wanted) = wanted else {
+        return only_one();
+    };
+    let id = wanted.to_str().and_then(|text| Uuid::parse_str(text).ok());
+    if let Some(volume) = id.or_else(|| volume_at(wanted)) {
+        return (registry::noted().into_iter())
+            .filter(|(noted, _)| *noted == volume)
+            .find_map(|(_, cache)| Client::connect(&cache).ok());
+    }
+    at_place(&mounts::resolve(wanted).ok()?)
+}
+
+fn only_one() -> Option<Client> {
+    if mounts::has_own() {
+        return None;
+    }
+    let mut running: Vec<Client> = (registry::noted().into_iter())
+        .filter_map(|(_, cache)| Client::connect(&cache).ok())
+        .collect();
+    match running.len() {
+        1 => running.pop(),
+        _ => None,
+    }
+}
+
+/// The id of the volume whose drive is at `path`.
+fn volume_at(path: &Path) -> Option<Uuid> {
+    let marker = path.join(layout::marker_path().to_string());
+    let meta = std::fs::symlink_metadata(&marker).ok()?;
+    if !meta.is_file() || meta.len() > marker::MAX_BYTES as u64 {
+        return None;
+    }
+    let marker = marker::decode(&std::fs::read(&marker).ok()?).ok()?;
+    Some(marker.id)
+}
+
+/// The daemon whose mount is or was at `place`, or above it.
+fn at_place(place: &Path) -> Option<Client> {
+    (registry::noted().into_iter()).find_map(|(_, cache)| {
+        let mut client = Client::connect(&cache).ok()?;
+        let status = status_of(&mut client).ok()?;
+        let is_it = !status.mountpoint.is_empty() && place.starts_with(&status.mountpoint);
+        is_it.then_some(client)
+    })
+}
+
+/// A daemon answers this from memory and the index; longer means that it is stuck.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How things stand with the daemon.
+///
+/// # Errors
+/// If it does not say so.
+pub(super) fn status_of(client: &mut Client) -> Result<Status, Failure> {
+    match client.call(&Request::Status, Some(PATIENCE), &mut |_| {})? {
+        Answer::Status(status) => Ok(status),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Asks the daemon that is meant for something that carries files over, showing `bar`. Ctrl-C cancels it.
 ///
 /// # Errors
 /// A [`Failure`] if there is no such mount, no daemon, or the daemon's own.
 pub(super) fn ask_for_report(
-    wanted: Option<&Path>,
+    which: &Which,
     request: &Request,
     timeout: Option<Duration>,
     bar: &mut Bar,
 ) -> Result<FlushReport, Failure> {
-    let mount = mounts::find(wanted)?;
-    let mut client = daemon_of(&mount)?;
+    let mut client = reach(which)?.client;
     report(&mut client, request, timeout, bar)
 }
 
@@ -111,8 +272,24 @@ pub(super) fn report(
     timeout: Option<Duration>,
     bar: &mut Bar,
 ) -> Result<FlushReport, Failure> {
-    let answer = client.call(request, timeout, &mut |step| bar.show(step));
-    bar.clear();
+    interrupt::watch();
+    let said = Cell::new(false);
+    let bar = RefCell::new(bar);
+    let cancelled = || {
+        let interrupted = interrupt::has_come();
+        if interrupted && !said.replace(true) {
+            bar.borrow_mut().clear();
+            complain("ferryfs: cancelling; press Ctrl-C again to stop waiting for that");
+        }
+        interrupted
+    };
+    let answer = client.call_until(
+        request,
+        timeout,
+        &mut |step| bar.borrow_mut().show(step),
+        &cancelled,
+    );
+    bar.borrow_mut().clear();
     match answer? {
         Answer::Report(report) => Ok(report),
         _ => Err(unexpected()),

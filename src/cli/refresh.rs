@@ -18,7 +18,8 @@ pub struct RefreshArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// The mount, or a directory in it to look at with all that is below; may be left out where there is only one mount
+    /// The mount, or a directory in it to look at with all that is below; may be left out in a mount (all of it is looked at), and
+    /// where you have only one
     path: Option<PathBuf>,
 }
 

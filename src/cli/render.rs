@@ -3,16 +3,20 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::times;
 use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
-    AttachReport, BackendState, BatchOutcome, FlushReport, ImportStatus, IoPath, LastBatch,
-    LeftBehind, RefreshReport, Status,
+    AttachReport, BackendState, BatchOutcome, Ejected, FlushReport, ImportStatus, IoPath,
+    LastBatch, LeftBehind, RefreshReport, Space, Status, UsedBy, Users,
 };
 use crate::daemon::rescue::RescueReport;
 use crate::daemon::{RecoverReport, Recovery};
 
 /// How many left-behind files are listed one by one; `--json` has them all.
 const LISTED: usize = 20;
+
+/// How many users of a file system are named.
+const USERS: usize = 10;
 
 /// `text` on one line, with control characters shown instead of obeyed: names of files may hold anything.
 pub fn printable(text: &str) -> String {
@@ -37,34 +41,20 @@ pub fn quoted(path: &Path) -> String {
     format!("'{}'", printable(&text).replace('\'', "'\\''"))
 }
 
-/// The answer to `ferryfs status`.
+/// The answer to `ferryfs status`: first what it means for whoever has a hand on the cable.
 pub fn status(status: &Status) -> String {
-    let state = match (status.backend_state, &status.stalled_since) {
-        (BackendState::Attached, Some(since)) => {
-            format!(
-                "attached, stalled since {}: it does not answer",
-                printable(since)
-            )
-        }
-        (BackendState::Attached, None) => "attached".into(),
-        (BackendState::Detached, _) => "detached".into(),
-    };
-    let mut rows = vec![
-        ("mount", printable(&status.mountpoint)),
-        (
-            "backend",
-            format!("{} ({state})", printable(&status.backend)),
-        ),
-        ("volume", printable(&status.volume_id)),
-        ("waiting", waiting(status)),
-    ];
+    let mut rows = what_it_is(status);
+    rows.push(("waiting", waiting(status)));
     if status.open_for_write > 0 {
         rows.push((
             "open",
             format!("{} for writing", files(status.open_for_write)),
         ));
     }
-    rows.push(("cached", human_bytes(status.cached_bytes)));
+    rows.extend(what_was_left(status));
+    if status.conflicts > 0 {
+        rows.push(("conflicts", conflicts(status.conflicts)));
+    }
     if status.kept_local > 0 {
         rows.push(("kept here", kept_here(status.kept_local)));
     }
@@ -73,11 +63,12 @@ pub fn status(status: &Status) -> String {
     }
     rows.push(("last batch", last_batch(status.last_batch.as_ref())));
     if let Some(last) = &status.last_refresh {
-        let (time, found) = (printable(&last.time), found(&last.report));
+        let (time, found) = (times::date_and_time(&last.time), found(&last.report));
         rows.push(("last look", format!("at {time}: {found}")));
     }
-    if status.conflicts > 0 {
-        rows.push(("conflicts", conflicts(status.conflicts)));
+    rows.push(("cached", cached(status)));
+    if let Some(space) = status.drive {
+        rows.push(("on the drive", free(space)));
     }
     let io = match status.io {
         IoPath::Daemon => "daemon",
@@ -89,6 +80,66 @@ pub fn status(status: &Status) -> String {
         status.pid
     );
     rows.push(("daemon", daemon));
+    rows.extend(what_is_wrong(status));
+    format!("{}\n\n{}", advice(status), table(&rows))
+}
+
+fn what_it_is(status: &Status) -> Vec<(&'static str, String)> {
+    let state = match (status.backend_state, &status.stalled_since) {
+        (BackendState::Attached, Some(since)) => {
+            let since = times::date_and_time(since);
+            format!("attached, stalled since {since}: it does not answer")
+        }
+        (BackendState::Attached, None) => "attached".into(),
+        (BackendState::Detached, _) if status.ejected.is_some() => "ejected".into(),
+        (BackendState::Detached, _) => "detached".into(),
+    };
+    let mount = match status.mounted {
+        true => printable(&status.mountpoint),
+        false => format!("{} (not mounted any more)", printable(&status.mountpoint)),
+    };
+    let mut rows = vec![
+        ("mount", mount),
+        ("drive", format!("{} ({state})", printable(&status.backend))),
+        ("volume", printable(&status.volume_id)),
+    ];
+    if !status.cache.is_empty() {
+        rows.push(("cache", printable(&status.cache)));
+    }
+    rows
+}
+
+/// What the last flush has left behind, with the reasons, and the conflicts that it has found.
+fn what_was_left(status: &Status) -> Vec<(&'static str, String)> {
+    let Some(last) = &status.last_flush else {
+        return Vec::new();
+    };
+    let mut rows: Vec<(&'static str, String)> = (last.left_behind.iter().take(LISTED))
+        .map(|item| {
+            let line = format!("{}: {}", item.path, item.reason);
+            ("left behind", printable(&line))
+        })
+        .collect();
+    let listed = rows.len() as u64;
+    if last.left_behind_count > listed {
+        let more = last.left_behind_count - listed;
+        rows.push((
+            "left behind",
+            format!("and {more} more (--json has more of them)"),
+        ));
+    }
+    for conflict in last.conflicts.iter().take(LISTED) {
+        let line = format!(
+            "{}: the drive's version is {}",
+            conflict.path, conflict.theirs
+        );
+        rows.push(("conflict", printable(&line)));
+    }
+    rows
+}
+
+fn what_is_wrong(status: &Status) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
     for warning in &status.warnings {
         rows.push(("warning", printable(warning)));
     }
@@ -102,9 +153,66 @@ pub fn status(status: &Status) -> String {
         let line = format!("{} cannot be read: {}", item.path, item.reason);
         rows.push(("attention", printable(&line)));
     }
-    let mut text = table(&rows);
-    let _ = writeln!(text, "\n{}", advice(status));
+    rows
+}
+
+fn cached(status: &Status) -> String {
+    let mut text = human_bytes(status.cached_bytes);
+    if status.cache_limit_bytes > 0 {
+        text.push_str(&format!(
+            " of at most {}",
+            human_bytes(status.cache_limit_bytes)
+        ));
+    }
+    if let Some(space) = status.ssd {
+        text.push_str(&format!("; on the SSD {}", free(space)));
+    }
     text
+}
+
+fn free(space: Space) -> String {
+    format!(
+        "{} of {} are free",
+        human_bytes(space.free_bytes),
+        human_bytes(space.total_bytes)
+    )
+}
+
+/// What uses a file system, in one line.
+pub fn users(users: &Users) -> String {
+    let mut named: Vec<String> = users.found.iter().take(USERS).map(used_by).collect();
+    if users.found.len() > USERS {
+        named.push(format!("{} more", users.found.len() - USERS));
+    }
+    match (named.is_empty(), users.some_unseen) {
+        (true, true) => {
+            named.push("a process that this user may not look into (try it as root)".into())
+        }
+        (true, false) => named.push("something that cannot be seen from here".into()),
+        (false, true) => {
+            named.push("perhaps processes that may not be looked into".into());
+        }
+        (false, false) => {}
+    }
+    match named.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
+fn used_by(user: &UsedBy) -> String {
+    let path = quoted(Path::new(&user.path));
+    match (&user.program, user.pid, user.is_mount) {
+        (Some(program), Some(pid), true) => {
+            format!(
+                "{} (pid {pid}), which has it mounted at {path}",
+                printable(program)
+            )
+        }
+        (Some(program), Some(pid), false) => format!("{} (pid {pid}: {path})", printable(program)),
+        _ => format!("a mount at {path}"),
+    }
 }
 
 fn table(rows: &[(&str, String)]) -> String {
@@ -171,7 +279,7 @@ fn last_batch(batch: Option<&LastBatch>) -> String {
     format!(
         "{} at {}: {}, {}, {outcome}",
         batch.number,
-        printable(&batch.time),
+        times::date_and_time(&batch.time),
         files(batch.files),
         human_bytes(batch.bytes),
     )
@@ -180,6 +288,12 @@ fn last_batch(batch: Option<&LastBatch>) -> String {
 /// What it all means for whoever has a hand on the cable.
 fn advice(status: &Status) -> String {
     let mount = quoted(Path::new(&status.mountpoint));
+    if !status.mounted {
+        return in_use_elsewhere(status);
+    }
+    if let (BackendState::Detached, Some(ejected)) = (status.backend_state, &status.ejected) {
+        return after_eject(status, ejected);
+    }
     if status.backend_state == BackendState::Attached && status.stalled_since.is_some() {
         return "The backend does not answer. Go on working: what is in the cache works, what is only on the backend \
                 gives an error,\nand what waits is carried over when it answers again."
@@ -200,10 +314,54 @@ fn advice(status: &Status) -> String {
     }
 }
 
+/// A mount that was unmounted, and whose file system lives on.
+fn in_use_elsewhere(status: &Status) -> String {
+    let safe = match (status.backend_state, status.safe_to_unplug) {
+        (BackendState::Attached, true) => "Nothing waits now.",
+        (BackendState::Attached, false) => "NOT safe to unplug.",
+        (BackendState::Detached, _) => "The drive is not there.",
+    };
+    format!(
+        "{safe} It was unmounted, but is still in use by {}.\nWhat is written there is flushed as before. To end it: stop \
+         that, or `ferryfs unmount --force --cache {}`",
+        users(&status.users),
+        quoted(Path::new(&status.cache))
+    )
+}
+
+fn after_eject(status: &Status, ejected: &Ejected) -> String {
+    let when = times::at(&ejected.time, std::time::SystemTime::now().into());
+    let waits = match status.dirty_files {
+        0 => "nothing waits for it",
+        _ => "what was changed since waits in the cache",
+    };
+    match &ejected.mounted_at {
+        Some(path) => format!(
+            "You ejected it {when}; it is still mounted at {0}, and {waits}. Unmount it there and unplug it, or go on with it: \
+             ferryfs attach {0}",
+            quoted(Path::new(path))
+        ),
+        None => format!(
+            "You ejected it {when}; it is not there now, and {waits}. When it is mounted again, work goes on by itself."
+        ),
+    }
+}
+
 /// What `ferryfs flush` did.
 pub fn flush_report(report: &FlushReport) -> String {
     let mut text = carried(report);
     text.push_str(&left_behind(&report.left_behind));
+    for conflict in report.conflicts.iter().take(LISTED) {
+        let (path, theirs) = (printable(&conflict.path), printable(&conflict.theirs));
+        let _ = writeln!(
+            text,
+            "changed on both sides: {path}; the drive's version is {theirs}"
+        );
+    }
+    if report.conflicts.len() > LISTED {
+        let more = report.conflicts.len() - LISTED;
+        let _ = writeln!(text, "  and {more} more (all of them: --json)");
+    }
     if report.kept_local > 0 {
         let _ = writeln!(text, "kept here: {}", kept_here(report.kept_local));
     }
@@ -282,11 +440,17 @@ pub fn unmount_report(report: &FlushReport, flushed: bool, mountpoint: &Path) ->
     } else {
         String::new()
     };
-    let _ = writeln!(
-        text,
-        "unmounted {}",
-        printable(&mountpoint.to_string_lossy())
-    );
+    let place = quoted(mountpoint);
+    let _ = match &report.still_used {
+        None => writeln!(text, "unmounted {place}"),
+        Some(still) => writeln!(
+            text,
+            "NOT ended: {place} is unmounted, but its file system is still in use by {}.\n\
+             The daemon goes on for that, and flushes what is written there. Stop it, then the daemon ends by itself; or cut it \
+             off: ferryfs unmount --force {place}",
+            users(still)
+        ),
+    };
     text
 }
 
@@ -376,14 +540,20 @@ fn carried(report: &FlushReport) -> String {
         }
         None => "nothing was carried over\n".into(),
         Some(batch) => {
-            let speed = if report.seconds >= 0.1 {
+            let mut names = String::new();
+            for (count, what) in [(report.removed, "removed"), (report.moved, "moved")] {
+                if count > 0 {
+                    let _ = write!(names, ", {count} {what}");
+                }
+            }
+            let speed = if report.seconds >= 0.1 && report.bytes > 0 {
                 let per_second = report.bytes as f64 / report.seconds;
                 format!(" ({}/s)", human_bytes(per_second as u64))
             } else {
                 String::new()
             };
             format!(
-                "batch {batch}: {}, {} in {}{speed}\n",
+                "batch {batch}: {}, {}{names} in {}{speed}\n",
                 files(report.files),
                 human_bytes(report.bytes),
                 human_seconds(report.seconds),

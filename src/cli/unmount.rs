@@ -1,6 +1,5 @@
 //! `ferryfs unmount`
 
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use super::exit::{Exit, Failure};
 use super::flush::verdict;
 use super::mounts::{self, MountEntry};
 use super::progress::Bar;
-use super::reach::{self, ReachError};
+use super::reach::{self, NotReached, Reached, Which};
 use super::{complain, render, say};
 use crate::control::protocol::Request;
 use crate::daemon::dead_mount;
@@ -19,41 +18,59 @@ const LEAVING: Duration = Duration::from_secs(10);
 /// Flush and end the mount
 ///
 /// Nothing is lost either way: what is not carried over stays in the cache, and is carried over after the next mount.
-/// Also takes away a mount whose daemon is gone.
+/// Also takes away a mount whose daemon is gone. Where a container or a bind mount keeps the file system in use, that is named, the
+/// daemon goes on for it, and the exit code is 3. After Ctrl-C (130) it stays mounted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct UnmountArgs {
     /// Do not flush: what waits stays in the cache until the next mount
     #[arg(long)]
     no_flush: bool,
-    /// The mount; may be left out where there is only one
-    mountpoint: Option<PathBuf>,
+    /// Cut off whoever still uses the file system, here or in a container: their open files fail from then on
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    which: Which,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ferryfs unmount
-  ferryfs unmount --no-flush ~/lab   # at once; the rest follows after the next mount";
+  ferryfs unmount --no-flush ~/lab   # at once; the rest follows after the next mount
+  ferryfs unmount --force ~/lab      # flush, and end it also for a container that uses it";
 
 pub(super) fn run(args: &UnmountArgs) -> Result<Exit, Failure> {
-    let mount = mounts::find(args.mountpoint.as_deref())?;
-    let mut client = match reach::daemon_of(&mount) {
-        Ok(client) => client,
-        Err(ReachError::DaemonGone { .. }) => return take_away(&mount),
+    let Reached { mut client, mount } = match reach::reach(&args.which) {
+        Ok(reached) => reached,
+        Err(NotReached::Dead(mount)) => return take_away(&mount),
         Err(error) => return Err(error.into()),
     };
+    // One that was not found by its mount may have none any more.
+    let mountpoint = match &mount {
+        Some(mount) => mount.mountpoint.clone(),
+        None => reach::status_of(&mut client)?.mountpoint.into(),
+    };
+    let mount = mount.or_else(|| mounts::find(Some(&mountpoint)).ok());
     let request = Request::Unmount {
         flush: !args.no_flush,
+        force: args.force,
     };
     let report = reach::report(&mut client, &request, None, &mut Bar::new(false))?;
-    client.wait_until_closed(LEAVING);
-    wait_until_gone(&mount)?;
+    if report.still_used.is_none() {
+        client.wait_until_closed(LEAVING);
+        if let Some(mount) = &mount {
+            wait_until_gone(mount)?;
+        }
+    }
     say(&render::unmount_report(
         &report,
         !args.no_flush,
-        &mount.mountpoint,
+        &mountpoint,
     ));
-    Ok(verdict(&report))
+    Ok(match report.still_used {
+        Some(_) => Exit::LeftBehind,
+        None => verdict(&report),
+    })
 }
 
 fn take_away(mount: &MountEntry) -> Result<Exit, Failure> {
@@ -85,7 +102,7 @@ fn wait_until_gone(mount: &MountEntry) -> Result<(), Failure> {
                 "{} is still mounted",
                 mount.mountpoint.display()
             ))
-            .hint("something uses it: see `fuser -vm` on it, end that, and try again"));
+            .hint("see `ferryfs status` for what uses it"));
         }
         thread::sleep(Duration::from_millis(20));
     }

@@ -23,6 +23,9 @@ use super::protocol::{
 /// Longest line that is taken from the daemon, in bytes: room for the names of some hundred thousand files left behind.
 const REPLY_LIMIT: usize = 64 << 20;
 
+/// How often it is looked whether the request has been cancelled.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -132,6 +135,20 @@ impl Client {
         timeout: Option<Duration>,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Answer, ClientError> {
+        self.call_until(request, timeout, progress, &|| false)
+    }
+
+    /// As [`Client::call`], and asks the daemon to give the request up once `cancelled`; what has become of it is in the answer.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn call_until(
+        &mut self,
+        request: &Request,
+        timeout: Option<Duration>,
+        progress: &mut dyn FnMut(&Progress),
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Answer, ClientError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let line = protocol::encode(request).map_err(|source| self.not_understood(source))?;
         let _ = self
@@ -139,9 +156,24 @@ impl Client {
             .set_write_timeout(timeout.filter(|t| !t.is_zero()));
         // A daemon that turns us away may have said why and closed before we wrote; so its words are looked for first.
         let written = (&self.stream).write_all(&line);
+        let mut asked_to_cancel = false;
         loop {
-            let reply = match self.reader.next_line(&self.stream, REPLY_LIMIT, deadline) {
+            if !asked_to_cancel && cancelled() {
+                asked_to_cancel = true;
+                let cancel = protocol::encode(&Request::Cancel);
+                let cancel = cancel.map_err(|source| self.not_understood(source))?;
+                // If it cannot be written, the next read says why.
+                let _ = (&self.stream).write_all(&cancel);
+            }
+            let soon = Instant::now() + LOOK_EVERY;
+            let until = Some(deadline.map_or(soon, |deadline| deadline.min(soon)));
+            let reply = match self.reader.next_line(&self.stream, REPLY_LIMIT, until) {
                 Ok(Some(line)) => protocol::decode::<Reply>(&line),
+                Err(LineError::TimedOut { .. })
+                    if deadline.is_none_or(|at| Instant::now() < at) =>
+                {
+                    continue;
+                }
                 Ok(None) | Err(LineError::Truncated) => return Err(self.closed(written)),
                 Err(error) => return Err(self.line_error(error, timeout)),
             };

@@ -1,6 +1,6 @@
 //! One connection of the control socket: requests in, progress and answers out.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use super::lines::{LineError, LineReader};
 use super::protocol::{
     self, Answer, ControlError, ErrorCode, FlushReport, Phase, Progress, Reply, Request,
 };
-use super::server::Handler;
+use super::server::{Asker, Handler};
 
 /// Bounds on what clients may take of the daemon.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +81,7 @@ pub(super) fn converse(
             // Whoever does not take his answer is not asked for the next request, which may be there already: each would hold his
             // place for as long again. And what is left of the answer would stand before the next one.
             Ok(request) => {
-                if !respond(stream, handler, limits, &request) {
+                if !respond(stream, handler, limits, &request, &mut reader) {
                     return;
                 }
             }
@@ -95,10 +95,25 @@ pub(super) fn converse(
     }
 }
 
-/// Whether the answer went out.
-fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request: &Request) -> bool {
+/// Whether the answer went out. What the peer says meanwhile stays in `reader`, unless it cancels this request.
+fn respond(
+    stream: &UnixStream,
+    handler: &dyn Handler,
+    limits: &Limits,
+    request: &Request,
+    reader: &mut LineReader,
+) -> bool {
     let outgoing = RefCell::new(Outgoing::new(stream, limits));
     let progress = |step: Progress| outgoing.borrow_mut().progress(step);
+    let (reader, has_cancelled) = (RefCell::new(reader), Cell::new(false));
+    let cancelled = || {
+        if !has_cancelled.get() {
+            let mut reader = reader.borrow_mut();
+            has_cancelled.set(reader.take_if(stream, limits.request_bytes, is_cancel));
+        }
+        has_cancelled.get()
+    };
+    let asker = Asker::new(&progress, &cancelled);
     let outcome = match request {
         Request::Ping => Ok(Answer::Pong {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -106,13 +121,13 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
         }),
         Request::Status => Ok(Answer::Status(handler.status())),
         Request::Flush { timeout_ms } => {
-            report(handler.flush(timeout_ms.map(Duration::from_millis), &progress))
+            report(handler.flush(timeout_ms.map(Duration::from_millis), &asker))
         }
-        Request::FlushAs { wish } => report(handler.flush_as(wish, &progress)),
+        Request::FlushAs { wish } => report(handler.flush_as(wish, &asker)),
         Request::IncludeInterrupted => handler
             .include_interrupted()
             .map(|files| Answer::Included { files }),
-        Request::Eject => report(handler.eject(&progress)),
+        Request::Eject => report(handler.eject(&asker)),
         Request::Attach {
             path,
             accept_copy,
@@ -125,13 +140,21 @@ fn respond(stream: &UnixStream, handler: &dyn Handler, limits: &Limits, request:
             .re_enroll(Path::new(path), *accept_copy)
             .map(Answer::Attached),
         Request::Refresh { path } => handler.refresh(path).map(Answer::Refreshed),
-        Request::Unmount { flush } => report(handler.unmount(*flush, &progress)),
+        Request::Unmount { flush, force } => report(handler.unmount(*flush, *force, &asker)),
+        Request::Cancel => Err(ControlError::new(
+            ErrorCode::BadRequest,
+            "there is nothing under way to be cancelled",
+        )),
     };
     let reply = match outcome {
         Ok(answer) => Reply::Done { answer },
         Err(error) => Reply::Error(error),
     };
     outgoing.into_inner().finish(&reply)
+}
+
+fn is_cancel(line: &[u8]) -> bool {
+    matches!(protocol::decode::<Request>(line), Ok(Request::Cancel))
 }
 
 fn report(outcome: Result<FlushReport, ControlError>) -> Result<Answer, ControlError> {

@@ -3,8 +3,11 @@
 //! The time is a deadline for the whole line, not for each read: a peer that sends a byte now and then gets no further.
 
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{MsgFlags, recv};
 
 /// Why there is no line.
 #[derive(Debug)]
@@ -57,6 +60,34 @@ impl LineReader {
                 },
             }
         }
+    }
+
+    /// Takes the next line if it is `wanted`; any other stays to be taken by [`LineReader::next_line`]. Never waits.
+    ///
+    /// At most `limit` bytes and a chunk are held.
+    pub(super) fn take_if(
+        &mut self,
+        stream: &UnixStream,
+        limit: usize,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> bool {
+        let mut chunk = [0; 8192];
+        while self.buffer.len() <= limit {
+            match recv(stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+                // The end of the stream, or an error, is met again by the next ordinary read.
+                Ok(0) | Err(_) => break,
+                Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
+            }
+        }
+        let Some(end) = self.buffer.iter().position(|&b| b == b'\n') else {
+            return false;
+        };
+        let taken = wanted(&self.buffer[..end]);
+        if taken {
+            self.buffer.drain(..=end);
+            self.scanned = 0;
+        }
+        taken
     }
 
     fn take_line(&mut self, limit: usize) -> Result<Option<Vec<u8>>, LineError> {
@@ -132,6 +163,27 @@ mod tests {
         );
         let end = reader.next_line(&theirs, 4, None);
         assert!(matches!(end, Err(LineError::TooLong)), "{end:?}");
+    }
+
+    #[test]
+    fn only_the_wanted_line_is_taken_out_of_turn() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut reader = LineReader::default();
+        let take = |reader: &mut LineReader| reader.take_if(&theirs, 100, |line| line == b"stop");
+        assert!(!take(&mut reader), "nothing has come");
+        ours.write_all(b"st").unwrap();
+        assert!(!take(&mut reader));
+        ours.write_all(b"op\nnext\nstop\n").unwrap();
+        assert!(take(&mut reader));
+        assert!(!take(&mut reader), "another request stands before it");
+        assert_eq!(
+            reader.next_line(&theirs, 100, None).unwrap().unwrap(),
+            b"next"
+        );
+        assert!(take(&mut reader));
+        drop(ours);
+        assert!(!take(&mut reader), "an end is no request");
+        assert!(reader.next_line(&theirs, 100, None).unwrap().is_none());
     }
 
     #[test]

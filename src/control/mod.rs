@@ -5,6 +5,7 @@ pub mod client;
 mod connection;
 mod lines;
 pub mod protocol;
+pub mod registry;
 pub mod server;
 
 pub use connection::Limits;

@@ -68,7 +68,13 @@ pub enum Request {
     Unmount {
         /// Flush before.
         flush: bool,
+        /// Cut off whoever still uses it.
+        #[serde(default, skip_serializing_if = "is_false")]
+        force: bool,
     },
+    /// Give up the request that this connection waits for, if that is still possible. It has no answer of its own: the request
+    /// under way gets one. A connection that is closed cancels nothing.
+    Cancel,
 }
 
 /// How a flush is to be done. What is left out is not wished for.
@@ -169,6 +175,11 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+// serde hands over a reference.
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 /// Whether the backend is at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -245,6 +256,105 @@ pub struct Status {
     pub version: String,
     /// The daemon's process id.
     pub pid: u32,
+    /// The cache directory.
+    #[serde(default)]
+    pub cache: String,
+    /// The mount is in the mount table of the daemon. If not, it was unmounted, and something keeps the file system in use.
+    #[serde(default = "yes")]
+    pub mounted: bool,
+    /// If it is not mounted: what keeps it in use.
+    #[serde(default)]
+    pub users: Users,
+    /// Since when the drive is ejected, if it was not seen to be away or attached again since.
+    #[serde(default)]
+    pub ejected: Option<Ejected>,
+    /// What the last flush that ended has left behind; `None` if none has ended since the daemon started.
+    #[serde(default)]
+    pub last_flush: Option<LastFlush>,
+    /// Space of the SSD that the cache is on; `None` if it cannot be told.
+    #[serde(default)]
+    pub ssd: Option<Space>,
+    /// How much of it the cache may take, in bytes: 0 if unknown.
+    #[serde(default)]
+    pub cache_limit_bytes: u64,
+    /// Space of the drive when it was last asked; `None` if it is not there.
+    #[serde(default)]
+    pub drive: Option<Space>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Space of a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// What a new file may take.
+    pub free_bytes: u64,
+    /// All of it.
+    pub total_bytes: u64,
+}
+
+/// An eject that is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ejected {
+    /// When: RFC 3339, UTC.
+    pub time: String,
+    /// Where the drive is mounted still; `None` once it has been unmounted or unplugged.
+    pub mounted_at: Option<String>,
+}
+
+/// What the flush that ended last has to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastFlush {
+    /// When it ended: RFC 3339, UTC.
+    pub time: String,
+    /// What it left behind, the first hundred.
+    pub left_behind: Vec<LeftBehind>,
+    /// How many that are in all.
+    pub left_behind_count: u64,
+    /// Files that both sides had changed.
+    #[serde(default)]
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A file that was changed in the mount and on the drive. Both versions are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// The file, with the mount's version: a path below the mount.
+    pub path: String,
+    /// Where the drive's version is: a path below the mount.
+    pub theirs: String,
+}
+
+/// What keeps a file system in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Users {
+    /// What was found.
+    pub found: Vec<UsedBy>,
+    /// There may be more, of other users.
+    pub some_unseen: bool,
+}
+
+impl Users {
+    /// Whether there is nothing to be said.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty() && !self.some_unseen
+    }
+}
+
+/// A process or mount that keeps a file system in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedBy {
+    /// The process; `None` for a mount in the daemon's own mount namespace.
+    pub pid: Option<u32>,
+    /// Its program.
+    pub program: Option<String>,
+    /// A path by which it uses it, as it sees it.
+    pub path: String,
+    /// That path is a mount, and no file.
+    pub is_mount: bool,
 }
 
 /// How far what the backend had before has been taken in. All of it can be used meanwhile.
@@ -302,7 +412,7 @@ pub struct LeftBehind {
 }
 
 /// What a flush did.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FlushReport {
     /// Number of the (last) batch; `None` if there was nothing to carry over.
     pub batch: Option<u64>,
@@ -310,12 +420,24 @@ pub struct FlushReport {
     pub files: u64,
     /// How many bytes were carried over.
     pub bytes: u64,
+    /// How many names were removed on the backend.
+    #[serde(default)]
+    pub removed: u64,
+    /// How many names were moved on the backend.
+    #[serde(default)]
+    pub moved: u64,
     /// How long it took.
     pub seconds: f64,
     /// What was not carried over and should have been. Empty means: everything is on the backend, synced.
     pub left_behind: Vec<LeftBehind>,
     /// Entries that the backend cannot hold and that live in the index only.
     pub kept_local: u64,
+    /// Files that both sides had changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<Conflict>,
+    /// After an unmount that has left the file system in use elsewhere: the daemon goes on for those that use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still_used: Option<Users>,
 }
 
 /// What a look for changes of others has found, counted by names.
@@ -381,6 +503,8 @@ pub enum ErrorCode {
     Busy,
     /// The request makes no sense to this daemon.
     BadRequest,
+    /// It was cancelled by the one who asked.
+    Cancelled,
 }
 
 /// A request that failed.

@@ -15,9 +15,13 @@ fn requests_keep_the_form_that_scripts_may_rely_on() {
             r#"{"v":1,"request":"flush","timeout_ms":5}"#,
         ),
         (
-            Request::Unmount { flush: true },
+            Request::Unmount {
+                flush: true,
+                force: false,
+            },
             r#"{"v":1,"request":"unmount","flush":true}"#,
         ),
+        (Request::Cancel, r#"{"v":1,"request":"cancel"}"#),
     ];
     for (request, text) in cases {
         assert_eq!(encode(&request).unwrap(), format!("{text}\n").into_bytes());
@@ -37,6 +41,7 @@ fn every_reply_survives_the_way_over_the_wire() {
             reason: "open".into(),
         }],
         kept_local: 1,
+        ..FlushReport::default()
     };
     let progress = Progress {
         phase: Phase::Stage,

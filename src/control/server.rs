@@ -29,6 +29,32 @@ use super::protocol::{
     SOCKET_NAME, Status,
 };
 
+/// Who waits for an answer.
+pub struct Asker<'a> {
+    progress: &'a dyn Fn(Progress),
+    cancelled: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Asker<'a> {
+    /// One that is given signs of progress by `progress`, and has cancelled its request once `cancelled`.
+    pub fn new(progress: &'a dyn Fn(Progress), cancelled: &'a dyn Fn() -> bool) -> Asker<'a> {
+        Asker {
+            progress,
+            cancelled,
+        }
+    }
+
+    /// Tells how far it is. Never waits.
+    pub fn tell(&self, step: Progress) {
+        (self.progress)(step);
+    }
+
+    /// Whether the request has been cancelled by the one who made it. One that has gone away has not cancelled it.
+    pub fn has_cancelled(&self) -> bool {
+        (self.cancelled)()
+    }
+}
+
 /// What the daemon does when it is asked. Called from many threads at once.
 pub trait Handler: Send + Sync {
     /// How things stand. Must not wait for the backend.
@@ -41,19 +67,15 @@ pub trait Handler: Send + Sync {
     fn flush(
         &self,
         timeout: Option<Duration>,
-        progress: &dyn Fn(Progress),
+        asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError>;
 
     /// The same with wishes beyond the time it may take; who knows of none does without.
     ///
     /// # Errors
     /// As [`Handler::flush`].
-    fn flush_as(
-        &self,
-        wish: &FlushWish,
-        progress: &dyn Fn(Progress),
-    ) -> Result<FlushReport, ControlError> {
-        self.flush(wish.timeout_ms.map(Duration::from_millis), progress)
+    fn flush_as(&self, wish: &FlushWish, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
+        self.flush(wish.timeout_ms.map(Duration::from_millis), asker)
     }
 
     /// Lets what was being written when the daemon before died be carried as it is; tells how many files that are.
@@ -68,7 +90,7 @@ pub trait Handler: Send + Sync {
     ///
     /// # Errors
     /// If the backend is still held.
-    fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError>;
+    fn eject(&self, asker: &Asker<'_>) -> Result<FlushReport, ControlError>;
 
     /// Takes the volume at `path`, an absolute path, as the backend; see [`super::protocol::Request::Attach`].
     ///
@@ -106,15 +128,17 @@ pub trait Handler: Send + Sync {
         Err(ControlError::new(ErrorCode::BadRequest, message))
     }
 
-    /// Flushes if told to, then ends the mount. The answer is sent after this returned, so whoever ends the process
-    /// calls [`ServerHandle::stop`] first, from another thread.
+    /// Flushes if told to, then ends the mount; with `force` also for those who still use it. If the file system stays in use
+    /// elsewhere, the report names who uses it, and the daemon goes on. The answer is sent after this returned, so whoever ends
+    /// the process calls [`ServerHandle::stop`] first, from another thread.
     ///
     /// # Errors
     /// If the mount goes on.
     fn unmount(
         &self,
         flush: bool,
-        progress: &dyn Fn(Progress),
+        force: bool,
+        asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError>;
 }
 

@@ -137,6 +137,8 @@ pub fn give_up(code: Exit) {
 /// If there can be no session of its own.
 pub fn begin_child() -> io::Result<()> {
     nix::unistd::setsid()?;
+    // The kernel has named it by the link that it was started through.
+    nix::sys::prctl::set_name(c"ferryfs")?;
     if let Err(error) = crate::sys::fds::close_inherited() {
         // Before Linux 5.9; a held descriptor is a nuisance, not a danger.
         tracing::debug!(%error, "inherited descriptors stay open");

@@ -15,7 +15,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unb
 
 use crate::backend::drive::Drive;
 use crate::control::protocol::{Phase, Progress};
-use crate::flush::{FlushError, Flusher, Report, Wish};
+use crate::control::server::Asker;
+use crate::flush::{Cancel, FlushError, Flusher, Report, Wish};
 
 /// How often it is looked whether to go on waiting, and whether the backend answers.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -25,6 +26,9 @@ const TELL_EVERY: Duration = Duration::from_millis(50);
 
 /// A flush keeps its deadline itself, as far as it can: how much later it is no longer waited for.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How long a flush that was cancelled is waited for: it may sit in a call to the backend, and can no longer be committed.
+const CANCELLING: Duration = Duration::from_secs(2);
 
 /// How long whoever asked for a flush waits.
 pub(super) struct Patience<'a> {
@@ -61,11 +65,12 @@ pub(super) fn flush(
     (flusher, drive): (&Arc<Flusher>, &Drive),
     wish: Wish,
     patience: &Patience<'_>,
-    progress: &dyn Fn(Progress),
+    asker: &Asker<'_>,
     then: impl FnOnce() + Send + 'static,
     after: impl FnOnce(&Outcome) + Send + 'static,
 ) -> Outcome {
     let verdict = Verdict::default();
+    let cancel = wish.cancel.clone();
     let (steps, stepped) = unbounded();
     let (end, ended) = bounded(1);
     let (theirs, flusher) = (verdict.clone(), flusher.clone());
@@ -89,7 +94,14 @@ pub(super) fn flush(
             source,
         });
     }
-    wait(&verdict, drive, patience, progress, &stepped, &ended)
+    let waiting = Waiting {
+        verdict: &verdict,
+        cancel: &cancel,
+        drive,
+        patience,
+        asker,
+    };
+    waiting.wait(&stepped, &ended)
 }
 
 /// Passes on the steps of a flush, not more than anybody can look at: each wakes the thread that waits.
@@ -110,51 +122,68 @@ impl Teller {
     }
 }
 
-fn wait(
-    verdict: &Verdict,
-    drive: &Drive,
-    patience: &Patience<'_>,
-    progress: &dyn Fn(Progress),
-    stepped: &Receiver<Progress>,
-    ended: &Receiver<Outcome>,
-) -> Outcome {
-    let mut last = crate::flush::phase(Phase::Cut);
-    let mut looked = Instant::now();
-    let mut talking = true;
-    let never = crossbeam_channel::never();
-    loop {
-        let stepped = if talking { stepped } else { &never };
-        select! {
-            recv(ended) -> outcome => return outcome.unwrap_or_else(|_| Err(broken())),
-            recv(stepped) -> step => match step {
-                Ok(step) => {
-                    last = step;
-                    progress(last);
-                }
-                Err(_) => talking = false,
-            },
-            default(LOOK_EVERY) => {}
+/// The one who waits for a flush.
+struct Waiting<'a> {
+    verdict: &'a Verdict,
+    cancel: &'a Cancel,
+    drive: &'a Drive,
+    patience: &'a Patience<'a>,
+    asker: &'a Asker<'a>,
+}
+
+impl Waiting<'_> {
+    fn wait(&self, stepped: &Receiver<Progress>, ended: &Receiver<Outcome>) -> Outcome {
+        let mut last = crate::flush::phase(Phase::Cut);
+        let mut looked = Instant::now();
+        let mut cancelled = None;
+        let mut talking = true;
+        let never = crossbeam_channel::never();
+        loop {
+            let stepped = if talking { stepped } else { &never };
+            select! {
+                recv(ended) -> outcome => return outcome.unwrap_or_else(|_| Err(broken())),
+                recv(stepped) -> step => match step {
+                    Ok(step) => {
+                        last = step;
+                        self.asker.tell(last);
+                    }
+                    Err(_) => talking = false,
+                },
+                default(LOOK_EVERY) => {}
+            }
+            if looked.elapsed() < LOOK_EVERY {
+                continue;
+            }
+            looked = Instant::now();
+            if let Some(error) = self.look(last, &mut cancelled)
+                && self.verdict.decide(GIVEN_UP)
+            {
+                // It may just have ended.
+                return ended.try_recv().unwrap_or(Err(error));
+            }
         }
-        if looked.elapsed() < LOOK_EVERY {
-            continue;
+    }
+
+    /// Looks whether to go on waiting, and says why not. `cancelled` is when the flush was cancelled in time.
+    fn look(&self, last: Progress, cancelled: &mut Option<Instant>) -> Option<FlushError> {
+        if cancelled.is_none() && self.asker.has_cancelled() {
+            if !self.cancel.cancel() {
+                return Some(FlushError::TooLate);
+            }
+            *cancelled = Some(Instant::now());
         }
-        looked = Instant::now();
-        let silent = drive.stalled().map(|stall| stall.lasts());
+        if cancelled.is_some_and(|at| at.elapsed() > CANCELLING) {
+            return Some(FlushError::Cancelled);
+        }
+        let silent = self.drive.stalled().map(|stall| stall.lasts());
         if let Some(silent) = silent {
-            progress(Progress {
+            self.asker.tell(Progress {
                 silent_seconds: silent.as_secs().max(1),
                 ..last
             });
         }
-        let late = patience
-            .deadline
-            .is_some_and(|deadline| deadline.elapsed() > GRACE);
-        if (late || (patience.enough)(silent)) && verdict.decide(GIVEN_UP) {
-            // It may just have ended.
-            return ended
-                .try_recv()
-                .unwrap_or(Err(FlushError::StillRunning { silent }));
-        }
+        let late = (self.patience.deadline).is_some_and(|deadline| deadline.elapsed() > GRACE);
+        (late || (self.patience.enough)(silent)).then_some(FlushError::StillRunning { silent })
     }
 }
 

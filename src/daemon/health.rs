@@ -105,7 +105,7 @@ impl Concern {
 
 /// What the file system of `mount` tells of its state while it is mounted.
 pub(super) fn state_of(mount: &Mount) -> FsState {
-    match superblock::read(mount.dev) {
+    match superblock::read(mount.block_device().unwrap_or(mount.dev)) {
         Ok(Some(found)) if found.speaks_while_mounted(&mount.fs_type) && found.dirty => {
             FsState::Dirty
         }

@@ -38,11 +38,12 @@ pub(super) enum Same {
 impl FsIdentity {
     /// The identity of the file system that `mount` shows.
     pub(super) fn of(mount: &Mount) -> FsIdentity {
-        let from_disk = superblock::read(mount.dev).ok().flatten();
+        let device = mount.block_device().unwrap_or(mount.dev);
+        let from_disk = superblock::read(device).ok().flatten();
         FsIdentity {
             uuid: from_disk
                 .map(|found| found.uuid)
-                .or_else(|| uuid_from_udev(mount.dev)),
+                .or_else(|| uuid_from_udev(device)),
             fsid: stable_fsid(mount),
         }
     }
@@ -131,7 +132,7 @@ fn plain_join(base: &Path, below: &Path) -> PathBuf {
 }
 
 fn is_on_disk(mount: &Mount) -> bool {
-    superblock::device_exists(mount.dev)
+    mount.block_device().is_some()
 }
 
 #[cfg(test)]

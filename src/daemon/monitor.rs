@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, poll};
@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 
 use super::health::{self, Case, Decision, FsState};
 use super::lease::{Keeper, LeaseFailure, Step};
+use super::service::rfc3339;
 use super::verify::{self, Found};
 use super::volume::CacheFacts;
 use crate::backend::drive::Drive;
@@ -33,9 +34,11 @@ use crate::backend::drive::Withheld;
 use crate::backend::mounted::MountedDir;
 use crate::backend::watched::Watched;
 use crate::backend::{Backend, BackendError, Look};
+use crate::base::Timestamp;
+use crate::control::protocol::Ejected;
 use crate::flush::{FlushError, Flusher};
 use crate::sys::mounts::{self, Mount};
-use crate::sys::superblock;
+use crate::sys::superblock::{self, Medium};
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -46,6 +49,9 @@ const EJECTED_INTERVAL: Duration = Duration::from_millis(200);
 /// How long one wait for the mount table to change lasts; requests for a look, and a block device that has gone, are noticed
 /// right after that.
 const TABLE_WAIT_MS: u8 = 50;
+
+/// How long a drive that was unmounted may take to note that.
+const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// How often other mounts are looked through for the volume after the mount table has changed: the one who mounts a drive may
 /// not be done with it at the first time.
@@ -109,6 +115,8 @@ pub(super) struct Site {
     pub(super) place: PathBuf,
     /// What is mounted there.
     pub(super) mount: Option<Mount>,
+    /// The medium that it is on, if that can be told.
+    medium: Option<Medium>,
     /// It, off the leash: to look whether it still stands there after it was let go of.
     pub(super) dir: MountedDir,
     /// What is attached.
@@ -122,6 +130,7 @@ impl Site {
             path: path.into(),
             place: std::fs::canonicalize(path).unwrap_or_else(|_| path.into()),
             mount: found.mount.clone(),
+            medium: medium_of(found),
             dir: found.dir.clone(),
             backend: bell.leash(found.dir.clone()),
         }
@@ -134,6 +143,7 @@ impl Site {
             path: path.into(),
             place: path.into(),
             mount: None,
+            medium: None,
             dir: dir.clone(),
             backend: bell.leash(dir),
         }
@@ -162,6 +172,8 @@ pub(super) struct Monitor {
     pub(super) site: Mutex<Site>,
     pub(super) facts: Mutex<CacheFacts>,
     presence: Mutex<Presence>,
+    /// When it was ejected, until it is attached again.
+    ejected: Mutex<Option<Timestamp>>,
     trouble: Mutex<Option<String>>,
     /// What there is to be said of the drive's file system.
     warning: Mutex<Option<String>>,
@@ -195,6 +207,7 @@ impl Monitor {
                 None => Presence::Attached,
                 Some(_) => Presence::Gone,
             }),
+            ejected: Mutex::new(None),
             trouble: Mutex::new(away),
             warning: Mutex::new(warning),
             unfinished: Mutex::new(None),
@@ -251,9 +264,20 @@ impl Monitor {
         *self.presence.lock()
     }
 
+    /// The eject that is in force, if one is.
+    pub(super) fn ejected(&self) -> Option<Ejected> {
+        let time = (*self.ejected.lock())?;
+        let is_there = self.presence() == Presence::Ejected;
+        Some(Ejected {
+            time: rfc3339(time),
+            mounted_at: is_there.then(|| self.path().to_string_lossy().into_owned()),
+        })
+    }
+
     /// Lets go of the backend in order: others may have it at once.
     pub(super) fn eject(&self) {
         self.parts.lease.release();
+        *self.ejected.lock() = Some(SystemTime::now().into());
         self.let_go(Presence::Ejected);
     }
 
@@ -309,8 +333,7 @@ impl Monitor {
         if self.presence() != Presence::Attached {
             return None;
         }
-        let device = self.site.lock().mount.as_ref()?.dev;
-        superblock::device_exists(device).then_some(device)
+        self.site.lock().mount.as_ref()?.block_device()
     }
 
     /// Waits a moment for the mount table to change. The kernel marks its file when it does (proc(5), mountinfo).
@@ -387,9 +410,42 @@ impl Monitor {
     }
 
     fn lose(&self, error: &BackendError) {
-        tracing::warn!(%error, "the backend is gone; everything goes on from the cache");
-        self.vanished.store(true, Ordering::Release);
+        let is_at_work = self.parts.flusher.is_running() || has_open_batch(&self.parts.cache);
+        if !is_at_work && self.was_unmounted() {
+            tracing::info!("the drive was unmounted; everything goes on from the cache");
+        } else {
+            tracing::warn!(%error, "the backend is gone; everything goes on from the cache");
+            self.vanished.store(true, Ordering::Release);
+        }
         self.let_go(Presence::Gone);
+    }
+
+    /// Whether the drive that is gone was unmounted in order: no mount shows its file system any more, while the block device that
+    /// it was on is still there. A drive that is pulled takes its device along. A driver behind FUSE may have died as well, and
+    /// then its flag tells, if it can be read; if it cannot, the drive was idle and not taken out.
+    fn was_unmounted(&self) -> bool {
+        let (mount, medium) = {
+            let site = self.site.lock();
+            (site.mount.clone(), site.medium)
+        };
+        let Some(mount) = mount else { return false };
+        let is_mounted =
+            mounts::mounts().is_ok_and(|table| table.iter().any(|m| m.dev == mount.dev));
+        let Some(device) = mount.block_device().filter(|_| !is_mounted) else {
+            return false;
+        };
+        // The mount leaves the table before its file system has written the flag.
+        let end = Instant::now() + LAST_WRITE;
+        loop {
+            match superblock::read(device) {
+                Ok(Some(found)) if found.dirty && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Ok(Some(found)) => return !found.dirty,
+                // Not taken out meanwhile: what was written to it is on it.
+                _ => return medium.is_some() && medium == superblock::medium(device),
+            }
+        }
     }
 
     fn look_for_return(&self) {
@@ -423,7 +479,9 @@ impl Monitor {
         let before = self.before.lock().clone();
         for path in verify::elsewhere(&before, &mount, &place, facts) {
             match verify::verify(&path, facts, false) {
-                Ok(found) if found.is_certain => return self.come_back(&path, found),
+                Ok(found) if found.is_certain || self.is_same_medium(&found) => {
+                    return self.come_back(&path, found);
+                }
                 Ok(_) => self.note(format!(
                     "the volume seems to be at {0} now; attach it with `ferryfs attach {0}`",
                     path.display()
@@ -431,6 +489,13 @@ impl Monitor {
                 Err(refusal) => self.note(refusal.to_string()),
             }
         }
+    }
+
+    /// Whether what was found is on the medium that the drive was on, which has not been taken out meanwhile: certain also for a user
+    /// who may not read the file system's UUID.
+    fn is_same_medium(&self, found: &Found) -> bool {
+        let before = self.site.lock().medium;
+        before.is_some() && before == medium_of(found)
     }
 
     fn come_back(&self, path: &Path, found: Found) {
@@ -501,6 +566,7 @@ impl Monitor {
         self.table_is_new.store(true, Ordering::Release);
         *self.retry.lock() = (Instant::now(), Duration::ZERO);
         *self.presence.lock() = Presence::Attached;
+        *self.ejected.lock() = None;
         self.parts.drive.refresh_space();
         (self.parts.on_attach)();
         Ok(())
@@ -548,6 +614,10 @@ pub(super) fn unfinished_line(why: &str) -> String {
     format!(
         "a batch that was interrupted is not finished on the drive: {why}. Nothing is lost: the mount serves the cache, and it is tried again by itself and by every flush"
     )
+}
+
+fn medium_of(found: &Found) -> Option<Medium> {
+    superblock::medium(found.mount.as_ref()?.block_device()?)
 }
 
 /// What is to be said of a drive that is attached in this case.

@@ -76,8 +76,8 @@ fn open_alone(
     why: DaemonError,
 ) -> Result<Opened, DaemonError> {
     preflight::check_cache(&dir, &options.backend, &options.mountpoint)?;
-    let volume_lock = VolumeLock::acquire(facts.volume)?;
-    let lock = lock_cache(&dir)?;
+    let volume_lock = lock_volume(facts.volume)?;
+    let lock = lock_cache(&dir, Some(&facts))?;
     let of = (facts.volume, facts.origin);
     let lease = Keeper::start(options.lease, options.lease_timeout, of, clock.now())
         .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
@@ -96,10 +96,15 @@ fn open_alone(
     })
 }
 
-fn lock_cache(dir: &Path) -> Result<CacheLock, DaemonError> {
+/// The lock of a cache. If another daemon has it, and `known` tells which volume that serves, it says what keeps it in use.
+fn lock_cache(dir: &Path, known: Option<&CacheFacts>) -> Result<CacheLock, DaemonError> {
     CacheLock::acquire(dir).map_err(|error| {
-        DaemonError::failed(error.to_string())
-            .hint("see `ferryfs status`; one cache serves one mount")
+        let refused = DaemonError::failed(error.to_string())
+            .hint("see `ferryfs status`; one cache serves one mount");
+        match known {
+            Some(facts) => super::running::explain(facts.volume, refused),
+            None => refused,
+        }
     })
 }
 
@@ -110,7 +115,7 @@ fn open_with_drive(
 ) -> Result<Opened, DaemonError> {
     let volume_lock = marker
         .as_ref()
-        .map(|marker| VolumeLock::acquire(marker.id))
+        .map(|marker| lock_volume(marker.id))
         .transpose()?;
     let dir = match (&options.cache, &marker) {
         (Some(dir), _) => dir.clone(),
@@ -143,7 +148,7 @@ fn open_with_drive(
     };
     let volume_lock = match volume_lock {
         Some(lock) => lock,
-        None => VolumeLock::acquire(marker.id)?,
+        None => lock_volume(marker.id)?,
     };
     let dir = match &options.cache {
         Some(_) => dir,
@@ -152,7 +157,7 @@ fn open_with_drive(
     let is_empty = std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
     let made_dir = is_empty || !dir.exists();
     volume::make_cache_dir(&dir)?;
-    let lock = lock_cache(&dir)?;
+    let lock = lock_cache(&dir, known.as_ref())?;
     let is_new = known.is_none();
     let origin = known
         .as_ref()
@@ -186,6 +191,10 @@ fn open_with_drive(
         _lock: lock,
         _volume: volume_lock,
     })
+}
+
+fn lock_volume(volume: Uuid) -> Result<VolumeLock, DaemonError> {
+    VolumeLock::acquire(volume).map_err(|refused| super::running::explain(volume, refused))
 }
 
 /// Makes sure that no other machine has the volume at work. To be called with the cache locked.
@@ -253,12 +262,17 @@ fn locate(options: &MountOptions, clock: &dyn Clock) -> Result<Located, DaemonEr
         && problem.is_none()
         && let Ok(found) = verify::verify(&facts.backend, &facts, false)
     {
-        tracing::warn!(named = %options.backend.display(), found = %facts.backend.display(), "the drive is at another place");
+        tracing::info!(named = %options.backend.display(), found = %facts.backend.display(), "the drive is at another place");
+        crate::cli::complain(&format!(
+            "ferryfs: the drive is not at {} but at {}: mounting that",
+            options.backend.display(),
+            facts.backend.display()
+        ));
         let marker = volume::peek(&found.dir)?;
         return Ok(Located::Here(facts.backend, found.dir, marker));
     }
     if options.re_enroll && problem.is_none() {
-        let lock = lock_cache(&dir)?;
+        let lock = lock_cache(&dir, Some(&facts))?;
         let forced = options.accept_copy;
         re_enroll(&options.backend, &mut facts, &dir, forced, clock.now())?;
         drop(lock);
@@ -297,6 +311,7 @@ fn look_at_its_state(
     match (health::decide(case), &mount) {
         (Decision::Check, Some(mount)) => {
             health::check(mount).map_err(|error| attach::refused(&error))?;
+            crate::cli::complain("ferryfs: the drive was checked and is in order");
             let backend = MountedDir::open(path).map_err(FlushError::from)?;
             Ok((backend, None))
         }
@@ -304,6 +319,7 @@ fn look_at_its_state(
             let warning = monitor::warning(case, mount.as_ref(), path);
             if let Some(warning) = &warning {
                 tracing::warn!(warning, "the drive's file system");
+                crate::cli::complain(&format!("ferryfs: warning: {warning}"));
             }
             Ok((backend, warning))
         }

@@ -89,6 +89,9 @@ fn an_existing_mount_is_not_mounted_over() {
     let place = Place::new();
     let entry = |fstype: &[u8]| MountEntry {
         id: 1,
+        dev: 1,
+        root: "/".into(),
+        user: None,
         mountpoint: place.at("mnt"),
         fstype: fstype.to_vec(),
         source: "/media/hdd".into(),
@@ -143,6 +146,9 @@ fn a_ferryfs_on_a_ferryfs_is_refused() {
     let place = Place::new();
     let table = [MountEntry {
         id: 1,
+        dev: 1,
+        root: "/".into(),
+        user: None,
         mountpoint: place.at(""),
         fstype: mounts::FSTYPE.to_vec(),
         source: "/media/hdd".into(),

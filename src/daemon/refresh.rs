@@ -146,6 +146,25 @@ impl Service {
         Some((at, true))
     }
 
+    /// Whether there is something at `path` in the mount, or on the drive. Where that cannot be told, it may be.
+    pub(super) fn is_anywhere(&self, path: &RelPath) -> bool {
+        let in_mount = {
+            let mut state = self.index.lock();
+            (path.components())
+                .try_fold(Ino::ROOT, |at, bytes| {
+                    state.lookup(at, &Name::new(bytes).ok()?).ok()?
+                })
+                .is_some()
+        };
+        let Some(backend) = self.drive.get() else {
+            return true;
+        };
+        in_mount
+            || !backend
+                .metadata(path)
+                .is_err_and(|error| error.is_not_found())
+    }
+
     /// How many versions of others are kept beside the mount's own.
     pub(super) fn conflicts(&self) -> u64 {
         let counted = self.index.lock().count_conflicts();

@@ -1,7 +1,7 @@
 //! Wiring: from the options of a mount to everything that serves it, and back down in order.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
 use super::below::Below;
+use super::ending::{End, Life};
 use super::hooks::FlushHooks;
 use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
 use super::mountpoint::{Ground, Note};
@@ -18,17 +19,19 @@ use super::refresh::Refreshing;
 use super::service::Service;
 use super::starting::Begin;
 use super::tasks::{AutoFlush, Tasks};
-use super::{DaemonError, Ready, ending, starting, volume};
+use super::{DaemonError, Ready, ending, log, starting, volume};
 use crate::backend::drive::{Drive, Withheld};
 use crate::base::{Clock, Ino};
 use crate::cache::{Reserve, Store};
-use crate::cli::render;
+use crate::cli::{complain, render};
+use crate::control::registry;
 use crate::control::server::{self, Handler};
 use crate::flush::{Flusher, Parts as FlushParts};
 use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
 use crate::index::{self, Flags, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Shown, Workers};
 use crate::rules::names::NameRules;
+use crate::sys::holders;
 use crate::sys::mounts::Mount;
 use crate::sys::time::CoarseClock;
 
@@ -41,6 +44,9 @@ const KEEP_FREE_DIVISOR: u64 = 20;
 /// Space of the SSD that writers may not take, at most; on a small disk, a sixteenth of it.
 const RESERVE: u64 = 64 << 20;
 
+/// Name of the log in the cache.
+const LOG: &str = "ferryfs.log";
+
 /// How long background threads are given to come to rest.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,22 +56,21 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// The limit of open files where the system does not tell.
 const USUAL_OPEN_FILES: u64 = 1024;
 
-/// Why the daemon comes to its end.
-enum End {
-    Unmounted,
-    Signal,
-}
-
 pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
     if options.io == IoMode::Passthrough {
         return Err(DaemonError::failed("--io passthrough is not there yet")
             .hint("use --io daemon, or leave it out"));
     }
-    start_logging();
+    log::start(options.foreground);
     let descriptors = raise_open_files();
     let signals = block_signals()?;
     let clock: Arc<dyn Clock> = Arc::new(CoarseClock);
     let opened = open_cache(&options, &*clock)?;
+    if let Err(error) = log::to_file(&opened.dir.join(LOG)) {
+        return Err(DaemonError::failed(format!(
+            "cannot open the log in the cache: {error}"
+        )));
+    }
     let index = open_index(&opened)?;
     let store =
         Arc::new(Store::open(&opened.dir).map_err(|error| DaemonError::failed(error.to_string()))?);
@@ -94,6 +99,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
         fs.show_system();
     }
     let attention = settle_after_unclean_end(&fs, &index)?;
+    tell_of_losses(&attention);
     let bell = Bell::new();
     let flusher = Arc::new(flusher(&opened, &index, &store, &drive, &clock, &fs)?);
     let (site, begin) = match &opened.found {
@@ -267,10 +273,20 @@ fn serve(
         attention,
         from_below: Arc::default(),
         refreshing,
+        cache: opened.dir.clone(),
+        cache_limit: limits.max_bytes,
+        device: OnceLock::new(),
+        last_flush: Arc::default(),
         ended,
+        life: Life::default(),
         ending: false.into(),
+        closing: false.into(),
+        flush_at_end: false.into(),
         over: false.into(),
     });
+    let noted = registry::note(opened.facts.volume, &opened.dir).inspect_err(
+        |error| tracing::warn!(%error, "this daemon is found by its mount and cache only"),
+    );
     let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
         .map_err(|e| io("cannot open the control socket", e))?;
     // All that takes time is behind us: from here on it is a matter of moments until the mount is there.
@@ -299,10 +315,16 @@ fn serve(
         Err(error) => {
             ground.give_up(&note);
             note.set_serving(&opened.dir, was_cut_off);
-            return Err(DaemonError::failed(format!("cannot mount at {}: {error}", options.mountpoint.display()))
+            // fusermount3's words come with their line ends.
+            let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            return Err(DaemonError::failed(format!("cannot mount at {}: {words}", options.mountpoint.display()))
                 .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf"));
         }
     };
+    match holders::device_of(&options.mountpoint) {
+        Ok(device) => drop(service.device.set(device)),
+        Err(error) => tracing::warn!(%error, "the number of the mount's device"),
+    }
     if let Some(fresh) = opened.fresh.take() {
         ready.say(&fresh.keep(&opened.dir));
     }
@@ -327,14 +349,17 @@ fn serve(
     });
     let tasks =
         Tasks::start(&service, &syncer, auto).map_err(|e| io("cannot start a thread", e))?;
-    let log = opened.dir.join("ferryfs.log");
-    if let Err(error) = ready.signal(&log) {
+    if let Err(error) = ready.signal(&opened.dir.join(LOG)) {
         tracing::error!(%error, "whoever started the mount is gone");
         let _ = super::dead_mount::unmount(&options.mountpoint);
     }
     tracing::info!(backend = %opened.path.display(), mountpoint = %options.mountpoint.display(), open_files = descriptors, "mounted");
-    let (cut_off, patience) = match wait_for_end(&session, &end, signals) {
-        End::Unmounted => (false, PATIENCE),
+    let (cut_off, patience) = match ending::wait_for_end(&session, &service.life, &end, signals) {
+        End::Unmounted => {
+            ending::flush_the_rest(&service);
+            (false, PATIENCE)
+        }
+        End::CutOff => (!is_over_soon(&session), PATIENCE),
         End::Signal => {
             let patience = ending::on_signal(&service, &options.mountpoint, signals);
             (!is_over_soon(&session), patience)
@@ -359,6 +384,7 @@ fn serve(
         .store(!at_rest, std::sync::atomic::Ordering::Release);
     note.set_serving(&opened.dir, false);
     server.close_door();
+    drop(noted);
     let closed = if cut_off {
         fs.sync().map_err(failed)
     } else {
@@ -433,16 +459,6 @@ fn is_over_soon(session: &Session) -> bool {
     session.is_over()
 }
 
-fn wait_for_end(session: &Session, end: &Receiver<()>, signals: &Receiver<()>) -> End {
-    loop {
-        crossbeam_channel::select! {
-            recv(end) -> _ => return End::Unmounted,
-            recv(signals) -> _ => return End::Signal,
-            default(Duration::from_millis(200)) => if session.is_over() { return End::Unmounted },
-        }
-    }
-}
-
 /// Files of the mount that are in use take a descriptor each, so the usual limit of 1024 is soon met. Gives the limit.
 fn raise_open_files() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -459,32 +475,6 @@ fn raise_open_files() -> u64 {
             tracing::warn!(%errno, soft, "the limit of open files stays as it is");
             soft
         }
-    }
-}
-
-fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FERRYFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,ferryfs=info,fuser=error"));
-    // Fails only if a test has set one up already.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(|| Unfailing)
-        .try_init();
-}
-
-/// stderr, which is the log on the SSD. What cannot be written is dropped: told of an error, the logger would say so on stderr
-/// again, and fail so hard that it takes the thread along. A full or dead SSD must not end the daemon.
-struct Unfailing;
-
-impl std::io::Write for Unfailing {
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        let _ = std::io::stderr().write(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 
@@ -548,6 +538,21 @@ fn look_over(path: &Path, opened: &Opened) -> Result<(), DaemonError> {
         tracing::info!("the index is too large to be looked over as a whole");
     }
     Ok(())
+}
+
+/// How many lost files the person who mounts is told of one by one; `status` has them all.
+const LOSSES_TOLD: usize = 10;
+
+fn tell_of_losses(lines: &[String]) {
+    for line in lines.iter().take(LOSSES_TOLD) {
+        complain(&format!("ferryfs: warning: {}", render::printable(line)));
+    }
+    if lines.len() > LOSSES_TOLD {
+        let more = lines.len() - LOSSES_TOLD;
+        complain(&format!(
+            "ferryfs: warning: and {more} more, see `ferryfs status`"
+        ));
+    }
 }
 
 /// Gives what has become of files whose bytes were lost, a line each.

@@ -1,8 +1,8 @@
 //! What the control socket asks for.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::below::Taken;
+use super::ending::{Asked, LAST_BREATH, Life};
 use super::flight::{self, Patience};
 use super::monitor::{Monitor, Presence};
 use super::refresh::Refreshing;
@@ -17,14 +18,18 @@ use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
 use crate::base::{RelPath, Timestamp, Utc};
 use crate::cache::Store;
+use crate::cli::render;
 use crate::control::protocol::{
     AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish,
-    ImportStatus, IoPath, LastBatch, LeftBehind, Progress, RefreshReport, Status,
+    ImportStatus, IoPath, LastBatch, LastFlush, LeftBehind, RefreshReport, Space, Status, UsedBy,
+    Users,
 };
-use crate::control::server::Handler;
+use crate::control::server::{Asker, Handler};
 use crate::flush::{FlushError, Flusher, Report, Wish};
 use crate::fs::Fs;
 use crate::index::{BatchSummary, Index, Waiting};
+use crate::sys::holders::{self, Holder, Use};
+use crate::sys::mounts;
 
 /// Files held back that are named one by one.
 const HELD_BACK_NAMED: u32 = 5;
@@ -38,9 +43,9 @@ pub(super) struct Service {
     pub(super) monitor: Arc<Monitor>,
     pub(super) volume: Uuid,
     pub(super) mountpoint: PathBuf,
-    /// The last thing that went wrong and has not been put right since.
     /// Every flush reads back what it has written.
     pub(super) verify: bool,
+    /// The last thing that went wrong and has not been put right since.
     pub(super) last_error: Arc<Mutex<Option<String>>>,
     /// How long a backend may not answer before `eject` and `unmount` go on without it.
     pub(super) patience: Duration,
@@ -52,12 +57,37 @@ pub(super) struct Service {
     pub(super) from_below: Arc<Mutex<Taken>>,
     /// What is known of looks for changes of others.
     pub(super) refreshing: Arc<Refreshing>,
-    /// Told when the mount has been ended on request.
-    pub(super) ended: Sender<()>,
+    /// The cache directory.
+    pub(super) cache: PathBuf,
+    /// How much of the SSD the cache may take, in bytes.
+    pub(super) cache_limit: u64,
+    /// `st_dev` of the mount, once it is there.
+    pub(super) device: OnceLock<u64>,
+    /// What the flush that ended last has to say.
+    pub(super) last_flush: Arc<Mutex<Option<LastFlush>>>,
+    /// To the one who waits for the end of the mount.
+    pub(super) ended: Sender<Asked>,
+    /// Whether the kernel has ended the file system.
+    pub(super) life: Life,
     /// No new flush begins by itself.
     pub(super) ending: AtomicBool,
+    /// No flush is to go on whose batch is not committed.
+    pub(super) closing: AtomicBool,
+    /// What was written after the unmount, through other mounts, is to be carried when the last of them is gone.
+    pub(super) flush_at_end: AtomicBool,
     /// The daemon ends in the middle of a flush: nobody is to wait for it any more.
     pub(super) over: AtomicBool,
+}
+
+/// Where the mount is, in the mount namespace of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At its place.
+    There,
+    /// Another file system is mounted over it.
+    Covered,
+    /// Not mounted any more.
+    Gone,
 }
 
 /// What to do about a failed flush.
@@ -88,7 +118,9 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
         FlushError::StillRunning { silent: Some(_) } => {
             "see whether the NAS or drive is well; `ferryfs status` tells when it answers again"
         }
-        FlushError::StillRunning { silent: None } => "see `ferryfs status` for how it goes on",
+        FlushError::TooLate | FlushError::StillRunning { silent: None } => {
+            "see `ferryfs status` for how it goes on"
+        }
         FlushError::Backend(error) if error.is_full() => {
             "nothing is lost, and the next flush goes on with it; free some space on the drive itself first, by hand"
         }
@@ -96,6 +128,10 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
             "see whether the NAS or drive is well; what was not carried waits in the cache"
         }
         FlushError::TimedOut => "run `ferryfs flush` again with more time",
+        FlushError::Cancelled => "what waits is in the cache, and is flushed the next time",
+        FlushError::Ended { .. } => {
+            "nothing is lost: what was not carried waits in the cache and follows after the next mount"
+        }
         FlushError::Unfinished { .. } => {
             "nothing was overwritten; put it right and run `ferryfs flush` again"
         }
@@ -123,7 +159,9 @@ fn is_way_of_ours_blocked(error: &crate::backend::BackendError) -> bool {
 }
 
 pub(super) fn control_error(error: &FlushError) -> ControlError {
-    let code = if error.is_gone() || matches!(error, FlushError::WrongDrive(_)) {
+    let code = if matches!(error, FlushError::Cancelled | FlushError::TooLate) {
+        ErrorCode::Cancelled
+    } else if error.is_gone() || matches!(error, FlushError::WrongDrive(_)) {
         ErrorCode::BackendAbsent
     } else {
         ErrorCode::Failed
@@ -144,6 +182,10 @@ fn not_ejected(error: &FlushError) -> ControlError {
             message: format!("not ejected: {}", control.message),
             ..control
         },
+        FlushError::Cancelled | FlushError::TooLate => ControlError {
+            message: format!("not ejected: {}", control.message),
+            ..control
+        },
         _ => control,
     }
 }
@@ -153,27 +195,35 @@ impl Service {
     pub(super) fn run_flush(
         &self,
         patience: &Patience<'_>,
-        progress: &dyn Fn(Progress),
+        asker: &Asker<'_>,
     ) -> Result<Report, FlushError> {
-        self.run_flush_and(patience, &Wish::default(), progress, || {})
+        self.run_flush_and(patience, Wish::default(), asker, || {})
     }
 
     fn run_flush_and(
         &self,
         patience: &Patience<'_>,
-        wish: &Wish,
-        progress: &dyn Fn(Progress),
+        wish: Wish,
+        asker: &Asker<'_>,
         then: impl FnOnce() + Send + 'static,
     ) -> Result<Report, FlushError> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(FlushError::Ended { committed: false });
+        }
         self.finish_first(patience)?;
         let started = Instant::now();
         let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
         let (index, fs) = (self.index.clone(), self.fs.clone());
+        let last_flush = self.last_flush.clone();
         let after = move |result: &Result<Report, FlushError>| {
             match result {
-                Ok(_) => *last_error.lock() = None,
+                Ok(report) => {
+                    *last_error.lock() = None;
+                    *last_flush.lock() = Some(told_of(report));
+                }
                 // The state says so itself, and says no more so when the drive is back.
                 Err(FlushError::Detached) => {}
+                Err(FlushError::Cancelled) => tracing::info!("a flush was cancelled"),
                 Err(error) => {
                     tracing::error!(%error, "flush failed");
                     *last_error.lock() = Some(error.to_string());
@@ -197,16 +247,118 @@ impl Service {
         let wish = Wish {
             deadline: patience.deadline,
             verify: wish.verify || self.verify,
-            ..*wish
+            ..wish
+        };
+        let cancel = wish.cancel.clone();
+        let closing = || self.closing.load(Ordering::Acquire);
+        let progress = |step| asker.tell(step);
+        let cancelled = || {
+            // Whoever asked has not cancelled it then, and hears how it ends.
+            let closed = closing() && cancel.cancel();
+            closed || asker.has_cancelled()
         };
         flight::flush(
             (&self.flusher, &self.drive),
             wish,
             &patience,
-            progress,
+            &Asker::new(&progress, &cancelled),
             then,
             after,
         )
+        .map_err(|error| match error {
+            FlushError::Cancelled if closing() && !asker.has_cancelled() => {
+                FlushError::Ended { committed: false }
+            }
+            FlushError::StillRunning { .. } if self.over.load(Ordering::Acquire) => {
+                FlushError::Ended {
+                    committed: !cancel.cancel(),
+                }
+            }
+            error => error,
+        })
+    }
+
+    /// Where the mount is now.
+    pub(super) fn place(&self) -> Place {
+        let (Some(&device), Ok(table)) = (self.device.get(), mounts::mounts()) else {
+            // It cannot be told; the system call will.
+            return Place::There;
+        };
+        let at_place: Vec<u64> = (table.iter())
+            .filter(|mount| mount.mount_point == self.mountpoint)
+            .map(|mount| mount.dev)
+            .collect();
+        match at_place.last() {
+            Some(&last) if last == device => Place::There,
+            _ if at_place.contains(&device) => Place::Covered,
+            _ => Place::Gone,
+        }
+    }
+
+    /// What uses the file system, beside the mount itself.
+    fn users(&self) -> Users {
+        let Some(&device) = self.device.get() else {
+            return Users::default();
+        };
+        let holders = holders::of(device);
+        let is_itself = |holder: &Holder| {
+            holder.process.is_none() && holder.how == Use::Mount && holder.path == self.mountpoint
+        };
+        Users {
+            some_unseen: holders.some_unseen,
+            found: (holders.found.into_iter())
+                .filter(|holder| !is_itself(holder))
+                .map(used_by)
+                .collect(),
+        }
+    }
+
+    /// Takes the mount away; with `force` even if it is in use.
+    fn take_away(&self, force: bool) -> Result<(), ControlError> {
+        let outcome = match self.place() {
+            Place::Gone => return Ok(()),
+            Place::Covered => {
+                let message = format!(
+                    "not unmounted: another file system is mounted over {}",
+                    self.mountpoint.display()
+                );
+                return Err(ControlError::new(ErrorCode::Busy, message).with_hint(
+                    "unmount that one first (`umount` with the same path), and try again",
+                ));
+            }
+            Place::There => tasks::unmount(&self.mountpoint),
+        };
+        match outcome {
+            Err(_) if force => dead_mount::detach(&self.mountpoint)
+                .map_err(|error| ControlError::new(ErrorCode::Failed, error.to_string())),
+            Err(error) => Err(unmount_error(&error, &self.mountpoint, &self.users())),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// What is to be reported once the mount has been taken away: nothing, or what keeps the file system in use all the same, for
+    /// which the daemon then goes on.
+    fn what_stays(&self, flush: bool, force: bool) -> Option<Users> {
+        let _ = self.ended.send(Asked::Look);
+        if self.life.wait(LAST_BREATH) {
+            return None;
+        }
+        if force {
+            let _ = self.ended.send(Asked::CutOff);
+            return None;
+        }
+        let users = self.users();
+        // The last threads may be slow to end on a machine that is busy.
+        if users.found.is_empty() && self.life.wait(BUSY_MACHINE) {
+            return None;
+        }
+        self.ending.store(false, Ordering::Release);
+        self.flush_at_end.store(flush, Ordering::Release);
+        tracing::warn!(
+            ?users,
+            "unmounted, but the file system is still in use elsewhere"
+        );
+        Some(users)
     }
 
     /// Finishes what a recovery has left unfinished on the drive, if it has: nothing is written beside a committed batch.
@@ -247,7 +399,7 @@ impl Service {
         &self,
         deadline: Option<Instant>,
         enough: &dyn Fn() -> bool,
-        progress: &dyn Fn(Progress),
+        asker: &Asker<'_>,
     ) -> Option<Result<Report, FlushError>> {
         let silent = self.drive.stalled().map(|stall| stall.lasts());
         if !self.drive.is_attached() || self.is_hopeless(silent) {
@@ -257,7 +409,7 @@ impl Service {
             deadline,
             enough: &|silent| self.is_hopeless(silent) || enough(),
         };
-        match self.run_flush(&patience, progress) {
+        match self.run_flush(&patience, asker) {
             Err(FlushError::StillRunning { silent: Some(_) }) => None,
             result => Some(result),
         }
@@ -370,6 +522,8 @@ impl Service {
             batch: report.batch.map(|batch| batch.0),
             files: report.files,
             bytes: report.bytes,
+            removed: report.removed,
+            moved: report.moved,
             seconds: report.took.as_secs_f64(),
             left_behind: report
                 .left_behind
@@ -377,8 +531,66 @@ impl Service {
                 .map(|(path, reason)| LeftBehind { path, reason })
                 .collect(),
             kept_local: self.waiting().kept_local,
+            conflicts: report.conflicts.into_iter().map(conflict).collect(),
+            still_used: None,
         }
     }
+
+    /// A failed flush for the one who asked for it, with what waits where it ended early.
+    fn flush_failed(&self, error: &FlushError) -> ControlError {
+        let control = control_error(error);
+        if !matches!(error, FlushError::Ended { .. }) {
+            return control;
+        }
+        let waiting = self.waiting();
+        let message = format!(
+            "{}; {} changed files and names wait",
+            control.message,
+            waiting.names + waiting.inodes
+        );
+        ControlError { message, ..control }
+    }
+}
+
+/// How much longer the end of the file system is waited for where nothing is found that uses it.
+const BUSY_MACHINE: Duration = Duration::from_secs(5);
+
+/// How many left-behind files `status` has at most.
+const NAMED: usize = 100;
+
+fn told_of(report: &Report) -> LastFlush {
+    let named = report.left_behind.iter().take(NAMED).cloned();
+    LastFlush {
+        time: rfc3339(Timestamp::from(std::time::SystemTime::now())),
+        left_behind: named
+            .map(|(path, reason)| LeftBehind { path, reason })
+            .collect(),
+        left_behind_count: report.left_behind.len() as u64,
+        conflicts: (report.conflicts.iter().take(NAMED).cloned())
+            .map(conflict)
+            .collect(),
+    }
+}
+
+fn conflict((path, theirs): (String, String)) -> Conflict {
+    Conflict { path, theirs }
+}
+
+fn used_by(holder: Holder) -> UsedBy {
+    let (pid, program) = holder.process.unzip();
+    UsedBy {
+        pid,
+        program,
+        path: holder.path.to_string_lossy().into_owned(),
+        is_mount: matches!(holder.how, Use::Mount | Use::Covered),
+    }
+}
+
+fn space(available: u64, total: u64) -> Option<Space> {
+    (total > 0).then_some(Space {
+        free_bytes: available,
+        total_bytes: total,
+    })
 }
 
 fn last_batch(summary: BatchSummary) -> LastBatch {
@@ -424,6 +636,8 @@ impl Handler for Service {
         let attached = self.monitor.presence() == Presence::Attached;
         let busy = self.flusher.is_running();
         let dirty_files = waiting.names + waiting.inodes;
+        let mounted = self.place() != Place::Gone;
+        let on_drive = self.drive.space();
         Status {
             mountpoint: self.mountpoint.to_string_lossy().into_owned(),
             backend: self.monitor.path().to_string_lossy().into_owned(),
@@ -455,43 +669,52 @@ impl Handler for Service {
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
+            cache: self.cache.to_string_lossy().into_owned(),
+            mounted,
+            users: match mounted {
+                true => Users::default(),
+                false => self.users(),
+            },
+            ejected: self.monitor.ejected(),
+            last_flush: self.last_flush.lock().clone(),
+            ssd: (self.store.space().ok()).and_then(|(total, free)| space(free, total)),
+            cache_limit_bytes: self.cache_limit,
+            drive: attached
+                .then(|| space(on_drive.available, on_drive.total))
+                .flatten(),
         }
     }
 
     fn flush(
         &self,
         timeout: Option<Duration>,
-        progress: &dyn Fn(Progress),
+        asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError> {
         let patience = Patience {
             // A time that no clock reaches is no deadline.
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             enough: &|_| false,
         };
-        self.run_flush(&patience, progress)
+        self.run_flush(&patience, asker)
             .map(|report| self.flush_report(report))
-            .map_err(|error| control_error(&error))
+            .map_err(|error| self.flush_failed(&error))
     }
 
-    fn flush_as(
-        &self,
-        wish: &FlushWish,
-        progress: &dyn Fn(Progress),
-    ) -> Result<FlushReport, ControlError> {
+    fn flush_as(&self, wish: &FlushWish, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
         let timeout = wish.timeout_ms.map(Duration::from_millis);
         let patience = Patience {
-            deadline: timeout.map(|timeout| Instant::now() + timeout),
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             enough: &|_| false,
         };
         let wish = Wish {
-            deadline: None,
             verify: wish.verify,
             removals_first: wish.removals_first,
             retry_refused: true,
+            ..Wish::default()
         };
-        self.run_flush_and(&patience, &wish, progress, || {})
+        self.run_flush_and(&patience, wish, asker, || {})
             .map(|report| self.flush_report(report))
-            .map_err(|error| control_error(&error))
+            .map_err(|error| self.flush_failed(&error))
     }
 
     fn include_interrupted(&self) -> Result<u64, ControlError> {
@@ -499,7 +722,7 @@ impl Handler for Service {
         included.map_err(|error| ControlError::new(ErrorCode::Failed, error.to_string()))
     }
 
-    fn eject(&self, progress: &dyn Fn(Progress)) -> Result<FlushReport, ControlError> {
+    fn eject(&self, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
         if !self.drive.is_attached() {
             return Err(control_error(&FlushError::Detached));
         }
@@ -514,7 +737,7 @@ impl Handler for Service {
             enough: &|silent| self.is_hopeless(silent),
         };
         let report = self
-            .run_flush_and(&patience, &Wish::default(), progress, let_go)
+            .run_flush_and(&patience, Wish::default(), asker, let_go)
             .map_err(|error| not_ejected(&error))?;
         Ok(self.flush_report(report))
     }
@@ -556,6 +779,11 @@ impl Handler for Service {
         let wrong = || ControlError::new(ErrorCode::BadRequest, "not a path below the mount");
         let path = RelPath::parse(path.as_bytes()).map_err(|_| wrong())?;
         let (dir, below) = self.directory_at(&path).ok_or_else(wrong)?;
+        if !self.is_anywhere(&path) {
+            let message = format!("there is no {path} in the mount or on the drive");
+            return Err(ControlError::new(ErrorCode::Failed, message)
+                .with_hint("check the spelling; nothing was looked at"));
+        }
         let over = || self.over.load(Ordering::Acquire);
         self.look_for_changes(dir, below, &over)
             .map_err(|error| match error {
@@ -567,40 +795,72 @@ impl Handler for Service {
     fn unmount(
         &self,
         flush: bool,
-        progress: &dyn Fn(Progress),
+        force: bool,
+        asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError> {
         let flushed = if flush {
-            self.flush_before_end(None, &|| false, progress)
+            self.flush_before_end(None, &|| false, asker)
         } else {
             Some(Ok(Report::default()))
         };
         let report = match flushed {
             None => self.what_must_wait(),
-            Some(result) => result.map_err(|error| {
-                let hint = "nothing is lost: it waits in the cache. To unmount without flushing: ferryfs unmount --no-flush";
-                let control = control_error(&error);
-                ControlError {
-                    message: format!("not unmounted, because the flush failed: {}", control.message),
-                    hint: Some(hint.into()),
-                    ..control
-                }
-            })?,
+            Some(result) => result.map_err(|error| not_unmounted(&error))?,
         };
+        if asker.has_cancelled() {
+            return Err(not_unmounted(&FlushError::Cancelled));
+        }
         self.ending.store(true, Ordering::Release);
-        tasks::unmount(&self.mountpoint).map_err(|error| {
-            self.ending.store(false, Ordering::Release);
-            unmount_error(&error)
-        })?;
-        let report = self.flush_report(report);
-        let _ = self.ended.send(());
+        self.take_away(force)
+            .inspect_err(|_| self.ending.store(false, Ordering::Release))?;
+        let mut report = self.flush_report(report);
+        report.still_used = self.what_stays(flush, force);
+        if !flush && report.still_used.is_none() {
+            self.closing.store(true, Ordering::Release);
+        }
         Ok(report)
     }
 }
 
-fn unmount_error(error: &dead_mount::DetachError) -> ControlError {
-    ControlError::new(ErrorCode::Busy, error.to_string()).with_hint(
-        "somebody still uses it: `fuser -vm MOUNTPOINT` tells who; end that and try again",
-    )
+fn not_unmounted(error: &FlushError) -> ControlError {
+    let control = control_error(error);
+    match error {
+        FlushError::Cancelled | FlushError::TooLate => ControlError {
+            message: format!("not unmounted: {}", control.message),
+            ..control
+        },
+        _ => ControlError {
+            message: format!(
+                "not unmounted, because the flush failed: {}",
+                control.message
+            ),
+            hint: Some(
+                "nothing is lost: it waits in the cache. To unmount without flushing: ferryfs unmount --no-flush"
+                    .into(),
+            ),
+            ..control
+        },
+    }
+}
+
+fn unmount_error(
+    error: &dead_mount::DetachError,
+    mountpoint: &Path,
+    users: &Users,
+) -> ControlError {
+    if users.is_empty() {
+        return ControlError::new(ErrorCode::Busy, error.to_string())
+            .with_hint("something still uses it: end that and try again");
+    }
+    let message = format!(
+        "not unmounted: {} is in use by {}",
+        mountpoint.display(),
+        render::users(users)
+    );
+    ControlError::new(ErrorCode::Busy, message).with_hint(format!(
+        "end that, or leave the directory, and try again; to cut it off: ferryfs unmount --force {}",
+        render::quoted(mountpoint)
+    ))
 }
 
 #[cfg(test)]

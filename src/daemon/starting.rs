@@ -132,6 +132,9 @@ fn may_pass(error: &FlushError) -> bool {
         | FlushError::ChangedElsewhere { .. }
         | FlushError::Catalog(_)
         | FlushError::TimedOut
+        | FlushError::Cancelled
+        | FlushError::TooLate
+        | FlushError::Ended { .. }
         | FlushError::StillRunning { .. }
         | FlushError::Store(_)
         | FlushError::Index(_)

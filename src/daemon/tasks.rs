@@ -276,7 +276,7 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
         };
         service.fs.look_at_space();
         let carriable = service.fs.carriable();
-        match service.run_flush(&patience, &|_| {}) {
+        match service.run_flush(&patience, &super::ending::nobody()) {
             Ok(report) => {
                 backoff = Duration::ZERO;
                 service.fs.note_flushed(carriable, report.bytes);

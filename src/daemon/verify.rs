@@ -302,10 +302,12 @@ pub(super) fn elsewhere(
     facts: &CacheFacts,
 ) -> Vec<PathBuf> {
     let table = mounts::mounts().unwrap_or_default();
-    let is_old = |mount: &Mount| {
-        before.iter().any(|old| {
-            (old.id, old.dev, &old.mount_point) == (mount.id, mount.dev, &mount.mount_point)
-        })
+    // The numbers of mounts are given again. What is on the very device that the drive was on is no copy of it.
+    let is_old = |other: &Mount| {
+        other.dev != mount.dev
+            && before.iter().any(|old| {
+                (old.id, old.dev, &old.mount_point) == (other.id, other.dev, &other.mount_point)
+            })
     };
     identity::same_places(&table, mount, path)
         .into_iter()

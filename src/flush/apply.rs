@@ -105,7 +105,8 @@ pub(super) struct Applier<'a> {
 }
 
 impl Applier<'_> {
-    /// Takes all steps and syncs. A step that the backend refuses is set aside.
+    /// Takes all steps and syncs. A step that the backend refuses is set aside. `done` is told how many of them, of both
+    /// kinds, are taken.
     ///
     /// # Errors
     /// If it may be the drive itself that failed: what has been done is for a redo to find out.

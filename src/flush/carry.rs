@@ -23,7 +23,7 @@ use crate::index::{ActiveBatch, Flags, State};
 use crate::rules::layout;
 use crate::rules::plan::{LeftReason, NameKey, Placed, Plan, StageSource, plan};
 use crate::rules::record::{self, BatchRecord};
-use crate::rules::steps::Steps;
+use crate::rules::steps::{ClearStep, Steps};
 use crate::rules::touched::Touched;
 
 /// How often a batch is planned anew because files were changed in place while it was staged.
@@ -129,7 +129,7 @@ impl Carrier<'_> {
             sizes: &gathered.sizes,
             inodes: &gathered.inodes,
             keeps_permissions: capabilities.permissions,
-            deadline: self.wish.deadline,
+            wish: self.wish,
             progress: self.progress,
             held: granted.held,
         };
@@ -141,7 +141,7 @@ impl Carrier<'_> {
                 self.backend,
                 self.active.batch,
                 &staged.steps,
-                self.wish.deadline,
+                self.wish,
                 self.progress,
             )?;
         }
@@ -155,7 +155,10 @@ impl Carrier<'_> {
         let journal = self.journal(plan, gathered, &staged, granted.left)?;
         let moves = Before::new(gathered).moves(&staged);
         keep::keep(self.parts, self.backend, self.active.batch, &moves)?;
+        self.wish.check()?;
+        self.wish.cancel.commit()?;
         if let Some(changed) = self.changed_meanwhile(&staged) {
+            self.wish.cancel.reopen();
             return Ok(Attempt::Again(changed));
         }
         // From here on a full backend is no reason to stop: what it takes is held.
@@ -169,6 +172,12 @@ impl Carrier<'_> {
         report.batch = Some(self.active.batch);
         report.files = staged.files;
         report.bytes = staged.bytes;
+        let clear = &journal.record.steps.clear;
+        report.moved = clear
+            .iter()
+            .filter(|s| matches!(s, ClearStep::Detach { .. }))
+            .count() as u64;
+        report.removed = clear.len() as u64 - report.moved;
         Ok(Attempt::Done(report))
     }
 

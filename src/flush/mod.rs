@@ -65,7 +65,7 @@ pub use catalog::{CatalogLog, read_catalog};
 pub(crate) use journal::Journal;
 pub(crate) use recover::restore_records;
 pub use recover::{RecoveredBatch, recover_without_cache};
-pub use report::{FlushError, Report, Result, Wish};
+pub use report::{Cancel, FlushError, Report, Result, Wish};
 pub(crate) use reserve::free_reserve;
 pub(crate) use run::phase;
 pub(crate) use untrusted::read_small;

@@ -1,5 +1,7 @@
 //! What a flush tells: what it carried, what it left, why it failed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backend::BackendError;
@@ -9,11 +11,52 @@ use crate::index::IndexError;
 use crate::rules::plan::PlanError;
 use crate::rules::record::RecordError;
 
+/// Lets a flush be cancelled until its batch is committed. Clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicU8>);
+
+const OPEN: u8 = 0;
+const CANCELLED: u8 = 1;
+const COMMITTED: u8 = 2;
+
+impl Cancel {
+    /// Cancels the flush. False if its batch is committed: then it is finished all the same.
+    pub fn cancel(&self) -> bool {
+        let turned = self
+            .0
+            .compare_exchange(OPEN, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
+        turned.is_ok() || turned == Err(CANCELLED)
+    }
+
+    /// Passes the point after which the flush cannot be cancelled.
+    ///
+    /// # Errors
+    /// [`FlushError::Cancelled`].
+    pub(super) fn commit(&self) -> Result<()> {
+        match self
+            .0
+            .compare_exchange(OPEN, COMMITTED, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Err(CANCELLED) => Err(FlushError::Cancelled),
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes back behind that point: the batch is planned anew.
+    pub(super) fn reopen(&self) {
+        let _ = self
+            .0
+            .compare_exchange(COMMITTED, OPEN, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
 /// How a flush is to be done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Wish {
     /// It gives up when this passes before the batch is committed.
     pub deadline: Option<Instant>,
+    /// It gives up when this is cancelled before the batch is committed.
+    pub cancel: Cancel,
     /// What was written is read back and compared before the batch is committed.
     pub verify: bool,
     /// If the backend has no room, what was removed in the mount goes first, in a batch of its own: a state that the mount never
@@ -22,6 +65,22 @@ pub struct Wish {
     /// What the backend has refused lately is tried again; else it stays in the cache for an hour without being written to the
     /// drive each time.
     pub retry_refused: bool,
+}
+
+impl Wish {
+    /// Passes as long as the flush is to go on. Asked before the batch is committed.
+    ///
+    /// # Errors
+    /// [`FlushError::TimedOut`] or [`FlushError::Cancelled`].
+    pub(super) fn check(&self) -> Result<()> {
+        if self.cancel.0.load(Ordering::Acquire) == CANCELLED {
+            return Err(FlushError::Cancelled);
+        }
+        match self.deadline {
+            Some(deadline) if Instant::now() > deadline => Err(FlushError::TimedOut),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a flush did.
@@ -33,6 +92,10 @@ pub struct Report {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Names that were removed.
+    pub removed: u64,
+    /// Names that were moved.
+    pub moved: u64,
     /// How long it took.
     pub took: Duration,
     /// Paths in the mount that were not brought up to date, with the reason.
@@ -98,6 +161,18 @@ pub enum FlushError {
     /// It took longer than it was given.
     #[error("the time given was not enough; what was staged is thrown away and nothing is lost")]
     TimedOut,
+    /// It was cancelled before its batch was committed.
+    #[error("the flush was cancelled; nothing was changed on the drive and nothing is lost")]
+    Cancelled,
+    /// It was cancelled after its batch was committed.
+    #[error("the batch is committed already, and is finished in the background")]
+    TooLate,
+    /// The mount ended before it was done.
+    #[error("the mount was ended before the flush was done{}", ended(*.committed))]
+    Ended {
+        /// Its batch was committed.
+        committed: bool,
+    },
     /// It is no longer waited for, and goes on by itself.
     #[error("{}", still_running(*.silent))]
     StillRunning {
@@ -192,6 +267,13 @@ impl FlushError {
             FlushError::Backend(error) => error.is_gone() || error.is_stalled(),
             _ => false,
         }
+    }
+}
+
+fn ended(committed: bool) -> &'static str {
+    match committed {
+        true => "; its batch is committed, and the next mount finishes it",
+        false => "; nothing was changed on the drive",
     }
 }
 

@@ -25,6 +25,9 @@ use crate::rules::layout;
 /// The kernel tells of the last close of a file a moment after close(2) has returned; that long a flush waits for it.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// How long a flush waits for another one before it looks whether it is still wanted.
+const WAIT_FOR_TURN: Duration = Duration::from_millis(50);
+
 /// How often a flush takes in what others have changed meanwhile before it goes on without that.
 const LOOKS: usize = 3;
 
@@ -73,13 +76,13 @@ impl Flusher {
         progress: &dyn Fn(Progress),
         then: impl FnOnce(),
     ) -> Result<Report> {
-        let _one_at_a_time = match wish.deadline {
-            Some(deadline) => self
-                .running
-                .try_lock_until(deadline)
-                .ok_or(FlushError::TimedOut)?,
-            None => self.running.lock(),
+        let _one_at_a_time = loop {
+            if let Some(guard) = self.running.try_lock_for(WAIT_FOR_TURN) {
+                break guard;
+            }
+            wish.check()?;
         };
+        wish.check()?;
         let started = Instant::now();
         let backend = self.backend()?;
         let mut report = loop {

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread;
-use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
 use super::gather::EMPTY;
 use super::real;
 use super::refused::{StepNo, Why, errno_of, explain, is_local};
-use super::report::{FlushError, Result};
+use super::report::{FlushError, Result, Wish};
 use super::reserve::Held;
 use crate::backend::{Backend, BackendError, ReadFile};
 use crate::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
@@ -279,7 +278,7 @@ pub(super) struct Stager<'a> {
     pub(super) inodes: &'a BTreeMap<Ino, Inode>,
     /// The backend keeps permissions.
     pub(super) keeps_permissions: bool,
-    pub(super) deadline: Option<Instant>,
+    pub(super) wish: &'a Wish,
     pub(super) progress: &'a dyn Fn(Progress),
     /// Space that is taken for what comes after the commit.
     pub(super) held: Held,
@@ -405,10 +404,7 @@ impl Stager<'_> {
             |bytes| {
                 progress.bytes_done += bytes;
                 (self.progress)(*progress);
-                match self.deadline {
-                    Some(deadline) if Instant::now() > deadline => Err(FlushError::TimedOut),
-                    _ => Ok(()),
-                }
+                self.wish.check()
             },
         );
         progress.files_done += 1;

@@ -11,12 +11,10 @@
 //! What is read comes past the kernel's page cache, see [`crate::backend::Backend::open_uncached`]; a cache in the drive's own
 //! electronics, or in a file system driver in user space, nobody gets past.
 
-use std::time::Instant;
-
 use super::apply::{Applied, hash_file};
 use super::real;
 use super::refused::StepNo;
-use super::report::{FlushError, Result};
+use super::report::{FlushError, Result, Wish};
 use super::run::phase;
 use crate::backend::Backend;
 use crate::base::{BatchNo, FileKind, RelPath};
@@ -36,7 +34,7 @@ pub(super) fn staged(
     backend: &dyn Backend,
     batch: BatchNo,
     steps: &Steps<FileContent>,
-    deadline: Option<Instant>,
+    wish: &Wish,
     progress: &dyn Fn(Progress),
 ) -> Result<()> {
     let mut at = phase(Phase::Verify);
@@ -45,9 +43,7 @@ pub(super) fn staged(
         at.bytes_total += content.size;
     }
     for (slot, to, content) in installs(steps) {
-        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
-            return Err(FlushError::TimedOut);
-        }
+        wish.check()?;
         progress(at);
         let path = layout::slot_path(batch, slot);
         let file = backend.open_uncached(&path)?;

@@ -8,11 +8,13 @@ pub mod fds;
 pub mod file;
 #[cfg(test)]
 pub(crate) mod forbid;
+pub mod holders;
 pub mod host;
 pub mod mounting;
 pub mod mounts;
 pub mod owners;
 pub mod path;
+pub mod signal;
 pub mod superblock;
 pub mod time;
 pub mod xattr;

@@ -49,7 +49,26 @@ impl Mount {
         if CLUSTERED.contains(&fs_type) {
             return true;
         }
-        !LOCAL.contains(&fs_type) && !super::superblock::device_exists(self.dev)
+        !LOCAL.contains(&fs_type) && self.block_device().is_none()
+    }
+}
+
+impl Mount {
+    /// Number of the block device that the file system is on, if it is on one that is there. A file system behind FUSE may have a
+    /// `st_dev` of its own that is no device's; then what is mounted tells.
+    pub fn block_device(&self) -> Option<u64> {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        if super::superblock::device_exists(self.dev) {
+            return Some(self.dev);
+        }
+        let source = Path::new(&self.source);
+        if !self.fs_type.starts_with("fuse") || !source.starts_with("/dev") {
+            return None;
+        }
+        let node = fs::metadata(source).ok()?;
+        let is_there =
+            node.file_type().is_block_device() && super::superblock::device_exists(node.rdev());
+        is_there.then(|| node.rdev())
     }
 }
 
@@ -308,6 +327,37 @@ nonsense
         for fs_type in ["fuseblk", "btrfs", "zfs", "overlay", "tmpfs"] {
             assert!(!shared(fs_type), "{fs_type}");
         }
+    }
+
+    #[test]
+    fn a_drive_behind_fuse_is_known_by_the_device_that_is_mounted() {
+        use std::os::unix::fs::MetadataExt;
+        let devices = fs::read_dir("/sys/dev/block")
+            .into_iter()
+            .flatten()
+            .flatten();
+        let Some((node, dev)) = devices
+            .filter_map(|entry| {
+                let number = entry.file_name().into_string().ok()?;
+                let (major, minor) = number.split_once(':')?;
+                let dev = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
+                Some((super::super::superblock::device_node(dev)?, dev))
+            })
+            .next()
+        else {
+            return;
+        };
+        let mount = |fs_type: &str, source: &str| {
+            let line = format!("40 27 0:999 / /x rw - {fs_type} {source} rw\n");
+            parse(line.as_bytes())[0].clone()
+        };
+        let node = node.to_str().unwrap();
+        assert_eq!(fs::metadata(node).unwrap().rdev(), dev);
+        assert_eq!(mount("fuse.exfat", node).block_device(), Some(dev));
+        assert!(!mount("fuse.exfat", node).is_shared());
+        assert_eq!(mount("tmpfs", node).block_device(), None);
+        assert_eq!(mount("fuse.exfat", "/dev/null").block_device(), None);
+        assert_eq!(mount("fuse.sshfs", "host:/").block_device(), None);
     }
 
     #[test]

@@ -146,6 +146,25 @@ pub fn device_node(dev: u64) -> Option<PathBuf> {
     (meta.file_type().is_block_device() && meta.rdev() == dev).then_some(node)
 }
 
+/// A block device with the medium that is in it: `st_rdev`, and the number that the kernel gives to each disk that is attached, and
+/// to none again before the next boot (Linux 5.15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Medium {
+    dev: u64,
+    sequence: u64,
+}
+
+/// What is in the block device with this number; `None` if there is none, or the kernel is older. Needs no right to read it.
+pub fn medium(dev: u64) -> Option<Medium> {
+    let dir = by_number(dev);
+    // A partition has it from its disk, whose directory it is in.
+    let text = std::fs::read_to_string(dir.join("diskseq"))
+        .or_else(|_| std::fs::read_to_string(std::fs::canonicalize(&dir)?.join("../diskseq")))
+        .ok()?;
+    let sequence = text.trim().parse().ok()?;
+    Some(Medium { dev, sequence })
+}
+
 /// Whether the device goes away by itself when it is unmounted: a loop device that mount(8) has set up.
 pub fn vanishes_when_unmounted(dev: u64) -> bool {
     std::fs::read_to_string(by_number(dev).join("loop/autoclear"))
@@ -230,8 +249,9 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_there_has_no_node() {
+    fn a_device_that_is_not_there_has_no_node_and_no_medium() {
         let dev = libc::makedev(240, 77);
+        assert_eq!(medium(dev), None);
         assert!(!device_exists(dev));
         assert_eq!(device_node(dev), None);
         assert!(read(dev).is_err());

@@ -10,7 +10,7 @@ use nix::sys::stat::{UtimensatFlags, futimens, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::base::{Clock, Name, Timestamp};
+use crate::base::{Clock, Name, Timestamp, Utc};
 
 /// The clock that the kernel takes file times from: it ticks with the scheduler. Times set by us and by the SSD's file system
 /// are then in the order in which things happened.
@@ -25,6 +25,34 @@ impl Clock for CoarseClock {
             Err(_) => std::time::SystemTime::now().into(),
         }
     }
+}
+
+/// A time as the clock on the wall shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// The date and the time of day.
+    pub at: Utc,
+    /// How far ahead of UTC that is, in seconds.
+    pub offset: i64,
+}
+
+/// `time` in the time zone of this process (`TZ`, else `/etc/localtime`); `None` where that cannot be told.
+pub fn local(time: Timestamp) -> Option<Local> {
+    let secs = libc::time_t::try_from(time.parts().0).ok()?;
+    // SAFETY: tm is plain data, for which all zeros is a value; null is one for its pointer to the zone's name.
+    let mut tm: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live values of this function. It reads the environment, as does every `std::env::var`;
+    // nothing in this program sets a variable.
+    let found = unsafe { libc::localtime_r(&raw const secs, &raw mut tm) };
+    if found.is_null() {
+        return None;
+    }
+    let offset: i64 = tm.tm_gmtoff as _;
+    let shifted = Timestamp::from_parts(secs.checked_add(offset)?, 0);
+    Some(Local {
+        at: shifted.utc(),
+        offset,
+    })
 }
 
 fn spec(time: Timestamp) -> TimeSpec {

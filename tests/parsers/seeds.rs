@@ -329,7 +329,13 @@ fn control() -> Seeds {
         ),
         ("flush-forever", line(&Request::Flush { timeout_ms: None })),
         ("eject", line(&Request::Eject)),
-        ("unmount", line(&Request::Unmount { flush: true })),
+        (
+            "unmount",
+            line(&Request::Unmount {
+                flush: true,
+                force: false,
+            }),
+        ),
         ("reply-report", reply(done(Answer::Report(a_report())))),
         ("reply-progress", reply(progress())),
         (
@@ -391,6 +397,7 @@ fn a_report() -> FlushReport {
             reason: "open".into(),
         }],
         kept_local: 1,
+        ..FlushReport::default()
     }
 }
 

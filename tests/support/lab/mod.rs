@@ -31,6 +31,7 @@ pub mod exit {
     pub const USAGE: i32 = 2;
     pub const LEFT_BEHIND: i32 = 3;
     pub const NO_BACKEND: i32 = 4;
+    pub const CANCELLED: i32 = 130;
 }
 
 /// Which slow side a lab has.
@@ -109,7 +110,7 @@ impl Lab {
         // Other users walk through it in the tests about users.
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("chmod lab");
         let path = root.path();
-        for dir in ["mnt", "home"] {
+        for dir in ["mnt", "home", "run"] {
             fs::create_dir(path.join(dir)).expect("make lab directory");
         }
         let drive = match Drive::new(path, backend) {
@@ -159,6 +160,7 @@ impl Lab {
             .args(args)
             .env("HOME", self.root().join("home"))
             .env("XDG_DATA_HOME", self.root().join("data"))
+            .env("XDG_RUNTIME_DIR", self.root().join("run"))
             .env_remove("RUST_LOG");
         command
     }

@@ -1,0 +1,151 @@
+//! The daemon's log.
+//!
+//! While a mount is being made in the background, stderr leads to the terminal of the person who waits for it. What is logged then
+//! is kept, and goes to the log file as soon as that is known: the person gets plain messages instead.
+
+use std::fmt::{Debug, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use parking_lot::Mutex;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// What is logged unless `FERRYFS_LOG` says otherwise.
+const FILTER: &str = "warn,ferryfs=info,fuser=error";
+
+/// How much is kept until the log file is known.
+const KEPT: usize = 256 << 10;
+
+/// Where lines go.
+enum Target {
+    /// They are kept until the file is known.
+    Kept(Vec<u8>),
+    File(File),
+    Stderr,
+}
+
+static TARGET: Mutex<Target> = Mutex::new(Target::Stderr);
+
+/// Begins to log: to stderr in the `foreground`, else to the file that [`to_file`] names later.
+pub(super) fn start(foreground: bool) {
+    if !foreground {
+        *TARGET.lock() = Target::Kept(Vec::new());
+    }
+    let filter = EnvFilter::try_from_env("FERRYFS_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(|| Unfailing);
+    // Fails only if a test has set one up already.
+    let _ = tracing_subscriber::registry()
+        .with(Interrupted)
+        .with(lines.with_filter(filter))
+        .try_init();
+}
+
+/// The log is the file at `path` from now on, with what was logged so far. In the foreground nothing changes.
+///
+/// # Errors
+/// If it cannot be opened; what is logged is kept on.
+pub(super) fn to_file(path: &Path) -> io::Result<()> {
+    let mut target = TARGET.lock();
+    let Target::Kept(kept) = &*target else {
+        return Ok(());
+    };
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
+    // As everywhere here: what cannot be written is dropped.
+    let _ = file.write_all(kept);
+    *target = Target::File(file);
+    Ok(())
+}
+
+/// What cannot be written is dropped: told of an error, the logger would say so on stderr, and fail so hard that it takes the
+/// thread along. A full or dead SSD must not end the daemon.
+struct Unfailing;
+
+impl Write for Unfailing {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match &mut *TARGET.lock() {
+            Target::Kept(kept) if kept.len() + line.len() <= KEPT => kept.extend_from_slice(line),
+            Target::Kept(_) => {}
+            Target::File(file) => drop(file.write(line)),
+            Target::Stderr => drop(io::stderr().write(line)),
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Keeps one line out of the log: fuser calls it an error when the kernel no longer wants an answer (ENOENT), which is how each
+/// request ends whose program took a signal meanwhile. Other answers that cannot be sent are logged.
+struct Interrupted;
+
+impl<S: Subscriber> Layer<S> for Interrupted {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        // Only events of that crate, which come through the bridge of `log`, are looked at.
+        if *event.metadata().level() != tracing::Level::ERROR
+            || event.metadata().target().starts_with("ferryfs")
+        {
+            return true;
+        }
+        let mut seen = Seen::default();
+        event.record(&mut seen);
+        !seen.is_unwanted_answer()
+    }
+}
+
+#[derive(Default)]
+struct Seen(String);
+
+impl Seen {
+    fn is_unwanted_answer(&self) -> bool {
+        self.0.starts_with("Failed to send FUSE reply") && self.0.contains("(os error 2)")
+    }
+}
+
+impl Visit for Seen {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "message" {
+            let _ = write!(self.0, "{value:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_that_nobody_wants_any_more_is_left_out() {
+        let error = |errno| io::Error::from_raw_os_error(errno);
+        let unwanted = |text: String| Seen(text).is_unwanted_answer();
+        assert!(unwanted(format!(
+            "Failed to send FUSE reply: {}",
+            error(libc::ENOENT)
+        )));
+        assert!(!unwanted(format!(
+            "Failed to send FUSE reply: {}",
+            error(libc::EINVAL)
+        )));
+        assert!(!unwanted(format!(
+            "Failed to send FUSE reply: {}",
+            error(libc::ENOTDIR)
+        )));
+        assert!(!unwanted(format!(
+            "something else: {}",
+            error(libc::ENOENT)
+        )));
+    }
+}
