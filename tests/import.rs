@@ -141,6 +141,8 @@ fn walk(fs: &Fs) -> usize {
 const CTX: Ctx = Ctx {
     uid: 0,
     gid: 0,
+    pid: 0,
+    umask: 0,
     may_block: true,
     may_wait: true,
 };

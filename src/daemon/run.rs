@@ -168,6 +168,7 @@ fn serve(
             gid: options.fuse.gid,
             umask: options.fuse.umask,
         },
+        generation: opened.facts.origin.as_fields().0,
     };
     let (ended, end) = unbounded();
     let on_network = (site.mount.as_ref()).is_some_and(Mount::is_shared);

@@ -406,9 +406,7 @@ impl Fs {
             .filter(|flags| known.contains(*flags))
             .ok_or(FsError::NOT_SUPPORTED)?;
         let handle = self.opens.handle(handle)?;
-        if ctx.uid != 0 {
-            self.drop_privileges(handle.open.ino)?;
-        }
+        self.drop_privileges_of_others(ctx, handle.open.ino)?;
         let allocate = || {
             self.change(ctx, &handle.open, OldBytes::Keep, |object| {
                 Ok(sys::file::allocate(&object.file, mode, offset, length)?)
@@ -441,9 +439,7 @@ impl Fs {
         let length = usize::try_from(length)
             .unwrap_or(usize::MAX)
             .min(COPY_LIMIT as usize);
-        if ctx.uid != 0 {
-            self.drop_privileges(target.open.ino)?;
-        }
+        self.drop_privileges_of_others(ctx, target.open.ino)?;
         let copied = self.with_room(ctx, || {
             self.change(ctx, &target.open, OldBytes::Keep, |object| {
                 Ok(sys::file::copy_range(

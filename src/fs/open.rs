@@ -119,6 +119,14 @@ impl OpenTable {
         all
     }
 
+    /// Whether `uid` has opened `ino` for writing.
+    pub(super) fn is_written_by(&self, ino: Ino, uid: u32) -> bool {
+        let handles = self.handles.read();
+        handles
+            .values()
+            .any(|handle| handle.mode.write && handle.uid == uid && handle.open.ino == ino)
+    }
+
     pub(super) fn handle(&self, number: u64) -> Result<Arc<Handle>> {
         self.handles
             .read()
@@ -143,6 +151,8 @@ impl Held<'_> {
 pub struct Handle {
     pub(super) open: Arc<OpenInode>,
     mode: OpenMode,
+    /// Who opened it.
+    uid: u32,
 }
 
 impl Fs {
@@ -156,8 +166,8 @@ impl Fs {
             return Err(FsError::IS_DIR);
         }
         self.note_use(&inode);
-        if mode.truncate && ctx.uid != 0 {
-            self.drop_privileges(ino)?;
+        if mode.truncate {
+            self.drop_privileges_of_others(ctx, ino)?;
         }
         let open = self.opens.acquire(ino);
         let ready = self.make_ready(ctx, &open, &inode, mode);
@@ -165,7 +175,7 @@ impl Fs {
             self.put_open(&open)?;
             return Err(error);
         }
-        Ok(self.insert_handle(open, mode))
+        Ok(self.insert_handle(ctx, open, mode))
     }
 
     fn make_ready(&self, ctx: &Ctx, open: &OpenInode, inode: &Inode, mode: OpenMode) -> Result<()> {
@@ -186,12 +196,13 @@ impl Fs {
         ready
     }
 
-    pub(super) fn insert_handle(&self, open: Arc<OpenInode>, mode: OpenMode) -> u64 {
+    pub(super) fn insert_handle(&self, ctx: &Ctx, open: Arc<OpenInode>, mode: OpenMode) -> u64 {
         let number = self.new_handle();
+        let uid = ctx.uid;
         self.opens
             .handles
             .write()
-            .insert(number, Arc::new(Handle { open, mode }));
+            .insert(number, Arc::new(Handle { open, mode, uid }));
         number
     }
 

@@ -4,6 +4,7 @@
 
 use crate::backend::{Capabilities, Xattrs};
 use crate::base::FileKind;
+use crate::rules::acl::{self, Acl};
 
 /// Value of [`Capabilities::xattr_bytes`] where an attribute may have as many bytes as Linux allows, whatever the others have.
 pub const XATTR_UNBOUNDED: u32 = 65_536;
@@ -23,8 +24,9 @@ const LABELS: [&[u8]; 5] = [
 /// Whether an extended attribute is a file's own, to be carried with it.
 pub fn is_carried(name: &[u8]) -> bool {
     let carried: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    carried.iter().any(|prefix| name.starts_with(prefix))
-        && !LABELS.iter().any(|label| name.starts_with(label))
+    let is_plain = carried.iter().any(|prefix| name.starts_with(prefix))
+        && !LABELS.iter().any(|label| name.starts_with(label));
+    is_plain || acl::is_acl(name)
 }
 
 /// Whether the backend can hold such an entry as itself; `size` is the length of a symbolic link's target, in bytes.
@@ -89,7 +91,12 @@ impl Given {
             .then_some((attributes.uid, attributes.gid));
         let is_owned =
             owner.is_some() || capabilities.own == Some((attributes.uid, attributes.gid));
-        let (fitting, fits) = fitting(capabilities, &attributes.xattrs);
+        // An ACL sets the mode on the backend, so it goes there with that very mode or not at all.
+        let takes_acls = permissions == Some(wanted);
+        let takes = |name: &[u8], value: &[u8]| {
+            !acl::is_acl(name) || (takes_acls && leaves_own(value, own))
+        };
+        let (fitting, fits) = fitting(capabilities, &attributes.xattrs, takes);
         let xattrs = (!capabilities.xattrs.is_empty()).then_some(fitting);
         Given {
             is_all: (is_link || permissions == Some(wanted)) && is_owned && fits,
@@ -110,8 +117,17 @@ impl Given {
     }
 }
 
-/// The extended attributes that the backend can hold together, in the order of their names, and whether these are all.
-fn fitting(capabilities: &Capabilities, xattrs: &Xattrs) -> (Xattrs, bool) {
+/// Whether an ACL gives the owner the bits `own`.
+fn leaves_own(value: &[u8], own: u32) -> bool {
+    Acl::parse(value).is_ok_and(|acl| acl.is_none_or(|acl| acl.mode() & own == own))
+}
+
+/// The extended attributes that the backend can hold together and `takes`, in the order of their names, and whether these are all.
+fn fitting(
+    capabilities: &Capabilities,
+    xattrs: &Xattrs,
+    takes: impl Fn(&[u8], &[u8]) -> bool,
+) -> (Xattrs, bool) {
     let mut fitting = Xattrs::new();
     let mut used = 0;
     for (name, value) in xattrs {
@@ -124,7 +140,7 @@ fn fitting(capabilities: &Capabilities, xattrs: &Xattrs) -> (Xattrs, bool) {
             .xattrs
             .iter()
             .any(|space| name.starts_with(space.as_bytes()));
-        if room && known && is_carried(name) {
+        if room && known && is_carried(name) && takes(name, value) {
             used += size;
             fitting.insert(name.clone(), value.clone());
         }
@@ -194,6 +210,6 @@ mod tests {
         assert!(!given.is_all());
         assert!(!Given::new(&ext4(true), &attributes(0o644, 0, &[("trusted.a", 1)])).is_all());
         assert!(!is_carried(b"security.selinux") && is_carried(b"security.capability"));
-        assert!(!is_carried(b"system.posix_acl_access"));
+        assert!(is_carried(b"system.posix_acl_access") && !is_carried(b"system.nfs4_acl"));
     }
 }

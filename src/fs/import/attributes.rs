@@ -77,8 +77,7 @@ impl Listed {
         inode: &mut Inode,
     ) -> Result<()> {
         for (attribute, value) in self.xattrs.get(name).into_iter().flatten() {
-            state.put_xattr(inode.ino, attribute, Some(value))?;
-            inode.flags.set(Flags::XATTRS);
+            crate::fs::acl::take(state, inode, attribute, value)?;
         }
         Ok(())
     }
