@@ -194,6 +194,43 @@ mod tests {
     }
 
     #[test]
+    fn an_acl_goes_to_a_backend_that_has_them_with_the_mode_that_it_says() {
+        // rwx for the owner or not, r-x for user 7 and the group.
+        let acl = |owner: u8| {
+            let mut value = vec![2, 0, 0, 0, 1, 0, owner, 0, 255, 255, 255, 255];
+            value.extend([2, 0, 5, 0, 7, 0, 0, 0, 4, 0, 5, 0, 255, 255, 255, 255]);
+            value.extend([
+                16, 0, 5, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255,
+            ]);
+            value
+        };
+        let of = |name: &[u8], owner: u8| Attributes {
+            kind: FileKind::Directory,
+            xattrs: Xattrs::from([(name.into(), acl(owner).into())]),
+            ..attributes(0o050 | u32::from(owner) << 6, 1000, &[])
+        };
+        let with_acls = |owners| {
+            let mut capabilities = ext4(owners);
+            capabilities.xattrs.push(acl::SPACE.into());
+            capabilities
+        };
+        for (capabilities, name, owner, is_given) in [
+            (with_acls(true), acl::ACCESS, 7, true),
+            (with_acls(true), acl::ACCESS, 0, true),
+            (with_acls(true), acl::DEFAULT, 0, true),
+            (ext4(true), acl::ACCESS, 7, false),
+            // An ordinary user would lock himself out.
+            (with_acls(false), acl::ACCESS, 7, true),
+            (with_acls(false), acl::ACCESS, 0, false),
+            (with_acls(false), acl::DEFAULT, 0, false),
+        ] {
+            let given = Given::new(&capabilities, &of(name, owner));
+            assert_eq!(given.is_all(), is_given, "{name:?} {owner}");
+            assert_eq!(given.xattrs.unwrap().len(), usize::from(is_given));
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_left_for_the_catalog_and_labels_are_the_systems_own() {
         let all = [("user.a", 400), ("user.b", 700), ("user.c", 100)];
         let given = Given::new(&ext4(true), &attributes(0o644, 0, &all));
