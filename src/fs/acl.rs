@@ -6,6 +6,7 @@ use super::{Ctx, Fs, FsError, Result};
 use crate::base::{FileKind, Ino};
 use crate::index::{Flags, Inode, State};
 use crate::rules::acl::{self, Acl};
+use crate::rules::given;
 
 impl Fs {
     /// Sets an ACL. An access ACL sets the permission bits as well, and is not kept if these say all of it.
@@ -116,10 +117,13 @@ pub(super) fn inherit(state: &mut State, ctx: &Ctx, dir: &Inode, inode: &mut Ino
     Ok(())
 }
 
-/// Takes in an extended attribute of what was found on the drive or in its catalog. The kernel refuses every access to what has an
-/// ACL that it cannot read, so one that is none is left out; an access ACL that says something else than the mode is brought in
-/// step with it.
+/// Takes in an extended attribute of what was found on the drive or in its catalog, if it is one that is carried. The kernel refuses
+/// every access to what has an ACL that it cannot read, so one that is none is left out; an access ACL that says something else
+/// than the mode is brought in step with it.
 pub(super) fn take(state: &mut State, inode: &mut Inode, name: &[u8], value: &[u8]) -> Result<()> {
+    if !given::is_carried(name) {
+        return Ok(());
+    }
     if !acl::is_acl(name) {
         state.put_xattr(inode.ino, name, Some(value))?;
         inode.flags.set(Flags::XATTRS);

@@ -291,3 +291,29 @@ fn an_acl_changed_on_another_machine_is_told_to_the_kernel() {
     engine.refresh();
     assert_same(&facts(&engine), &wanted, "back on the first machine");
 }
+
+#[test]
+fn an_attribute_that_is_no_acl_is_left_out() {
+    let (world, engine) = start(Kind::Exfat);
+    for name in ["odd", "well"] {
+        engine.put(name, b"");
+        engine.acl(name, acl::ACCESS, 7, 5);
+    }
+    let odd = engine.ino("odd");
+    let spoilt = engine
+        .index
+        .lock()
+        .put_xattr(odd, acl::ACCESS, Some(b"no ACL"));
+    spoilt.expect("write to the index");
+    engine.flush_all();
+    let (_other, there) = elsewhere(&world);
+    facts(&there);
+    let listed = |name| {
+        there
+            .fs
+            .listxattr(&engine::CTX, there.ino(name))
+            .expect("list")
+    };
+    assert_eq!(listed("odd"), b"", "the kernel would refuse every access");
+    assert_eq!(listed("well"), [acl::ACCESS, b"\0"].concat());
+}

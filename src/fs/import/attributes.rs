@@ -13,6 +13,7 @@ use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::fs::described::Told;
 use crate::fs::{Fs, FsError, Result};
 use crate::index::{Flags, Inode, PlacedEntry, State};
+use crate::rules::acl::{self, Acl};
 use crate::rules::given;
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
@@ -88,10 +89,12 @@ fn read_root(
     capabilities: &Capabilities,
 ) -> std::result::Result<(Metadata, Xattrs), BackendError> {
     let root = RelPath::root();
-    let xattrs = match capabilities.xattrs.is_empty() {
+    let mut xattrs = match capabilities.xattrs.is_empty() {
         true => Xattrs::new(),
         false => backend.xattrs(&root)?,
     };
+    // The kernel lets nobody into what has an ACL that it cannot read.
+    xattrs.retain(|name, value| !acl::is_acl(name) || matches!(Acl::parse(value), Ok(Some(_))));
     Ok((backend.metadata(&root)?, xattrs))
 }
 
