@@ -227,8 +227,9 @@ impl FuseOptions {
     }
 }
 
-/// Options of mount(8) that change nothing here: what is so anyway, what has no meaning for this file system (reading changes no
-/// access time), and what is meant for mount(8), fstab(5) and systemd themselves.
+/// Options of mount(8) that change nothing here: what is so anyway, what has no meaning for this
+/// file system (reading changes no access time), and what is meant for mount(8), fstab(5) and
+/// systemd themselves.
 const IGNORED: [&str; 30] = [
     "_netdev",
     "_rnetdev",

@@ -1,5 +1,5 @@
-//! POSIX ACLs. The kernel checks them (`FUSE_POSIX_ACL`) and reads them as extended attributes; here they are kept in step with
-//! the mode, and inherited.
+//! POSIX ACLs. The kernel checks them (`FUSE_POSIX_ACL`) and reads them as extended attributes;
+//! here they are kept in step with the mode, and inherited.
 
 use super::privileges::is_in_group;
 use super::{Ctx, Fs, FsError, Result};
@@ -9,11 +9,13 @@ use crate::rules::acl::{self, Acl};
 use crate::rules::given;
 
 impl Fs {
-    /// Sets an ACL. An access ACL sets the permission bits as well, and is not kept if these say all of it.
+    /// Sets an ACL. An access ACL sets the permission bits as well, and is not kept if these say
+    /// all of it.
     ///
     /// # Errors
-    /// `EINVAL` for what is no ACL; `EACCES` for a default ACL of what is no directory; `EOPNOTSUPP` for a symbolic link; `ENOSPC`
-    /// on a full SSD, or if the list of names of attributes would get too long.
+    /// `EINVAL` for what is no ACL; `EACCES` for a default ACL of what is no directory;
+    /// `EOPNOTSUPP` for a symbolic link; `ENOSPC` on a full SSD, or if the list of names of
+    /// attributes would get too long.
     pub fn set_acl(&self, ctx: &Ctx, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
         let new = Acl::parse(value).map_err(|_| FsError::INVALID)?;
         if self.is_full() {
@@ -99,7 +101,8 @@ pub(super) fn follow_mode(state: &mut State, inode: &mut Inode) -> Result<()> {
     }
 }
 
-/// Gives a new inode in `dir` the permissions that are left to it: by the directory's default ACL, else by the caller's umask.
+/// Gives a new inode in `dir` the permissions that are left to it: by the directory's default ACL,
+/// else by the caller's umask.
 pub(super) fn inherit(state: &mut State, ctx: &Ctx, dir: &Inode, inode: &mut Inode) -> Result<()> {
     if inode.kind() == FileKind::Symlink {
         return Ok(());
@@ -117,9 +120,10 @@ pub(super) fn inherit(state: &mut State, ctx: &Ctx, dir: &Inode, inode: &mut Ino
     Ok(())
 }
 
-/// Takes in an extended attribute of what was found on the drive or in its catalog, if it is one that is carried. The kernel refuses
-/// every access to what has an ACL that it cannot read, so one that is none is left out; an access ACL that says something else
-/// than the mode is brought in step with it.
+/// Takes in an extended attribute of what was found on the drive or in its catalog, if it is one
+/// that is carried. The kernel refuses every access to what has an ACL that it cannot read, so one
+/// that is none is left out; an access ACL that says something else than the mode is brought in
+/// step with it.
 pub(super) fn take(state: &mut State, inode: &mut Inode, name: &[u8], value: &[u8]) -> Result<()> {
     if !given::is_carried(name) {
         return Ok(());

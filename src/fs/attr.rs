@@ -229,8 +229,9 @@ impl Fs {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD, or if the list of names would get too long; `EOPNOTSUPP` for a
-    /// name space that is not kept, and for POSIX ACLs, which [`Fs::set_acl`] sets; `EINVAL` for a name space with no name in it.
+    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD, or if the list of names would
+    /// get too long; `EOPNOTSUPP` for a name space that is not kept, and for POSIX ACLs, which
+    /// [`Fs::set_acl`] sets; `EINVAL` for a name space with no name in it.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         check_xattr_name(ino, name)?;
         if acl::is_acl(name) {
@@ -262,7 +263,8 @@ impl Fs {
     /// Removes an extended attribute.
     ///
     /// # Errors
-    /// `ENODATA` if there is none of that name, unless it is an ACL: then the permission bits are all there is to say.
+    /// `ENODATA` if there is none of that name, unless it is an ACL: then the permission bits are
+    /// all there is to say.
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         check_xattr_name(ino, name)?;
         let mut state = self.index.lock();
@@ -294,7 +296,8 @@ impl Fs {
     }
 }
 
-/// Whether an attribute called `name` can be listed beside the others: the kernel passes no longer list on.
+/// Whether an attribute called `name` can be listed beside the others: the kernel passes no longer
+/// list on.
 pub(super) fn check_list(state: &mut State, inode: &Inode, name: &[u8]) -> Result<()> {
     if !inode.flags.has(Flags::XATTRS) {
         return Ok(());

@@ -66,7 +66,8 @@ pub struct Ctx {
     pub gid: u32,
     /// The caller's thread, as this system numbers it; 0 if it cannot be seen from here.
     pub pid: u32,
-    /// Permission bits that what the caller makes does not get, unless the directory says otherwise.
+    /// Permission bits that what the caller makes does not get, unless the directory says
+    /// otherwise.
     pub umask: u32,
     /// Whether it may copy large objects, and wait for somebody who does.
     pub may_block: bool,

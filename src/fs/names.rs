@@ -211,7 +211,8 @@ impl Fs {
         Ok(inode)
     }
 
-    /// What an inode number stands for that was kept outside of the mount, as a file handle of NFS is.
+    /// What an inode number stands for that was kept outside of the mount, as a file handle of NFS
+    /// is.
     ///
     /// # Errors
     /// `ESTALE` if there is no such inode, or nothing in the mount is called by it any more.

@@ -1,15 +1,16 @@
-//! Privileges that a file gives to who runs it: the set-user-id bit, the set-group-id bit, and file capabilities. Who changes the
-//! file takes them away.
+//! Privileges that a file gives to who runs it: the set-user-id bit, the set-group-id bit, and file
+//! capabilities. Who changes the file takes them away.
 //!
-//! The kernel leaves that to the daemon (`FUSE_HANDLE_KILLPRIV_V2`), because it would otherwise ask for an attribute before every
-//! write. It goes by the mode that it was told last, so it has to learn that a bit is gone before the change is answered. Three
-//! things see to that:
+//! The kernel leaves that to the daemon (`FUSE_HANDLE_KILLPRIV_V2`), because it would otherwise ask
+//! for an attribute before every write. It goes by the mode that it was told last, so it has to
+//! learn that a bit is gone before the change is answered. Three things see to that:
 //!
-//! - Before a write the kernel announces to a file with such bits a change of nothing. If the caller has the file open for
-//!   writing, the bits go then, and the answer carries the new mode.
-//! - The kernel is told at once that its attributes are stale, wherever bits go by a request whose answer carries no mode.
-//! - Attributes of files with such bits are given for no time at all (`kernel::convert::ttl`), so that each check and each
-//!   execution asks for them.
+//! - Before a write the kernel announces to a file with such bits a change of nothing. If the
+//!   caller has the file open for writing, the bits go then, and the answer carries the new mode.
+//! - The kernel is told at once that its attributes are stale, wherever bits go by a request whose
+//!   answer carries no mode.
+//! - Attributes of files with such bits are given for no time at all (`kernel::convert::ttl`), so
+//!   that each check and each execution asks for them.
 
 use super::{Ctx, Fs, Result};
 use crate::base::Ino;
@@ -27,12 +28,14 @@ pub const CAPABILITY: &[u8] = b"security.capability";
 pub(super) enum SetGroupId {
     /// The set-group-id bit as well.
     Goes,
-    /// It stays where the group may not execute the file: then it gives no privilege, and who changes the file is in the group.
+    /// It stays where the group may not execute the file: then it gives no privilege, and who
+    /// changes the file is in the group.
     StaysWithoutExecute,
 }
 
 impl Fs {
-    /// Says how the kernel is told that attributes are stale. `tell` is called from within requests, with nothing locked.
+    /// Says how the kernel is told that attributes are stale. `tell` is called from within
+    /// requests, with nothing locked.
     pub fn tell_of_stale_attributes(&self, tell: impl Fn(Ino) + Send + Sync + 'static) {
         // A second session of one file system there is not.
         let _ = self.stale.set(Box::new(tell));
@@ -67,7 +70,8 @@ impl Fs {
         Ok(())
     }
 
-    /// The same where the kernel does not say who may keep privileges: everybody but root is taken for one who may not.
+    /// The same where the kernel does not say who may keep privileges: everybody but root is taken
+    /// for one who may not.
     pub(super) fn drop_privileges_of_others(&self, ctx: &Ctx, ino: Ino) -> Result<()> {
         match ctx.uid {
             0 => Ok(()),
@@ -75,8 +79,9 @@ impl Fs {
         }
     }
 
-    /// Whether a change of nothing takes privileges away. It is either the announcement of a write, or a chown(2) that leaves owner
-    /// and group as they are, which only the owner and root may do. Root keeps privileges at a write.
+    /// Whether a change of nothing takes privileges away. It is either the announcement of a write,
+    /// or a chown(2) that leaves owner and group as they are, which only the owner and root may do.
+    /// Root keeps privileges at a write.
     pub(super) fn is_stripped_by_nothing(&self, ctx: &Ctx, inode: &Inode) -> bool {
         if ctx.uid != 0 && ctx.uid == inode.uid {
             return true;
@@ -85,8 +90,9 @@ impl Fs {
         writes == (ctx.uid != 0)
     }
 
-    /// Whether the kernel may take capabilities away on behalf of the caller. It asks before a write and before a chown(2) that
-    /// leaves owner and group as they are; in the second case it has not looked whether the caller may do that.
+    /// Whether the kernel may take capabilities away on behalf of the caller. It asks before a
+    /// write and before a chown(2) that leaves owner and group as they are; in the second case it
+    /// has not looked whether the caller may do that.
     ///
     /// # Errors
     /// `ESTALE` if there is no such inode.

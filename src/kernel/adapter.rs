@@ -41,8 +41,9 @@ pub(super) struct Adapter {
     numbers: Numbers,
 }
 
-/// The generation of inode numbers. A number is never used twice in a cache, so there is one for all; another cache of the same
-/// drive has another, so that what a client of NFS has kept of the first does not lead to other files in the second.
+/// The generation of inode numbers. A number is never used twice in a cache, so there is one for
+/// all; another cache of the same drive has another, so that what a client of NFS has kept of the
+/// first does not lead to other files in the second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Numbers(pub(super) u32);
 
@@ -268,11 +269,13 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             // Without it the kernel asks for security.capability before every write(2).
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-            // `.` and `..` can be looked up by number, so that a file handle is good after the kernel has forgotten the inode.
+            // `.` and `..` can be looked up by number, so that a file handle is good after the
+            // kernel has forgotten the inode.
             InitFlags::FUSE_EXPORT_SUPPORT,
         ];
         if self.has_acls() {
-            // The kernel checks them, and leaves the umask to us: a default ACL stands in its place.
+            // The kernel checks them, and leaves the umask to us: a default ACL stands in its
+            // place.
             all.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
         }
         for wanted in all {

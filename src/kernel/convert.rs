@@ -13,9 +13,10 @@ use crate::index::{Flags, Inode};
 /// How long the kernel may keep names and attributes: nobody but the kernel itself changes them.
 const TTL: Duration = Duration::from_secs(3600);
 
-/// How long the kernel may keep what it is told of an inode. Of a directory whose entries are not known yet, not at all: how many
-/// directories are in it shows once it has been listed, and nobody would tell the kernel. Of a file that gives privileges, not at
-/// all either: whoever runs it must not be given one that a write has taken away.
+/// How long the kernel may keep what it is told of an inode. Of a directory whose entries are not
+/// known yet, not at all: how many directories are in it shows once it has been listed, and nobody
+/// would tell the kernel. Of a file that gives privileges, not at all either: whoever runs it must
+/// not be given one that a write has taken away.
 pub(super) fn ttl(inode: &Inode) -> Duration {
     if is_unlisted(inode) || gives_privileges(inode) {
         Duration::ZERO

@@ -125,8 +125,9 @@ impl Session {
     }
 }
 
-/// Lets requests tell the kernel that attributes are stale, before they are answered. That waits for nobody: without a range of
-/// bytes the kernel takes no lock of pages, and the inode is held by whoever asks.
+/// Lets requests tell the kernel that attributes are stale, before they are answered. That waits
+/// for nobody: without a range of bytes the kernel takes no lock of pages, and the inode is held by
+/// whoever asks.
 fn tell_at_once(fs: &Fs, notifier: Notifier) {
     const NO_BYTES: i64 = -1;
     fs.tell_of_stale_attributes(move |ino| {

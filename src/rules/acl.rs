@@ -1,8 +1,10 @@
-//! POSIX ACLs: the format in which Linux passes them as extended attributes, and how they and the mode follow each other.
+//! POSIX ACLs: the format in which Linux passes them as extended attributes, and how they and the
+//! mode follow each other.
 //!
-//! An access ACL and the permission bits of the mode say the same thing twice: the owner's entry is the owner's bits, the entry
-//! for others is the bits for others, and the mask (or, without one, the owning group's entry) is the group's bits. Every function
-//! here that changes one side gives the other side as well, as local file systems keep them.
+//! An access ACL and the permission bits of the mode say the same thing twice: the owner's entry is
+//! the owner's bits, the entry for others is the bits for others, and the mask (or, without one,
+//! the owning group's entry) is the group's bits. Every function here that changes one side gives
+//! the other side as well, as local file systems keep them.
 
 /// The attribute with the ACL that permissions are checked against.
 pub const ACCESS: &[u8] = b"system.posix_acl_access";
@@ -82,11 +84,12 @@ pub fn is_acl(name: &[u8]) -> bool {
 }
 
 impl Acl {
-    /// Reads the value of an extended attribute. `None` is an ACL without entries, which stands for no ACL.
+    /// Reads the value of an extended attribute. `None` is an ACL without entries, which stands for
+    /// no ACL.
     ///
     /// # Errors
-    /// [`NotAnAcl`] for whatever Linux answers with `EINVAL`: another version, an unknown entry, one too many, one that is
-    /// missing, or one out of order.
+    /// [`NotAnAcl`] for whatever Linux answers with `EINVAL`: another version, an unknown entry,
+    /// one too many, one that is missing, or one out of order.
     pub fn parse(value: &[u8]) -> Result<Option<Acl>, NotAnAcl> {
         if value.len() > MAX_BYTES {
             return Err(NotAnAcl);
@@ -170,8 +173,9 @@ impl Acl {
         acl
     }
 
-    /// The access ACL and the permission bits of what is made with `mode` in a directory with this default ACL: nothing is allowed
-    /// that either of the two does not allow. No ACL if the bits say it all.
+    /// The access ACL and the permission bits of what is made with `mode` in a directory with this
+    /// default ACL: nothing is allowed that either of the two does not allow. No ACL if the bits
+    /// say it all.
     pub fn inherited(&self, mode: u32) -> (Option<Acl>, u32) {
         let permissions = self.mode() & mode & 0o777;
         let acl = self.with_mode(permissions);

@@ -122,7 +122,8 @@ fn leaves_own(value: &[u8], own: u32) -> bool {
     Acl::parse(value).is_ok_and(|acl| acl.is_none_or(|acl| acl.mode() & own == own))
 }
 
-/// The extended attributes that the backend can hold together and `takes`, in the order of their names, and whether these are all.
+/// The extended attributes that the backend can hold together and `takes`, in the order of their
+/// names, and whether these are all.
 fn fitting(
     capabilities: &Capabilities,
     xattrs: &Xattrs,

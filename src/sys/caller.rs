@@ -11,7 +11,8 @@ pub fn groups(pid: u32) -> Vec<u32> {
     groups_in(&status)
 }
 
-/// The groups in the text of `/proc/PID/status`. A thread's name is in there as well, with its line ends escaped.
+/// The groups in the text of `/proc/PID/status`. A thread's name is in there as well, with its line
+/// ends escaped.
 fn groups_in(status: &[u8]) -> Vec<u32> {
     let lines = status.split(|&byte| byte == b'\n');
     let listed = lines.filter_map(|line| line.strip_prefix(b"Groups:"));

@@ -1,4 +1,5 @@
-//! POSIX ACLs are those of a local file system: set, checked, inherited, changed along with the mode, and carried.
+//! POSIX ACLs are those of a local file system: set, checked, inherited, changed along with the
+//! mode, and carried.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! File handles, as the kernel's NFS server and Samba keep them: good for as long as the file is there, whatever the kernel has
-//! forgotten meanwhile.
+//! File handles, as the kernel's NFS server and Samba keep them: good for as long as the file is
+//! there, whatever the kernel has forgotten meanwhile.
 
 use super::{python, stage};
 use crate::AS_GIVEN;

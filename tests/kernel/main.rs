@@ -1,5 +1,5 @@
-//! What the kernel decides by what it was told: privileges, ACLs, file handles. Each is compared with the machine's own file
-//! system, where every call runs as well.
+//! What the kernel decides by what it was told: privileges, ACLs, file handles. Each is compared
+//! with the machine's own file system, where every call runs as well.
 
 mod acl;
 mod handles;
@@ -16,7 +16,8 @@ use lab::{Backend, Lab, skip};
 /// Everybody may do everything, as on a local file system.
 const AS_GIVEN: &[&str] = &["-o", "allow_other,suid,dev"];
 
-/// A mounted lab, and a directory beside it on the file system below. Both may be entered by everybody.
+/// A mounted lab, and a directory beside it on the file system below. Both may be entered by
+/// everybody.
 fn stage(backend: Backend) -> Option<(Lab, PathBuf)> {
     if !nix::unistd::geteuid().is_root() {
         skip("being several users needs root");

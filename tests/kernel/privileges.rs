@@ -1,4 +1,5 @@
-//! Who changes a program takes away the privileges that it gave, and nobody who runs it afterwards gets them.
+//! Who changes a program takes away the privileges that it gave, and nobody who runs it afterwards
+//! gets them.
 
 use super::{python, stage};
 use crate::lab::{Backend, Lab, skip};
@@ -85,7 +86,8 @@ fn whoever_changes_a_program_takes_its_privileges_as_on_ext4() {
     lab.finish();
 }
 
-/// Privileges come and go while the same files are read, mapped, listed and looked up: nothing may wait for ever for anything.
+/// Privileges come and go while the same files are read, mapped, listed and looked up: nothing may
+/// wait for ever for anything.
 const STRESS: &str = r#"
 import mmap, time
 base = sys.argv[1]
@@ -139,7 +141,8 @@ fn nothing_hangs_while_privileges_come_and_go() {
     lab.finish();
 }
 
-/// A user of the mount whose file is rewritten by another through a descriptor that root opened: who writes has not opened it.
+/// A user of the mount whose file is rewritten by another through a descriptor that root opened:
+/// who writes has not opened it.
 const PASSED: &str = r#"
 base = sys.argv[1]
 path = base + '/program'

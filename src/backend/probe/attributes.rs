@@ -13,7 +13,8 @@ const OWNERS: [(u32, u32); 2] = [(12_345, 23_456), (34_567, 45_678)];
 /// Name spaces of extended attributes that are carried. Names below them, as any might do.
 const SPACES: [&str; 3] = ["user.", "trusted.", "security."];
 
-/// An ACL that permission bits cannot say: rw- for the owner, r-- for user 12345, the group, the mask and all others.
+/// An ACL that permission bits cannot say: rw- for the owner, r-- for user 12345, the group, the
+/// mask and all others.
 const ACL_NAME: &str = "system.posix_acl_access";
 const ACL: [u8; 44] = [
     2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 57, 48, 0, 0, 4, 0, 4, 0, 255, 255,
