@@ -373,3 +373,42 @@ fn a_user_is_shown_what_he_asks_for_too() {
     assert_eq!(told.stdout.trim(), format!("777 {} 4242", user.uid));
     as_user(&lab, &user, &program, &["unmount", &mnt]).code(exit::DONE);
 }
+
+#[test]
+fn a_users_acls_come_back_and_lock_nobody_out_of_the_drive() {
+    let Some(user) = nobody() else { return };
+    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
+        return skip("fusermount3 is not installed setuid");
+    }
+    if Command::new("setfacl").arg("--version").output().is_err() {
+        return skip("setfacl is not installed");
+    }
+    let _fuse = OpenFuse::new();
+    let Some((lab, program)) = lab_of(&user) else {
+        return;
+    };
+    let (drive, mnt) = (text(lab.drive.path()), text(&lab.mnt));
+    let mount = ["mount", "--no-auto-flush", &drive, &mnt];
+    let shell = |script: &str| {
+        let script = format!("cd {mnt}; {script}");
+        as_user(&lab, &user, Path::new("/bin/sh"), &["-euc", &script]).ok()
+    };
+    as_user(&lab, &user, &program, &mount).code(exit::DONE);
+    shell(
+        "umask 022; mkdir dir; echo x > dir/file; setfacl -m u:1002:rw dir/file; setfacl -d -m u::-,u:1002:rwx dir; \
+         mkdir dir/below; : > dir/made; setfacl -m u::-,g:1003:r dir/made",
+    );
+    let told = || shell("getfacl --numeric dir dir/file dir/below dir/made").stdout;
+    let made = told();
+    assert!(made.contains("default:user:1002:rwx"), "{made}");
+    as_user(&lab, &user, &program, &["unmount", &mnt]).code(exit::DONE);
+    for name in ["dir", "dir/below", "dir/made"] {
+        let mode = fs::metadata(lab.d(name)).expect("stat").mode();
+        assert_eq!(mode & 0o600, 0o600, "{name} is of no use to its owner");
+    }
+    fs::remove_dir_all(lab.root().join("home/data")).expect("remove the cache");
+    as_user(&lab, &user, &program, &mount).code(exit::DONE);
+    assert_eq!(told(), made, "with an empty cache");
+    as_user(&lab, &user, &program, &["unmount", &mnt]).code(exit::DONE);
+    lab.finish();
+}

@@ -142,6 +142,7 @@ const CTX: Ctx = Ctx {
     uid: 0,
     gid: 0,
     pid: 0,
+    umask: 0,
     may_block: true,
     may_wait: true,
 };

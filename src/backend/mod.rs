@@ -144,7 +144,9 @@ impl Capabilities {
             special_files: true,
             devices: true,
             target_bytes: crate::rules::steps::MAX_TARGET_BYTES as u32,
-            xattrs: ["user.", "trusted.", "security."].map(String::from).into(),
+            xattrs: ["user.", "trusted.", "security.", crate::rules::acl::SPACE]
+                .map(String::from)
+                .into(),
             xattr_bytes: crate::rules::given::XATTR_UNBOUNDED,
         }
     }

@@ -9,7 +9,7 @@ use crate::base::{FileKind, NAME_MAX, Name, RelPath, Timestamp};
 mod attributes;
 
 /// Version of this probe; see [`Capabilities::probed`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Value of [`Capabilities::time_granularity_ns`] where no chosen time is kept at all: about 292 years.
 pub const TIME_NOT_KEPT: u64 = i64::MAX as u64;

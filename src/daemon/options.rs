@@ -197,6 +197,8 @@ impl FuseOptions {
         let mut options = FuseOptions::default();
         let words = lists.into_iter().flat_map(|list| list.split(','));
         for word in words.map(str::trim).filter(|word| !word.is_empty()) {
+            // mount(8) notes who mounted it.
+            let is_user = word.starts_with("user=");
             match word {
                 "allow_other" => options.allow_other = true,
                 "suid" => options.suid = true,
@@ -205,7 +207,12 @@ impl FuseOptions {
                 "nodev" => options.dev = false,
                 "exec" => options.exec = true,
                 "noexec" => options.exec = false,
-                "rw" | "defaults" => {}
+                // As in mount(8): what users mount gives no privileges.
+                _ if is_user || ["user", "users"].contains(&word) => {
+                    (options.exec, options.suid, options.dev) = (false, false, false);
+                }
+                "owner" | "group" => (options.suid, options.dev) = (false, false),
+                _ if is_ignored(word) => {}
                 _ => options.parse_value(word)?,
             }
         }
@@ -242,6 +249,51 @@ impl FuseOptions {
     }
 }
 
+/// Options of mount(8) that change nothing here: what is so anyway, what has no meaning for this
+/// file system (reading changes no access time), and what is meant for mount(8), fstab(5) and
+/// systemd themselves.
+const IGNORED: [&str; 30] = [
+    "_netdev",
+    "_rnetdev",
+    "async",
+    "atime",
+    "auto",
+    "comment",
+    "default_permissions",
+    "defaults",
+    "diratime",
+    "iversion",
+    "lazytime",
+    "loud",
+    "noatime",
+    "noauto",
+    "nodiratime",
+    "nofail",
+    "nogroup",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "noowner",
+    "norelatime",
+    "nostrictatime",
+    "nouser",
+    "nousers",
+    "relatime",
+    "rw",
+    "silent",
+    "strictatime",
+    "symfollow",
+];
+
+/// Beginnings of words that are comments to the kernel.
+const COMMENTS: [&str; 2] = ["x-", "X-"];
+
+fn is_ignored(word: &str) -> bool {
+    let key = word.split('=').next().unwrap_or(word);
+    let is_comment = COMMENTS.iter().any(|comment| key.starts_with(comment));
+    is_comment || IGNORED.contains(&key)
+}
+
 fn refuse(word: &str) -> OptionRefused {
     let key = word.split('=').next().unwrap_or(word);
     let (reason, hint) = match key {
@@ -257,9 +309,17 @@ fn refuse(word: &str) -> OptionRefused {
             "is not there",
             "umask= is shown for every file and directory; without it each has the mode that chmod gives it",
         ),
+        "sync" | "dirsync" => (
+            "is not there",
+            "fsync makes a file and all names durable at once; without it all is within 5 seconds",
+        ),
+        "remount" => (
+            "is not there",
+            "unmount, and mount with the options you want",
+        ),
         _ => (
             "is unknown",
-            "known are allow_other, suid, nosuid, dev, nodev, exec, noexec, uid=, gid=, umask=",
+            "known are allow_other, suid, nosuid, dev, nodev, exec, noexec, uid=, gid=, umask=; options of mount(8) and fstab(5) that change nothing here, such as noatime and nofail, are ignored",
         ),
     };
     OptionRefused {
@@ -295,6 +355,23 @@ mod tests {
     }
 
     #[test]
+    fn what_changes_nothing_is_ignored() {
+        let lists = [
+            "rw,relatime,nodiratime,lazytime,async,defaults,auto,nouser,nofail,_netdev",
+            "x-systemd.automount,x-gvfs-show,X-mount.mkdir=0755,comment=mine,strictatime,noatime",
+        ];
+        assert_eq!(FuseOptions::parse(lists), Ok(FuseOptions::default()));
+    }
+
+    #[test]
+    fn what_users_mount_gives_no_privileges_unless_asked_to() {
+        let options = FuseOptions::parse(["suid,dev,user=me"]).unwrap();
+        assert!(!options.suid && !options.dev && !options.exec);
+        let options = FuseOptions::parse(["users,exec", "owner"]).unwrap();
+        assert!(options.exec && !options.suid);
+    }
+
+    #[test]
     fn what_is_refused_comes_with_what_to_do() {
         for (word, part) in [
             ("ro", "its own directory"),
@@ -305,7 +382,10 @@ mod tests {
             ("gid=4294967295", "number"),
             ("uid", "uid=1000"),
             ("dmask=022", "umask="),
-            ("sync", "known are"),
+            ("sync", "fsync"),
+            ("remount", "unmount"),
+            ("context=x", "known are"),
+            ("noatme", "known are"),
         ] {
             let error = FuseOptions::parse([format!("exec,{word}").as_str()]).unwrap_err();
             assert_eq!(error.word, word);

@@ -231,6 +231,7 @@ fn serve(
             umask: options.fuse.umask,
         },
         replaces_dead: false,
+        generation: opened.facts.origin.as_fields().0,
     };
     let (ended, end) = unbounded();
     let on_network = (site.mount.as_ref()).is_some_and(Mount::is_shared);
@@ -316,7 +317,11 @@ fn serve(
             ground.give_up(&note);
             note.set_serving(&opened.dir, was_cut_off);
             // fusermount3's words come with their line ends.
-            let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            let words = error
+                .to_string()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ");
             return Err(DaemonError::failed(format!("cannot mount at {}: {words}", options.mountpoint.display()))
                 .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf"));
         }

@@ -20,9 +20,9 @@ use crate::base::{RelPath, Timestamp, Utc};
 use crate::cache::Store;
 use crate::cli::render;
 use crate::control::protocol::{
-    AttachReport, BackendState, BatchOutcome, ControlError, ErrorCode, FlushReport, FlushWish,
-    ImportStatus, IoPath, LastBatch, LastFlush, LeftBehind, RefreshReport, Space, Status, UsedBy,
-    Users,
+    AttachReport, BackendState, BatchOutcome, Conflict, ControlError, ErrorCode, FlushReport,
+    FlushWish, ImportStatus, IoPath, LastBatch, LastFlush, LeftBehind, RefreshReport, Space,
+    Status, UsedBy, Users,
 };
 use crate::control::server::{Asker, Handler};
 use crate::flush::{FlushError, Flusher, Report, Wish};

@@ -220,13 +220,7 @@ impl Applier<'_> {
                 Err(error) if error.is_not_found() => Ok(()),
                 Err(error) if is_in_use_by_names(&error) => {
                     // It holds what was to be removed and could not be, or what somebody else has put there; or it is a file now.
-                    let holds_ours = applied.refused.steps.iter().any(|refusal| {
-                        refusal
-                            .path
-                            .split_last()
-                            .is_some_and(|(dir, _)| dir == *path)
-                    });
-                    match holds_ours {
+                    match applied.refused.holds(path) {
                         true => Err(error.into()),
                         false => {
                             applied.kept.push(path.clone());

@@ -9,6 +9,7 @@ use super::gather::Gathered;
 use crate::backend::Capabilities;
 use crate::base::{FileKind, Ino, RelPath};
 use crate::index::Inode;
+use crate::rules::acl;
 use crate::rules::given::{self, Attributes, Given};
 use crate::rules::plan::{NameKey, NewContent, Placed, Plan};
 use crate::rules::steps::AttributeStep;
@@ -99,7 +100,10 @@ impl Chosen<'_> {
         if let (Some((owner, group)), false) = (given.owner, has_owner) {
             (step.owner, step.group) = (Some(owner), Some(group));
         }
-        let none_to_set = |xattrs: &crate::backend::Xattrs| is_new && xattrs.is_empty();
+        // What is made in a directory with a default ACL has got one that nobody has asked for.
+        let inherits = self.capabilities.xattrs.iter().any(|it| it == acl::SPACE);
+        let none_to_set =
+            |xattrs: &crate::backend::Xattrs| is_new && xattrs.is_empty() && !inherits;
         step.xattrs = given
             .xattrs
             .filter(|xattrs| !none_to_set(xattrs))

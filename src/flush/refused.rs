@@ -61,6 +61,9 @@ pub(super) struct Refused {
     pub(super) steps: Vec<Refusal>,
     /// What was to move and did not, by the number of the clear step that took it away.
     pub(super) back: Vec<(usize, Back)>,
+    numbers: HashSet<StepNo>,
+    /// The directories that hold what could not be taken away.
+    dirs: HashSet<RelPath>,
 }
 
 impl Refused {
@@ -69,11 +72,17 @@ impl Refused {
     }
 
     pub(super) fn has(&self, step: StepNo) -> bool {
-        self.steps.iter().any(|refusal| refusal.step == step)
+        self.numbers.contains(&step)
+    }
+
+    /// Whether the directory at `path` holds something that was to be taken away and could not be.
+    pub(super) fn holds(&self, path: &RelPath) -> bool {
+        self.dirs.contains(path)
     }
 
     pub(super) fn note(&mut self, step: StepNo, path: &RelPath, why: Why) {
-        if !self.has(step) {
+        if self.numbers.insert(step) {
+            self.dirs.extend(path.split_last().map(|(dir, _)| dir));
             tracing::warn!(%path, ?why, "the drive refuses a step of the batch; it is set aside");
             let path = path.clone();
             self.steps.push(Refusal { step, path, why });

@@ -147,6 +147,7 @@ impl Flusher {
             match self.run_batch(backend, scope, wish, progress, true) {
                 Err(FlushError::ChangedElsewhere { dirs }) => {
                     let changes = self.take_in(backend, &dirs)?;
+                    self.conflicts_met.lock().extend(changes.named.clone());
                     tracing::info!(?changes, "others have changed the drive");
                 }
                 result => return result,

@@ -2,16 +2,14 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Ctx, Fs, FsError, Result};
+use super::{Ctx, Fs, FsError, Result, privileges};
 use crate::base::{FileKind, Ino, Timestamp};
 use crate::index::{Flags, Inode, State};
+use crate::rules::acl;
 use crate::sys;
 
 /// Name of the root's virtual attribute that tells where the cache is. Not listed, not writable.
 const CACHE_ATTRIBUTE: &[u8] = b"user.ferryfs.cache";
-
-/// The attribute with a program's capabilities.
-const CAPABILITY: &[u8] = b"security.capability";
 
 /// Bytes of the longest list of names of attributes that listxattr(2) gives.
 const XATTR_LIST_MAX: usize = 65536;
@@ -111,9 +109,7 @@ impl Fs {
             let kind = self.known(&mut self.index.lock(), ino)?.kind();
             match kind {
                 FileKind::Regular => {
-                    if ctx.uid != 0 {
-                        self.drop_privileges(ino)?;
-                    }
+                    self.drop_privileges_of_others(ctx, ino)?;
                     self.truncate(ctx, ino, size)?;
                 }
                 FileKind::Directory => return Err(FsError::IS_DIR),
@@ -139,17 +135,26 @@ impl Fs {
             SetTime::Now => now,
             SetTime::At(time) => time,
         };
+        let before = self.known(&mut self.index.lock(), ino)?;
+        let is_nothing = *set == SetAttr::default();
+        let strips = match is_nothing {
+            true => self.is_stripped_by_nothing(ctx, &before),
+            false => set.uid.is_some() || set.gid.is_some(),
+        };
+        // Looked up with nothing locked.
+        let group = self.set_group_id(ctx, &before);
         let mut state = self.index.lock();
         let mut inode = self.known(&mut state, ino)?;
+        if is_nothing && !strips {
+            return Ok(inode);
+        }
         if let Some(mode) = set.mode {
             inode.mode = (inode.mode & libc::S_IFMT) | (mode & 0o7777);
+            super::acl::follow_mode(&mut state, &mut inode)?;
         }
-        // A chown that leaves both as they are arrives as a change of nothing, and strips like any other. So does what the kernel
-        // tells of before a write; but who writes strips by writing, so here only the owner does: nobody else may by a chown.
-        let idle = *set == SetAttr::default() && [0, inode.uid].contains(&ctx.uid);
         let mut told_of = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
-        if (idle || set.uid.is_some() || set.gid.is_some()) && !inode.is_dir() {
-            told_of |= strip_privileges(&mut state, &mut inode)?;
+        if strips && !inode.is_dir() {
+            told_of |= privileges::strip(&mut state, &mut inode, group)?;
         }
         inode.uid = set.uid.unwrap_or(inode.uid);
         inode.gid = set.gid.unwrap_or(inode.gid);
@@ -171,22 +176,6 @@ impl Fs {
             state.commit()?;
         }
         Ok(inode)
-    }
-
-    /// Takes the set-user-id bit, the set-group-id bit of a program, and file capabilities away, as writing does for whoever
-    /// may not keep them. The kernel leaves this to us (FUSE_HANDLE_KILLPRIV_V2); on truncation, where `fuser` does not pass
-    /// its word on who may keep them, everybody but root is taken for one who may not.
-    ///
-    /// # Errors
-    /// `ESTALE` if there is no such inode.
-    pub fn drop_privileges(&self, ino: Ino) -> Result<()> {
-        let mut state = self.index.lock();
-        let mut inode = self.known(&mut state, ino)?;
-        if strip_privileges(&mut state, &mut inode)? {
-            state.note_attributes(&mut inode)?;
-            state.put_inode(inode);
-        }
-        Ok(())
     }
 
     /// A file being written takes its time from its object, so it is set there too.
@@ -243,10 +232,14 @@ impl Fs {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD, or if the list of names would get too long; `EOPNOTSUPP` for a name space that is not kept, such as POSIX ACLs;
-    /// `EINVAL` for a name space with no name in it.
+    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD, or if the list of names would
+    /// get too long; `EOPNOTSUPP` for a name space that is not kept, and for POSIX ACLs, which
+    /// [`Fs::set_acl`] sets; `EINVAL` for a name space with no name in it.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         check_xattr_name(ino, name)?;
+        if acl::is_acl(name) {
+            return Err(FsError::NOT_SUPPORTED);
+        }
         if self.is_full() {
             return Err(FsError::NO_SPACE);
         }
@@ -258,14 +251,7 @@ impl Fs {
             SetXattr::Replace if !exists => return Err(FsError::Errno(libc::ENODATA)),
             _ => {}
         }
-        if !exists && inode.flags.has(Flags::XATTRS) {
-            // What is made must be listed as well, and the kernel passes no longer list on.
-            let names = state.xattr_names(ino)?;
-            let listed: usize = names.iter().map(|name| name.len() + 1).sum();
-            if listed + name.len() + 1 > XATTR_LIST_MAX {
-                return Err(FsError::NO_SPACE);
-            }
-        }
+        check_list(&mut state, &inode, name)?;
         state.put_xattr(ino, name, Some(value))?;
         inode.flags.set(Flags::XATTRS);
         state.note_attributes(&mut inode)?;
@@ -280,12 +266,16 @@ impl Fs {
     /// Removes an extended attribute.
     ///
     /// # Errors
-    /// `ENODATA` if there is none of that name.
+    /// `ENODATA` if there is none of that name, unless it is an ACL: then the permission bits are
+    /// all there is to say.
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         check_xattr_name(ino, name)?;
         let mut state = self.index.lock();
         let mut inode = self.known(&mut state, ino)?;
         if !inode.flags.has(Flags::XATTRS) || state.xattr(ino, name)?.is_none() {
+            if acl::is_acl(name) {
+                return Ok(());
+            }
             return Err(FsError::Errno(libc::ENODATA));
         }
         state.put_xattr(ino, name, None)?;
@@ -308,22 +298,19 @@ impl Fs {
     }
 }
 
-/// Strips the inode of what [`Fs::drop_privileges`] names; true if there was anything.
-fn strip_privileges(state: &mut State, inode: &mut Inode) -> Result<bool> {
-    let before = inode.mode;
-    let mut stripped = false;
-    inode.mode &= !libc::S_ISUID;
-    if inode.mode & libc::S_IXGRP != 0 {
-        inode.mode &= !libc::S_ISGID;
+/// Whether an attribute called `name` can be listed beside the others: the kernel passes no longer
+/// list on.
+pub(super) fn check_list(state: &mut State, inode: &Inode, name: &[u8]) -> Result<()> {
+    if !inode.flags.has(Flags::XATTRS) {
+        return Ok(());
     }
-    if inode.flags.has(Flags::XATTRS) && state.xattr(inode.ino, CAPABILITY)?.is_some() {
-        state.put_xattr(inode.ino, CAPABILITY, None)?;
-        if state.xattr_names(inode.ino)?.is_empty() {
-            inode.flags.clear(Flags::XATTRS);
-        }
-        stripped = true;
+    let names = state.xattr_names(inode.ino)?;
+    let others = names.iter().filter(|other| **other != name);
+    let listed: usize = others.map(|name| name.len() + 1).sum();
+    match listed + name.len() < XATTR_LIST_MAX {
+        true => Ok(()),
+        false => Err(FsError::NO_SPACE),
     }
-    Ok(stripped || inode.mode != before)
 }
 
 fn check_xattr_name(ino: Ino, name: &[u8]) -> Result<()> {
@@ -333,7 +320,7 @@ fn check_xattr_name(ino: Ino, name: &[u8]) -> Result<()> {
     let kept: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
     if kept.contains(&name) {
         Err(FsError::INVALID)
-    } else if kept.iter().any(|prefix| name.starts_with(prefix)) {
+    } else if acl::is_acl(name) || kept.iter().any(|prefix| name.starts_with(prefix)) {
         Ok(())
     } else {
         Err(FsError::NOT_SUPPORTED)

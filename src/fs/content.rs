@@ -438,9 +438,7 @@ impl Fs {
             .filter(|flags| known.contains(*flags))
             .ok_or(FsError::NOT_SUPPORTED)?;
         let handle = self.opens.handle(handle)?;
-        if ctx.uid != 0 {
-            self.drop_privileges(handle.open.ino)?;
-        }
+        self.drop_privileges_of_others(ctx, handle.open.ino)?;
         let allocate = || {
             self.change(ctx, written(&handle), OldBytes::Keep, |_, file| {
                 Ok(sys::file::allocate(file, mode, offset, length)?)
@@ -473,9 +471,7 @@ impl Fs {
         let length = usize::try_from(length)
             .unwrap_or(usize::MAX)
             .min(COPY_LIMIT as usize);
-        if ctx.uid != 0 {
-            self.drop_privileges(target.open.ino)?;
-        }
+        self.drop_privileges_of_others(ctx, target.open.ino)?;
         let copied = self.with_room(ctx, || {
             self.change(ctx, written(&target), OldBytes::Keep, |_, file| {
                 Ok(sys::file::copy_range(&source, from.1, file, to.1, length)?)

@@ -140,9 +140,10 @@ impl Fs {
         let it = &told.it;
         inode.mode = (inode.mode & libc::S_IFMT) | (it.permissions & 0o7777);
         (inode.uid, inode.gid) = (told.uid, told.gid);
+        // The description says all, and an ACL that it does not say would contradict its mode.
+        super::acl::remove_both(state, inode)?;
         for (name, value) in &it.xattrs {
-            state.put_xattr(inode.ino, name, Some(value))?;
-            inode.flags.set(Flags::XATTRS);
+            super::acl::take(state, inode, name, value)?;
         }
         if found.is_none_or(|found| told.is_of(found, self.capabilities.time_granularity_ns)) {
             inode.mtime = it.modified;
@@ -387,12 +388,13 @@ impl Fs {
             return Ok(());
         }
         let before = inode.clone();
+        let acls = super::acl::both(state, &inode)?;
         for name in state.xattr_names(inode.ino)? {
             if !described.it.xattrs.contains_key(&name[..]) {
                 state.put_xattr(inode.ino, &name, None)?;
             }
         }
-        inode.flags.clear(Flags::XATTRS);
+        // What is left of them is written over or removed.
         let blocks = inode.blocks;
         self.believe(state, &mut inode, described, found)?;
         if inode.object.is_some() {
@@ -411,7 +413,8 @@ impl Fs {
             true => before.ctime,
             false => self.clock.now(),
         };
-        if inode != before {
+        // The kernel remembers ACLs with the inode.
+        if inode != before || super::acl::both(state, &inode)? != acls {
             news.push(Notice::Inode { ino: inode.ino });
         }
         state.put_inode(inode);

@@ -10,6 +10,7 @@
 //! Lock order: one open inode's content; then `reaping`; then `syncing`; then the table of open inodes; then the index. No backend call is made under the index
 //! lock or the table's.
 
+mod acl;
 mod attr;
 mod content;
 mod described;
@@ -22,14 +23,15 @@ mod names;
 mod needed;
 mod open;
 mod pressure;
+mod privileges;
 mod progress;
 mod read;
 mod recover;
 mod refresh;
 mod sync;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -47,6 +49,7 @@ pub use error::{FsError, Result};
 pub use evict::CacheLimits;
 pub use names::{NewNode, RenameMode};
 pub use open::{Handle, OpenMode};
+pub use privileges::CAPABILITY;
 pub use progress::ImportProgress;
 pub use read::SeekFor;
 pub use recover::{Recovered, UncleanEnd};
@@ -63,8 +66,11 @@ pub struct Ctx {
     pub uid: u32,
     /// The caller's group.
     pub gid: u32,
-    /// The caller's thread; 0 where it is not known.
+    /// The caller's thread, as this system numbers it; 0 if it cannot be seen from here.
     pub pid: u32,
+    /// Permission bits that what the caller makes does not get, unless the directory says
+    /// otherwise.
+    pub umask: u32,
     /// Whether it may copy large objects, and wait for somebody who does.
     pub may_block: bool,
     /// Whether it may wait for the backend, and for somebody who does.
@@ -147,6 +153,8 @@ pub struct Fs {
     reaping: Mutex<Option<std::time::Instant>>,
     syncing: Mutex<()>,
     closes: (Sender<()>, Receiver<()>),
+    /// Tells the kernel at once that attributes of an inode are not what it was told.
+    stale: OnceLock<privileges::Tell>,
 }
 
 impl Fs {
@@ -180,6 +188,7 @@ impl Fs {
             reaping: Mutex::new(None),
             syncing: Mutex::new(()),
             closes: bounded(1),
+            stale: OnceLock::new(),
         };
         fs.recall_damage()?;
         fs.hold_reserve();

@@ -23,7 +23,7 @@ pub enum RenameMode {
 /// A node to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewNode {
-    /// File type and permission bits.
+    /// File type and permission bits, before the umask.
     pub mode: u32,
     /// Device number, for a device.
     pub rdev: u32,
@@ -203,11 +203,39 @@ impl Fs {
         }
         inode.size = node.target.as_ref().map_or(0, |target| target.len() as u64);
         inode.target = node.target;
+        super::acl::inherit(state, ctx, &dir, &mut inode)?;
         state.put_inode(inode.clone());
         state.add_name(parent, name, &inode)?;
         touch(state, &mut dir, now)?;
         state.put_inode(dir);
         Ok(inode)
+    }
+
+    /// What an inode number stands for that was kept outside of the mount, as a file handle of NFS
+    /// is.
+    ///
+    /// # Errors
+    /// `ESTALE` if there is no such inode, or nothing in the mount is called by it any more.
+    pub fn lookup_number(&self, ino: Ino) -> Result<Inode> {
+        let inode = self.known(&mut self.index.lock(), ino)?;
+        if inode.nlink == 0 {
+            return Err(FsError::STALE);
+        }
+        self.with_current_size(inode)
+    }
+
+    /// The directory that the directory `ino` is in; of the root, itself.
+    ///
+    /// # Errors
+    /// `ESTALE` if there is no such inode or it has been removed; `ENOTDIR`.
+    pub fn lookup_parent(&self, ino: Ino) -> Result<Inode> {
+        let mut state = self.index.lock();
+        self.known_dir(&mut state, ino)?;
+        if ino == Ino::ROOT {
+            return self.known(&mut state, ino);
+        }
+        let (parent, _) = state.a_name_of(ino)?.ok_or(FsError::STALE)?;
+        self.known(&mut state, parent)
     }
 
     /// Gives `ino` one more name.

@@ -113,6 +113,14 @@ impl OpenTable {
         all
     }
 
+    /// Whether `uid` has opened `ino` for writing.
+    pub(super) fn is_written_by(&self, ino: Ino, uid: u32) -> bool {
+        let handles = self.handles.read();
+        handles
+            .values()
+            .any(|handle| handle.mode.write && handle.uid == uid && handle.open.ino == ino)
+    }
+
     pub(super) fn handle(&self, number: u64) -> Result<Arc<Handle>> {
         self.handles
             .read()
@@ -137,6 +145,8 @@ impl Held<'_> {
 pub struct Handle {
     pub(super) open: Arc<OpenInode>,
     mode: OpenMode,
+    /// Who opened it.
+    uid: u32,
     /// Who has written through it last, as [`writer`] counts; 0 for nobody since it was last closed or synced.
     writer: AtomicU64,
 }
@@ -187,8 +197,8 @@ impl Fs {
             return Err(FsError::IS_DIR);
         }
         self.note_use(&inode);
-        if mode.truncate && ctx.uid != 0 {
-            self.drop_privileges(ino)?;
+        if mode.truncate {
+            self.drop_privileges_of_others(ctx, ino)?;
         }
         let open = self.opens.acquire(ino);
         let ready = self.make_ready(ctx, &open, &inode, mode);
@@ -230,6 +240,7 @@ impl Fs {
         let handle = Handle {
             open,
             mode,
+            uid: ctx.uid,
             writer: AtomicU64::new(0),
         };
         if begun && mode.write {

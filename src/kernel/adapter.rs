@@ -16,18 +16,18 @@ use fuser::{
 };
 
 use super::convert::{
-    TTL_OF_NOTHING, attr, ctx, errno, file_type, ino, name, nothing, open_mode, rename_mode,
+    TTL_OF_NOTHING, attr, ctx, errno, file_type, ino, maker, name, nothing, open_mode, rename_mode,
     set_time, ttl,
 };
 use super::fatal::Caught;
 use super::shown::Shown;
 use super::workers::Workers;
-use crate::base::Name;
-use crate::fs::{Ctx, Fs, FsError, NewNode, Result, SeekFor, SetAttr, SetXattr, Syncer};
+use crate::base::{Ino, Name};
+use crate::fs::{
+    CAPABILITY, Ctx, Fs, FsError, NewNode, Result, SeekFor, SetAttr, SetXattr, Syncer,
+};
 use crate::index::Inode;
-
-/// Inode numbers are never used twice, so there is one generation of each.
-const GENERATION: Generation = Generation(0);
+use crate::rules::acl;
 
 /// Pages stay valid over an open, as only the kernel changes them. A close of what was only read need not be told of; one of what may
 /// have been written is, before it returns: from then on the file is whole.
@@ -43,6 +43,23 @@ pub(super) struct Adapter {
     workers: Workers,
     syncer: Arc<Syncer>,
     shown: Shown,
+    numbers: Numbers,
+}
+
+/// The generation of inode numbers. A number is never used twice in a cache, so there is one for
+/// all; another cache of the same drive has another, so that what a client of NFS has kept of the
+/// first does not lead to other files in the second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers(pub(super) u32);
+
+impl Numbers {
+    /// That of one inode. The kernel takes the root's to be 0.
+    fn generation(self, inode: &Inode) -> Generation {
+        match inode.ino {
+            Ino::ROOT => Generation(0),
+            _ => Generation(self.0.into()),
+        }
+    }
 }
 
 /// What every reply can do.
@@ -127,13 +144,63 @@ fn run_waiting<R, T, O, D>(
     });
 }
 
+macro_rules! checked {
+    ($reply:ident, $value:expr) => {
+        match $value {
+            Ok(value) => value,
+            Err(error) => return $reply.error(errno(&error)),
+        }
+    };
+}
+
 impl Adapter {
-    pub(super) fn new(fs: Arc<Fs>, workers: Workers, syncer: Arc<Syncer>, shown: Shown) -> Adapter {
+    pub(super) fn new(
+        fs: Arc<Fs>,
+        workers: Workers,
+        syncer: Arc<Syncer>,
+        shown: Shown,
+        numbers: Numbers,
+    ) -> Adapter {
         Adapter {
             fs,
             workers,
             syncer,
             shown,
+            numbers,
+        }
+    }
+
+    /// Whether ACLs are in force: where one mode is shown for everything, they are not.
+    fn has_acls(&self) -> bool {
+        self.shown.umask.is_none()
+    }
+
+    /// Whether an extended attribute is one that programs get to see.
+    fn is_hidden(&self, called: &[u8]) -> bool {
+        acl::is_acl(called) && !self.has_acls()
+    }
+
+    /// Makes a node other than an open file.
+    fn make(
+        &self,
+        request: (&'static str, Ctx),
+        parent: INodeNo,
+        called: &OsStr,
+        node: NewNode,
+        reply: ReplyEntry,
+    ) {
+        let called = checked!(reply, name(called));
+        let operation =
+            move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
+        self.run(request.0, request.1, reply, operation, self.reply_entry());
+    }
+
+    /// What answers with an entry, shown as is asked for.
+    fn reply_entry(&self) -> impl FnOnce(ReplyEntry, Inode) + Send + 'static {
+        let (shown, numbers) = (self.shown, self.numbers);
+        move |reply, inode| {
+            let generation = numbers.generation(&inode);
+            reply.entry(&ttl(&inode), &attr(&shown.of(&inode)), generation);
         }
     }
 
@@ -180,11 +247,6 @@ impl Adapter {
     }
 }
 
-/// What answers with an entry, shown as `shown` says.
-fn reply_entry(shown: Shown) -> impl FnOnce(ReplyEntry, Inode) + Send + 'static {
-    move |reply, inode| reply.entry(&ttl(&inode), &attr(&shown.of(&inode)), GENERATION)
-}
-
 /// Gives the kernel a value of the size that it asked for.
 fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
     match result {
@@ -200,19 +262,10 @@ fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
     }
 }
 
-macro_rules! checked {
-    ($reply:ident, $value:expr) => {
-        match $value {
-            Ok(value) => value,
-            Err(error) => return $reply.error(errno(&error)),
-        }
-    };
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Not asked for: locks (the kernel's own are right), writeback cache (its pages die with the daemon).
-        for wanted in [
+        let mut all = vec![
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -221,7 +274,16 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             // Without it the kernel asks for security.capability before every write(2).
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ] {
+            // `.` and `..` can be looked up by number, so that a file handle is good after the
+            // kernel has forgotten the inode.
+            InitFlags::FUSE_EXPORT_SUPPORT,
+        ];
+        if self.has_acls() {
+            // The kernel checks them, and leaves the umask to us: a default ACL stands in its
+            // place.
+            all.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
+        }
+        for wanted in all {
             if config.add_capabilities(wanted).is_err() {
                 tracing::info!(?wanted, "the kernel does not offer this");
             }
@@ -234,18 +296,30 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, called: &OsStr, reply: ReplyEntry) {
+        let reply_entry = self.reply_entry();
+        // By these two names a server of NFS finds its way back.
+        match called.as_bytes() {
+            b"." => {
+                let operation = move |fs: &Fs, _: &Ctx| fs.lookup_number(ino(parent));
+                return self.run("lookup", ctx(request), reply, operation, reply_entry);
+            }
+            b".." => {
+                let operation = move |fs: &Fs, _: &Ctx| fs.lookup_parent(ino(parent));
+                return self.run("lookup", ctx(request), reply, operation, reply_entry);
+            }
+            _ => {}
+        }
         let called = checked!(reply, name(called));
         let operation = move |fs: &Fs, ctx: &Ctx| fs.lookup(ctx, ino(parent), &called);
-        let shown = self.shown;
         self.run(
             "lookup",
             ctx(request),
             reply,
             operation,
             move |reply, found| match found {
-                Some(inode) => reply_entry(shown)(reply, inode),
+                Some(inode) => reply_entry(reply, inode),
                 // Inode 0 says that there is nothing, and lets the kernel remember it: only the kernel can change that.
-                None => reply.entry(&TTL_OF_NOTHING, &nothing(), GENERATION),
+                None => reply.entry(&TTL_OF_NOTHING, &nothing(), Generation(0)),
             },
         );
     }
@@ -296,11 +370,13 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
+        // A change of nothing may take privileges away.
+        let asks_for_nothing = set == SetAttr::default();
         checked!(reply, self.shown.allow(&mut set));
-        let operation = move |fs: &Fs, ctx: &Ctx| match set == SetAttr::default() {
-            // All that was asked for would not be seen.
-            true => fs.getattr(ino(number)),
-            false => fs.setattr(ctx, ino(number), &set),
+        let would_show = asks_for_nothing || set != SetAttr::default();
+        let operation = move |fs: &Fs, ctx: &Ctx| match would_show {
+            true => fs.setattr(ctx, ino(number), &set),
+            false => fs.getattr(ino(number)),
         };
         let shown = self.shown;
         let done =
@@ -325,25 +401,17 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         called: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let called = checked!(reply, name(called));
         let node = NewNode {
             mode,
             rdev,
             target: None,
         };
-        let operation =
-            move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
-        self.run(
-            "mknod",
-            ctx(request),
-            reply,
-            operation,
-            reply_entry(self.shown),
-        );
+        let request = ("mknod", maker(request, umask));
+        self.make(request, parent, called, node, reply);
     }
 
     fn mkdir(
@@ -352,24 +420,16 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         called: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        let called = checked!(reply, name(called));
         let node = NewNode {
             mode: libc::S_IFDIR | (mode & 0o7777),
             rdev: 0,
             target: None,
         };
-        let operation =
-            move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
-        self.run(
-            "mkdir",
-            ctx(request),
-            reply,
-            operation,
-            reply_entry(self.shown),
-        );
+        let request = ("mkdir", maker(request, umask));
+        self.make(request, parent, called, node, reply);
     }
 
     fn symlink(
@@ -380,21 +440,12 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let called = checked!(reply, name(called));
         let node = NewNode {
             mode: libc::S_IFLNK | 0o777,
             rdev: 0,
             target: Some(target.as_os_str().as_bytes().into()),
         };
-        let operation =
-            move |fs: &Fs, ctx: &Ctx| fs.make_node(ctx, ino(parent), &called, node.clone());
-        self.run(
-            "symlink",
-            ctx(request),
-            reply,
-            operation,
-            reply_entry(self.shown),
-        );
+        self.make(("symlink", ctx(request)), parent, called, node, reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, called: &OsStr, reply: ReplyEmpty) {
@@ -444,13 +495,7 @@ impl Filesystem for Adapter {
     ) {
         let called = checked!(reply, name(called));
         let operation = move |fs: &Fs, ctx: &Ctx| fs.link(ctx, ino(number), ino(parent), &called);
-        self.run(
-            "link",
-            ctx(request),
-            reply,
-            operation,
-            reply_entry(self.shown),
-        );
+        self.run("link", ctx(request), reply, operation, self.reply_entry());
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -473,7 +518,7 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         called: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
@@ -482,17 +527,17 @@ impl Filesystem for Adapter {
         let operation = move |fs: &Fs, ctx: &Ctx| {
             fs.create(ctx, ino(parent), &called, mode, open_mode(flags), exclusive)
         };
-        let shown = self.shown;
+        let (shown, numbers) = (self.shown, self.numbers);
         self.run(
             "create",
-            ctx(request),
+            maker(request, umask),
             reply,
             operation,
             move |reply, (inode, handle)| {
                 reply.created(
                     &ttl(&inode),
                     &attr(&shown.of(&inode)),
-                    GENERATION,
+                    numbers.generation(&inode),
                     FileHandle(handle),
                     open_flags(flags),
                 );
@@ -536,7 +581,7 @@ impl Filesystem for Adapter {
     ) {
         let ctx = ctx(request);
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-            && let Err(error) = guarded(|| self.fs.drop_privileges(ino(number)))
+            && let Err(error) = guarded(|| self.fs.drop_privileges(&ctx, ino(number)))
         {
             return reply.error(errno(&error));
         }
@@ -670,7 +715,7 @@ impl Filesystem for Adapter {
                     name,
                     &ttl(&entry.inode),
                     &attr(&self.shown.of(&entry.inode)),
-                    GENERATION,
+                    self.numbers.generation(&entry.inode),
                 )
             })
         });
@@ -729,8 +774,14 @@ impl Filesystem for Adapter {
             libc::XATTR_REPLACE => SetXattr::Replace,
             _ => SetXattr::Any,
         };
+        if self.is_hidden(called.as_bytes()) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let (called, value) = (called.as_bytes().to_vec(), value.to_vec());
-        let operation = move |fs: &Fs, _: &Ctx| fs.setxattr(ino(number), &called, &value, how);
+        let operation = move |fs: &Fs, ctx: &Ctx| match acl::is_acl(&called) {
+            true => fs.set_acl(ctx, ino(number), &called, &value),
+            false => fs.setxattr(ino(number), &called, &value, how),
+        };
         self.run("setxattr", ctx(request), reply, operation, |reply, ()| {
             reply.ok()
         });
@@ -744,18 +795,37 @@ impl Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
+        if self.is_hidden(called.as_bytes()) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let result = guarded(|| self.fs.getxattr(ino(number), called.as_bytes()));
         reply_xattr(reply, size, result);
     }
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        let result = guarded(|| self.fs.listxattr(&ctx(request), ino(number)));
+        let result = guarded(|| {
+            let mut list = self.fs.listxattr(&ctx(request), ino(number))?;
+            if !self.has_acls() {
+                let names = list.split_inclusive(|&byte| byte == 0);
+                let seen = names.filter(|name| !self.is_hidden(&name[..name.len() - 1]));
+                list = seen.flatten().copied().collect();
+            }
+            Ok(list)
+        });
         reply_xattr(reply, size, result);
     }
 
     fn removexattr(&self, request: &Request, number: INodeNo, called: &OsStr, reply: ReplyEmpty) {
+        if self.is_hidden(called.as_bytes()) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         let called = called.as_bytes().to_vec();
-        let operation = move |fs: &Fs, _: &Ctx| fs.removexattr(ino(number), &called);
+        let operation = move |fs: &Fs, ctx: &Ctx| {
+            if called == CAPABILITY && !fs.may_drop_capability(ctx, ino(number))? {
+                return Ok(());
+            }
+            fs.removexattr(ino(number), &called)
+        };
         self.run(
             "removexattr",
             ctx(request),

@@ -13,10 +13,12 @@ use crate::index::{Flags, Inode};
 /// How long the kernel may keep names and attributes: nobody but the kernel itself changes them.
 const TTL: Duration = Duration::from_secs(3600);
 
-/// How long the kernel may keep what it is told of an inode. Of a directory whose entries are not known yet, not at all: how many
-/// directories are in it shows once it has been listed, and nobody would tell the kernel.
+/// How long the kernel may keep what it is told of an inode. Of a directory whose entries are not
+/// known yet, not at all: how many directories are in it shows once it has been listed, and nobody
+/// would tell the kernel. Of a file that gives privileges, not at all either: whoever runs it must
+/// not be given one that a write has taken away.
 pub(super) fn ttl(inode: &Inode) -> Duration {
-    if is_unlisted(inode) {
+    if is_unlisted(inode) || gives_privileges(inode) {
         Duration::ZERO
     } else {
         TTL
@@ -30,6 +32,10 @@ fn is_unlisted(inode: &Inode) -> bool {
     inode.is_dir() && !inode.flags.has(Flags::LISTED)
 }
 
+fn gives_privileges(inode: &Inode) -> bool {
+    !inode.is_dir() && inode.mode & (libc::S_ISUID | libc::S_ISGID) != 0
+}
+
 /// Unit of `st_blksize`: what one request can carry well.
 const BLOCK_SIZE: u32 = 128 << 10;
 
@@ -38,8 +44,17 @@ pub(super) fn ctx(request: &Request) -> Ctx {
         uid: request.uid(),
         gid: request.gid(),
         pid: request.pid(),
+        umask: 0,
         may_block: false,
         may_wait: false,
+    }
+}
+
+/// The same for a caller who makes something.
+pub(super) fn maker(request: &Request, umask: u32) -> Ctx {
+    Ctx {
+        umask,
+        ..ctx(request)
     }
 }
 

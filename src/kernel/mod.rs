@@ -16,7 +16,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, SessionACL};
 use nix::mount::MsFlags;
 
 use crate::fs::{Fs, Syncer};
@@ -41,6 +41,8 @@ pub struct SessionOptions {
     pub shown: Shown,
     /// A dead mount of ours is at the mount point; this one takes its place.
     pub replaces_dead: bool,
+    /// Tells the inode numbers of this cache from those of another.
+    pub generation: u32,
 }
 
 /// A mounted file system with its event loops running.
@@ -83,19 +85,22 @@ impl Session {
                 .clamp(2, 8),
         );
         config.clone_fd = true;
-        let adapter = adapter::Adapter::new(fs.clone(), workers, syncer, options.shown);
-        let background = if nix::unistd::geteuid().is_root() {
+        let numbers = adapter::Numbers(options.generation);
+        let adapter = adapter::Adapter::new(fs.clone(), workers, syncer, options.shown, numbers);
+        let session = if nix::unistd::geteuid().is_root() {
             let device = mount_as_root(mountpoint, options)?;
-            fuser::Session::from_fd(adapter, device, config.acl, config.clone())
-                .and_then(fuser::Session::spawn)
-                .inspect_err(|_| {
-                    // Nobody serves it; the error that counts is the first.
-                    let _ = nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH);
-                })
+            fuser::Session::from_fd(adapter, device, config.acl, config.clone()).inspect_err(|_| {
+                // Nobody serves it; the error that counts is the first.
+                let _ = nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH);
+            })
         } else {
-            fuser::spawn_mount(adapter, mountpoint, &config)
+            fuser::Session::new(adapter, mountpoint, &config)
         };
-        let background = background?;
+        let session = session?;
+        tell_at_once(&fs, session.notifier());
+        let background = session.spawn().inspect_err(|_| {
+            let _ = nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH);
+        })?;
         let teller = teller::Teller::start(fs, background.notifier())?;
         Ok(Session { background, teller })
     }
@@ -120,6 +125,19 @@ impl Session {
         drop(self.teller);
         self.background.join()
     }
+}
+
+/// Lets requests tell the kernel that attributes are stale, before they are answered. That waits
+/// for nobody: without a range of bytes the kernel takes no lock of pages, and the inode is held by
+/// whoever asks.
+fn tell_at_once(fs: &Fs, notifier: Notifier) {
+    const NO_BYTES: i64 = -1;
+    fs.tell_of_stale_attributes(move |ino| {
+        if let Err(error) = notifier.inval_inode(INodeNo(ino.0), NO_BYTES, 0) {
+            // ENODEV: the mount is gone.
+            tracing::debug!(%error, ino = ino.0, "the kernel has not been told of stale attributes");
+        }
+    });
 }
 
 /// Mounts as root, without a helper, and gives the session's end. The type in the mount table is `fuse.ferryfs`, as

@@ -4,6 +4,7 @@
 
 use crate::backend::{Capabilities, Xattrs};
 use crate::base::FileKind;
+use crate::rules::acl::{self, Acl};
 
 /// Value of [`Capabilities::xattr_bytes`] where an attribute may have as many bytes as Linux allows, whatever the others have.
 pub const XATTR_UNBOUNDED: u32 = 65_536;
@@ -23,8 +24,9 @@ const LABELS: [&[u8]; 5] = [
 /// Whether an extended attribute is a file's own, to be carried with it.
 pub fn is_carried(name: &[u8]) -> bool {
     let carried: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    carried.iter().any(|prefix| name.starts_with(prefix))
-        && !LABELS.iter().any(|label| name.starts_with(label))
+    let is_plain = carried.iter().any(|prefix| name.starts_with(prefix))
+        && !LABELS.iter().any(|label| name.starts_with(label));
+    is_plain || acl::is_acl(name)
 }
 
 /// Whether the backend can hold such an entry as itself; `size` is the length of a symbolic link's target, in bytes.
@@ -89,7 +91,12 @@ impl Given {
             .then_some((attributes.uid, attributes.gid));
         let is_owned =
             owner.is_some() || capabilities.own == Some((attributes.uid, attributes.gid));
-        let (fitting, fits) = fitting(capabilities, &attributes.xattrs);
+        // An ACL sets the mode on the backend, so it goes there with that very mode or not at all.
+        let takes_acls = permissions == Some(wanted);
+        let takes = |name: &[u8], value: &[u8]| {
+            !acl::is_acl(name) || (takes_acls && leaves_own(value, own))
+        };
+        let (fitting, fits) = fitting(capabilities, &attributes.xattrs, takes);
         let xattrs = (!capabilities.xattrs.is_empty()).then_some(fitting);
         Given {
             is_all: (is_link || permissions == Some(wanted)) && is_owned && fits,
@@ -110,8 +117,18 @@ impl Given {
     }
 }
 
-/// The extended attributes that the backend can hold together, in the order of their names, and whether these are all.
-fn fitting(capabilities: &Capabilities, xattrs: &Xattrs) -> (Xattrs, bool) {
+/// Whether an ACL gives the owner the bits `own`.
+fn leaves_own(value: &[u8], own: u32) -> bool {
+    Acl::parse(value).is_ok_and(|acl| acl.is_none_or(|acl| acl.mode() & own == own))
+}
+
+/// The extended attributes that the backend can hold together and `takes`, in the order of their
+/// names, and whether these are all.
+fn fitting(
+    capabilities: &Capabilities,
+    xattrs: &Xattrs,
+    takes: impl Fn(&[u8], &[u8]) -> bool,
+) -> (Xattrs, bool) {
     let mut fitting = Xattrs::new();
     let mut used = 0;
     for (name, value) in xattrs {
@@ -124,7 +141,7 @@ fn fitting(capabilities: &Capabilities, xattrs: &Xattrs) -> (Xattrs, bool) {
             .xattrs
             .iter()
             .any(|space| name.starts_with(space.as_bytes()));
-        if room && known && is_carried(name) {
+        if room && known && is_carried(name) && takes(name, value) {
             used += size;
             fitting.insert(name.clone(), value.clone());
         }
@@ -178,6 +195,43 @@ mod tests {
     }
 
     #[test]
+    fn an_acl_goes_to_a_backend_that_has_them_with_the_mode_that_it_says() {
+        // rwx for the owner or not, r-x for user 7 and the group.
+        let acl = |owner: u8| {
+            let mut value = vec![2, 0, 0, 0, 1, 0, owner, 0, 255, 255, 255, 255];
+            value.extend([2, 0, 5, 0, 7, 0, 0, 0, 4, 0, 5, 0, 255, 255, 255, 255]);
+            value.extend([
+                16, 0, 5, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255,
+            ]);
+            value
+        };
+        let of = |name: &[u8], owner: u8| Attributes {
+            kind: FileKind::Directory,
+            xattrs: Xattrs::from([(name.into(), acl(owner).into())]),
+            ..attributes(0o050 | u32::from(owner) << 6, 1000, &[])
+        };
+        let with_acls = |owners| {
+            let mut capabilities = ext4(owners);
+            capabilities.xattrs.push(acl::SPACE.into());
+            capabilities
+        };
+        for (capabilities, name, owner, is_given) in [
+            (with_acls(true), acl::ACCESS, 7, true),
+            (with_acls(true), acl::ACCESS, 0, true),
+            (with_acls(true), acl::DEFAULT, 0, true),
+            (ext4(true), acl::ACCESS, 7, false),
+            // An ordinary user would lock himself out.
+            (with_acls(false), acl::ACCESS, 7, true),
+            (with_acls(false), acl::ACCESS, 0, false),
+            (with_acls(false), acl::DEFAULT, 0, false),
+        ] {
+            let given = Given::new(&capabilities, &of(name, owner));
+            assert_eq!(given.is_all(), is_given, "{name:?} {owner}");
+            assert_eq!(given.xattrs.unwrap().len(), usize::from(is_given));
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_left_for_the_catalog_and_labels_are_the_systems_own() {
         let all = [("user.a", 400), ("user.b", 700), ("user.c", 100)];
         let given = Given::new(&ext4(true), &attributes(0o644, 0, &all));
@@ -194,6 +248,6 @@ mod tests {
         assert!(!given.is_all());
         assert!(!Given::new(&ext4(true), &attributes(0o644, 0, &[("trusted.a", 1)])).is_all());
         assert!(!is_carried(b"security.selinux") && is_carried(b"security.capability"));
-        assert!(!is_carried(b"system.posix_acl_access"));
+        assert!(is_carried(b"system.posix_acl_access") && !is_carried(b"system.nfs4_acl"));
     }
 }

@@ -1,5 +1,6 @@
 //! Decisions without I/O: what a batch does, how names and records are formed and read. Pure functions only.
 
+pub mod acl;
 pub(crate) mod bytes;
 pub mod catalog;
 pub mod delta;

@@ -159,6 +159,26 @@ impl Engine {
         set.expect("setxattr");
     }
 
+    /// Gives user `uid` the rights `bits`, in an ACL with the mode 0750.
+    pub(crate) fn acl(&self, path: &str, name: &[u8], uid: u32, bits: u16) {
+        let none = u32::MAX;
+        let entries = [
+            (1, 7, none),
+            (2, bits, uid),
+            (4, 5, none),
+            (16, 5, none),
+            (32, 0, none),
+        ];
+        let mut value = vec![2, 0, 0, 0];
+        for (tag, bits, id) in entries {
+            value.extend(u16::to_le_bytes(tag));
+            value.extend(u16::to_le_bytes(bits));
+            value.extend(u32::to_le_bytes(id));
+        }
+        let ino = self.ino_of(path);
+        call(|ctx| self.fs.set_acl(ctx, ino, name, &value)).expect("set an ACL");
+    }
+
     pub(crate) fn special(&self, path: &str, mode: u32, rdev: u32, target: Option<&[u8]>) {
         let (parent, name) = self.place(path);
         let node = NewNode {

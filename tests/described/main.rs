@@ -9,6 +9,9 @@ mod facts;
 use engine::mirror::assert_mirrored;
 use engine::{Engine, Kind, World};
 use facts::{assert_same, elsewhere, facts};
+use ferryfs::fs::Notice;
+use ferryfs::rules::acl;
+use std::time::Duration;
 
 fn start(kind: Kind) -> (World, Engine) {
     let world = World::new(kind);
@@ -263,4 +266,54 @@ fn what_another_machine_has_told_is_taken_in_when_the_drive_comes_back() {
     engine.refresh();
     assert_same(&facts(&engine), &wanted, "back on the first machine");
     assert_mirrored(&world, &engine);
+}
+
+#[test]
+fn an_acl_changed_on_another_machine_is_told_to_the_kernel() {
+    let (world, engine) = start(Kind::Exfat);
+    rich(&engine);
+    engine.acl("dir/program", acl::ACCESS, 7, 5);
+    engine.acl("dir", acl::DEFAULT, 7, 5);
+    engine.put("dir/inherits", b"");
+    engine.flush_all();
+    let changed = engine.ino("dir/program");
+    engine.close();
+    let (_other, there) = elsewhere(&world);
+    there.acl("dir/program", acl::ACCESS, 7, 1);
+    there.flush_all();
+    let wanted = facts(&there);
+    there.close();
+    let engine = world.start(false);
+    engine.fs.notices().listen();
+    engine.flusher.recover().expect("attach");
+    let told: Vec<_> = std::iter::from_fn(|| engine.fs.notices().next(Duration::ZERO)).collect();
+    assert!(told.contains(&Notice::Inode { ino: changed }), "{told:?}");
+    engine.refresh();
+    assert_same(&facts(&engine), &wanted, "back on the first machine");
+}
+
+#[test]
+fn an_attribute_that_is_no_acl_is_left_out() {
+    let (world, engine) = start(Kind::Exfat);
+    for name in ["odd", "well"] {
+        engine.put(name, b"");
+        engine.acl(name, acl::ACCESS, 7, 5);
+    }
+    let odd = engine.ino("odd");
+    let spoilt = engine
+        .index
+        .lock()
+        .put_xattr(odd, acl::ACCESS, Some(b"no ACL"));
+    spoilt.expect("write to the index");
+    engine.flush_all();
+    let (_other, there) = elsewhere(&world);
+    facts(&there);
+    let listed = |name| {
+        there
+            .fs
+            .listxattr(&engine::CTX, there.ino(name))
+            .expect("list")
+    };
+    assert_eq!(listed("odd"), b"", "the kernel would refuse every access");
+    assert_eq!(listed("well"), [acl::ACCESS, b"\0"].concat());
 }

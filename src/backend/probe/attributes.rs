@@ -3,6 +3,7 @@
 use super::{Probe, Result, clear, is_io_error};
 use crate::backend::{BackendError, Xattrs};
 use crate::base::{FileKind, Timestamp};
+use crate::rules::acl;
 use crate::rules::given::XATTR_UNBOUNDED;
 use crate::rules::steps::MAX_TARGET_BYTES;
 
@@ -11,6 +12,14 @@ const OWNERS: [(u32, u32); 2] = [(12_345, 23_456), (34_567, 45_678)];
 
 /// Name spaces of extended attributes that are carried. Names below them, as any might do.
 const SPACES: [&str; 3] = ["user.", "trusted.", "security."];
+
+/// An ACL that permission bits cannot say: rw- for the owner, r-- for user 12345, the group, the
+/// mask and all others.
+const ACL_NAME: &str = "system.posix_acl_access";
+const ACL: [u8; 44] = [
+    2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 57, 48, 0, 0, 4, 0, 4, 0, 255, 255,
+    255, 255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
+];
 
 /// Sizes that file systems bound the attributes of a file to, in bytes, largest first, with room for what goes along: none;
 /// one block of 4 KiB (ext4, tmpfs in some kernels); one of 1 KiB; what fits into an inode.
@@ -91,6 +100,9 @@ impl Probe<'_> {
             if self.keeps_xattr(&name, b"value")? {
                 spaces.push(space.to_string());
             }
+        }
+        if self.keeps_xattr(ACL_NAME, &ACL)? {
+            spaces.push(acl::SPACE.to_string());
         }
         Ok(spaces)
     }

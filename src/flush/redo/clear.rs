@@ -309,13 +309,7 @@ impl Redo<'_> {
                 if is_absent(&error)
                     || error.source.kind() == std::io::ErrorKind::DirectoryNotEmpty =>
             {
-                let holds_refused = applied.refused.steps.iter().any(|refusal| {
-                    refusal
-                        .path
-                        .split_last()
-                        .is_some_and(|(dir, _)| dir == *path)
-                });
-                match holds_refused {
+                match applied.refused.holds(path) {
                     true => Err(error.into()),
                     false => {
                         applied.kept.push(path.clone());

@@ -13,6 +13,7 @@ use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::fs::described::Told;
 use crate::fs::{Fs, FsError, Result};
 use crate::index::{Flags, Inode, PlacedEntry, State};
+use crate::rules::acl::{self, Acl};
 use crate::rules::given;
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
@@ -77,8 +78,7 @@ impl Listed {
         inode: &mut Inode,
     ) -> Result<()> {
         for (attribute, value) in self.xattrs.get(name).into_iter().flatten() {
-            state.put_xattr(inode.ino, attribute, Some(value))?;
-            inode.flags.set(Flags::XATTRS);
+            crate::fs::acl::take(state, inode, attribute, value)?;
         }
         Ok(())
     }
@@ -89,10 +89,12 @@ fn read_root(
     capabilities: &Capabilities,
 ) -> std::result::Result<(Metadata, Xattrs), BackendError> {
     let root = RelPath::root();
-    let xattrs = match capabilities.xattrs.is_empty() {
+    let mut xattrs = match capabilities.xattrs.is_empty() {
         true => Xattrs::new(),
         false => backend.xattrs(&root)?,
     };
+    // The kernel lets nobody into what has an ACL that it cannot read.
+    xattrs.retain(|name, value| !acl::is_acl(name) || matches!(Acl::parse(value), Ok(Some(_))));
     Ok((backend.metadata(&root)?, xattrs))
 }
 

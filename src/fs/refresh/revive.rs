@@ -4,7 +4,7 @@ use super::super::Result;
 use super::{Taking, spelling};
 use crate::base::{Ino, Name};
 use crate::index::{Flags, Inode, PlacedEntry, State};
-use crate::rules::merge::conflict_name;
+use crate::rules::merge::{NAMED_CONFLICTS, conflict_name};
 use crate::rules::plan::NameKey;
 
 /// How many conflict names are tried before the rest waits for the next look.
@@ -99,6 +99,11 @@ impl Taking<'_> {
         tracing::warn!(%name, "changed here and elsewhere; the other version is kept under this name");
         self.tell_entry(key.parent, &name);
         self.changes.conflicts += 1;
+        if self.changes.named.len() < NAMED_CONFLICTS {
+            let dir = state.mount_path(key.parent)?.unwrap_or_default();
+            let (path, kept) = (dir.join(&shown), dir.join(&name));
+            (self.changes.named).push((path.to_string(), kept.to_string()));
+        }
         Ok(Some(inode.ino))
     }
 

@@ -21,6 +21,9 @@ use crate::rules::describe::is_told_oddly;
 use crate::rules::known::Believed;
 use crate::rules::steps::PlainKind;
 
+/// Conflicts that are named one by one.
+pub const NAMED_CONFLICTS: usize = 100;
+
 /// What was found changed on the backend and taken into the index, counted by names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -34,6 +37,8 @@ pub struct Changes {
     pub deleted: u64,
     /// Versions that got a name of their own because the mount has another one.
     pub conflicts: u64,
+    /// The first of them: the file, and the name of the other version, as paths in the mount.
+    pub named: Vec<(String, String)>,
     /// What could not be looked at, by path, with the reason.
     pub skipped: Vec<(String, String)>,
 }
@@ -51,6 +56,8 @@ impl Changes {
         self.moved += more.moved;
         self.deleted += more.deleted;
         self.conflicts += more.conflicts;
+        let free = NAMED_CONFLICTS.saturating_sub(self.named.len());
+        self.named.extend(more.named.into_iter().take(free));
         self.skipped.extend(more.skipped);
     }
 }

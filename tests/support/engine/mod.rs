@@ -336,6 +336,7 @@ pub const CTX: Ctx = Ctx {
     uid: 1000,
     gid: 1000,
     pid: 0,
+    umask: 0,
     may_block: true,
     may_wait: true,
 };
