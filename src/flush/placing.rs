@@ -85,6 +85,11 @@ impl Placer<'_> {
             Err(error) if is_absent(&error) || is_across(&error) => {}
             Err(error) => return Err(error.into()),
         }
+        if self.backend.renames_atomically()
+            && self.replace_linked(slot, (from, to), expected, applied)?
+        {
+            return Ok(());
+        }
         let old = match self.set_aside(slot, to) {
             Ok(Some(old)) => old,
             Ok(None) => return self.fill(slot, from, to, applied),
@@ -102,6 +107,34 @@ impl Placer<'_> {
             return Err(error);
         }
         self.keep_or_drop(&old, to, expected, applied)
+    }
+
+    /// The same where names cannot be swapped, but one rename replaces a file at once, as on NFS: what stands at `to` gets a second
+    /// name before that, so that the name is never empty. Somebody who replaces the file itself between the two calls is not
+    /// noticed; who writes into it is. False if the backend has no links, or there is nothing to be replaced.
+    fn replace_linked(
+        &self,
+        slot: SlotNo,
+        (from, to): (&RelPath, &RelPath),
+        expected: &Believed,
+        applied: &mut Applied,
+    ) -> Result<bool> {
+        let old = layout::replaced_path(self.batch, slot);
+        match self.backend.make_hard_link(to, &old) {
+            Ok(()) => {}
+            Err(error) if error.is_refusal() => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        if let Err(error) = self.backend.rename(from, to) {
+            // Only a second name.
+            let _ = self.backend.remove_file(&old);
+            return match is_across(&error) || error.is_taken() {
+                true => Ok(false),
+                false => Err(error.into()),
+            };
+        }
+        self.keep_or_drop(&old, to, expected, applied)?;
+        Ok(true)
     }
 
     fn drop_now(&self, old: &RelPath, applied: &mut Applied) -> Result<()> {
@@ -473,4 +506,117 @@ impl Placer<'_> {
 /// Whether two names are not on one file system.
 pub(super) fn is_across(error: &BackendError) -> bool {
     error.source.raw_os_error() == Some(libc::EXDEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::{MemNode, MemoryBackend, MemoryOptions};
+
+    fn put(backend: &MemoryBackend, path: &'static str, bytes: &[u8]) -> Believed {
+        let path = RelPath::fixed(path);
+        if backend.metadata(&path).is_ok() {
+            backend.remove_file(&path).unwrap();
+        }
+        create_with(backend, &path, bytes).unwrap();
+        let meta = backend.metadata(&path).unwrap();
+        Believed {
+            size: meta.size,
+            modified: meta.modified,
+            hash: None,
+        }
+    }
+
+    fn bytes(backend: &MemoryBackend, path: &str) -> Option<Vec<u8>> {
+        match backend
+            .tree()
+            .get(&RelPath::parse(path.as_bytes()).unwrap())
+        {
+            Some(MemNode::File { bytes, .. }) => Some(bytes.to_vec()),
+            _ => None,
+        }
+    }
+
+    /// The three ways in which a file is replaced: names are swapped, a second name is given, it is moved aside.
+    fn drives() -> [MemoryBackend; 3] {
+        let linked = MemoryOptions {
+            exchanges: false,
+            ..MemoryOptions::linux_like()
+        };
+        let options = [
+            MemoryOptions::linux_like(),
+            linked,
+            MemoryOptions::exfat_like(),
+        ];
+        options.map(|options| {
+            let backend = MemoryBackend::new(options);
+            let batch = BatchNo(1);
+            for dir in [
+                layout::dir(),
+                layout::staging_root(),
+                layout::staging_dir(batch),
+            ] {
+                backend.make_dir(&dir).unwrap();
+            }
+            backend
+        })
+    }
+
+    fn place(backend: &MemoryBackend, expected: Option<&Believed>) -> Applied {
+        let slot = layout::slot_path(BatchNo(1), SlotNo(0));
+        create_with(backend, &slot, b"ours").unwrap();
+        let manners = Manners {
+            time: Timestamp(0),
+            host: "here".into(),
+            slack: 1,
+        };
+        let placer = Placer {
+            backend,
+            batch: BatchNo(1),
+            manners: &manners,
+        };
+        let mut applied = Applied::default();
+        let to = RelPath::fixed("f");
+        placer
+            .place(SlotNo(0), &slot, &to, expected, &mut applied)
+            .unwrap();
+        applied
+    }
+
+    #[test]
+    fn what_is_replaced_as_it_was_known_ends_with_the_batch() {
+        for backend in drives() {
+            let known = put(&backend, "f", b"before");
+            let applied = place(&backend, Some(&known));
+            assert_eq!(bytes(&backend, "f").as_deref(), Some(&b"ours"[..]));
+            assert_eq!(applied.conflicts, []);
+            for garbage in &applied.garbage {
+                assert_eq!(
+                    bytes(&backend, &garbage.to_string()).as_deref(),
+                    Some(&b"before"[..])
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_changed_or_put_there_is_kept_beside_ours() {
+        for (backend, is_known) in drives()
+            .into_iter()
+            .zip([true, true, true])
+            .chain(drives().into_iter().zip([false, false, false]))
+        {
+            let known = is_known.then(|| put(&backend, "f", b"before"));
+            put(&backend, "f", b"theirs, and longer");
+            let applied = place(&backend, known.as_ref());
+            assert_eq!(bytes(&backend, "f").as_deref(), Some(&b"ours"[..]));
+            let [(path, kept)] = &applied.conflicts[..] else {
+                panic!("{:?}", applied.conflicts);
+            };
+            assert_eq!(path.to_string(), "f");
+            let theirs = bytes(&backend, &kept.to_string());
+            assert_eq!(theirs.as_deref(), Some(&b"theirs, and longer"[..]));
+            assert_eq!(applied.garbage, []);
+        }
+    }
 }
