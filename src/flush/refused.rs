@@ -306,18 +306,21 @@ fn one_back(
 
 /// What is said of a refused step, for people: what happened, what is safe, and what to do.
 pub(super) fn explain(step: StepNo, why: &Why) -> String {
-    let cause = match why {
-        Why::Errno(errno) => cause(*errno),
-        Why::Occupied => "what has this name on the drive cannot be taken away".into(),
-        Why::NoDirectory => {
-            "the directory that it belongs in could not be made on the drive".into()
-        }
-    };
+    let cause = explain_alone(why);
     let rest = match step {
         StepNo::Clear(_) => "it stays on the drive as it was, and the change waits in the cache",
         StepNo::Place(_) => "the drive keeps what it had, and the new version waits in the cache",
     };
     format!("{cause}; {rest}. Put that right and flush again")
+}
+
+/// The same on a machine that has the drive and not the cache.
+pub(super) fn explain_alone(why: &Why) -> String {
+    match why {
+        Why::Errno(errno) => cause(*errno),
+        Why::Occupied => "what has this name on the drive cannot be taken away".into(),
+        Why::NoDirectory => "the directory that it belongs in could not be made".into(),
+    }
 }
 
 fn cause(errno: i32) -> String {
