@@ -23,6 +23,7 @@ use crate::rules::steps::SlotNo;
 
 use super::apply::{Applied, create_with, exists, hash_file, is_absent};
 use super::real::{make_node, node_of};
+use super::refused::is_local;
 
 /// More tries than others can be faster than we are.
 const TRIES: u32 = 64;
@@ -36,6 +37,29 @@ pub(super) struct Manners {
     pub(super) host: String,
     /// Times nearer than this, in nanoseconds, are equal.
     pub(super) slack: u64,
+    /// A step that finds the drive full is set aside like one that is refused, so that the batch ends and what makes space can
+    /// follow. Else the batch waits for space, so that the drive has it as a whole.
+    pub(super) full_is_refusal: bool,
+}
+
+impl Manners {
+    /// Whether the first run of a batch may take this error for a refusal of one name.
+    pub(super) fn is_refusal(&self, error: &BackendError) -> bool {
+        match error.is_full() {
+            true => self.full_is_refusal,
+            false => error.is_refusal(),
+        }
+    }
+
+    /// The same for a redo, which looks at the rest of the drive before it does so.
+    pub(super) fn is_local(
+        &self,
+        backend: &dyn Backend,
+        batch: BatchNo,
+        error: &BackendError,
+    ) -> bool {
+        (self.full_is_refusal && error.is_full()) || is_local(backend, batch, error)
+    }
 }
 
 /// Gives and takes names for one batch.
@@ -233,6 +257,12 @@ impl Placer<'_> {
                 }
             }
             Err(self.taken(to))
+        });
+        let placed = placed.map_err(|error| match error {
+            FlushError::Backend(error) if error.is_full() => {
+                FlushError::FullThere { path: to.clone() }
+            }
+            error => error,
         });
         if placed.is_err() {
             // What stays is known by its name, and removed by the redo or the end of the batch.
@@ -569,6 +599,7 @@ mod tests {
             time: Timestamp(0),
             host: "here".into(),
             slack: 1,
+            full_is_refusal: false,
         };
         let placer = Placer {
             backend,

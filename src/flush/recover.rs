@@ -1,6 +1,6 @@
 //! Finishing what was interrupted: with the cache at hand, or on a machine that has only the drive.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
@@ -176,6 +176,7 @@ impl Flusher {
     pub fn recover(&self) -> Result<()> {
         let _one_at_a_time = self.running.lock();
         self.refused.lock().clear();
+        self.full_is_refusal.store(false, Ordering::Release);
         let backend = self.backend()?;
         check_marker(&*backend, self.parts.volume, self.nonce())?;
         self.may_write(&*backend)?;
@@ -328,6 +329,7 @@ impl Flusher {
             time,
             host: sys::host::name(),
             slack: self.parts.time_granularity_ns.max(1),
+            full_is_refusal: self.full_is_refusal.load(Ordering::Acquire),
         }
     }
 
@@ -532,6 +534,7 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<(Stri
         time: record.created,
         host: sys::host::name(),
         slack: SLACK_NS,
+        full_is_refusal: false,
     };
     // The reserve is made again by the next batch.
     let gave_reserve_up = AtomicBool::new(false);
