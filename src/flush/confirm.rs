@@ -260,6 +260,10 @@ impl Flusher {
             .filter_map(|name| Some(name.placed.as_ref()?.ino))
             .collect();
         let mut state = self.parts.index.lock();
+        for key in exceptions.as_before.iter().chain(&exceptions.emptied) {
+            // The mark may have been that of the inode, which another name settles.
+            state.mark_name(key.parent, &key.name)?;
+        }
         for key in exceptions.as_before {
             let Some(entry) = state.placed(key.parent, &key.name)? else {
                 continue;

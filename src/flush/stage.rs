@@ -449,6 +449,11 @@ fn bad_object(source: &StageSource, problem: String) -> FlushError {
 /// Removes a staging directory with what is staged in it; fine if it is not there. What was set aside from under somebody's name
 /// is kept in `.ferryfs/lost+found`, whatever has brought it to this: directories, and all once clearing was over.
 pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
+    discard_left(backend, dir, false)
+}
+
+/// The same for a batch that may be `confirmed`: what it has replaced or removed was compared, and ends with it.
+pub(super) fn discard_left(backend: &dyn Backend, dir: &RelPath, confirmed: bool) -> Result<()> {
     let entries = match backend.read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.is_not_found() => return Ok(()),
@@ -461,6 +466,12 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     for entry in entries {
         let path = dir.join(&entry.name);
         match entry.meta.kind {
+            kind if confirmed
+                && layout::is_set_aside_name(&entry.name)
+                && kind != crate::base::FileKind::Directory =>
+            {
+                backend.remove_file(&path)?;
+            }
             // It stood under somebody's name, and nobody has compared it.
             _ if layout::is_set_aside_name(&entry.name) => {
                 keep(backend, dir, &path, &entry.name)?;
