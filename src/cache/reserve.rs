@@ -48,7 +48,8 @@ impl Reserve {
     pub fn open(cache: &Path) -> Reserve {
         let path = cache.join(NAME);
         // A sparse file of an interrupted fallocate holds less than it is long.
-        let held = std::fs::metadata(&path).map_or(0, |meta| meta.size().min(meta.blocks() * 512));
+        let held = std::fs::metadata(&path)
+            .map_or(0, |meta| meta.size().min(meta.blocks().saturating_mul(512)));
         let sizes = Mutex::new(Sizes { wanted: held, held });
         Reserve { path, sizes }
     }

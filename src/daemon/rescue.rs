@@ -459,7 +459,7 @@ impl Rescuer {
 
     /// Counts what was copied, and says so if it is not what the index has.
     fn count(&mut self, target: &Path, copied: Copied, inode: Option<&Inode>) {
-        self.report.bytes += copied.size;
+        self.report.bytes = self.report.bytes.saturating_add(copied.size);
         let differs =
             |inode: &&Inode| inode.size != copied.size && !inode.flags.has(Flags::WRITING);
         if copied.unread > 0 {

@@ -117,8 +117,8 @@ impl Wal {
         let Ok(meta) = self.file.metadata() else {
             return;
         };
-        let (size, had) = (meta.size(), meta.blocks() * 512);
-        if had >= size + margin / 2 {
+        let (size, had) = (meta.size(), meta.blocks().saturating_mul(512));
+        if had >= size.saturating_add(margin / 2) {
             return;
         }
         let more = || allocate(&self.file, FallocateMode::FALLOC_FL_KEEP_SIZE, size, margin);

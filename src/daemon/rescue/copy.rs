@@ -96,7 +96,7 @@ fn copy_bytes(from: &File, to: &File, size: u64) -> io::Result<u64> {
                 // Smaller pieces first; a single one that fails is passed over.
                 Err(_) if wanted as u64 > SECTOR => buffer.truncate(SECTOR as usize),
                 Err(_) => {
-                    let next = (at / SECTOR + 1) * SECTOR;
+                    let next = (at / SECTOR + 1).saturating_mul(SECTOR);
                     unread += next.min(end) - at;
                     at = next.min(end);
                 }
