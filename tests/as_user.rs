@@ -412,3 +412,35 @@ fn a_users_acls_come_back_and_lock_nobody_out_of_the_drive() {
     as_user(&lab, &user, &program, &["unmount", &mnt]).code(exit::DONE);
     lab.finish();
 }
+
+/// Who names the drive's directory must not choose options of the mount with it.
+#[test]
+fn no_part_of_a_drives_path_becomes_an_option_of_the_mount() {
+    let Some(user) = nobody() else { return };
+    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
+        return skip("fusermount3 is not installed setuid");
+    }
+    let _fuse = OpenFuse::new();
+    let Some((lab, program)) = lab_of(&user) else {
+        return;
+    };
+    let mnt = text(&lab.mnt);
+    for name in ["disk,ro,nosuch=1", r"disk\", r"a\,ro\\,dev"] {
+        let drive = lab.root().join(name);
+        fs::create_dir(&drive).expect("mkdir");
+        chown(&drive, Some(user.uid), Some(user.gid)).expect("chown");
+        let mount = ["mount", "--no-auto-flush", "--enroll", &text(&drive), &mnt];
+        as_user(&lab, &user, &program, &mount).code(exit::DONE);
+        let table = fs::read("/proc/self/mountinfo").expect("mount table");
+        let table = ferryfs::cli::mounts::parse(&table);
+        let entry = table.iter().find(|entry| entry.mountpoint == lab.mnt);
+        assert_eq!(entry.expect("the mount").source, drive);
+        let script = format!("echo text > {mnt}/file");
+        as_user(&lab, &user, Path::new("/bin/sh"), &["-euc", &script]).ok();
+        // Commands find it by that path.
+        as_user(&lab, &user, &program, &["flush", &text(&drive)]).code(exit::DONE);
+        as_user(&lab, &user, &program, &["unmount", &mnt]).code(exit::DONE);
+        assert_content(drive.join("file"), b"text\n");
+    }
+    lab.finish();
+}

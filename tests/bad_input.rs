@@ -365,3 +365,59 @@ fn commands_for_what_is_no_mount_of_ours_say_so() {
     }
     lab.finish();
 }
+
+#[test]
+fn a_cache_that_others_could_have_prepared_is_refused_and_nothing_is_opened_through_it() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let Some(lab) = plain() else { return };
+    let victim = lab.root().join("victim");
+    write(&victim, b"precious");
+    let before = fs::metadata(&victim).expect("stat").permissions();
+    // Whether others may still write there, or could once.
+    for mode in [0o777, 0o700] {
+        for name in [
+            "lock",
+            "ferryfs.log",
+            "index.db",
+            "cache.json",
+            "mountpoint.json.tmp",
+            "objects",
+        ] {
+            let cache = lab.root().join("planted");
+            fs::create_dir(&cache).expect("mkdir");
+            fs::set_permissions(&cache, fs::Permissions::from_mode(mode)).expect("chmod");
+            symlink(&victim, cache.join(name)).expect("symlink");
+            mount(&lab, &cache, lab.drive.path(), &lab.mnt).refuses(exit::FAILED, "cache");
+            assert_content(&victim, b"precious");
+            assert_eq!(fs::metadata(&victim).expect("stat").permissions(), before);
+            let entries = fs::read_dir(&cache).expect("list").count();
+            assert_eq!(entries, 1, "something was made beside {name}");
+            assert!(!lab.d(".ferryfs").exists(), "the drive was touched");
+            fs::remove_dir_all(&cache).expect("remove");
+        }
+    }
+    lab.finish();
+}
+
+#[test]
+fn root_does_not_use_the_cache_of_another_user_nor_an_index_that_he_has_put_into_its_own() {
+    use std::os::unix::fs::chown;
+    if !nix::unistd::geteuid().is_root() {
+        return lab::skip("giving files to another user needs root");
+    }
+    let Some(mut lab) = Lab::mounted(Backend::Ext4Dir) else {
+        return;
+    };
+    write(&lab.m("file"), b"bytes");
+    lab.unmount();
+    for theirs in ["", "index.db", "objects", "cache.json"] {
+        let theirs = lab.cache.join(theirs);
+        chown(&theirs, Some(12_345), None).expect("chown");
+        lab.try_mount(&[]).refuses(exit::FAILED, "user 12345");
+        chown(&theirs, Some(0), None).expect("chown");
+    }
+    lab.mount(&[]);
+    assert_content(lab.m("file"), b"bytes");
+    lab.unmount();
+    lab.finish();
+}

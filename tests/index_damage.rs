@@ -151,7 +151,7 @@ fn meet(cache: &Path, what: &str) -> Fate {
     let before = state_of(cache);
     let out = tempfile::tempdir().expect("a directory");
     let report =
-        rescue(cache, out.path()).unwrap_or_else(|error| panic!("{what}: rescue: {error}"));
+        rescue(cache, out.path(), false).unwrap_or_else(|error| panic!("{what}: rescue: {error}"));
     assert!(
         state_of(cache) == before,
         "{what}: rescue wrote into the cache"
@@ -426,7 +426,7 @@ fn a_lost_page_costs_only_the_names_on_it() {
             .expect("open");
         file.write_all_at(&[0; 4096], page * 4096).expect("write");
         let out = tempfile::tempdir().expect("a directory");
-        let report = rescue(cache.path(), out.path()).expect("rescue");
+        let report = rescue(cache.path(), out.path(), false).expect("rescue");
         let damaged = !report.index.is_empty();
         if damaged && best.as_ref().is_none_or(|best| best.files < report.files) {
             best = Some(report);

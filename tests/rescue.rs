@@ -83,7 +83,7 @@ fn everything_comes_out_with_names_modes_times_links_and_holes() {
     let after = fs::metadata(files.join("deep/er/dirty")).expect("stat");
     assert_eq!(
         (after.mode(), after.mtime_nsec(), after.mtime()),
-        (before.mode(), before.mtime_nsec(), before.mtime())
+        (before.mode() & !0o7000, before.mtime_nsec(), before.mtime())
     );
     assert_eq!(
         after.ino(),
@@ -257,5 +257,79 @@ fn rows_without_objects_are_what_the_drive_has_and_named() {
     }
     lab.flush();
     lab.assert_drive_is_mount();
+    lab.finish();
+}
+
+/// The owner of a cache can write anything into its index, and put anything into the cache; then he asks root for a rescue.
+#[test]
+fn rescue_by_root_gives_the_owner_of_the_cache_nothing_that_is_not_his() {
+    use std::os::unix::fs::{chown, symlink};
+    if !nix::unistd::geteuid().is_root() {
+        return lab::skip("giving files to another user needs root");
+    }
+    let Some(mut lab) = Lab::mounted(Backend::Ext4Dir) else {
+        return;
+    };
+    const USER: u32 = 12_345;
+    write(&lab.m("dir/shell"), b"a shell");
+    write(&lab.m("dir/other"), b"other bytes");
+    lab.unmount_with(&["--no-flush"]);
+    rusqlite::Connection::open(lab.cache.join("index.db"))
+        .and_then(|conn| {
+            conn.execute_batch(
+                "UPDATE inodes SET uid=0, gid=0, mode=mode|3565 WHERE mode & 61440 = 32768;
+                 UPDATE inodes SET uid=0, gid=0, mode=mode|3072 WHERE mode & 61440 = 16384;",
+            )
+        })
+        .expect("edit the index");
+    let secret = lab.root().join("secret");
+    fs::create_dir(&secret).expect("mkdir");
+    write(&secret.join("shadow"), b"of root");
+    fs::set_permissions(secret.join("shadow"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    symlink(&secret, lab.cache.join("objects/0badcafe")).expect("symlink");
+    symlink(&secret, lab.cache.join("batches/7.keep")).expect("symlink");
+    fs::hard_link(secret.join("shadow"), lab.cache.join("lost+found/linked")).expect("link");
+    for (file, ..) in state_of(&lab.cache) {
+        if !file.ends_with("lost+found/linked") {
+            chown(&file, Some(USER), Some(USER)).expect("chown");
+        }
+    }
+    chown(&lab.cache, Some(USER), Some(USER)).expect("chown");
+
+    let out = lab.root().join("out");
+    let report = rescue(&lab, &out).code(exit::LEFT_BEHIND).json();
+    assert_eq!(report["files"], 2, "{report}");
+    assert_eq!(
+        fs::read(out.join("files/dir/shell")).expect("read"),
+        b"a shell"
+    );
+    let mode = |path: &Path| fs::symlink_metadata(path).expect("stat").mode() & 0o7777;
+    for dir in ["", "files", "lost+found"] {
+        assert_eq!(mode(&out.join(dir)), 0o700, "{dir}");
+    }
+    let mut seen = vec![out.join("files/dir")];
+    seen.extend(state_of(&out).into_iter().map(|file| file.0));
+    for path in &seen {
+        let meta = fs::symlink_metadata(path).expect("stat");
+        assert_eq!(meta.mode() & 0o7000, 0, "{}", path.display());
+        if meta.is_file() && fs::read(path).expect("read") == b"of root" {
+            assert_eq!(
+                (meta.uid(), meta.mode() & 0o777),
+                (0, 0o600),
+                "{}",
+                path.display()
+            );
+        } else {
+            assert_eq!(meta.uid(), USER, "{}", path.display());
+        }
+    }
+    let leaked = seen.iter().filter(|path| path.ends_with("shadow")).count();
+    assert_eq!(leaked, 0, "a symbolic link was followed");
+
+    // Where others may write the copies could be led elsewhere.
+    let open = lab.root().join("open");
+    fs::create_dir(&open).expect("mkdir");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("chmod");
+    rescue(&lab, &open).refuses(exit::FAILED, "others may write");
     lab.finish();
 }

@@ -195,7 +195,9 @@ impl MountedDir {
             match fstatat(&dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Ok(small) => {
                     let size = u64::try_from(small.st_size).unwrap_or(0);
-                    let taken = u64::try_from(small.st_blocks).unwrap_or(0) * 512;
+                    let taken = u64::try_from(small.st_blocks)
+                        .unwrap_or(0)
+                        .saturating_mul(512);
                     *(self.unit).get_or_init(|| allocation_unit(fragment, size, taken))
                 }
                 Err(_) => allocation_unit(fragment, 0, 0),
@@ -709,7 +711,11 @@ fn metadata_from(stat: &FileStat) -> io::Result<Metadata> {
     let is_linked = kind != FileKind::Directory && stat.st_nlink > 1;
     Ok(Metadata {
         kind,
-        size: if has_bytes { stat.st_size as u64 } else { 0 },
+        size: if has_bytes {
+            stat.st_size.max(0).cast_unsigned()
+        } else {
+            0
+        },
         modified: Timestamp::from_parts(stat.st_mtime as i64, stat.st_mtime_nsec as u32),
         permissions: mode & 0o7777,
         target: None,

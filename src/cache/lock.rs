@@ -1,9 +1,10 @@
 //! One daemon per cache: an exclusive lock that the kernel drops when its holder dies.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use super::private;
 
 /// Why a cache could not be locked.
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +44,11 @@ impl CacheLock {
             dir: dir.to_path_buf(),
             source,
         };
-        let mut file = OpenOptions::new()
+        let mut file = private::own()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
             .open(dir.join("lock"))
             .map_err(failed)?;
         match file.try_lock() {
@@ -72,7 +72,7 @@ impl CacheLock {
             dir: dir.to_path_buf(),
             source,
         };
-        let mut file = match File::open(dir.join("lock")) {
+        let mut file = match private::own().read(true).open(dir.join("lock")) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(CacheLock { _file: None });

@@ -3,6 +3,7 @@
 mod damage;
 mod fault;
 mod lock;
+pub mod private;
 mod reserve;
 mod store;
 

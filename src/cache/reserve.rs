@@ -12,9 +12,9 @@
 //!
 //! A crash leaves the file at any length; the next start takes it as it is. Its bytes mean nothing.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -48,7 +48,8 @@ impl Reserve {
     pub fn open(cache: &Path) -> Reserve {
         let path = cache.join(NAME);
         // A sparse file of an interrupted fallocate holds less than it is long.
-        let held = std::fs::metadata(&path).map_or(0, |meta| meta.size().min(meta.blocks() * 512));
+        let held = std::fs::symlink_metadata(&path)
+            .map_or(0, |meta| meta.size().min(meta.blocks().saturating_mul(512)));
         let sizes = Mutex::new(Sizes { wanted: held, held });
         Reserve { path, sizes }
     }
@@ -80,7 +81,7 @@ impl Reserve {
         let left = sizes
             .held
             .saturating_sub(part(sizes.wanted.max(sizes.held)));
-        let cut = OpenOptions::new()
+        let cut = super::private::own()
             .write(true)
             .open(&self.path)
             .and_then(|file| file.set_len(left));
@@ -111,11 +112,10 @@ impl Reserve {
     }
 
     fn extend(&self, held: u64, more: u64) -> io::Result<()> {
-        let file = OpenOptions::new()
+        let file = super::private::own()
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
             .open(&self.path)?;
         allocate(&file, FallocateMode::empty(), held, more).inspect_err(|_| {
             // What was allocated before it failed must not pass for held.

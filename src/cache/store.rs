@@ -160,7 +160,7 @@ impl Store {
     /// If it is not there.
     pub fn open_object(&self, object: ObjectId) -> Result<File> {
         let path = self.path(object);
-        OpenOptions::new()
+        super::private::own()
             .read(true)
             .write(true)
             .open(&path)

@@ -19,6 +19,11 @@ pub struct RescueArgs {
     /// Where to copy to: a new or empty directory, not in the cache
     #[arg(long, value_name = "OUT")]
     to: PathBuf,
+    /// As root: give the copies the owners that the index names, not the cache's owner
+    ///
+    /// The cache's owner can make the index say anything. Set-user-id and set-group-id bits are left out in any case.
+    #[arg(long)]
+    keep_owners: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -29,7 +34,7 @@ Example:
   ferryfs rescue --cache ~/.local/share/ferryfs/0b9c... --to /mnt/big/rescued";
 
 pub(super) fn run(args: &RescueArgs) -> Result<Exit, Failure> {
-    let report = crate::daemon::rescue::rescue(&args.cache, &args.to)?;
+    let report = crate::daemon::rescue::rescue(&args.cache, &args.to, args.keep_owners)?;
     if args.json {
         say(&json(&report)?);
     } else {

@@ -5,9 +5,7 @@
 //! what the second says on stderr. So whoever ran `ferryfs mount` has a working mount when it returns 0, and the
 //! reason when it does not.
 
-use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -101,10 +99,9 @@ pub fn mounted(backend: &Path, mountpoint: &Path) -> String {
 }
 
 fn tell_parent(log_path: &Path) -> io::Result<()> {
-    let log = OpenOptions::new()
+    let log = crate::cache::private::own()
         .append(true)
         .create(true)
-        .mode(0o600)
         .open(log_path)?;
     std::env::set_current_dir("/")?;
     // stderr first: once the parent has read the word, all that was meant for it is in the pipe already.

@@ -4,9 +4,8 @@
 //! is kept, and goes to the log file as soon as that is known: the person gets plain messages instead.
 
 use std::fmt::{Debug, Write as _};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use parking_lot::Mutex;
@@ -57,10 +56,9 @@ pub(super) fn to_file(path: &Path) -> io::Result<()> {
     let Target::Kept(kept) = &*target else {
         return Ok(());
     };
-    let mut file = OpenOptions::new()
+    let mut file = crate::cache::private::own()
         .append(true)
         .create(true)
-        .mode(0o600)
         .open(path)?;
     // As everywhere here: what cannot be written is dropped.
     let _ = file.write_all(kept);

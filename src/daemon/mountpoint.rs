@@ -6,7 +6,7 @@
 //! the bare directory was meant for the mount.
 
 use std::fs::{self, File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::options::Protect;
 use super::{DaemonError, dead_mount, first_contact};
+use crate::cache::private;
 use crate::cli::mounts;
 use crate::sys;
 
@@ -44,7 +45,7 @@ pub(super) struct Note {
 impl Note {
     /// What the cache in `dir` remembers of the mount point `path`. A note that is missing, damaged, or of another place is none.
     pub(super) fn read(dir: &Path, path: &Path) -> Note {
-        let found: Option<Note> = fs::read(dir.join(NOTE))
+        let found: Option<Note> = private::read(&dir.join(NOTE))
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok());
         found
@@ -71,7 +72,7 @@ impl Note {
         let temporary = dir.join(format!("{NOTE}.tmp"));
         let written = serde_json::to_vec(self)
             .map_err(io::Error::from)
-            .and_then(|text| fs::write(&temporary, text))
+            .and_then(|text| private::make_new(&temporary)?.write_all(&text))
             .and_then(|()| fs::rename(&temporary, &path));
         if let Err(error) = written {
             tracing::warn!(%error, "what is known of the mount point is not noted");

@@ -124,6 +124,9 @@ fn open_with_drive(
         (None, None) => volume::default_caches()?,
     };
     preflight::check_cache(&dir, &path, &options.mountpoint)?;
+    if options.cache.is_some() || marker.is_some() {
+        volume::check_private(&dir)?;
+    }
     let known = CacheFacts::read(&dir)?;
     if let Some(facts) = &known {
         facts.check(&dir, &path, marker.as_ref())?;
@@ -163,6 +166,7 @@ fn open_with_drive(
     let is_empty = std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
     let made_dir = is_empty || !dir.exists();
     volume::make_cache_dir(&dir)?;
+    volume::check_private(&dir)?;
     let lock = lock_cache(&dir, known.as_ref())?;
     let is_new = known.is_none();
     let origin = known

@@ -4,13 +4,14 @@
 //! its path. What is missing, damaged or stale there is passed over: it only helps to refuse more.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::MountOptions;
 use super::volume::{self, CacheFacts};
+use crate::cache::private;
 
 /// The directory of these files, beside the caches.
 const DIR: &str = "known-caches";
@@ -49,13 +50,15 @@ fn write(caches: &Path, dir: &Path, facts: &CacheFacts) -> io::Result<()> {
     let cache = std::path::absolute(dir)?;
     let path = file_of(caches, facts);
     let text = serde_json::to_vec(&Known { cache })?;
-    if fs::read(&path).is_ok_and(|found| found == text) {
+    if private::read(&path).is_ok_and(|found| found == text) {
         return Ok(());
     }
     volume::make_cache_dir(caches).map_err(io::Error::other)?;
-    volume::make_cache_dir(&caches.join(DIR)).map_err(io::Error::other)?;
+    let dir = caches.join(DIR);
+    volume::make_cache_dir(&dir).map_err(io::Error::other)?;
+    private::check(&dir).map_err(io::Error::other)?;
     let temporary = path.with_extension("tmp");
-    fs::write(&temporary, text)?;
+    private::make_new(&temporary)?.write_all(&text)?;
     fs::rename(&temporary, &path)
 }
 
@@ -69,8 +72,14 @@ fn all_in(caches: &Path) -> Vec<(PathBuf, CacheFacts)> {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).collect()
     };
-    let elsewhere = paths(&caches.join(DIR)).into_iter().filter_map(|file| {
-        let known: Known = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    // Another user could name a cache of his there.
+    let known = caches.join(DIR);
+    let known = match private::check(&known) {
+        Ok(()) => paths(&known),
+        Err(_) => Vec::new(),
+    };
+    let elsewhere = known.into_iter().filter_map(|file| {
+        let known: Known = serde_json::from_slice(&private::read(&file).ok()?).ok()?;
         Some(known.cache)
     });
     let mut found: Vec<PathBuf> = paths(caches).into_iter().chain(elsewhere).collect();

@@ -13,17 +13,18 @@ mod names;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Uid;
 use serde::Serialize;
 
 use super::DaemonError;
 use crate::base::{FileKind, Ino, ObjectId};
-use crate::cache::{CacheLock, LockError, id_of};
+use crate::cache::{CacheLock, LockError, id_of, private};
 use crate::flush::Journal;
 use crate::index::{Flags, Inode, Location, Salvaged, salvage};
-use copy::{Copied, copy_file, finish_dir};
+use copy::{Copied, Owners, copy_file, finish_dir};
 use names::Names;
 
 /// Something that could not be had as it should be.
@@ -71,15 +72,22 @@ impl RescueReport {
     }
 }
 
-/// Copies everything that the cache in `cache` holds into the new or empty directory `out`.
+/// Copies everything that the cache in `cache` holds into the new or empty directory `out`. Run by root, the copies belong to the
+/// cache's owner; or, with `keep_owners`, to those that the index names.
 ///
 /// # Errors
 /// If a daemon uses the cache, there is none, or `out` cannot be used or is full.
-pub fn rescue(cache: &Path, out: &Path) -> Result<RescueReport, DaemonError> {
+pub fn rescue(cache: &Path, out: &Path, keep_owners: bool) -> Result<RescueReport, DaemonError> {
     let cache = find_cache(cache)?;
     let _lock = CacheLock::acquire_to_read(&cache).map_err(locked)?;
     let out = prepare(&cache, out)?;
+    let owner = fs::metadata(&cache)
+        .map_err(|error| DaemonError::failed(format!("cannot look at the cache: {error}")))?;
     let mut rescuer = Rescuer {
+        owners: Owners {
+            cache: (owner.uid(), owner.gid()),
+            as_in_index: keep_owners,
+        },
         objects: BTreeMap::new(),
         report: RescueReport::default(),
         cache,
@@ -136,11 +144,15 @@ fn prepare(cache: &Path, out: &Path) -> Result<PathBuf, DaemonError> {
         ))
         .hint("choose a directory elsewhere: --to DIR"));
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&absolute)
-        .map_err(refused)?;
+    make_dirs(&absolute).map_err(refused)?;
+    let meta = fs::metadata(&absolute).map_err(refused)?;
+    if meta.uid() != Uid::effective().as_raw() || meta.mode() & 0o022 != 0 {
+        return Err(DaemonError::failed(format!(
+            "others may write to {}, and could have the copies made elsewhere",
+            out.display()
+        ))
+        .hint("nothing was copied. Choose a new directory: --to DIR"));
+    }
     if fs::read_dir(&absolute).map_err(refused)?.next().is_some() {
         return Err(
             DaemonError::failed(format!("{} is not empty", out.display())).hint(
@@ -151,9 +163,21 @@ fn prepare(cache: &Path, out: &Path) -> Result<PathBuf, DaemonError> {
     fs::canonicalize(&absolute).map_err(refused)
 }
 
+/// Makes a directory and those above it, for who runs this only.
+fn make_dirs(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn subdirectories(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    dirs.map(|entry| entry.path()).collect()
+}
+
 struct Rescuer {
     cache: PathBuf,
     out: PathBuf,
+    owners: Owners,
     /// Objects that no row has asked for yet, with their files.
     objects: BTreeMap<ObjectId, PathBuf>,
     report: RescueReport,
@@ -185,10 +209,18 @@ impl Rescuer {
             self.link(inode, paths);
         }
         for (ino, path) in dirs.iter().rev() {
-            if let Some(inode) = salvaged.inodes.get(ino) {
-                finish_dir(path, inode);
-            }
+            finish_dir(path, salvaged.inodes.get(ino), self.owners);
         }
+        // Until here nobody but who runs this could reach what is below them.
+        for top in ["old-versions", "lost+found", "unnamed", "files"] {
+            for below in subdirectories(&self.out.join(top)) {
+                if top != "files" {
+                    finish_dir(&below, None, self.owners);
+                }
+            }
+            finish_dir(&self.out.join(top), None, self.owners);
+        }
+        finish_dir(&self.out, None, self.owners);
         Ok(())
     }
 
@@ -200,13 +232,13 @@ impl Rescuer {
             return Ok(Salvaged::default());
         }
         let dir = self.out.join(".index");
-        fs::create_dir(&dir)?;
+        DirBuilder::new().mode(0o700).create(&dir)?;
         for name in ["index.db", "index.db-wal"] {
             let from = self.cache.join(name);
             if !from.exists() {
                 continue;
             }
-            match copy_file(&from, &dir.join(name), None) {
+            match copy_file(&from, &dir.join(name), None, self.owners) {
                 Ok(Copied { unread: 0, .. }) => {}
                 Ok(copied) => {
                     let line = format!("{} bytes of {name} cannot be read", copied.unread);
@@ -239,6 +271,13 @@ impl Rescuer {
     }
 
     fn list(&mut self, dir: &Path) -> Vec<PathBuf> {
+        if fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_symlink()) {
+            self.fail(
+                dir.display(),
+                &"it is a symbolic link, which is not followed",
+            );
+            return Vec::new();
+        }
         match fs::read_dir(dir) {
             Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -254,7 +293,7 @@ impl Rescuer {
         let mut made = Vec::new();
         for (ino, path) in names.directories() {
             let path = self.out.join("files").join(path);
-            match fs::create_dir_all(&path) {
+            match make_dirs(&path) {
                 Ok(()) => {
                     self.report.directories += 1;
                     made.push((ino, path));
@@ -319,7 +358,7 @@ impl Rescuer {
             .as_ref()
             .map_or(Path::new("/dev/null"), |(_, path)| path);
         let target = self.out.join("files").join(name);
-        let (target, copied) = match copy_file(from, &target, Some(inode)) {
+        let (target, copied) = match copy_file(from, &target, Some(inode), self.owners) {
             Err(error) if copy::is_full(&error) => return Err(error),
             Err(error) => {
                 self.fail(name.display(), &error);
@@ -327,7 +366,7 @@ impl Rescuer {
                     return Ok(None);
                 };
                 let other = self.out.join("unnamed").join(object.to_string());
-                match copy_file(from, &other, Some(inode)) {
+                match copy_file(from, &other, Some(inode), self.owners) {
                     Err(error) if copy::is_full(&error) => return Err(error),
                     Err(_) => return Ok(None),
                     Ok(copied) => (other, copied),
@@ -378,7 +417,7 @@ impl Rescuer {
             if salvaged.dead.contains(&object) {
                 self.loose("old-versions", &path, None)?;
             } else if let Some(target) = target.filter(|target| !target.exists())
-                && let Ok(copied) = copy_file(&path, &target, inode)
+                && let Ok(copied) = copy_file(&path, &target, inode, self.owners)
             {
                 self.report.files += 1;
                 self.count(&target, copied, inode);
@@ -398,7 +437,7 @@ impl Rescuer {
             if file
                 .extension()
                 .is_some_and(|extension| extension == "journal")
-                && let Ok(bytes) = fs::read(&file)
+                && let Ok(bytes) = private::read(&file)
             {
                 let found = Journal::names_in(&bytes).into_iter();
                 names.extend(found.map(|(object, path)| (object, PathBuf::from(path.as_os_str()))));
@@ -410,7 +449,7 @@ impl Rescuer {
     /// What an interrupted batch may need to finish: older or moved files, some of which nothing else holds any more.
     fn kept_for_batches(&mut self) -> io::Result<()> {
         for dir in self.list(&self.cache.join("batches")) {
-            if !dir.is_dir() {
+            if !fs::symlink_metadata(&dir).is_ok_and(|meta| meta.is_dir()) {
                 continue;
             }
             let batch = dir
@@ -439,7 +478,7 @@ impl Rescuer {
             .out
             .join(place)
             .join(path.file_name().unwrap_or_default());
-        match copy_file(path, &target, inode) {
+        match copy_file(path, &target, inode, self.owners) {
             Ok(copied) => {
                 match place {
                     _ if place.starts_with("old-versions") => self.report.old_versions += 1,
@@ -459,7 +498,7 @@ impl Rescuer {
 
     /// Counts what was copied, and says so if it is not what the index has.
     fn count(&mut self, target: &Path, copied: Copied, inode: Option<&Inode>) {
-        self.report.bytes += copied.size;
+        self.report.bytes = self.report.bytes.saturating_add(copied.size);
         let differs =
             |inode: &&Inode| inode.size != copied.size && !inode.flags.has(Flags::WRITING);
         if copied.unread > 0 {

@@ -632,7 +632,7 @@ fn limits(options: &MountOptions, store: &Store, cached: u64) -> Result<CacheLim
         .map_err(|error| DaemonError::failed(error.to_string()))?;
     let max_bytes = match options.cache_size {
         CacheSize::Bytes(bytes) => bytes,
-        CacheSize::PercentOfFree(percent) => (free + cached) / 100 * u64::from(percent),
+        CacheSize::PercentOfFree(percent) => free.saturating_add(cached) / 100 * u64::from(percent),
     };
     Ok(CacheLimits {
         max_bytes,

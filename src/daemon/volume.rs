@@ -20,6 +20,7 @@ use super::DaemonError;
 use super::identity::FsIdentity;
 use crate::backend::{Backend, BackendError, Capabilities, probe};
 use crate::base::{RelPath, Timestamp};
+use crate::cache::private;
 use crate::cli::exit::Exit;
 use crate::flush::FlushError;
 use crate::rules::layout;
@@ -167,6 +168,15 @@ pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
         })
 }
 
+/// Checks that the cache is this user's alone, before anything in it is opened. One that is not there passes.
+///
+/// # Errors
+/// If somebody else could have put something there.
+pub(super) fn check_private(dir: &Path) -> Result<(), DaemonError> {
+    private::check(dir)
+        .map_err(|refused| DaemonError::failed(refused.to_string()).hint(refused.hint()))
+}
+
 impl CacheFacts {
     /// The facts of a new cache, `origin`, for the volume `marker` at `path`.
     ///
@@ -199,7 +209,10 @@ impl CacheFacts {
     /// If the file is there but cannot be read.
     pub(super) fn read(dir: &Path) -> Result<Option<CacheFacts>, DaemonError> {
         let path = dir.join(CACHE_FILE);
-        let bytes = match fs::read(&path) {
+        if fs::symlink_metadata(&path).is_ok() {
+            check_private(dir)?;
+        }
+        let bytes = match private::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
@@ -231,7 +244,7 @@ impl CacheFacts {
         let path = dir.join(CACHE_FILE);
         let temporary = dir.join(format!("{CACHE_FILE}.tmp"));
         let write = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
+            let mut file = private::make_new(&temporary)?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::keep;
 use super::report::{FlushError, Result};
 use crate::base::{BatchNo, ContentHash, Ino, Name, ObjectId, RelPath, Timestamp};
+use crate::cache::private;
 use crate::index::{Confirmed, PlacedEntry};
 use crate::rules::plan::{NameKey, StageSource, StepKeys};
 use crate::rules::record::{self, BatchRecord};
@@ -267,7 +268,7 @@ impl Journal {
         body.extend_from_slice(&record::seal(&self.record)?);
         let temporary = target.with_extension("tmp");
         (|| {
-            let mut file = File::create(&temporary)?;
+            let mut file = private::make_new(&temporary)?;
             file.write_all(blake3::hash(&body).as_bytes())?;
             file.write_all(&body)?;
             file.sync_all()?;
@@ -287,7 +288,7 @@ impl Journal {
     /// If the SSD fails.
     pub(super) fn read(dir: &Path, batch: BatchNo) -> Result<Option<Journal>> {
         let target = path(dir, batch);
-        let bytes = match fs::read(&target) {
+        let bytes = match private::read(&target) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("read", &target)(error)),

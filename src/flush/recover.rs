@@ -699,8 +699,8 @@ fn totals(record: &BatchRecord) -> (u64, u64) {
         .steps
         .place
         .iter()
-        .fold((0, 0), |(files, bytes), step| match step {
-            PlaceStep::Install { content, .. } => (files + 1, bytes + content.size),
+        .fold((0, 0_u64), |(files, bytes), step| match step {
+            PlaceStep::Install { content, .. } => (files + 1, bytes.saturating_add(content.size)),
             _ => (files, bytes),
         })
 }

@@ -158,14 +158,15 @@ fn directories(steps: &Steps<StageSource>, allocation: Allocation) -> u64 {
         }
         let slash = path.iter().rposition(|byte| *byte == b'/');
         let (dir, name) = slash.map_or((&path[..0], path), |at| (&path[..at], &path[at + 1..]));
-        *entries.entry(dir).or_default() += entry_bytes(name.len());
+        let entries = entries.entry(dir).or_default();
+        *entries = entries.saturating_add(entry_bytes(name.len()));
     }
     let of_new = new.iter().map(|dir| {
         let entries = entries.get(dir).copied().unwrap_or(0);
         allocation.directory(entries)
     });
     let in_old = entries.iter().filter(|(dir, _)| !new.contains(**dir));
-    let grown: u64 = in_old.map(|(_, bytes)| *bytes).sum();
+    let grown = in_old.map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
     of_new.fold(allocation.growth(grown), u64::saturating_add)
 }
 
@@ -180,7 +181,7 @@ fn record_bytes(steps: &Steps<StageSource>) -> u64 {
             PlaceStep::InstallNode { node, .. } => node.size(),
             _ => 0,
         };
-        STEP + path(step.path()) + also
+        (STEP + path(step.path())).saturating_add(also)
     });
     let set = steps.attributes.iter().map(|step| {
         let values = step.xattrs.iter().flatten();
@@ -189,7 +190,10 @@ fn record_bytes(steps: &Steps<StageSource>) -> u64 {
             .sum();
         STEP + path(&step.path) + values as u64
     });
-    STEP + clear.chain(place).chain(set).sum::<u64>()
+    clear
+        .chain(place)
+        .chain(set)
+        .fold(STEP, u64::saturating_add)
 }
 
 /// What the batch tells the catalog, if it tells of all that it may.
@@ -208,7 +212,7 @@ fn catalog_bytes(subjects: &Subjects) -> u64 {
     });
     let gone = subjects.gone.iter();
     let gone = gone.map(|path| STEP + path.as_bytes().len() as u64);
-    told.chain(gone).sum()
+    told.chain(gone).fold(0, u64::saturating_add)
 }
 
 /// Extended attributes take a block of their own where they do not fit into the inode.
@@ -301,7 +305,7 @@ fn freed_by_removals(gathered: &Gathered) -> u64 {
     gone.filter(|change| is_removal(change, &wanted))
         .filter_map(|change| gathered.before.get(&change.key))
         .map(|entry| entry.size)
-        .sum()
+        .fold(0, u64::saturating_add)
 }
 
 /// Inodes that the cut has under any of the names concerned.

@@ -314,7 +314,7 @@ impl Stager<'_> {
                     };
                     self.hide_private(&content, slot)?;
                     staged.files += 1;
-                    staged.bytes += measured.size;
+                    staged.bytes = staged.bytes.saturating_add(measured.size);
                     staged.sources.insert(slot, content);
                     PlaceStep::Install {
                         slot,
@@ -364,7 +364,7 @@ impl Stager<'_> {
         for step in place {
             if let PlaceStep::Install { content, .. } = step {
                 progress.files_total += 1;
-                progress.bytes_total += self.size_of(content);
+                progress.bytes_total = progress.bytes_total.saturating_add(self.size_of(content));
             }
         }
         progress
@@ -402,7 +402,7 @@ impl Stager<'_> {
             expected,
             buffer,
             |bytes| {
-                progress.bytes_done += bytes;
+                progress.bytes_done = progress.bytes_done.saturating_add(bytes);
                 (self.progress)(*progress);
                 self.wish.check()
             },

@@ -151,7 +151,9 @@ fn facts(parts: &Parts, subject: &Subject) -> Facts {
 
 /// Where a file has holes: its object knows, and if there is none any more, what was told before.
 fn holes(parts: &Parts, inode: &Inode, known: Option<&Description>) -> Vec<Extent> {
-    if inode.kind() != crate::base::FileKind::Regular || inode.blocks * 512 >= inode.size {
+    if inode.kind() != crate::base::FileKind::Regular
+        || inode.blocks.saturating_mul(512) >= inode.size
+    {
         return Vec::new();
     }
     if let Some(object) = inode.object

@@ -40,7 +40,7 @@ pub(super) fn staged(
     let mut at = phase(Phase::Verify);
     for (_, _, content) in installs(steps) {
         at.files_total += 1;
-        at.bytes_total += content.size;
+        at.bytes_total = at.bytes_total.saturating_add(content.size);
     }
     for (slot, to, content) in installs(steps) {
         wish.check()?;
@@ -52,7 +52,7 @@ pub(super) fn staged(
             return Err(FlushError::Lies { path: to.clone() });
         }
         at.files_done += 1;
-        at.bytes_done += content.size;
+        at.bytes_done = at.bytes_done.saturating_add(content.size);
     }
     progress(at);
     Ok(())

@@ -279,7 +279,7 @@ impl Fs {
 
     /// Where a file that is only on the backend has holes, as the catalog says. A hint: what is there reads as it is.
     pub(super) fn described_holes(&self, inode: &Inode) -> Result<Vec<Extent>> {
-        if inode.blocks * 512 >= inode.size {
+        if inode.blocks.saturating_mul(512) >= inode.size {
             return Ok(Vec::new());
         }
         let mut state = self.index.lock();
@@ -533,7 +533,7 @@ pub(super) fn write_around_holes(
     let part = |from: u64, to: u64| &bytes[(from - at) as usize..(to - at) as usize];
     let mut done = at;
     for hole in holes {
-        let (from, to) = (hole.offset.max(done), (hole.offset + hole.length).min(end));
+        let (from, to) = (hole.offset.max(done), hole.end().min(end));
         if from >= to || part(from, to).iter().any(|byte| *byte != 0) {
             continue;
         }

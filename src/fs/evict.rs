@@ -67,13 +67,13 @@ impl Fs {
     /// Lets clean objects go until `goal` bytes are free, or one chunk has been looked at. Gives the bytes freed.
     fn evict_some(&self, goal: u64) -> Result<u64> {
         let candidates = self.index.lock().evictable(CHUNK)?;
-        let mut freed = 0;
+        let mut freed = 0_u64;
         for candidate in candidates {
             if freed >= goal {
                 break;
             }
             if self.evict(candidate.ino)? {
-                freed += candidate.blocks * 512;
+                freed = freed.saturating_add(candidate.blocks.saturating_mul(512));
             }
         }
         self.reap()?;

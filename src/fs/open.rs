@@ -417,7 +417,7 @@ impl Fs {
     /// Notes, at most once a minute, that a clean file's copy in the cache is in use.
     fn note_use(&self, inode: &Inode) {
         let now = self.clock.now().parts().0;
-        if inode.object.is_some() && now - inode.used >= 60 {
+        if inode.object.is_some() && now.saturating_sub(inode.used) >= 60 {
             let mut state = self.index.lock();
             if let Ok(Some(mut fresh)) = state.inode(inode.ino) {
                 fresh.used = now;

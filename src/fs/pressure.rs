@@ -84,7 +84,7 @@ struct Refused {
 impl CacheLimits {
     /// Bytes of the SSD that trimming keeps free.
     pub(super) fn roomy(&self) -> u64 {
-        self.keep_free.max(2 * self.reserve)
+        self.keep_free.max(self.reserve.saturating_mul(2))
     }
 }
 
@@ -95,7 +95,9 @@ fn brake(left: u64, roomy: u64) -> u64 {
     }
     let missing = u128::from(roomy - left);
     let whole = u128::from(roomy);
-    u64::try_from(u128::from(MAX_BRAKE) * missing * missing / (whole * whole)).unwrap_or(MAX_BRAKE)
+    // Divided twice, as the square of the largest sizes times the brake exceeds 128 bits.
+    let brake = u128::from(MAX_BRAKE) * missing / whole * missing / whole;
+    u64::try_from(brake).unwrap_or(MAX_BRAKE)
 }
 
 impl Fs {
@@ -323,7 +325,9 @@ impl Fs {
     /// Holds anew what has been given up, when there is room for it.
     pub(super) fn refill_reserve(&self) {
         if let Ok((_, free)) = self.store.space() {
-            self.store.reserve().refill(free, 2 * self.limits.reserve);
+            self.store
+                .reserve()
+                .refill(free, self.limits.reserve.saturating_mul(2));
         }
         self.index.top_up();
     }
@@ -361,5 +365,6 @@ mod tests {
         assert_eq!(brake(50, 100), MAX_BRAKE / 4);
         let steps: Vec<u64> = (0..=100).rev().map(|left| brake(left, 100)).collect();
         assert!(steps.is_sorted(), "{steps:?}");
+        assert_eq!(brake(0, u64::MAX), MAX_BRAKE, "no size is too large for it");
     }
 }

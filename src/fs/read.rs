@@ -248,10 +248,10 @@ impl Fs {
             return Err(BEYOND);
         }
         let holes = self.described_holes(&inode)?;
-        let next = holes.iter().find(|hole| hole.offset + hole.length > offset);
+        let next = holes.iter().find(|hole| hole.end() > offset);
         match (seek_for, next) {
             (SeekFor::Data, Some(hole)) if hole.offset <= offset => {
-                let end = hole.offset + hole.length;
+                let end = hole.end();
                 (end < size).then_some(end).ok_or(BEYOND)
             }
             (SeekFor::Data, _) => Ok(offset),

@@ -295,7 +295,7 @@ impl State {
                 number,
                 summary.time.0,
                 int(summary.files),
-                int(summary.bytes),
+                int(summary.bytes.min(i64::MAX.cast_unsigned())),
                 summary.outcome,
                 int(summary.batch.0)
             ],

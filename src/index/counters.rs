@@ -1,9 +1,9 @@
 //! Numbers that are handed out, and sums that are kept.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::inode::{Flags, Inode};
-use super::{Context, Result, State, int};
+use super::{Context, IndexError, Result, State, int};
 use crate::base::FileKind;
 use crate::rules::space::Allocation;
 
@@ -35,7 +35,12 @@ impl Counter {
 
     pub(super) fn take(&mut self, conn: &Connection) -> Result<u64> {
         if self.next == self.reserved {
-            let reserved = self.next + RESERVE;
+            // Far from what can be used up; only an edited index is there.
+            let reserved = (self.next.checked_add(RESERVE))
+                .filter(|reserved| i64::try_from(*reserved).is_ok())
+                .ok_or_else(|| {
+                    IndexError::Corrupt(format!("no numbers are left for {}", self.key))
+                })?;
             conn.prepare_cached("INSERT OR REPLACE INTO meta VALUES(?,?)")
                 .and_then(|mut s| s.execute(params![self.key, int(reserved)]))
                 .context("reserve numbers")?;
@@ -46,7 +51,7 @@ impl Counter {
     }
 }
 
-/// Sums over all inodes, kept up to date with every change.
+/// Sums over all inodes, kept up to date with every change. What does not fit is told as the largest number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Totals {
     /// Bytes that objects take on the SSD.
@@ -57,73 +62,119 @@ pub struct Totals {
     pub needed_bytes: u64,
 }
 
-impl Totals {
-    fn of(inode: &Inode, allocation: Allocation) -> Totals {
-        Totals {
-            needed_bytes: needed(inode, allocation),
-            cached_bytes: if inode.object.is_some() {
-                inode.blocks * 512
-            } else {
-                0
-            },
-            dirty_bytes: if inode.flags.has(Flags::DATA_DIRTY) {
-                inode.size
-            } else {
-                0
-            },
+/// The exact sums behind [`Totals`]. Sparse files can be 8 EiB each, so that two of them exceed 64
+/// bits. A sum that stopped at its largest value would be wrong for ever once one of them is gone;
+/// 128 bits hold more than all the inodes that can exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Sums {
+    cached_bytes: u128,
+    dirty_bytes: u128,
+    needed_bytes: u128,
+}
+
+/// What the sums need of an inode.
+struct Part {
+    mode: u32,
+    nlink: u32,
+    size: u64,
+    blocks: u64,
+    has_object: bool,
+    flags: Flags,
+}
+
+impl Part {
+    fn of(inode: &Inode) -> Part {
+        Part {
+            mode: inode.mode,
+            nlink: inode.nlink,
+            size: inode.size,
+            blocks: inode.blocks,
+            has_object: inode.object.is_some(),
+            flags: inode.flags,
         }
     }
 
+    /// Reads a row. A number that does not fit is cut off: a sum is no reason not to start, and the
+    /// check of the index tells of a damaged row.
+    #[allow(clippy::cast_possible_truncation)]
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Part> {
+        let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+        Ok(Part {
+            mode: number(0)? as u32,
+            nlink: number(1)? as u32,
+            size: number(2)?,
+            blocks: number(3)?,
+            flags: Flags(number(4)? as u32),
+            has_object: row.get(5)?,
+        })
+    }
+
+    fn sums(&self, allocation: Allocation) -> Sums {
+        let when = |is_counted: bool, bytes: u128| if is_counted { bytes } else { 0 };
+        Sums {
+            cached_bytes: when(self.has_object, u128::from(self.blocks) * 512),
+            dirty_bytes: when(self.flags.has(Flags::DATA_DIRTY), self.size.into()),
+            needed_bytes: self.needed(allocation).into(),
+        }
+    }
+
+    /// What the backend will take for an inode that it does not have in this version. The further names of a file that it has
+    /// are counted apart, see [`super::Snapshot::copies_needed`].
+    fn needed(&self, allocation: Allocation) -> u64 {
+        match FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular) {
+            _ if self.nlink == 0 => 0,
+            FileKind::Regular if self.flags.has(Flags::DATA_DIRTY) => {
+                allocation.copies(self.size, self.nlink)
+            }
+            FileKind::Directory if !self.flags.has(Flags::ON_BACKEND) => allocation.directory(0),
+            _ => 0,
+        }
+    }
+}
+
+impl Sums {
     pub(super) fn replace(
         &mut self,
         before: Option<&Inode>,
         after: Option<&Inode>,
         allocation: Allocation,
     ) {
-        let of = |inode: Option<&Inode>| inode.map(|it| Totals::of(it, allocation));
-        let (before, after) = (
-            of(before).unwrap_or_default(),
-            of(after).unwrap_or_default(),
-        );
-        self.cached_bytes =
-            (self.cached_bytes + after.cached_bytes).saturating_sub(before.cached_bytes);
-        self.dirty_bytes =
-            (self.dirty_bytes + after.dirty_bytes).saturating_sub(before.dirty_bytes);
-        self.needed_bytes = (self.needed_bytes.saturating_add(after.needed_bytes))
-            .saturating_sub(before.needed_bytes);
-    }
-
-    /// The sums over the rows. The last is [`needed`] in SQL.
-    pub(super) fn load(conn: &Connection, allocation: Allocation) -> Result<Totals> {
-        conn.query_row(
-            "SELECT coalesce(sum(CASE WHEN object IS NULL THEN 0 ELSE blocks * 512 END), 0),
-                    coalesce(sum(CASE WHEN flags & 1 THEN size ELSE 0 END), 0),
-                    coalesce(sum(CASE WHEN nlink = 0 THEN 0
-                      WHEN mode & 61440 = 32768 AND flags & 1 THEN (size + ?1 - 1) / ?1 * ?1 * (CASE WHEN ?3 THEN 1 ELSE nlink END)
-                      WHEN mode & 61440 = 16384 AND flags & 16 = 0 THEN ?2 ELSE 0 END), 0) FROM inodes",
-            params![int(allocation.unit.max(1)), int(allocation.unit), allocation.hard_links],
-            |row| {
-                Ok(Totals {
-                    cached_bytes: row.get::<_, i64>(0)? as u64,
-                    dirty_bytes: row.get::<_, i64>(1)? as u64,
-                    needed_bytes: row.get::<_, i64>(2)? as u64,
-                })
-            },
-        )
-        .context("sum up")
-    }
-}
-
-/// What the backend will take for an inode that it does not have in this version. The further names of a file that it has are
-/// counted apart, see [`super::Snapshot::copies_needed`].
-fn needed(inode: &Inode, allocation: Allocation) -> u64 {
-    match inode.kind() {
-        _ if inode.nlink == 0 => 0,
-        FileKind::Regular if inode.flags.has(Flags::DATA_DIRTY) => {
-            allocation.copies(inode.size, inode.nlink)
+        if let Some(after) = after {
+            self.add(Part::of(after).sums(allocation));
         }
-        FileKind::Directory if !inode.flags.has(Flags::ON_BACKEND) => allocation.directory(0),
-        _ => 0,
+        if let Some(before) = before {
+            let gone = Part::of(before).sums(allocation);
+            self.cached_bytes = self.cached_bytes.saturating_sub(gone.cached_bytes);
+            self.dirty_bytes = self.dirty_bytes.saturating_sub(gone.dirty_bytes);
+            self.needed_bytes = self.needed_bytes.saturating_sub(gone.needed_bytes);
+        }
+    }
+
+    fn add(&mut self, more: Sums) {
+        self.cached_bytes = self.cached_bytes.saturating_add(more.cached_bytes);
+        self.dirty_bytes = self.dirty_bytes.saturating_add(more.dirty_bytes);
+        self.needed_bytes = self.needed_bytes.saturating_add(more.needed_bytes);
+    }
+
+    /// The sums over the rows. Added up here: the `sum` of SQLite fails where 64 bits are exceeded.
+    pub(super) fn load(conn: &Connection, allocation: Allocation) -> Result<Sums> {
+        let sql = "SELECT mode, nlink, size, blocks, flags, object IS NOT NULL FROM inodes";
+        let mut statement = conn.prepare(sql).context("sum up")?;
+        let mut sums = Sums::default();
+        for part in statement.query_map([], Part::from_row).context("sum up")? {
+            sums.add(part.context("sum up")?.sums(allocation));
+        }
+        Ok(sums)
+    }
+
+    /// The sums as they are told: the largest number stands for all that are larger.
+    pub(super) fn told(self) -> Totals {
+        let told = |sum: u128| u64::try_from(sum).unwrap_or(u64::MAX);
+        Totals {
+            cached_bytes: told(self.cached_bytes),
+            dirty_bytes: told(self.dirty_bytes),
+            needed_bytes: told(self.needed_bytes),
+        }
     }
 }
 
@@ -153,7 +204,7 @@ impl State {
     /// # Errors
     /// If SQLite cannot read.
     pub fn reckon_totals(&self) -> Result<Totals> {
-        Totals::load(&self.conn, self.allocation)
+        Ok(Sums::load(&self.conn, self.allocation)?.told())
     }
 
     /// Notes how the backend allocates space, and reckons anew what waits will take there.
@@ -171,9 +222,143 @@ impl State {
         };
         self.set_meta(ALLOCATION, &format!("{} {links}", allocation.unit))?;
         self.commit()?;
-        self.totals = Totals::load(&self.conn, allocation)?;
+        self.totals = Sums::load(&self.conn, allocation)?;
         self.committed_totals = self.totals;
         self.allocation = allocation;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::backend::Capabilities;
+    use crate::base::{Ino, ObjectId, Seq, Timestamp};
+    use crate::index::Index;
+    use crate::rules::names::NameRules;
+
+    /// The largest file that Linux has.
+    const LARGEST: u64 = i64::MAX as u64;
+
+    fn open(dir: &tempfile::TempDir) -> Index {
+        let rules = NameRules::new(&Capabilities::everything());
+        Index::open(&dir.path().join("index.db"), rules).unwrap()
+    }
+
+    fn dirty(state: &mut State, size: u64) -> Inode {
+        let ino = state.new_ino().unwrap();
+        let mut inode = Inode::new(ino, libc::S_IFREG | 0o644, 0, 0, Timestamp(0));
+        inode.flags.set(Flags::DATA_DIRTY);
+        inode.size = size;
+        state.put_inode(inode.clone());
+        inode
+    }
+
+    #[test]
+    fn an_index_opens_however_large_its_files_are_together_and_counts_what_is_left_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let allocation = Allocation {
+            unit: 4096,
+            hard_links: false,
+        };
+        let large = {
+            let index = open(&dir);
+            let mut state = index.lock();
+            state.set_allocation(allocation).unwrap();
+            dirty(&mut state, 5);
+            let large: Vec<Inode> = (0..3).map(|_| dirty(&mut state, LARGEST)).collect();
+            state.commit().unwrap();
+            assert_eq!(state.totals().dirty_bytes, u64::MAX);
+            assert_eq!(state.totals().needed_bytes, u64::MAX);
+            large
+        };
+        let index = open(&dir);
+        let mut state = index.lock();
+        assert_eq!(state.totals().dirty_bytes, u64::MAX);
+        state
+            .set_allocation(Allocation {
+                unit: 1 << 20,
+                ..allocation
+            })
+            .unwrap();
+        state.set_allocation(allocation).unwrap();
+        assert_eq!(state.reckon_totals().unwrap(), state.totals());
+        for inode in large {
+            state.remove_inode(inode.ino).unwrap();
+        }
+        assert_eq!(state.totals().dirty_bytes, 5);
+        assert_eq!(state.totals().needed_bytes, 4096);
+    }
+
+    #[test]
+    fn numbers_that_are_used_up_are_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        for next in [i64::MAX, -1] {
+            let index = open(&dir);
+            let sql = "INSERT OR REPLACE INTO meta VALUES('next_ino', ?)";
+            index.lock().conn.execute(sql, [next]).unwrap();
+            drop(index);
+            let index = open(&dir);
+            index.lock().new_ino().unwrap_err();
+        }
+    }
+
+    fn extreme() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            Just(0),
+            Just(1),
+            Just(LARGEST),
+            LARGEST - 5000..=LARGEST,
+            0..10_000_u64,
+            0..=LARGEST
+        ]
+    }
+
+    prop_compose! {
+        fn inode()(
+            ino in 2..6_u64, size in extreme(), blocks in extreme(), nlink in prop_oneof![Just(0), Just(1), Just(u32::MAX)],
+            flags in 0..256_u32, object in any::<bool>(), is_dir in any::<bool>(),
+            times in prop::array::uniform5(prop_oneof![Just(i64::MIN), Just(i64::MAX), any::<i64>()]),
+        ) -> Inode {
+            let kind = if is_dir { libc::S_IFDIR } else { libc::S_IFREG };
+            Inode {
+                nlink, size, blocks,
+                flags: Flags(flags),
+                object: object.then_some(ObjectId(ino)),
+                atime: Timestamp(times[0]), mtime: Timestamp(times[1]), ctime: Timestamp(times[2]), btime: Timestamp(times[3]),
+                used: times[4],
+                data_seq: Seq(size),
+                ..Inode::new(Ino(ino), kind | 0o644, u32::MAX, u32::MAX, Timestamp(0))
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn sums_kept_per_change_are_those_of_the_rows_and_of_the_next_start(
+            inodes in prop::collection::vec(inode(), 1..20),
+            unit in prop_oneof![Just(0_u64), Just(1), Just(4096), Just(LARGEST), Just(u64::MAX)],
+            hard_links in any::<bool>(),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let kept = {
+                let index = open(&dir);
+                let mut state = index.lock();
+                state.set_allocation(Allocation { unit, hard_links }).unwrap();
+                for inode in inodes {
+                    state.inode(inode.ino).unwrap();
+                    state.put_inode(inode);
+                }
+                state.commit().unwrap();
+                prop_assert_eq!(state.reckon_totals().unwrap(), state.totals());
+                state.totals()
+            };
+            let index = open(&dir);
+            prop_assert_eq!(index.lock().totals(), kept);
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use lru::LruCache;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::counters::{Counter, Totals, load_allocation};
+use super::counters::{Counter, Sums, Totals, load_allocation};
 use super::guard::note_failure;
 use super::inode::{COLUMNS, Flags, Inode};
 use super::wal::Wal;
@@ -33,9 +33,9 @@ pub struct State {
     pub(super) conn: Connection,
     pub(super) rules: NameRules,
     wal: Arc<Wal>,
-    pub(super) totals: Totals,
+    pub(super) totals: Sums,
     /// As of the last commit.
-    pub(super) committed_totals: Totals,
+    pub(super) committed_totals: Sums,
     /// How the backend allocates space, for the totals.
     pub(super) allocation: Allocation,
     pub(super) in_transaction: bool,
@@ -77,7 +77,7 @@ pub struct State {
 impl State {
     pub(super) fn new(conn: Connection, rules: NameRules, wal: Arc<Wal>) -> Result<State> {
         let allocation = load_allocation(&conn)?;
-        let totals = Totals::load(&conn, allocation)?;
+        let totals = Sums::load(&conn, allocation)?;
         Ok(State {
             allocation,
             totals,
@@ -322,7 +322,7 @@ impl State {
 
     /// Sums over all inodes.
     pub fn totals(&self) -> Totals {
-        self.totals
+        self.totals.told()
     }
 
     /// Takes the inode's row out. Its object, if any, becomes dead.
@@ -494,13 +494,13 @@ impl State {
     /// # Errors
     /// If SQLite cannot read.
     pub fn dirty_in_writing(&mut self) -> Result<(u64, Option<Inode>)> {
-        let (mut bytes, mut largest) = (0, None::<Inode>);
+        let (mut bytes, mut largest) = (0_u64, None::<Inode>);
         for ino in self.writing.iter().copied().collect::<Vec<_>>() {
             let inode = self.inode(ino)?;
             let Some(inode) = inode.filter(|inode| inode.flags.has(Flags::DATA_DIRTY)) else {
                 continue;
             };
-            bytes += inode.size;
+            bytes = bytes.saturating_add(inode.size);
             if largest.as_ref().is_none_or(|known| known.size < inode.size) {
                 largest = Some(inode);
             }

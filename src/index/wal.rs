@@ -15,7 +15,7 @@
 //! keeps the file's size, so what has been had once is had for good. File systems that write elsewhere instead (btrfs, ZFS) or
 //! have no such call give less: there the reserve file has to do, see [`crate::cache::Reserve`].
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -48,7 +48,7 @@ pub(super) struct Wal {
 
 impl Wal {
     pub(super) fn open(path: PathBuf) -> Result<Wal> {
-        let file = OpenOptions::new()
+        let file = crate::cache::private::own()
             .read(true)
             .write(true)
             .open(&path)
@@ -73,7 +73,8 @@ impl Wal {
         synced.map_err(|error| {
             self.failed.store(true, Ordering::Release);
             // Best effort: the disk has just refused.
-            let marked = File::create(self.path.with_file_name(MARKER)).and_then(|f| f.sync_all());
+            let marker = self.path.with_file_name(MARKER);
+            let marked = crate::cache::private::make_new(&marker).and_then(|f| f.sync_all());
             tracing::error!(path = %self.path.display(), %error, marked = marked.is_ok(),
                 "the index could not be made durable; nothing more is changed until the next mount");
             failed("fsync", &self.path)(error)
@@ -117,8 +118,8 @@ impl Wal {
         let Ok(meta) = self.file.metadata() else {
             return;
         };
-        let (size, had) = (meta.size(), meta.blocks() * 512);
-        if had >= size + margin / 2 {
+        let (size, had) = (meta.size(), meta.blocks().saturating_mul(512));
+        if had >= size.saturating_add(margin / 2) {
             return;
         }
         let more = || allocate(&self.file, FallocateMode::FALLOC_FL_KEEP_SIZE, size, margin);

@@ -67,7 +67,7 @@ impl Session {
         let flag = |on, yes, no| if on { yes } else { no };
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::FSName(options.source.clone()),
+            MountOption::FSName(escaped(&options.source)),
             MountOption::Subtype("ferryfs".into()),
             MountOption::DefaultPermissions,
             flag(options.suid, MountOption::Suid, MountOption::NoSuid),
@@ -125,6 +125,12 @@ impl Session {
         drop(self.teller);
         self.background.join()
     }
+}
+
+/// A value for fusermount3, which takes all options in one word: a comma in it would begin another
+/// option, such as one that the owner of the drive's directory has chosen by its name.
+fn escaped(value: &str) -> String {
+    value.replace('\\', r"\\").replace(',', r"\,")
 }
 
 /// Lets requests tell the kernel that attributes are stale, before they are answered. That waits
@@ -190,4 +196,16 @@ fn mount_as_root(mountpoint: &Path, options: &SessionOptions) -> io::Result<Owne
         Some(data.as_str()),
     )?;
     Ok(device.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_ends_before_its_end_or_hides_the_next_option() {
+        assert_eq!(escaped("/media/a drive"), "/media/a drive");
+        assert_eq!(escaped(r"/media/a,suid\"), r"/media/a\,suid\\");
+        assert_eq!(escaped(r"\,"), r"\\\,");
+    }
 }

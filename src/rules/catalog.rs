@@ -45,6 +45,13 @@ pub struct Extent {
     pub length: u64,
 }
 
+impl Extent {
+    /// Where it ends. An extent may come from a drive and end beyond what can be counted.
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length)
+    }
+}
+
 /// What is to be known of a name beyond what the backend's own entry says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {

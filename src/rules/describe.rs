@@ -142,7 +142,7 @@ fn told_holes(mut holes: Vec<Extent>, size: u64) -> Vec<Extent> {
     holes.retain(|hole| {
         let apart = free_from.is_none_or(|end| hole.offset > end);
         if apart {
-            free_from = Some(hole.offset + hole.length);
+            free_from = Some(hole.end());
         }
         apart
     });
@@ -208,16 +208,18 @@ pub fn blocks(size: u64, holes: &[Extent]) -> u64 {
     if holes.is_empty() {
         return size.div_ceil(512);
     }
-    let whole = size.div_ceil(BLOCK) * BLOCK;
+    // The last block of the largest size ends beyond what can be counted.
+    let up = |at: u64| at.div_ceil(BLOCK).saturating_mul(BLOCK);
+    let whole = up(size);
     let empty = |hole: &Extent| {
-        let end = hole.offset + hole.length;
+        let end = hole.end();
         let to = match end >= size {
             true => whole,
             false => end / BLOCK * BLOCK,
         };
-        to.saturating_sub(hole.offset.div_ceil(BLOCK) * BLOCK)
+        to.saturating_sub(up(hole.offset))
     };
-    let empty: u64 = holes.iter().map(empty).sum();
+    let empty = holes.iter().map(empty).fold(0, u64::saturating_add);
     whole.saturating_sub(empty) / 512
 }
 

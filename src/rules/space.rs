@@ -52,7 +52,7 @@ impl Allocation {
 /// of the name. Other file systems take less or about as much.
 pub fn entry_bytes(bytes: usize) -> u64 {
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-    32 * (2 + bytes.div_ceil(15))
+    bytes.div_ceil(15).saturating_add(2).saturating_mul(32)
 }
 
 #[cfg(test)]
@@ -82,6 +82,19 @@ mod tests {
         assert_eq!(EXFAT.directory(0), 32 << 10);
         assert_eq!(EXFAT.directory(1000 * entry_bytes(8)), 96 << 10);
         assert_eq!(EXFAT.growth(0), 0);
+    }
+
+    #[test]
+    fn no_size_and_no_number_of_names_wraps() {
+        for unit in [0, 1, 4096, u64::MAX] {
+            for hard_links in [false, true] {
+                let any = Allocation { unit, hard_links };
+                assert!(any.copies(u64::MAX, u32::MAX) >= any.copies(1, 1));
+                assert!(any.directory(u64::MAX) >= any.directory(0));
+                assert!(any.growth(u64::MAX) >= any.growth(1));
+            }
+        }
+        assert_eq!(entry_bytes(usize::MAX), u64::MAX);
     }
 
     #[test]

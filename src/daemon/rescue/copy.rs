@@ -2,7 +2,9 @@
 
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
+};
 use std::path::Path;
 
 use crate::index::{Flags, Inode};
@@ -21,6 +23,32 @@ pub(super) struct Copied {
     pub(super) size: u64,
     /// How many of them could not be read; they are a hole.
     pub(super) unread: u64,
+}
+
+/// Whose the copies are. An index can be edited by whoever owns the cache, so that root does not
+/// give files to others on its word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owners {
+    /// User and group of the cache.
+    pub(super) cache: (u32, u32),
+    /// The index is believed all the same.
+    pub(super) as_in_index: bool,
+}
+
+impl Owners {
+    /// The owner of a copy.
+    fn of(self, inode: Option<&Inode>) -> (u32, u32) {
+        match inode {
+            Some(inode) if self.as_in_index => (inode.uid, inode.gid),
+            _ => self.cache,
+        }
+    }
+
+    /// Whether the source of a copy is the cache's own. A link into another place may lead to what
+    /// the cache's owner could not read himself.
+    fn owns(self, source: &fs::Metadata) -> bool {
+        !source.is_file() || source.uid() == self.cache.0
+    }
 }
 
 /// Whether there is no room left to copy to.
@@ -42,11 +70,17 @@ pub(super) fn make_parents(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Copies the file `from`, which must be a plain one or /dev/null, to the new file `to`, with the attributes of `inode`.
+/// Copies the file `from`, which must be a plain one or /dev/null, to the new file `to`, with the attributes of `inode`. A file
+/// that is not the cache's own is copied for who runs this only.
 ///
 /// # Errors
 /// If the one cannot be opened or the other not be made or written.
-pub(super) fn copy_file(from: &Path, to: &Path, inode: Option<&Inode>) -> io::Result<Copied> {
+pub(super) fn copy_file(
+    from: &Path,
+    to: &Path,
+    inode: Option<&Inode>,
+    owners: Owners,
+) -> io::Result<Copied> {
     let source = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -63,7 +97,7 @@ pub(super) fn copy_file(from: &Path, to: &Path, inode: Option<&Inode>) -> io::Re
         .open(to)?;
     let size = if meta.is_file() { meta.len() } else { 0 };
     let unread = copy_bytes(&source, &target, size)?;
-    finish(&target, &meta, inode);
+    finish(&target, &meta, inode, owners);
     Ok(Copied { size, unread })
 }
 
@@ -96,7 +130,7 @@ fn copy_bytes(from: &File, to: &File, size: u64) -> io::Result<u64> {
                 // Smaller pieces first; a single one that fails is passed over.
                 Err(_) if wanted as u64 > SECTOR => buffer.truncate(SECTOR as usize),
                 Err(_) => {
-                    let next = (at / SECTOR + 1) * SECTOR;
+                    let next = (at / SECTOR + 1).saturating_mul(SECTOR);
                     unread += next.min(end) - at;
                     at = next.min(end);
                 }
@@ -107,14 +141,17 @@ fn copy_bytes(from: &File, to: &File, size: u64) -> io::Result<u64> {
 }
 
 /// Owner, permissions and time, as far as they are known and may be set: the bytes are what counts, so nothing fails here.
-fn finish(target: &File, meta: &fs::Metadata, inode: Option<&Inode>) {
+fn finish(target: &File, meta: &fs::Metadata, inode: Option<&Inode>, owners: Owners) {
     let mut modified = meta.modified().ok();
     let mut mode = 0o600;
+    let owned = owners.owns(meta);
+    if owned {
+        give(target, owners.of(inode));
+    }
     if let Some(inode) = inode {
-        mode = mode_for(
-            inode,
-            fchown(target, Some(inode.uid), Some(inode.gid)).is_ok(),
-        );
+        if owned {
+            mode = plain_mode(inode);
+        }
         // A file that was being written knows its time better than its row.
         if !inode.flags.has(Flags::WRITING) || !meta.is_file() {
             modified = Some(inode.mtime.into());
@@ -126,20 +163,28 @@ fn finish(target: &File, meta: &fs::Metadata, inode: Option<&Inode>) {
     }
 }
 
-/// The bits that give somebody's rights away are kept only where the owner is right.
-fn mode_for(inode: &Inode, owned: bool) -> u32 {
-    match owned {
-        true => inode.mode & 0o7777,
-        false => inode.mode & 0o777,
-    }
+/// Gives a copy away. Only root can; others own what they make.
+fn give(target: &File, (user, group): (u32, u32)) {
+    let _ = fchown(target, Some(user), Some(group));
+}
+
+/// Without the bits that give somebody's rights away: what the index says is no reason to.
+fn plain_mode(inode: &Inode) -> u32 {
+    inode.mode & 0o777
 }
 
 /// The same for a directory, once all is in it.
-pub(super) fn finish_dir(path: &Path, inode: &Inode) {
-    let Ok(dir) = File::open(path) else { return };
-    let owned = fchown(&dir, Some(inode.uid), Some(inode.gid)).is_ok();
-    let _ = dir.set_permissions(Permissions::from_mode(mode_for(inode, owned)));
-    let _ = dir.set_times(FileTimes::new().set_modified(inode.mtime.into()));
+pub(super) fn finish_dir(path: &Path, inode: Option<&Inode>, owners: Owners) {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY)
+        .open(path);
+    let Ok(dir) = opened else { return };
+    give(&dir, owners.of(inode));
+    if let Some(inode) = inode {
+        let _ = dir.set_permissions(Permissions::from_mode(plain_mode(inode)));
+        let _ = dir.set_times(FileTimes::new().set_modified(inode.mtime.into()));
+    }
 }
 
 #[cfg(test)]
@@ -156,11 +201,15 @@ mod tests {
         file.write_all_at(b"tail", 8 << 20).unwrap();
         file.set_len(16 << 20).unwrap();
         let to = dir.path().join("deep/er/to");
-        let copied = copy_file(&from, &to, None).unwrap();
+        let owners = Owners {
+            cache: (0, 0),
+            as_in_index: false,
+        };
+        let copied = copy_file(&from, &to, None, owners).unwrap();
         assert_eq!((copied.size, copied.unread), (16 << 20, 0));
         assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
-        let error = copy_file(&from, &to, None).unwrap_err();
+        let error = copy_file(&from, &to, None, owners).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     }
 }

@@ -165,7 +165,7 @@ pub fn read(found: &BTreeMap<u64, Found>, mirror: Option<Head>) -> Chain {
     let bytes = (drive.iter().flat_map(|(numbers, _)| numbers))
         .filter_map(|number| whole(found, *number))
         .map(|link| link.bytes)
-        .sum();
+        .fold(0, u64::saturating_add);
     let (replay, head) = match (drive, ours) {
         (Some((numbers, head)), None) => (Replay::Anew(numbers), Some(head)),
         // The drive's log goes further, from a full segment that the mirror's head does not lead to.
@@ -264,7 +264,7 @@ impl LogState {
             bytes: if batch.full {
                 bytes
             } else {
-                self.bytes + bytes
+                self.bytes.saturating_add(bytes)
             },
             broken: self.broken && !batch.full,
         }
