@@ -103,7 +103,9 @@ impl Placer<'_> {
         match swapped {
             Ok(true) => {
                 match self.look(from) {
-                    Err(FlushError::Backend(error)) if error.is_refusal() => {
+                    Err(FlushError::Backend(error))
+                        if is_local(self.backend, self.batch, &error) =>
+                    {
                         // As if nothing had been done.
                         return match self.backend.exchange(from, to) {
                             Ok(true) => Err(error.into()),
@@ -144,7 +146,7 @@ impl Placer<'_> {
             return Err(error);
         }
         match self.look(&old) {
-            Err(FlushError::Backend(error)) if error.is_refusal() => {
+            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
                 // As if nothing had been done.
                 let undone = (self.backend.rename_new(to, from))
                     .and_then(|()| self.backend.rename_new(&old, to));

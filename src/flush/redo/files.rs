@@ -480,8 +480,11 @@ impl Redo<'_> {
                 Ok(None) => continue,
                 // It goes back to its name, if that is free, and the file is set aside.
                 Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
-                    self.placer().back_or_aside(&old, file.to, applied)?;
-                    return Err(error.into());
+                    match self.backend.rename_new(&old, file.to) {
+                        Ok(()) => return Err(error.into()),
+                        Err(_) => self.placer().keep_aside(&old, file.to, applied)?,
+                    }
+                    continue;
                 }
                 Err(error) => return Err(error),
             };
