@@ -195,9 +195,10 @@ impl Service {
     pub(super) fn run_flush(
         &self,
         patience: &Patience<'_>,
+        wish: Wish,
         asker: &Asker<'_>,
     ) -> Result<Report, FlushError> {
-        self.run_flush_and(patience, Wish::default(), asker, || {})
+        self.run_flush_and(patience, wish, asker, || {})
     }
 
     fn run_flush_and(
@@ -409,7 +410,7 @@ impl Service {
             deadline,
             enough: &|silent| self.is_hopeless(silent) || enough(),
         };
-        match self.run_flush(&patience, asker) {
+        match self.run_flush(&patience, asked_for(), asker) {
             Err(FlushError::StillRunning { silent: Some(_) }) => None,
             result => Some(result),
         }
@@ -558,6 +559,15 @@ const BUSY_MACHINE: Duration = Duration::from_secs(5);
 /// How many left-behind files `status` has at most.
 const NAMED: usize = 100;
 
+/// A flush that somebody asks for, or that ends the mount: it also tries what the drive has refused
+/// lately, since the reason may be gone.
+fn asked_for() -> Wish {
+    Wish {
+        retry_refused: true,
+        ..Wish::default()
+    }
+}
+
 fn told_of(report: &Report) -> LastFlush {
     let named = report.left_behind.iter().take(NAMED).cloned();
     LastFlush {
@@ -690,27 +700,26 @@ impl Handler for Service {
         timeout: Option<Duration>,
         asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError> {
-        let patience = Patience {
-            // A time that no clock reaches is no deadline.
-            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-            enough: &|_| false,
+        let timeout_ms =
+            timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let wish = FlushWish {
+            timeout_ms,
+            ..FlushWish::default()
         };
-        self.run_flush(&patience, asker)
-            .map(|report| self.flush_report(report))
-            .map_err(|error| self.flush_failed(&error))
+        self.flush_as(&wish, asker)
     }
 
     fn flush_as(&self, wish: &FlushWish, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
         let timeout = wish.timeout_ms.map(Duration::from_millis);
         let patience = Patience {
+            // A time that no clock reaches is no deadline.
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             enough: &|_| false,
         };
         let wish = Wish {
             verify: wish.verify,
             removals_first: wish.removals_first,
-            retry_refused: true,
-            ..Wish::default()
+            ..asked_for()
         };
         self.run_flush_and(&patience, wish, asker, || {})
             .map(|report| self.flush_report(report))
@@ -737,7 +746,7 @@ impl Handler for Service {
             enough: &|silent| self.is_hopeless(silent),
         };
         let report = self
-            .run_flush_and(&patience, Wish::default(), asker, let_go)
+            .run_flush_and(&patience, asked_for(), asker, let_go)
             .map_err(|error| not_ejected(&error))?;
         Ok(self.flush_report(report))
     }

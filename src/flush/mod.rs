@@ -180,6 +180,8 @@ pub struct Flusher {
     full_is_refusal: AtomicBool,
     /// Files that the backend has refused, when, and why.
     refused: Mutex<HashMap<Ino, (Instant, String)>>,
+    /// When a flush first left something behind because the backend refuses it; see [`Flusher::is_retry_due`].
+    refusal_met: Mutex<Option<Instant>>,
     /// Conflicts that were met while an interrupted batch was finished, for the next flush to tell.
     conflicts_met: Mutex<Vec<(String, String)>>,
     /// Whoever holds that looks for changes of others and writes nothing.
@@ -199,6 +201,7 @@ impl Flusher {
             catalog_news: AtomicBool::new(false),
             full_is_refusal: AtomicBool::new(false),
             refused: Mutex::default(),
+            refusal_met: Mutex::default(),
             conflicts_met: Mutex::default(),
             refreshing: AtomicBool::new(false),
             gave_reserve_up: AtomicBool::new(false),
