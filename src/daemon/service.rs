@@ -211,7 +211,7 @@ impl Service {
         if self.closing.load(Ordering::Acquire) {
             return Err(FlushError::Ended { committed: false });
         }
-        self.finish_first(patience)?;
+        self.finish_first(patience, asker)?;
         let started = Instant::now();
         let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
         let (index, fs) = (self.index.clone(), self.fs.clone());
@@ -363,17 +363,25 @@ impl Service {
     }
 
     /// Finishes what a recovery has left unfinished on the drive, if it has: nothing is written beside a committed batch.
-    fn finish_first(&self, patience: &Patience<'_>) -> Result<(), FlushError> {
+    /// Neither a cancelled request nor the end of the daemon waits for it.
+    fn finish_first(&self, patience: &Patience<'_>, asker: &Asker<'_>) -> Result<(), FlushError> {
         if !self.monitor.is_unfinished() || !self.drive.is_attached() {
             return Ok(());
         }
         let flusher = self.flusher.clone();
         let silent = || self.drive.stalled().map(|stall| stall.lasts());
+        let is_unwanted = || asker.has_cancelled() || self.closing.load(Ordering::Acquire);
         let enough = || {
             let is_late = patience.deadline.is_some_and(|end| Instant::now() > end);
-            is_late || self.over.load(Ordering::Acquire) || (patience.enough)(silent())
+            is_late
+                || is_unwanted()
+                || self.over.load(Ordering::Acquire)
+                || (patience.enough)(silent())
         };
         let Some(outcome) = flight::within(move || flusher.recover(), enough) else {
+            if is_unwanted() {
+                return Err(FlushError::TooLate);
+            }
             return Err(FlushError::StillRunning { silent: silent() });
         };
         let why = outcome.as_ref().err().map(ToString::to_string);
