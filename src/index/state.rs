@@ -652,6 +652,10 @@ impl State {
             self.put_inode(inode);
         }
         self.commit()?;
+        if count > 0 {
+            // A flush has left them behind; the next one takes them.
+            self.touch_dirty();
+        }
         Ok(count)
     }
 
