@@ -339,3 +339,23 @@ fn file_that_was_being_written_at_the_kill_is_not_carried_until_somebody_says_so
     lab.assert_drive_is_mount();
     lab.finish();
 }
+
+#[test]
+fn interrupted_files_that_are_included_wait_for_the_next_automatic_flush() {
+    let world = World::new(Kind::Exfat);
+    let engine = world.start(false);
+    engine.put("half", b"half");
+    let mut inode = engine.find("half").expect("half");
+    inode.flags.set(ferryfs::index::Flags::INTERRUPTED);
+    engine.index.lock().put_inode(inode);
+    let began = std::time::Instant::now();
+    let report = engine.flush().expect("flush");
+    assert_eq!(report.left_behind.len(), 1, "{report:?}");
+    engine.index.lock().note_flushed(began);
+    assert_eq!(engine.index.lock().dirty_since(), None, "held back");
+    let included = engine.index.lock().include_interrupted();
+    assert_eq!(included.expect("include"), 1);
+    assert!(engine.index.lock().dirty_since().is_some());
+    engine.flush_all();
+    world.check(&engine);
+}

@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -30,6 +31,7 @@ on_plain_directory!(
     synced_and_not_written_since_is_carried_after_a_kill,
     what_was_in_the_middle_of_being_written_is_named_and_released_by_a_close,
     a_child_that_closes_what_it_inherited_makes_no_whole_file,
+    the_end_of_one_of_several_programs_that_write_a_file_makes_no_whole_file,
     what_was_written_through_a_mapping_survives_a_kill_after_the_close,
 );
 
@@ -570,6 +572,42 @@ fn a_child_that_closes_what_it_inherited_makes_no_whole_file(mut lab: Lab) {
     assert_content(lab.d("whole"), b"whole");
     assert!(!lab.d("half").exists());
     lab.flush_interrupted();
+    lab.finish();
+}
+
+/// Whether an object of the cache bears the mark of what is whole.
+fn is_any_marked(lab: &Lab) -> bool {
+    let found = lab::sh(&lab.cache, "find objects -type f -perm 0700");
+    !found.stdout.is_empty()
+}
+
+fn the_end_of_one_of_several_programs_that_write_a_file_makes_no_whole_file(mut lab: Lab) {
+    // The first of two programs that share a descriptor has ended; `up` is made by the shell itself.
+    let up = lab.root().join("up");
+    let script = format!(
+        "(/bin/echo half; : > '{}'; exec sleep 600) > half",
+        up.display()
+    );
+    let mut group = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(&lab.mnt)
+        .process_group(0)
+        .spawn()
+        .expect("start the programs");
+    wait_until("the first to end", Duration::from_secs(30), || up.exists());
+    wait_until("the mark to go", Duration::from_secs(30), || {
+        !is_any_marked(&lab)
+    });
+    lab.kill9();
+    let all = nix::unistd::Pid::from_raw(group.id() as i32);
+    let _ = nix::sys::signal::killpg(all, nix::sys::signal::Signal::SIGKILL);
+    let _ = group.wait();
+    lab.remount();
+    let held = held_back(&lab);
+    assert_eq!(held.len(), 1, "{held:?}");
+    assert!(held[0].starts_with("half "), "{held:?}");
+    lab.flush_interrupted();
+    assert_content(lab.d("half"), b"half\n");
     lab.finish();
 }
 

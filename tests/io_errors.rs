@@ -442,6 +442,8 @@ fn a_close_whose_row_was_undone_is_settled_without_a_restart() {
     engine.index.fail_next_commit(libc::EIO);
     engine.fs.commit_pending().expect_err("told in the log");
     engine.fs.commit_pending().expect("the next tick");
+    let again = engine.index.lock().take_unmeasured();
+    assert!(!again, "open files are measured once, not at every tick");
     assert_eq!(engine.find("f").expect("f").size, 22);
     engine.flush_all();
     assert_eq!(

@@ -504,6 +504,33 @@ fn a_drive_that_hangs_does_not_keep_a_mount_from_coming_up() {
     lab.finish();
 }
 
+#[test]
+fn the_close_of_what_was_not_written_does_not_wait_for_a_drive_that_hangs() {
+    let Some(lab) = lab_with_a_film(&["--io-timeout", "30s"]) else {
+        return;
+    };
+    let open = || {
+        let mut both = fs::File::options();
+        both.read(true).write(true).open(lab.m("shelf/film"))
+    };
+    let written = open().expect("open");
+    // Many, as nothing tells from outside when the write has begun to wait.
+    let idle: Vec<_> = (0..100).map(|_| open().expect("open")).collect();
+    let frozen = Frozen::freeze(&lab);
+    // The first write fetches the file.
+    let writer = thread::spawn(move || written.write_all_at(b"first", 0));
+    for file in idle {
+        drop(file);
+        assert!(!writer.is_finished(), "a close has waited for the drive");
+        thread::sleep(Duration::from_millis(10));
+    }
+    frozen.thaw();
+    writer.join().expect("join").expect("write");
+    lab.flush();
+    lab.assert_drive_is_mount();
+    lab.finish();
+}
+
 /// A mount with something to carry to a drive whose driver has been stopped, and a flush that sits in a call to it.
 fn flush_in_a_call(lab: &Lab) -> (Frozen, Beside) {
     write(&lab.m("new"), &content(5, 1 << 20));

@@ -175,10 +175,18 @@ fn whole(all: &[MountEntry], wanted: impl Fn(&MountEntry) -> bool) -> Vec<&Mount
     found
 }
 
-/// Whether a [`find`] without a path has failed only because this user has no mount.
-pub fn has_own() -> bool {
+/// Whether there is a mount that a command of this user without a path may mean: one of its own, and for
+/// root any. An unreadable table may have one.
+pub fn has_any() -> bool {
     let user = nix::unistd::geteuid().as_raw();
-    read().is_ok_and(|all| !belonging(&all, user).is_empty())
+    read().map_or(true, |all| is_any_meant(&all, user))
+}
+
+fn is_any_meant(all: &[MountEntry], user: u32) -> bool {
+    match user {
+        0 => all.iter().any(MountEntry::is_ferryfs),
+        _ => !belonging(all, user).is_empty(),
+    }
 }
 
 fn none_at_all(all: &[MountEntry], is_root: bool) -> Failure {
@@ -279,6 +287,14 @@ broken line\n\
         let none = chosen(&all, None, "/", 1003).unwrap_err();
         assert!(none.message.contains("only of other users"), "{none}");
         assert!(chosen(&all, None, "/", 0).is_err(), "root is asked which");
+        assert!(
+            is_any_meant(&all, 0),
+            "no daemon without a mount is picked instead"
+        );
+        assert!(
+            !is_any_meant(&all, 1003),
+            "other users' mounts are not meant"
+        );
         assert_eq!(chosen(&all[..2], None, "/", 0).unwrap(), 90);
         let empty = chosen(&all[..1], None, "/", 0).unwrap_err();
         assert_eq!(empty.message, "there is no ferryfs mount");

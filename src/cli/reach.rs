@@ -8,9 +8,11 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use uuid::Uuid;
 
 use super::exit::Failure;
@@ -84,7 +86,14 @@ impl From<ReachError> for Failure {
 pub fn daemon_of(mount: &MountEntry) -> Result<Client, ReachError> {
     let mountpoint = mount.mountpoint.clone();
     match xattr::get(&mountpoint, CACHE_ATTRIBUTE) {
-        Ok(cache) => Ok(Client::connect(&PathBuf::from(OsString::from_vec(cache)))?),
+        Ok(cache) => {
+            let client = Client::connect(&PathBuf::from(OsString::from_vec(cache)))?;
+            // A mount may name any cache; only its own user's daemon speaks for it.
+            Ok(match mount.user {
+                Some(user) => client.of_user(user)?,
+                None => client,
+            })
+        }
         Err(source) => Err(match source.raw_os_error() {
             Some(libc::ENOTCONN | libc::ECONNABORTED) => ReachError::DaemonGone {
                 mountpoint,
@@ -164,7 +173,7 @@ pub(super) fn reach(which: &Which) -> Result<Reached, NotReached> {
         }),
         Err(ReachError::DaemonGone { .. }) => Err(NotReached::Dead(mount)),
         // Root may not look into a user's mount, but may talk to its daemon.
-        Err(error @ ReachError::NotOurs(_)) => match at_place(&mount.mountpoint) {
+        Err(error @ ReachError::NotOurs(_)) => match at_mount(&mount) {
             Some(client) => Ok(Reached {
                 client,
                 mount: Some(mount),
@@ -190,25 +199,46 @@ fn of_cache(cache: &Path) -> Result<Client, Failure> {
 
 /// The daemon that is meant by `wanted` although no mount of it is there: by the id of its volume, its drive, or the place where
 /// its mount was; or the only one of this user, if nothing is named and there is no mount.
+///
+/// Any user may note a daemon that says of itself what it likes. So root believes one of another user
+/// only about a drive or a place that belongs to that user; about a mere id, only its own.
 fn without_mount(wanted: Option<&Path>) -> Option<Client> {
     let Some(wanted) = wanted else {
         return only_one();
     };
     let id = wanted.to_str().and_then(|text| Uuid::parse_str(text).ok());
-    if let Some(volume) = id.or_else(|| volume_at(wanted)) {
+    let (volume, owner) = match id {
+        Some(id) => (Some(id), None),
+        None => volume_at(wanted).unzip(),
+    };
+    if let Some(volume) = volume {
         return (registry::noted().into_iter())
             .filter(|(noted, _)| *noted == volume)
-            .find_map(|(_, cache)| Client::connect(&cache).ok());
+            .filter_map(|(_, cache)| Client::connect(&cache).ok())
+            .find(|client| is_believed(client, owner));
     }
     at_place(&mounts::resolve(wanted).ok()?)
 }
 
+/// Whether a daemon is believed about what belongs to user `owner`.
+fn is_believed(client: &Client, owner: Option<u32>) -> bool {
+    may_speak(client.server(), geteuid().as_raw(), owner)
+}
+
+/// Whether a daemon of user `server` is believed by a command of user `own` about what belongs to
+/// `owner`.
+fn may_speak(server: u32, own: u32, owner: Option<u32>) -> bool {
+    server == own || server == 0 || owner == Some(server)
+}
+
 fn only_one() -> Option<Client> {
-    if mounts::has_own() {
+    // With mounts about, it cannot be told whether one of them is meant instead.
+    if mounts::has_any() {
         return None;
     }
     let mut running: Vec<Client> = (registry::noted().into_iter())
         .filter_map(|(_, cache)| Client::connect(&cache).ok())
+        .filter(|client| is_believed(client, None))
         .collect();
     match running.len() {
         1 => running.pop(),
@@ -216,23 +246,46 @@ fn only_one() -> Option<Client> {
     }
 }
 
-/// The id of the volume whose drive is at `path`.
-fn volume_at(path: &Path) -> Option<Uuid> {
+/// The id of the volume whose drive is at `path`, and the user to whom its marker belongs.
+fn volume_at(path: &Path) -> Option<(Uuid, u32)> {
     let marker = path.join(layout::marker_path().to_string());
     let meta = std::fs::symlink_metadata(&marker).ok()?;
     if !meta.is_file() || meta.len() > marker::MAX_BYTES as u64 {
         return None;
     }
     let marker = marker::decode(&std::fs::read(&marker).ok()?).ok()?;
-    Some(marker.id)
+    Some((marker.id, meta.uid()))
 }
 
-/// The daemon whose mount is or was at `place`, or above it.
+/// The daemon of a mount that does not let this user look into it.
+fn at_mount(mount: &MountEntry) -> Option<Client> {
+    let user = mount.user?;
+    noted_at(&mount.mountpoint, |client, _| client.server() == user)
+}
+
+/// The daemon whose mount was at `place`, or above it. No mount is left there: the directories tell
+/// whose it was.
 fn at_place(place: &Path) -> Option<Client> {
+    noted_at(place, |client, mountpoint| {
+        let owner = owner_of(mountpoint);
+        is_believed(client, owner) && is_believed(client, owner_of(place).or(owner))
+    })
+}
+
+fn owner_of(path: &Path) -> Option<u32> {
+    std::fs::symlink_metadata(path).ok().map(|meta| meta.uid())
+}
+
+/// The first noted daemon that says that its mount is or was at `place`, or above it, and whose word on
+/// its mount point is `believed`.
+fn noted_at(place: &Path, believed: impl Fn(&Client, &Path) -> bool) -> Option<Client> {
     (registry::noted().into_iter()).find_map(|(_, cache)| {
         let mut client = Client::connect(&cache).ok()?;
         let status = status_of(&mut client).ok()?;
-        let is_it = !status.mountpoint.is_empty() && place.starts_with(&status.mountpoint);
+        let mountpoint = Path::new(&status.mountpoint);
+        let is_it = !status.mountpoint.is_empty()
+            && place.starts_with(mountpoint)
+            && believed(&client, mountpoint);
         is_it.then_some(client)
     })
 }
@@ -304,6 +357,17 @@ pub(super) fn unexpected() -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_believes_a_users_daemon_only_about_what_is_that_users() {
+        let [root, me, other] = [0, 1000, 1001];
+        assert!(may_speak(me, me, None));
+        assert!(may_speak(root, me, None));
+        assert!(may_speak(me, root, Some(me)));
+        assert!(!may_speak(other, root, Some(me)));
+        assert!(!may_speak(other, root, Some(root)));
+        assert!(!may_speak(other, root, None));
+    }
 
     #[test]
     fn a_dead_daemon_is_said_with_the_command_that_revives_it() {

@@ -85,6 +85,7 @@ pub struct Client {
     stream: UnixStream,
     reader: LineReader,
     path: PathBuf,
+    server: Uid,
 }
 
 impl Client {
@@ -120,6 +121,26 @@ impl Client {
             stream,
             reader: LineReader::default(),
             path,
+            server,
+        })
+    }
+
+    /// The user whose process listens, as the kernel says.
+    pub fn server(&self) -> u32 {
+        self.server.as_raw()
+    }
+
+    /// Passes if the process that listens is that of user `uid`.
+    ///
+    /// # Errors
+    /// [`ClientError::Stranger`].
+    pub fn of_user(self, uid: u32) -> Result<Client, ClientError> {
+        if self.server.as_raw() == uid {
+            return Ok(self);
+        }
+        Err(ClientError::Stranger {
+            problem: format!("user {} listens there, not user {uid}", self.server),
+            path: self.path,
         })
     }
 

@@ -67,6 +67,7 @@ pub(super) fn run(service: &Service, stop: &AtomicBool) {
         if attached != tried {
             tried = attached;
             // What the drive refused before it may take now, and it may be another one.
+            service.flusher.forget_refused();
             if let Err(error) = service.index.lock().try_again() {
                 tracing::warn!(%error, "the index cannot be asked what waits");
             }

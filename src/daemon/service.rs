@@ -195,9 +195,10 @@ impl Service {
     pub(super) fn run_flush(
         &self,
         patience: &Patience<'_>,
+        wish: Wish,
         asker: &Asker<'_>,
     ) -> Result<Report, FlushError> {
-        self.run_flush_and(patience, Wish::default(), asker, || {})
+        self.run_flush_and(patience, wish, asker, || {})
     }
 
     fn run_flush_and(
@@ -210,7 +211,7 @@ impl Service {
         if self.closing.load(Ordering::Acquire) {
             return Err(FlushError::Ended { committed: false });
         }
-        self.finish_first(patience)?;
+        self.finish_first(patience, asker)?;
         let started = Instant::now();
         let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
         let (index, fs) = (self.index.clone(), self.fs.clone());
@@ -362,17 +363,25 @@ impl Service {
     }
 
     /// Finishes what a recovery has left unfinished on the drive, if it has: nothing is written beside a committed batch.
-    fn finish_first(&self, patience: &Patience<'_>) -> Result<(), FlushError> {
+    /// Neither a cancelled request nor the end of the daemon waits for it.
+    fn finish_first(&self, patience: &Patience<'_>, asker: &Asker<'_>) -> Result<(), FlushError> {
         if !self.monitor.is_unfinished() || !self.drive.is_attached() {
             return Ok(());
         }
         let flusher = self.flusher.clone();
         let silent = || self.drive.stalled().map(|stall| stall.lasts());
+        let is_unwanted = || asker.has_cancelled() || self.closing.load(Ordering::Acquire);
         let enough = || {
             let is_late = patience.deadline.is_some_and(|end| Instant::now() > end);
-            is_late || self.over.load(Ordering::Acquire) || (patience.enough)(silent())
+            is_late
+                || is_unwanted()
+                || self.over.load(Ordering::Acquire)
+                || (patience.enough)(silent())
         };
         let Some(outcome) = flight::within(move || flusher.recover(), enough) else {
+            if is_unwanted() {
+                return Err(FlushError::TooLate);
+            }
             return Err(FlushError::StillRunning { silent: silent() });
         };
         let why = outcome.as_ref().err().map(ToString::to_string);
@@ -409,7 +418,7 @@ impl Service {
             deadline,
             enough: &|silent| self.is_hopeless(silent) || enough(),
         };
-        match self.run_flush(&patience, asker) {
+        match self.run_flush(&patience, asked_for(), asker) {
             Err(FlushError::StillRunning { silent: Some(_) }) => None,
             result => Some(result),
         }
@@ -558,6 +567,15 @@ const BUSY_MACHINE: Duration = Duration::from_secs(5);
 /// How many left-behind files `status` has at most.
 const NAMED: usize = 100;
 
+/// A flush that somebody asks for, or that ends the mount: it also tries what the drive has refused
+/// lately, since the reason may be gone.
+fn asked_for() -> Wish {
+    Wish {
+        retry_refused: true,
+        ..Wish::default()
+    }
+}
+
 fn told_of(report: &Report) -> LastFlush {
     let named = report.left_behind.iter().take(NAMED).cloned();
     LastFlush {
@@ -690,27 +708,26 @@ impl Handler for Service {
         timeout: Option<Duration>,
         asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError> {
-        let patience = Patience {
-            // A time that no clock reaches is no deadline.
-            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-            enough: &|_| false,
+        let timeout_ms =
+            timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let wish = FlushWish {
+            timeout_ms,
+            ..FlushWish::default()
         };
-        self.run_flush(&patience, asker)
-            .map(|report| self.flush_report(report))
-            .map_err(|error| self.flush_failed(&error))
+        self.flush_as(&wish, asker)
     }
 
     fn flush_as(&self, wish: &FlushWish, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
         let timeout = wish.timeout_ms.map(Duration::from_millis);
         let patience = Patience {
+            // A time that no clock reaches is no deadline.
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             enough: &|_| false,
         };
         let wish = Wish {
             verify: wish.verify,
             removals_first: wish.removals_first,
-            retry_refused: true,
-            ..Wish::default()
+            ..asked_for()
         };
         self.run_flush_and(&patience, wish, asker, || {})
             .map(|report| self.flush_report(report))
@@ -737,7 +754,7 @@ impl Handler for Service {
             enough: &|silent| self.is_hopeless(silent),
         };
         let report = self
-            .run_flush_and(&patience, Wish::default(), asker, let_go)
+            .run_flush_and(&patience, asked_for(), asker, let_go)
             .map_err(|error| not_ejected(&error))?;
         Ok(self.flush_report(report))
     }

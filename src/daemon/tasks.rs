@@ -11,6 +11,7 @@ use super::dead_mount::{self, DetachError};
 use super::flight::Patience;
 use super::service::Service;
 use crate::base::Ino;
+use crate::flush::Wish;
 use crate::fs::Syncer;
 
 /// How often pending changes are committed, so that little is lost if the daemon dies.
@@ -259,6 +260,11 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
             && now >= not_before
             && service.drive.is_attached()
             && service.drive.stalled().is_none();
+        if service.flusher.is_retry_due()
+            && let Err(error) = service.index.lock().try_again()
+        {
+            tracing::warn!(%error, "the index cannot be asked what waits");
+        }
         // After a failure, or if there was nothing to carry but what is being written, whoever waits for room waits in vain.
         let in_vain = is_all_left_behind(service);
         service
@@ -276,7 +282,7 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
         };
         service.fs.look_at_space();
         let carriable = service.fs.carriable();
-        match service.run_flush(&patience, &super::ending::nobody()) {
+        match service.run_flush(&patience, Wish::default(), &super::ending::nobody()) {
             Ok(report) => {
                 backoff = Duration::ZERO;
                 service.fs.note_flushed(carriable, report.bytes);

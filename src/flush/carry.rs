@@ -74,10 +74,14 @@ impl Carrier<'_> {
         gathered.leave_out(&foreign.inos);
         foreign.keep(&mut gathered);
         let mut bad = gathered.damaged(&self.parts.store);
-        bad.extend(unchangeable(self.backend, &gathered)?);
+        let mut refused = unchangeable(self.backend, &gathered)?;
         if !self.wish.retry_refused {
-            bad.extend(self.flusher.refused_lately(&gathered));
+            refused.extend(self.flusher.refused_lately(&gathered));
         }
+        if !refused.is_empty() {
+            self.flusher.note_refusal();
+        }
+        bad.extend(refused);
         gathered.leave_out(&bad.keys().copied().collect());
         for _ in 0..PLANS {
             let mut plan = plan(&gathered.delta)?;

@@ -365,14 +365,37 @@ impl Flusher {
     /// Remembers the files that were refused, so that automatic flushes do not write them to the drive again and again.
     pub(super) fn remember_refused(&self, journal: &Journal, applied: &Applied) {
         let mut refused = self.refused.lock();
+        for (_, ino) in &journal.keys.place {
+            // It is refused again now, or placed.
+            refused.remove(ino);
+        }
         for refusal in &applied.refused.steps {
             if let StepNo::Place(number) = refusal.step
                 && let Some((_, ino)) = journal.keys.place.get(number)
             {
                 let reason = explain(refusal.step, &refusal.why);
                 refused.insert(*ino, (Instant::now(), reason));
+                self.note_refusal();
             }
         }
+    }
+
+    /// Notes that something stays behind because the backend refuses it.
+    pub(super) fn note_refusal(&self) {
+        self.refusal_met.lock().get_or_insert_with(Instant::now);
+    }
+
+    /// Whether it is time to try again what the backend refused: true once an hour while flushes
+    /// meet a refusal. What makes it pass is done on the drive, and nothing here tells of it.
+    pub fn is_retry_due(&self) -> bool {
+        let mut met = self.refusal_met.lock();
+        met.take_if(|since| since.elapsed() >= REFUSED_FOR)
+            .is_some()
+    }
+
+    /// Forgets what was refused, so that the next flush tries all of it: the drive was attached.
+    pub fn forget_refused(&self) {
+        self.refused.lock().clear();
     }
 
     /// Files of the batch that were refused within the last hour, with the reason.

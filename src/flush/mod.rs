@@ -183,6 +183,8 @@ pub struct Flusher {
     of_others: Mutex<Touched>,
     /// Files that the backend has refused, when, and why.
     refused: Mutex<HashMap<Ino, (Instant, String)>>,
+    /// When a flush first left something behind because the backend refuses it; see [`Flusher::is_retry_due`].
+    refusal_met: Mutex<Option<Instant>>,
     /// Conflicts that were met while an interrupted batch was finished, for the next flush to tell.
     conflicts_met: Mutex<Vec<(String, String)>>,
     /// Whoever holds that looks for changes of others and writes nothing.
@@ -203,6 +205,7 @@ impl Flusher {
             full_is_refusal: AtomicBool::new(false),
             of_others: Mutex::default(),
             refused: Mutex::default(),
+            refusal_met: Mutex::default(),
             conflicts_met: Mutex::default(),
             refreshing: AtomicBool::new(false),
             gave_reserve_up: AtomicBool::new(false),

@@ -377,11 +377,6 @@ impl Fs {
         let most = (most - most / (FOR_READERS + 1)).max(1);
         self.files.most.store(most, Ordering::Relaxed);
     }
-
-    /// How many descriptors objects take now.
-    pub fn descriptors_of_objects(&self) -> usize {
-        self.files.open.load(Ordering::Relaxed)
-    }
 }
 
 #[cfg(test)]

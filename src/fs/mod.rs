@@ -153,6 +153,8 @@ pub struct Fs {
     reaping: Mutex<Option<std::time::Instant>>,
     syncing: Mutex<()>,
     closes: (Sender<()>, Receiver<()>),
+    /// Handles whose close has marked a file as whole, and when.
+    close_marks: Mutex<Vec<(u64, std::time::Instant)>>,
     /// Tells the kernel at once that attributes of an inode are not what it was told.
     stale: OnceLock<privileges::Tell>,
 }
@@ -188,6 +190,7 @@ impl Fs {
             reaping: Mutex::new(None),
             syncing: Mutex::new(()),
             closes: bounded(1),
+            close_marks: Mutex::default(),
             stale: OnceLock::new(),
         };
         fs.recall_damage()?;

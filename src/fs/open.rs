@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -11,6 +12,10 @@ use super::read::BackendReader;
 use super::{Ctx, Fs, FsError, Result};
 use crate::base::Ino;
 use crate::index::{Flags, Inode, Location};
+
+/// How long the mark of a close lasts while the file is still open: the kernel tells of the last close soon
+/// after it has told of the descriptor's.
+const CLOSE_MARK_LASTS: Duration = Duration::from_secs(1);
 
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +154,8 @@ pub struct Handle {
     uid: u32,
     /// Who has written through it last, as [`writer`] counts; 0 for nobody since it was last closed or synced.
     writer: AtomicU64,
+    /// When a close marked the file as whole, if nothing has been written through it or synced since.
+    closed: Mutex<Option<Instant>>,
 }
 
 /// A thread that writes, as a number above 0.
@@ -167,6 +174,22 @@ fn same_process(one: u64, other: u64) -> bool {
     one == other || unknown || is_thread()
 }
 
+/// Takes the mark of what is whole from the file of `handle`; false if that has to be tried again.
+fn take_mark(handle: &Handle) -> bool {
+    let Some(content) = handle.open.content.try_read() else {
+        return false;
+    };
+    let Some(object) = content.object.as_ref().filter(|_| content.prepared) else {
+        return true;
+    };
+    let taken = object.file().and_then(|file| object.begin_change(&file));
+    match &taken {
+        Ok(()) => *handle.closed.lock() = None,
+        Err(error) => tracing::debug!(%error, "cannot note that a file is still open"),
+    }
+    taken.is_ok()
+}
+
 impl Handle {
     /// Something is about to be written through it.
     pub(super) fn note_write(&self, ctx: &Ctx) {
@@ -174,6 +197,7 @@ impl Handle {
         if self.writer.load(Ordering::Relaxed) != writer
             && self.writer.swap(writer, Ordering::AcqRel) == 0
         {
+            *self.closed.lock() = None;
             self.open.unacknowledged.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -242,6 +266,7 @@ impl Fs {
             mode,
             uid: ctx.uid,
             writer: AtomicU64::new(0),
+            closed: Mutex::default(),
         };
         if begun && mode.write {
             handle.note_write(ctx);
@@ -275,7 +300,12 @@ impl Fs {
         if last != 0 && !same_process(last, writer(ctx)) {
             return Ok(());
         }
-        self.acknowledge(ctx, &handle)
+        if self.acknowledge(ctx, &handle)? {
+            let now = Instant::now();
+            *handle.closed.lock() = Some(now);
+            self.close_marks.lock().push((number, now));
+        }
+        Ok(())
     }
 
     /// A program asks for the file to be synced, which is to follow: what has been written through the handle is as it should be.
@@ -284,12 +314,15 @@ impl Fs {
     /// As [`Fs::close_descriptor`].
     pub fn note_fsync(&self, ctx: &Ctx, number: u64) -> Result<()> {
         let handle = self.opens.handle(number)?;
-        self.acknowledge(ctx, &handle)
+        // Where a close has marked it already, the mark is that of the sync from here on.
+        *handle.closed.lock() = None;
+        self.acknowledge(ctx, &handle).map(drop)
     }
 
-    fn acknowledge(&self, ctx: &Ctx, handle: &Handle) -> Result<()> {
+    /// Marks the file as whole if it is; true if the mark is new.
+    fn acknowledge(&self, ctx: &Ctx, handle: &Handle) -> Result<bool> {
         if !handle.mode.write {
-            return Ok(());
+            return Ok(false);
         }
         handle.note_end();
         let open = &handle.open;
@@ -298,19 +331,47 @@ impl Fs {
             !content.prepared || content.object.as_ref().is_none_or(marked)
         });
         if nothing_to_note || open.unacknowledged.load(Ordering::Acquire) > 0 {
-            return Ok(());
+            return Ok(false);
         }
         // Held alone: nobody writes meanwhile.
-        let content = self.lock_content(ctx, open)?;
+        let content = match self.lock_content(ctx, open) {
+            // Somebody's first write fetches it: nothing has been written yet that could be noted.
+            Err(FsError::WouldWait) => return Ok(false),
+            locked => locked?,
+        };
         if content.prepared
             && open.unacknowledged.load(Ordering::Acquire) == 0
             && let Some(object) = &content.object
-            && let Err(error) = object.mark()
         {
-            // Only a kill in the next moment would tell: the file is then held back, and named.
-            tracing::debug!(%error, "cannot note that a file is whole");
+            match object.mark() {
+                Ok(()) => return Ok(true),
+                // Only a kill in the next moment would tell: the file is then held back, and named.
+                Err(error) => tracing::debug!(%error, "cannot note that a file is whole"),
+            }
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Takes the mark of a close away where the file is still open a while later: the descriptor was one
+    /// of several, as those that a shell gives to each program of a group, and more may be written through
+    /// the others. The mark only has to last until the kernel tells of the last close.
+    pub(super) fn expire_close_marks(&self) {
+        let old: Vec<(u64, Instant)> = {
+            let mut marks = self.close_marks.lock();
+            let (old, young) = std::mem::take(&mut *marks)
+                .into_iter()
+                .partition(|(_, since)| since.elapsed() >= CLOSE_MARK_LASTS);
+            *marks = young;
+            old
+        };
+        for (number, since) in old {
+            let Ok(handle) = self.opens.handle(number) else {
+                continue;
+            };
+            if *handle.closed.lock() == Some(since) && !take_mark(&handle) {
+                self.close_marks.lock().push((number, since));
+            }
+        }
     }
 
     /// Ends a handle. The last one that could write settles the file: from then on a batch may take it.

@@ -262,10 +262,24 @@ impl Fs {
         if self.index.is_sealed() {
             return Ok(()); // Told already, and by `status`.
         }
+        self.expire_close_marks();
         // What was noted may have been undone.
-        let all = self.index.lock().has_undone();
+        let all = self.index.lock().take_unmeasured();
+        let reached = self.note_sizes(all);
+        if all && !matches!(reached, Ok(true)) {
+            self.index.lock().note_unmeasured();
+        }
+        reached?;
+        self.index.commit()?;
+        self.settle_again()
+    }
+
+    /// Notes the sizes of files being written that have changed, or of `all`; false if one was in use.
+    fn note_sizes(&self, all: bool) -> Result<bool> {
+        let mut reached = true;
         for open in self.opens.all() {
             let Some(content) = open.content.try_read() else {
+                reached = false;
                 continue;
             };
             // What has not changed since the last time need not be opened for it: there may be very many.
@@ -291,8 +305,7 @@ impl Fs {
                 }
             }
         }
-        self.index.commit()?;
-        self.settle_again()
+        Ok(reached)
     }
 
     /// What settled files has been undone: their rows say still that they are being written. Their objects know.

@@ -63,6 +63,8 @@ pub struct State {
     pub(super) undone: bool,
     /// The same since [`State::take_unsettled`] last asked.
     pub(super) unsettled: bool,
+    /// The same since [`State::take_unmeasured`] last asked.
+    pub(super) unmeasured: bool,
     /// When something last began to wait for the backend, and when the oldest of it did. Without what
     /// the last flush has tried and left behind.
     dirty_since: Option<(Instant, Instant)>,
@@ -101,6 +103,7 @@ impl State {
             active: None,
             undone: false,
             unsettled: false,
+            unmeasured: false,
             dirty_since: None,
             changes: 0,
             changes_at_cut: 0,
@@ -649,6 +652,10 @@ impl State {
             self.put_inode(inode);
         }
         self.commit()?;
+        if count > 0 {
+            // A flush has left them behind; the next one takes them.
+            self.touch_dirty();
+        }
         Ok(count)
     }
 

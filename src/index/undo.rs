@@ -14,6 +14,7 @@ impl State {
         self.in_transaction = false;
         self.undone = true;
         self.unsettled = true;
+        self.unmeasured = true;
         self.pending.clear();
         self.left_places.clear();
         self.totals = self.committed_totals;
@@ -47,6 +48,17 @@ impl State {
     pub fn note_unsettled(&mut self) {
         self.undone = true;
         self.unsettled = true;
+    }
+
+    /// Whether rows of files that are being written may be out of date, because what was noted in them was
+    /// undone.
+    pub fn take_unmeasured(&mut self) -> bool {
+        std::mem::take(&mut self.unmeasured)
+    }
+
+    /// Notes that not all of these files could be measured, for [`State::take_unmeasured`].
+    pub fn note_unmeasured(&mut self) {
+        self.unmeasured = true;
     }
 
     /// The files that rows say are being written, and that nobody is writing.
