@@ -297,9 +297,13 @@ impl Applier<'_> {
                 let slot = spare_slot(number);
                 real::link(&self.placer(), slot, (from, to), expected, applied)
             }
-            // A time alone is no reason to leave a name as it was: the index has it.
             PlaceStep::Touch { path, modified } => match set_time(self.backend, path, *modified) {
-                Err(FlushError::Backend(error)) if self.manners.is_refusal(&error) => Ok(()),
+                Err(FlushError::Backend(error))
+                    if self.manners.is_refusal(&error) && follows_move(self.steps, number) =>
+                {
+                    applied.not_set.push(path.clone());
+                    Ok(())
+                }
                 result => result,
             },
         }
@@ -373,6 +377,17 @@ impl Applier<'_> {
         let private = steps.filter(|step| step.mode.is_some_and(is_private));
         private.map(|step| &step.path).collect()
     }
+}
+
+/// Whether the place step with this number gives its time to what the step before has moved: that has its name all the same.
+pub(super) fn follows_move(steps: &Steps<FileContent>, number: usize) -> bool {
+    let before = number
+        .checked_sub(1)
+        .and_then(|before| steps.place.get(before));
+    matches!(
+        (before, steps.place.get(number)),
+        (Some(PlaceStep::Attach { to, .. }), Some(PlaceStep::Touch { path, .. })) if to == path
+    )
 }
 
 /// A slot that no batch has, for the place step with this number: slots are counted from 0.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::super::apply::{
-    Applied, allowed_attributes, create_with, is_absent, make_dir_kept, set_time,
+    Applied, allowed_attributes, create_with, follows_move, is_absent, make_dir_kept, set_time,
 };
 use super::judge::{Counts, Task, Wanted};
 use super::standing::{Slots, Standing};
@@ -100,16 +100,22 @@ impl Redo<'_> {
                 self.leave_as_it_was(file, slots, applied);
             }
         }
-        for step in &self.steps.place {
-            if let PlaceStep::Touch { path, modified } = step
-                && blocked.why(path).is_none()
-            {
-                // A time alone is no reason to stop: the index has it.
-                match set_time(self.backend, path, *modified) {
-                    Err(FlushError::Backend(error))
-                        if self.manners.is_local(self.backend, self.batch, &error) => {}
-                    result => result?,
+        for (number, step) in self.steps.place.iter().enumerate() {
+            let no = StepNo::Place(number);
+            let PlaceStep::Touch { path, modified } = step else {
+                continue;
+            };
+            if blocked.why(path).is_some() || applied.refused.has(no) {
+                continue;
+            }
+            match set_time(self.backend, path, *modified) {
+                Err(FlushError::Backend(error))
+                    if follows_move(self.steps, number)
+                        && self.manners.is_local(self.backend, self.batch, &error) =>
+                {
+                    applied.not_set.push(path.clone());
                 }
+                touched => self.or_refuse(no, path, touched, applied)?,
             }
         }
         self.place_nodes_and_links(slots, &blocked, applied)?;
