@@ -28,9 +28,14 @@ use super::service::Service;
 use crate::base::{Ino, Name, Timestamp};
 use crate::rules::merge::conflict_name;
 use crate::sys;
+use crate::sys::mounts::{self, Place};
 
 /// How long a file that somebody is still writing is waited for.
 const WRITER: Duration = Duration::from_secs(5);
+
+/// How long ago a file must have changed to be moved where the system does not tell whether
+/// somebody has it open for writing.
+const OLD: Duration = Duration::from_secs(600);
 
 /// Bytes that are copied between two looks whether to stop.
 const PIECE: usize = 1 << 20;
@@ -113,6 +118,10 @@ pub(super) struct Below {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     first: Option<Receiver<()>>,
+    /// The directory, if it could be had.
+    bare: Option<Arc<File>>,
+    /// Whether the daemon before died.
+    is_later: bool,
 }
 
 impl Below {
@@ -131,8 +140,12 @@ impl Below {
             stop: Arc::default(),
             thread: None,
             first: None,
+            bare: bare.map(Arc::new),
+            is_later,
         };
-        let Some(bare) = bare else { return below };
+        let Some(bare) = below.bare.clone() else {
+            return below;
+        };
         mountpoint::protect(&bare, note, cache, protect);
         if is_empty(&bare) && !is_later {
             return below;
@@ -162,8 +175,8 @@ impl Below {
         }
     }
 
-    /// Stops it, waiting a while.
-    pub(super) fn stop(self, patience: Duration) {
+    /// Stops it, waiting a while. Whether the next mount has something to move.
+    pub(super) fn stop(self, patience: Duration) -> bool {
         self.stop.store(true, Ordering::Release);
         let end = Instant::now() + patience;
         if let Some(thread) = self.thread {
@@ -171,6 +184,8 @@ impl Below {
                 thread::sleep(Duration::from_millis(5));
             }
         }
+        // What was not seen stays as it was.
+        (self.bare).map_or(self.is_later, |bare| !is_empty(&bare))
     }
 }
 
@@ -181,19 +196,26 @@ fn run(
     stop: &AtomicBool,
     done: &Sender<()>,
 ) {
-    let is_over = || stop.load(Ordering::Acquire) || service.ending.load(Ordering::Acquire);
-    let mut pauses = [Duration::ZERO].into_iter().chain(AGAIN);
-    while let Some(pause) = pauses.next()
-        && !is_over()
-    {
+    let is_over = || stop.load(Ordering::Acquire);
+    let is_ending = || service.ending.load(Ordering::Acquire);
+    let is_interrupted = || is_over() || is_ending();
+    let mut pauses = [Duration::ZERO].into_iter().chain(AGAIN).peekable();
+    while let Some(pause) = pauses.next_if(|_| !is_over()) {
         let end = Instant::now() + pause;
-        while Instant::now() < end && !is_over() {
+        // An unmount that finds the mount in use takes back that it ends.
+        while !is_over() && (Instant::now() < end || is_ending()) {
             thread::sleep(Duration::from_millis(50));
         }
-        if !is_empty(bare)
-            && let Err(error) = one_pass(service, bare, note, is_later, &is_over)
-        {
-            tracing::warn!(%error, "what lies under the mount stays there for now");
+        while !is_over() && !is_empty(bare) {
+            if let Err(error) = one_pass(service, bare, note, is_later, &is_interrupted) {
+                tracing::warn!(%error, "what lies under the mount stays there for now");
+            }
+            if !is_ending() {
+                break;
+            }
+            while !is_over() && is_ending() {
+                thread::sleep(Duration::from_millis(50));
+            }
         }
         let _ = done.try_send(());
     }
@@ -208,12 +230,22 @@ fn one_pass(
 ) -> io::Result<()> {
     let mount = File::open(&service.mountpoint)?;
     // Whatever is mounted there now, into the bare directory itself nothing is moved.
-    let number = |dir: &File| dir.metadata().map(|meta| (meta.dev(), meta.ino()));
-    if number(&mount)? == number(bare)? || mount.metadata()?.ino() != Ino::ROOT.0 {
+    let there = mount.metadata()?;
+    if service.device.get() != Some(&there.dev()) || there.ino() != Ino::ROOT.0 {
         return Err(io::Error::other("the mount is not there any more"));
     }
     mountpoint::unlock(bare, note);
-    let taken = take_in(bare, &mount, &hostname(), is_later, is_over);
+    let is_written = |ino| service.index.lock().is_writing(Ino(ino));
+    let taken = take_in(
+        bare,
+        &mount,
+        &hostname(),
+        Watch {
+            is_later,
+            is_written: &is_written,
+            stop: is_over,
+        },
+    );
     mountpoint::lock_again(bare, note);
     service.from_below.lock().add(taken);
     Ok(())
@@ -226,26 +258,33 @@ fn hostname() -> String {
         .unwrap_or_default()
 }
 
-/// Moves all that is in `bare` into the directory `mount`, until `stop` says so. `host` goes into conflict names. With
-/// `is_later` it was written since the daemon before died.
-fn take_in(
-    bare: &File,
-    mount: &File,
-    host: &str,
-    is_later: bool,
-    stop: &dyn Fn() -> bool,
-) -> Taken {
+/// Moves all that is in `bare` into the directory `mount`. `host` goes into conflict names.
+fn take_in(bare: &File, mount: &File, host: &str, watch: Watch<'_>) -> Taken {
     let mut mover = Mover {
         now: Timestamp::from(SystemTime::now()),
         host,
-        is_later,
-        stop,
+        watch,
+        place: Place::default(),
         taken: Taken::default(),
     };
-    if let Err(error) = mover.directory(bare.as_fd(), mount.as_fd(), Path::new("")) {
+    let moved = mounts::place_of(bare).and_then(|place| {
+        mover.place = place;
+        mover.directory(bare.as_fd(), mount.as_fd(), Path::new(""))
+    });
+    if let Err(error) = moved {
         mover.leave(Path::new("."), &error);
     }
     mover.taken
+}
+
+/// What a move goes by.
+struct Watch<'a> {
+    /// What is below was written after all that is in the mount: since the daemon before died.
+    is_later: bool,
+    /// Whether somebody has this file of the mount open for writing.
+    is_written: &'a dyn Fn(u64) -> bool,
+    /// Whether to stop.
+    stop: &'a dyn Fn() -> bool,
 }
 
 /// Whether anything is in `bare`.
@@ -256,9 +295,9 @@ pub(super) fn is_empty(bare: &File) -> bool {
 struct Mover<'a> {
     now: Timestamp,
     host: &'a str,
-    /// What is below was written after all that is in the mount.
-    is_later: bool,
-    stop: &'a dyn Fn() -> bool,
+    watch: Watch<'a>,
+    /// Where the bare directory is.
+    place: Place,
     taken: Taken,
 }
 
@@ -290,6 +329,19 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 impl Mover<'_> {
+    fn is_over(&self) -> bool {
+        (self.watch.stop)()
+    }
+
+    /// Makes sure that `file` is of the bare directory. What is mounted somewhere in it has its
+    /// files there on purpose.
+    fn check_place(&self, file: impl AsFd) -> io::Result<()> {
+        match mounts::place_of(file)? == self.place {
+            true => Ok(()),
+            false => Err(io::Error::other("something else is mounted there")),
+        }
+    }
+
     fn leave(&mut self, path: &Path, error: &io::Error) {
         tracing::warn!(path = %path.display(), %error, "what lies under the mount stays there");
         self.taken.left.push((path.into(), error.to_string()));
@@ -310,7 +362,7 @@ impl Mover<'_> {
     /// Moves the contents of `from` into `to`, which both are the directory `at`.
     fn directory(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
         for name in names(from)? {
-            if (self.stop)() {
+            if self.is_over() {
                 return Err(io::Error::other("the mount is ending"));
             }
             let name = OsStr::from_bytes(&name);
@@ -335,6 +387,8 @@ impl Mover<'_> {
         };
         let own = Name::new(name.as_bytes())
             .map_err(|_| io::Error::other("the name cannot be in a mount"))?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        self.check_place(openat(from, name, flags, Mode::empty())?)?;
         match kind(&stat) {
             SFlag::S_IFDIR => return self.subdirectory(from, to, &own, path, &stat),
             SFlag::S_IFREG => self.file(from, to, &own, path)?,
@@ -404,6 +458,8 @@ impl Mover<'_> {
         path: &Path,
         stat: &FileStat,
     ) -> io::Result<()> {
+        let lower = directory_in(from, name.as_os_str())?;
+        self.check_place(&lower)?;
         let permissions = Mode::from_bits_truncate(stat.st_mode & 0o7777);
         let is_directory = |name: &Name| {
             stat_in(to, name.as_os_str()).is_ok_and(|there| kind(&there) == SFlag::S_IFDIR)
@@ -415,10 +471,7 @@ impl Mover<'_> {
             Ok(())
         })?;
         let target = got.as_ref().unwrap_or(name);
-        let (lower, upper) = (
-            directory_in(from, name.as_os_str())?,
-            directory_in(to, target.as_os_str())?,
-        );
+        let upper = directory_in(to, target.as_os_str())?;
         let path = path.with_file_name(target.as_os_str());
         self.directory(lower.as_fd(), upper.as_fd(), &path)?;
         if is_new.get() {
@@ -442,11 +495,14 @@ impl Mover<'_> {
     ) -> io::Result<()> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let mut source = File::from(openat(from, name.as_os_str(), flags, Mode::empty())?);
+        self.check_place(&source)?;
         let meta = self.wait_for_writers(&source)?;
         let stat = stat_in(from, name.as_os_str())?;
         let temporary = format!(".ferryfs-moving-{}", meta.ino());
+        // One that a crash has left. What others have made must not become the copy: they may have it open.
+        let _ = unlinkat(to, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
         let flags =
-            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut copy = File::from(openat(
             to,
             temporary.as_str(),
@@ -481,7 +537,9 @@ impl Mover<'_> {
                 );
                 // Begun in the mount, cut off there by the death of the daemon, and written whole below by a program that retried.
                 if named == Err(nix::Error::EEXIST)
-                    && self.is_later
+                    && self.watch.is_later
+                    && !stat_in(to, name.as_os_str())
+                        .is_ok_and(|there| (self.watch.is_written)(there.st_ino))
                     && compare(&source, to, name) == Some(Overlap::Beginning)
                 {
                     return Ok(renameat(to, temporary.as_str(), to, name.as_os_str())?);
@@ -495,12 +553,24 @@ impl Mover<'_> {
         Ok(())
     }
 
-    /// Waits a while until nobody writes to the file any more, where the system tells.
+    /// Waits a while until nobody writes to the file any more. Where the system does not tell, as
+    /// of files of others and on some network file systems, only one that has not changed for long
+    /// counts as unwritten.
     fn wait_for_writers(&self, file: &File) -> io::Result<std::fs::Metadata> {
         let end = Instant::now() + WRITER;
-        // Not ours to ask about: then its size and time have to do.
-        while !sys::file::is_unwritten(file).unwrap_or(true) {
-            if Instant::now() > end || (self.stop)() {
+        loop {
+            match sys::file::is_unwritten(file) {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(_) if is_old(&file.metadata()?) => break,
+                Err(error) => {
+                    return Err(io::Error::other(format!(
+                        "it has changed in the last {} minutes, and whether somebody still writes to it cannot be told ({error})",
+                        OLD.as_secs() / 60
+                    )));
+                }
+            }
+            if Instant::now() > end || self.is_over() {
                 return Err(io::Error::other("somebody has it open and writes to it"));
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -511,7 +581,7 @@ impl Mover<'_> {
     fn copy(&self, source: &mut File, copy: &mut File) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         loop {
-            if (self.stop)() {
+            if self.is_over() {
                 return Err(io::Error::other("the mount is ending"));
             }
             match source.read(&mut piece)? {
@@ -520,6 +590,13 @@ impl Mover<'_> {
             }
         }
     }
+}
+
+/// Whether a file has not changed for so long that nobody writes to it, as far as its times tell.
+/// One from the future is not old.
+fn is_old(meta: &std::fs::Metadata) -> bool {
+    let age = |time: SystemTime| time.elapsed().unwrap_or_default();
+    meta.modified().is_ok_and(|time| age(time) > OLD)
 }
 
 fn modified(stat: &FileStat) -> SystemTime {
