@@ -122,6 +122,8 @@ pub(super) struct Below {
     bare: Option<Arc<File>>,
     /// Whether the daemon before died.
     is_later: bool,
+    /// Whether the directory is protected for the first time.
+    is_news: bool,
 }
 
 impl Below {
@@ -142,11 +144,12 @@ impl Below {
             first: None,
             bare: bare.map(Arc::new),
             is_later,
+            is_news: false,
         };
         let Some(bare) = below.bare.clone() else {
             return below;
         };
-        mountpoint::protect(&bare, note, cache, protect);
+        below.is_news = mountpoint::protect(&bare, note, cache, protect);
         if is_empty(&bare) && !is_later {
             return below;
         }
@@ -162,17 +165,26 @@ impl Below {
         below
     }
 
-    /// What the first pass has done, if that took no long time.
+    /// What whoever mounts is told: once that the directory is protected, and what the first pass has done, if that took no long
+    /// time.
     pub(super) fn first_lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.is_news {
+            lines.push(format!(
+                "while nothing is mounted at {}, it cannot be written to, so that no file gets there by mistake; it is given back by `ferryfs mount --no-protect-mountpoint`",
+                self.service.mountpoint.display()
+            ));
+        }
         let Some(first) = self.first.take() else {
-            return Vec::new();
+            return lines;
         };
-        match first.recv_timeout(FIRST_PASS) {
+        lines.extend(match first.recv_timeout(FIRST_PASS) {
             Err(RecvTimeoutError::Timeout) => vec![
                 "files that were in the bare mount point are being moved into the mount; `ferryfs status` tells how it went".into(),
             ],
             _ => self.service.from_below.lock().lines(&self.service.mountpoint),
-        }
+        });
+        lines
     }
 
     /// Stops it, waiting a while. Whether the next mount has something to move.
@@ -558,18 +570,7 @@ impl Mover<'_> {
     /// counts as unwritten.
     fn wait_for_writers(&self, file: &File) -> io::Result<std::fs::Metadata> {
         let end = Instant::now() + WRITER;
-        loop {
-            match sys::file::is_unwritten(file) {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(_) if is_old(&file.metadata()?) => break,
-                Err(error) => {
-                    return Err(io::Error::other(format!(
-                        "it has changed in the last {} minutes, and whether somebody still writes to it cannot be told ({error})",
-                        OLD.as_secs() / 60
-                    )));
-                }
-            }
+        while !is_unwritten(sys::file::is_unwritten(file), &file.metadata()?)? {
             if Instant::now() > end || self.is_over() {
                 return Err(io::Error::other("somebody has it open and writes to it"));
             }
@@ -592,11 +593,19 @@ impl Mover<'_> {
     }
 }
 
-/// Whether a file has not changed for so long that nobody writes to it, as far as its times tell.
-/// One from the future is not old.
-fn is_old(meta: &std::fs::Metadata) -> bool {
+/// Whether nobody writes to the file with `meta`, by what the system has `told`.
+fn is_unwritten(told: io::Result<bool>, meta: &std::fs::Metadata) -> io::Result<bool> {
+    // One from the future is not old.
     let age = |time: SystemTime| time.elapsed().unwrap_or_default();
-    meta.modified().is_ok_and(|time| age(time) > OLD)
+    let is_old = || meta.modified().is_ok_and(|time| age(time) > OLD);
+    match told {
+        Err(_) if is_old() => Ok(true),
+        Err(error) => Err(io::Error::other(format!(
+            "it has changed in the last {} minutes, and whether somebody still writes to it cannot be told ({error})",
+            OLD.as_secs() / 60
+        ))),
+        told => told,
+    }
 }
 
 fn modified(stat: &FileStat) -> SystemTime {
@@ -661,4 +670,126 @@ fn compare(source: &File, dir: BorrowedFd<'_>, name: &Name) -> Option<Overlap> {
         return Some(Overlap::Same);
     }
     (ours.modified().ok()? <= theirs.modified().ok()?).then_some(Overlap::Beginning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const ALL: Watch<'static> = Watch {
+        is_later: true,
+        is_written: &|_| false,
+        stop: &|| false,
+    };
+
+    struct Scene {
+        _dir: tempfile::TempDir,
+        bare: PathBuf,
+        mount: PathBuf,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let dir = tempfile::tempdir().unwrap();
+            let (bare, mount) = (dir.path().join("bare"), dir.path().join("mount"));
+            fs::create_dir(&bare).unwrap();
+            fs::create_dir(&mount).unwrap();
+            Scene {
+                _dir: dir,
+                bare,
+                mount,
+            }
+        }
+
+        fn move_all(&self, watch: Watch<'_>) -> Taken {
+            let (bare, mount) = (File::open(&self.bare), File::open(&self.mount));
+            take_in(&bare.unwrap(), &mount.unwrap(), "host", watch)
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_open_for_writing_in_the_mount_is_not_replaced() {
+        for is_open in [true, false] {
+            let scene = Scene::new();
+            fs::write(scene.mount.join("a"), b"abc").unwrap();
+            fs::write(scene.bare.join("a"), b"abcdef").unwrap();
+            let number = fs::metadata(scene.mount.join("a")).unwrap().ino();
+            let taken = scene.move_all(Watch {
+                is_written: &|ino| is_open && ino == number,
+                ..ALL
+            });
+            assert_eq!(taken.left, []);
+            assert_eq!(taken.conflicts.len(), usize::from(is_open));
+            let expected: &[u8] = if is_open { b"abc" } else { b"abcdef" };
+            assert_eq!(fs::read(scene.mount.join("a")).unwrap(), expected);
+            let moved = fs::read(scene.mount.join(&taken.files[0])).unwrap();
+            assert_eq!(moved, b"abcdef");
+            assert!(!scene.bare.join("a").exists());
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_put_under_the_name_of_the_copy_does_not_get_the_bytes() {
+        use std::io::Seek;
+        let scene = Scene::new();
+        fs::write(scene.bare.join("secret"), b"secret").unwrap();
+        let number = fs::metadata(scene.bare.join("secret")).unwrap().ino();
+        let planted = scene.mount.join(format!(".ferryfs-moving-{number}"));
+        let mut planted = File::create_new(planted).unwrap();
+        planted.write_all(b"x").unwrap();
+        scene.move_all(ALL);
+        let moved = scene.mount.join("secret");
+        assert_eq!(fs::read(&moved).unwrap(), b"secret");
+        planted.rewind().unwrap();
+        planted.write_all(b"forged").unwrap();
+        assert_eq!(fs::read(&moved).unwrap(), b"secret");
+    }
+
+    #[test]
+    fn what_is_mounted_in_the_bare_directory_stays_whole() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let scene = Scene::new();
+        let (theirs, place) = (
+            scene.mount.with_file_name("theirs"),
+            scene.bare.join("d/in"),
+        );
+        fs::create_dir(&theirs).unwrap();
+        fs::create_dir_all(&place).unwrap();
+        fs::write(theirs.join("film"), b"film").unwrap();
+        fs::write(scene.bare.join("d/ours"), b"ours").unwrap();
+        // Of the same file system: its number does not tell.
+        let none = None::<&str>;
+        mount(Some(&theirs), &place, none, MsFlags::MS_BIND, none).unwrap();
+        let taken = scene.move_all(ALL);
+        umount2(&place, MntFlags::MNT_DETACH).unwrap();
+        assert_eq!(taken.left.len(), 1, "{taken:?}");
+        assert_eq!(taken.left[0].0, Path::new("d/in"));
+        assert!(taken.left[0].1.contains("mounted"), "{taken:?}");
+        assert_eq!(fs::read(theirs.join("film")).unwrap(), b"film");
+        assert!(!scene.mount.join("d/in").exists());
+        assert_eq!(fs::read(scene.mount.join("d/ours")).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn where_writers_cannot_be_seen_only_what_is_old_counts_as_unwritten() {
+        let file = tempfile::tempfile().unwrap();
+        let told = || Err(io::Error::from_raw_os_error(libc::EACCES));
+        let now = SystemTime::now();
+        for (time, is_old) in [
+            (now, false),
+            (now - OLD / 2, false),
+            (now + 2 * OLD, false),
+            (now - 2 * OLD, true),
+        ] {
+            file.set_modified(time).unwrap();
+            let meta = file.metadata().unwrap();
+            assert_eq!(is_unwritten(told(), &meta).is_ok_and(|is| is), is_old);
+            assert!(!is_unwritten(Ok(false), &meta).unwrap());
+            assert!(is_unwritten(Ok(true), &meta).unwrap());
+        }
+    }
 }

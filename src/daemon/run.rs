@@ -127,6 +127,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     };
     if opened.renewed {
         flusher.renewed(opened.facts.nonce)?;
+        opened.facts.write(&opened.dir)?;
     }
     match &begin {
         Begin::Settled => {
