@@ -554,7 +554,8 @@ fn what_an_end_has_left_below_is_moved_by_the_next_mount() {
             let pid = nix::unistd::Pid::from_raw(lab.pid());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("kill");
             wait_until("the end", Duration::from_secs(30), || {
-                !lab::alive(pid.as_raw())
+                fs::read_to_string(format!("/proc/{pid}/stat"))
+                    .map_or(true, |stat| stat.contains(") Z "))
             });
         } else {
             lab.unmount_with(&["--no-flush"]);
@@ -628,7 +629,8 @@ fn what_lies_at_the_place_of_a_drive_that_is_away_is_not_taken_for_it() {
     write(&lab.d("another"), b"of another drive");
     let done = lab
         .try_mount(&["--default-cache"])
-        .refuses(exit::NO_BACKEND, "--cache");
+        .refuses(exit::NO_BACKEND, "not there");
+    assert!(done.stderr.contains("--cache"), "{done:?}");
     assert!(!lab.is_mounted(), "{done:?}");
     fs::remove_file(lab.d("another")).expect("rm");
     // An empty place is a drive that is away.

@@ -254,8 +254,9 @@ fn locate(options: &MountOptions, clock: &dyn Clock) -> Result<Located, DaemonEr
     if options.re_enroll
         && let Some(problem) = problem
     {
-        return Err(problem.hint(
-            "nothing was written. --re-enroll writes to the drive: mount the drive there first; to work without it, leave --re-enroll out",
+        let message = format!("--re-enroll needs the drive: {}", problem.message);
+        return Err(DaemonError { message, ..problem }.hint(
+            "nothing was written. Mount the drive there first; to work without it, leave --re-enroll out",
         ));
     }
     let place = match problem == Some(starting::no_answer()) {
