@@ -195,6 +195,9 @@ fn a_place_that_does_not_exist_any_more_is_a_drive_that_is_away() {
     lab.unmount();
     lab.drive.take_away();
     fs::remove_dir(lab.drive.path()).expect("rmdir");
+    // What can be done only with the drive is not passed over in silence.
+    lab.try_mount(&["--re-enroll"])
+        .refuses(exit::NO_BACKEND, "--re-enroll");
     lab.remount();
     assert_content(lab.m("a"), b"a");
     fs::create_dir(lab.drive.path()).expect("mkdir");
@@ -539,16 +542,157 @@ fn a_file_that_is_still_being_written_below_is_not_cut_short() {
 }
 
 #[test]
+fn what_an_end_has_left_below_is_moved_by_the_next_mount() {
+    let Some(mut lab) = plain() else { return };
+    for by_signal in [false, true] {
+        let open = fs::File::create(lab.mnt.join("log")).expect("create");
+        lab.ferryfs(&lab.mount_args(&["--adopt", "--no-protect-mountpoint"]))
+            .code(exit::DONE);
+        lab.adopt();
+        assert!(!lab.m("log").exists());
+        if by_signal {
+            let pid = nix::unistd::Pid::from_raw(lab.pid());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("kill");
+            wait_until("the end", Duration::from_secs(30), || {
+                fs::read_to_string(format!("/proc/{pid}/stat"))
+                    .map_or(true, |stat| stat.contains(") Z "))
+            });
+        } else {
+            lab.unmount_with(&["--no-flush"]);
+        }
+        std::io::Write::write_all(&mut &open, b"to the end").expect("write");
+        drop(open);
+        assert_content(lab.mnt.join("log"), b"to the end");
+        // Nobody has to ask for it again.
+        lab.mount(&["--no-protect-mountpoint"]);
+        wait_until("the file to come in", Duration::from_secs(30), || {
+            lab.m("log").exists()
+        });
+        assert_content(lab.m("log"), b"to the end");
+        fs::remove_file(lab.m("log")).expect("rm");
+        lab.unmount();
+        assert_eq!(fs::read_dir(&lab.mnt).expect("list").count(), 0);
+    }
+    lab.finish();
+}
+
+#[test]
+fn an_unmount_that_finds_the_mount_in_use_does_not_end_the_move() {
+    let Some(mut lab) = plain() else { return };
+    let below = fs::File::create(lab.m("log")).expect("create");
+    let done = lab.try_mount(&["--adopt"]).code(exit::DONE);
+    assert!(done.stdout.contains("being moved"), "{done:?}");
+    lab.adopt();
+    let busy = fs::File::create(lab.m("busy")).expect("create");
+    assert_ne!(lab.ferryfs(&["unmount", &text(&lab.mnt)]).code, exit::DONE);
+    drop(below);
+    wait_until("the file to come in", Duration::from_secs(30), || {
+        lab.m("log").exists()
+    });
+    drop(busy);
+    lab.unmount();
+    assert_eq!(fs::read_dir(&lab.mnt).expect("list").count(), 0);
+    lab.finish();
+}
+
+#[test]
+fn a_mount_point_in_which_something_is_mounted_is_refused_with_adopt_too() {
+    if !is_root() {
+        return skip("a bind mount needs root");
+    }
+    let Some(lab) = plain() else { return };
+    let theirs = lab.root().join("theirs");
+    write(&theirs.join("film"), b"film");
+    let place = lab.m("in");
+    fs::create_dir(&place).expect("mkdir");
+    let bind = |args: &[&str]| run(Command::new("mount").args(args)).ok();
+    bind(&["--bind", &text(&theirs), &text(&place)]);
+    let (plain, adopting) = (lab.try_mount(&[]), lab.try_mount(&["--adopt"]));
+    let is_whole = theirs.join("film").exists();
+    run(Command::new("umount").arg("-l").arg(&place)).ok();
+    assert!(is_whole);
+    plain.refuses(exit::FAILED, "mounted");
+    adopting.refuses(exit::FAILED, &text(&place));
+    fs::remove_dir(&place).expect("rmdir");
+    lab.finish();
+}
+
+#[test]
+fn what_lies_at_the_place_of_a_drive_that_is_away_is_not_taken_for_it() {
+    let Some(mut lab) = Lab::new(Backend::EXFAT) else {
+        return;
+    };
+    lab.mount(&["--default-cache"]);
+    write(&lab.m("a"), b"a");
+    lab.unmount();
+    lab.drive.take_away();
+    write(&lab.d("another"), b"of another drive");
+    let done = lab
+        .try_mount(&["--default-cache"])
+        .refuses(exit::NO_BACKEND, "not there");
+    assert!(done.stderr.contains("--cache"), "{done:?}");
+    assert!(!lab.is_mounted(), "{done:?}");
+    fs::remove_file(lab.d("another")).expect("rm");
+    // An empty place is a drive that is away.
+    lab.remount();
+    assert_content(lab.m("a"), b"a");
+    lab.unmount();
+    lab.drive.put_back();
+    lab.finish();
+}
+
+/// The daemon died when the marker had its new nonce, and the cache had both yet.
+#[test]
+fn a_new_nonce_that_was_not_settled_is_settled_when_the_drive_comes() {
+    for is_there in [true, false] {
+        let Some(mut lab) = Lab::mounted(Backend::EXFAT) else {
+            return;
+        };
+        write(&lab.m("a"), b"a");
+        sh(&lab.mnt, "chmod 600 a");
+        lab.flush();
+        lab.unmount();
+        let path = lab.cache.join("cache.json");
+        let read = || -> serde_json::Value {
+            serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON")
+        };
+        let mut facts = read();
+        facts["renewed"] = facts["nonce"].take();
+        facts["nonce"] = serde_json::json!(vec![7; 16]);
+        fs::write(&path, facts.to_string()).expect("write");
+        if is_there {
+            lab.remount();
+        } else {
+            lab.drive.take_away();
+            lab.remount();
+            lab.drive.put_back();
+            wait_until("the drive to be taken up", Duration::from_secs(30), || {
+                lab.status()["backend_state"] == "attached"
+            });
+        }
+        assert_eq!(read()["nonce"], facts["renewed"]);
+        assert!(read()["renewed"].is_null());
+        lab.flush();
+        write(&lab.m("b"), b"b");
+        lab.flush();
+        lab.assert_drive_is_mount();
+        lab.finish();
+    }
+}
+
+#[test]
 fn the_bare_mount_point_loses_its_write_permission_and_gets_it_back() {
     let Some(mut lab) = plain() else { return };
     let mode = |lab: &Lab| fs::metadata(&lab.mnt).expect("stat").mode() & 0o7777;
     fs::set_permissions(&lab.mnt, fs::Permissions::from_mode(0o775)).expect("chmod");
-    lab.mount(&[]);
-    lab.unmount();
-    assert_eq!(mode(&lab), 0o555);
-    lab.remount();
-    lab.unmount();
-    assert_eq!(mode(&lab), 0o555);
+    for is_first in [true, false] {
+        let done = lab.try_mount(&[]).code(exit::DONE);
+        let is_told = done.stdout.contains("--no-protect-mountpoint");
+        assert_eq!(is_told, is_first, "{done:?}");
+        lab.adopt();
+        lab.unmount();
+        assert_eq!(mode(&lab), 0o555);
+    }
     lab.mount(&["--no-protect-mountpoint"]);
     lab.unmount();
     assert_eq!(mode(&lab), 0o775);

@@ -14,6 +14,7 @@ use crate::base::Clock;
 use crate::cli::exit::Exit;
 use crate::cli::render::quoted;
 use crate::control::protocol::{AttachReport, ControlError, ErrorCode};
+use crate::flush::FlushError;
 use crate::sys::time::CoarseClock;
 
 impl Monitor {
@@ -93,14 +94,29 @@ impl Monitor {
             let mut facts = self.facts.lock().clone();
             let nonce = re_enroll(path, &mut facts, cache, accept_copy, CoarseClock.now())
                 .map_err(control)?;
-            if facts.settle_enrollment(nonce) {
-                facts.write(cache).map_err(control)?;
-                *self.facts.lock() = facts;
-                let renewed = self.parts.flusher.renewed(nonce);
-                renewed.map_err(|error| control(error.into()))?;
-            }
+            *self.facts.lock() = facts;
+            self.settle_enrollment(nonce)
+                .map_err(|error| control(error.into()))?;
         }
         self.attach(path, accept_copy, false, false)
+    }
+
+    /// Takes `nonce`, which the marker has, for the one that counts. The index notes first that the
+    /// catalog is to be written as a whole: a crash in between leaves both nonces.
+    pub(super) fn settle_enrollment(&self, nonce: [u8; 16]) -> Result<(), FlushError> {
+        let mut facts = self.facts.lock();
+        if !facts.settle_enrollment(nonce) {
+            return Ok(());
+        }
+        let noted = self.parts.flusher.renewed(nonce);
+        if noted.is_err() {
+            facts.renew_enrollment(nonce);
+        }
+        noted?;
+        if let Err(error) = facts.write(&self.parts.cache) {
+            tracing::warn!(%error, "the next attach settles it again");
+        }
+        Ok(())
     }
 
     /// Makes sure that no other machine has what was found at `path` in use. Whoever asked waits as long as it takes to know.

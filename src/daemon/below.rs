@@ -28,9 +28,14 @@ use super::service::Service;
 use crate::base::{Ino, Name, Timestamp};
 use crate::rules::merge::conflict_name;
 use crate::sys;
+use crate::sys::mounts::{self, Place};
 
 /// How long a file that somebody is still writing is waited for.
 const WRITER: Duration = Duration::from_secs(5);
+
+/// How long ago a file must have changed to be moved where the system does not tell whether
+/// somebody has it open for writing.
+const OLD: Duration = Duration::from_secs(600);
 
 /// Bytes that are copied between two looks whether to stop.
 const PIECE: usize = 1 << 20;
@@ -113,6 +118,12 @@ pub(super) struct Below {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     first: Option<Receiver<()>>,
+    /// The directory, if it could be had.
+    bare: Option<Arc<File>>,
+    /// Whether the daemon before died.
+    is_later: bool,
+    /// Whether the directory is protected for the first time.
+    is_news: bool,
 }
 
 impl Below {
@@ -131,9 +142,14 @@ impl Below {
             stop: Arc::default(),
             thread: None,
             first: None,
+            bare: bare.map(Arc::new),
+            is_later,
+            is_news: false,
         };
-        let Some(bare) = bare else { return below };
-        mountpoint::protect(&bare, note, cache, protect);
+        let Some(bare) = below.bare.clone() else {
+            return below;
+        };
+        below.is_news = mountpoint::protect(&bare, note, cache, protect);
         if is_empty(&bare) && !is_later {
             return below;
         }
@@ -149,21 +165,30 @@ impl Below {
         below
     }
 
-    /// What the first pass has done, if that took no long time.
+    /// What whoever mounts is told: once that the directory is protected, and what the first pass has done, if that took no long
+    /// time.
     pub(super) fn first_lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.is_news {
+            lines.push(format!(
+                "while nothing is mounted at {}, it cannot be written to, so that no file gets there by mistake; it is given back by `ferryfs mount --no-protect-mountpoint`",
+                self.service.mountpoint.display()
+            ));
+        }
         let Some(first) = self.first.take() else {
-            return Vec::new();
+            return lines;
         };
-        match first.recv_timeout(FIRST_PASS) {
+        lines.extend(match first.recv_timeout(FIRST_PASS) {
             Err(RecvTimeoutError::Timeout) => vec![
                 "files that were in the bare mount point are being moved into the mount; `ferryfs status` tells how it went".into(),
             ],
             _ => self.service.from_below.lock().lines(&self.service.mountpoint),
-        }
+        });
+        lines
     }
 
-    /// Stops it, waiting a while.
-    pub(super) fn stop(self, patience: Duration) {
+    /// Stops it, waiting a while. Whether the next mount has something to move.
+    pub(super) fn stop(self, patience: Duration) -> bool {
         self.stop.store(true, Ordering::Release);
         let end = Instant::now() + patience;
         if let Some(thread) = self.thread {
@@ -171,6 +196,8 @@ impl Below {
                 thread::sleep(Duration::from_millis(5));
             }
         }
+        // What was not seen stays as it was.
+        (self.bare).map_or(self.is_later, |bare| !is_empty(&bare))
     }
 }
 
@@ -181,19 +208,26 @@ fn run(
     stop: &AtomicBool,
     done: &Sender<()>,
 ) {
-    let is_over = || stop.load(Ordering::Acquire) || service.ending.load(Ordering::Acquire);
-    let mut pauses = [Duration::ZERO].into_iter().chain(AGAIN);
-    while let Some(pause) = pauses.next()
-        && !is_over()
-    {
+    let is_over = || stop.load(Ordering::Acquire);
+    let is_ending = || service.ending.load(Ordering::Acquire);
+    let is_interrupted = || is_over() || is_ending();
+    let mut pauses = [Duration::ZERO].into_iter().chain(AGAIN).peekable();
+    while let Some(pause) = pauses.next_if(|_| !is_over()) {
         let end = Instant::now() + pause;
-        while Instant::now() < end && !is_over() {
+        // An unmount that finds the mount in use takes back that it ends.
+        while !is_over() && (Instant::now() < end || is_ending()) {
             thread::sleep(Duration::from_millis(50));
         }
-        if !is_empty(bare)
-            && let Err(error) = one_pass(service, bare, note, is_later, &is_over)
-        {
-            tracing::warn!(%error, "what lies under the mount stays there for now");
+        while !is_over() && !is_empty(bare) {
+            if let Err(error) = one_pass(service, bare, note, is_later, &is_interrupted) {
+                tracing::warn!(%error, "what lies under the mount stays there for now");
+            }
+            if !is_ending() {
+                break;
+            }
+            while !is_over() && is_ending() {
+                thread::sleep(Duration::from_millis(50));
+            }
         }
         let _ = done.try_send(());
     }
@@ -208,12 +242,22 @@ fn one_pass(
 ) -> io::Result<()> {
     let mount = File::open(&service.mountpoint)?;
     // Whatever is mounted there now, into the bare directory itself nothing is moved.
-    let number = |dir: &File| dir.metadata().map(|meta| (meta.dev(), meta.ino()));
-    if number(&mount)? == number(bare)? || mount.metadata()?.ino() != Ino::ROOT.0 {
+    let there = mount.metadata()?;
+    if service.device.get() != Some(&there.dev()) || there.ino() != Ino::ROOT.0 {
         return Err(io::Error::other("the mount is not there any more"));
     }
     mountpoint::unlock(bare, note);
-    let taken = take_in(bare, &mount, &hostname(), is_later, is_over);
+    let is_written = |ino| service.index.lock().is_writing(Ino(ino));
+    let taken = take_in(
+        bare,
+        &mount,
+        &hostname(),
+        Watch {
+            is_later,
+            is_written: &is_written,
+            stop: is_over,
+        },
+    );
     mountpoint::lock_again(bare, note);
     service.from_below.lock().add(taken);
     Ok(())
@@ -226,26 +270,33 @@ fn hostname() -> String {
         .unwrap_or_default()
 }
 
-/// Moves all that is in `bare` into the directory `mount`, until `stop` says so. `host` goes into conflict names. With
-/// `is_later` it was written since the daemon before died.
-fn take_in(
-    bare: &File,
-    mount: &File,
-    host: &str,
-    is_later: bool,
-    stop: &dyn Fn() -> bool,
-) -> Taken {
+/// Moves all that is in `bare` into the directory `mount`. `host` goes into conflict names.
+fn take_in(bare: &File, mount: &File, host: &str, watch: Watch<'_>) -> Taken {
     let mut mover = Mover {
         now: Timestamp::from(SystemTime::now()),
         host,
-        is_later,
-        stop,
+        watch,
+        place: Place::default(),
         taken: Taken::default(),
     };
-    if let Err(error) = mover.directory(bare.as_fd(), mount.as_fd(), Path::new("")) {
+    let moved = mounts::place_of(bare).and_then(|place| {
+        mover.place = place;
+        mover.directory(bare.as_fd(), mount.as_fd(), Path::new(""))
+    });
+    if let Err(error) = moved {
         mover.leave(Path::new("."), &error);
     }
     mover.taken
+}
+
+/// What a move goes by.
+struct Watch<'a> {
+    /// What is below was written after all that is in the mount: since the daemon before died.
+    is_later: bool,
+    /// Whether somebody has this file of the mount open for writing.
+    is_written: &'a dyn Fn(u64) -> bool,
+    /// Whether to stop.
+    stop: &'a dyn Fn() -> bool,
 }
 
 /// Whether anything is in `bare`.
@@ -256,9 +307,9 @@ pub(super) fn is_empty(bare: &File) -> bool {
 struct Mover<'a> {
     now: Timestamp,
     host: &'a str,
-    /// What is below was written after all that is in the mount.
-    is_later: bool,
-    stop: &'a dyn Fn() -> bool,
+    watch: Watch<'a>,
+    /// Where the bare directory is.
+    place: Place,
     taken: Taken,
 }
 
@@ -290,6 +341,19 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 impl Mover<'_> {
+    fn is_over(&self) -> bool {
+        (self.watch.stop)()
+    }
+
+    /// Makes sure that `file` is of the bare directory. What is mounted somewhere in it has its
+    /// files there on purpose.
+    fn check_place(&self, file: impl AsFd) -> io::Result<()> {
+        match mounts::place_of(file)? == self.place {
+            true => Ok(()),
+            false => Err(io::Error::other("something else is mounted there")),
+        }
+    }
+
     fn leave(&mut self, path: &Path, error: &io::Error) {
         tracing::warn!(path = %path.display(), %error, "what lies under the mount stays there");
         self.taken.left.push((path.into(), error.to_string()));
@@ -310,7 +374,7 @@ impl Mover<'_> {
     /// Moves the contents of `from` into `to`, which both are the directory `at`.
     fn directory(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
         for name in names(from)? {
-            if (self.stop)() {
+            if self.is_over() {
                 return Err(io::Error::other("the mount is ending"));
             }
             let name = OsStr::from_bytes(&name);
@@ -335,6 +399,8 @@ impl Mover<'_> {
         };
         let own = Name::new(name.as_bytes())
             .map_err(|_| io::Error::other("the name cannot be in a mount"))?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        self.check_place(openat(from, name, flags, Mode::empty())?)?;
         match kind(&stat) {
             SFlag::S_IFDIR => return self.subdirectory(from, to, &own, path, &stat),
             SFlag::S_IFREG => self.file(from, to, &own, path)?,
@@ -404,6 +470,8 @@ impl Mover<'_> {
         path: &Path,
         stat: &FileStat,
     ) -> io::Result<()> {
+        let lower = directory_in(from, name.as_os_str())?;
+        self.check_place(&lower)?;
         let permissions = Mode::from_bits_truncate(stat.st_mode & 0o7777);
         let is_directory = |name: &Name| {
             stat_in(to, name.as_os_str()).is_ok_and(|there| kind(&there) == SFlag::S_IFDIR)
@@ -415,10 +483,7 @@ impl Mover<'_> {
             Ok(())
         })?;
         let target = got.as_ref().unwrap_or(name);
-        let (lower, upper) = (
-            directory_in(from, name.as_os_str())?,
-            directory_in(to, target.as_os_str())?,
-        );
+        let upper = directory_in(to, target.as_os_str())?;
         let path = path.with_file_name(target.as_os_str());
         self.directory(lower.as_fd(), upper.as_fd(), &path)?;
         if is_new.get() {
@@ -442,11 +507,14 @@ impl Mover<'_> {
     ) -> io::Result<()> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let mut source = File::from(openat(from, name.as_os_str(), flags, Mode::empty())?);
+        self.check_place(&source)?;
         let meta = self.wait_for_writers(&source)?;
         let stat = stat_in(from, name.as_os_str())?;
         let temporary = format!(".ferryfs-moving-{}", meta.ino());
+        // One that a crash has left. What others have made must not become the copy: they may have it open.
+        let _ = unlinkat(to, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
         let flags =
-            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut copy = File::from(openat(
             to,
             temporary.as_str(),
@@ -481,7 +549,9 @@ impl Mover<'_> {
                 );
                 // Begun in the mount, cut off there by the death of the daemon, and written whole below by a program that retried.
                 if named == Err(nix::Error::EEXIST)
-                    && self.is_later
+                    && self.watch.is_later
+                    && !stat_in(to, name.as_os_str())
+                        .is_ok_and(|there| (self.watch.is_written)(there.st_ino))
                     && compare(&source, to, name) == Some(Overlap::Beginning)
                 {
                     return Ok(renameat(to, temporary.as_str(), to, name.as_os_str())?);
@@ -495,12 +565,13 @@ impl Mover<'_> {
         Ok(())
     }
 
-    /// Waits a while until nobody writes to the file any more, where the system tells.
+    /// Waits a while until nobody writes to the file any more. Where the system does not tell, as
+    /// of files of others and on some network file systems, only one that has not changed for long
+    /// counts as unwritten.
     fn wait_for_writers(&self, file: &File) -> io::Result<std::fs::Metadata> {
         let end = Instant::now() + WRITER;
-        // Not ours to ask about: then its size and time have to do.
-        while !sys::file::is_unwritten(file).unwrap_or(true) {
-            if Instant::now() > end || (self.stop)() {
+        while !is_unwritten(sys::file::is_unwritten(file), &file.metadata()?)? {
+            if Instant::now() > end || self.is_over() {
                 return Err(io::Error::other("somebody has it open and writes to it"));
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -511,7 +582,7 @@ impl Mover<'_> {
     fn copy(&self, source: &mut File, copy: &mut File) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         loop {
-            if (self.stop)() {
+            if self.is_over() {
                 return Err(io::Error::other("the mount is ending"));
             }
             match source.read(&mut piece)? {
@@ -519,6 +590,21 @@ impl Mover<'_> {
                 length => copy.write_all(&piece[..length])?,
             }
         }
+    }
+}
+
+/// Whether nobody writes to the file with `meta`, by what the system has `told`.
+fn is_unwritten(told: io::Result<bool>, meta: &std::fs::Metadata) -> io::Result<bool> {
+    // One from the future is not old.
+    let age = |time: SystemTime| time.elapsed().unwrap_or_default();
+    let is_old = || meta.modified().is_ok_and(|time| age(time) > OLD);
+    match told {
+        Err(_) if is_old() => Ok(true),
+        Err(error) => Err(io::Error::other(format!(
+            "it has changed in the last {} minutes, and whether somebody still writes to it cannot be told ({error})",
+            OLD.as_secs() / 60
+        ))),
+        told => told,
     }
 }
 
@@ -584,4 +670,126 @@ fn compare(source: &File, dir: BorrowedFd<'_>, name: &Name) -> Option<Overlap> {
         return Some(Overlap::Same);
     }
     (ours.modified().ok()? <= theirs.modified().ok()?).then_some(Overlap::Beginning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const ALL: Watch<'static> = Watch {
+        is_later: true,
+        is_written: &|_| false,
+        stop: &|| false,
+    };
+
+    struct Scene {
+        _dir: tempfile::TempDir,
+        bare: PathBuf,
+        mount: PathBuf,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let dir = tempfile::tempdir().unwrap();
+            let (bare, mount) = (dir.path().join("bare"), dir.path().join("mount"));
+            fs::create_dir(&bare).unwrap();
+            fs::create_dir(&mount).unwrap();
+            Scene {
+                _dir: dir,
+                bare,
+                mount,
+            }
+        }
+
+        fn move_all(&self, watch: Watch<'_>) -> Taken {
+            let (bare, mount) = (File::open(&self.bare), File::open(&self.mount));
+            take_in(&bare.unwrap(), &mount.unwrap(), "host", watch)
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_open_for_writing_in_the_mount_is_not_replaced() {
+        for is_open in [true, false] {
+            let scene = Scene::new();
+            fs::write(scene.mount.join("a"), b"abc").unwrap();
+            fs::write(scene.bare.join("a"), b"abcdef").unwrap();
+            let number = fs::metadata(scene.mount.join("a")).unwrap().ino();
+            let taken = scene.move_all(Watch {
+                is_written: &|ino| is_open && ino == number,
+                ..ALL
+            });
+            assert_eq!(taken.left, []);
+            assert_eq!(taken.conflicts.len(), usize::from(is_open));
+            let expected: &[u8] = if is_open { b"abc" } else { b"abcdef" };
+            assert_eq!(fs::read(scene.mount.join("a")).unwrap(), expected);
+            let moved = fs::read(scene.mount.join(&taken.files[0])).unwrap();
+            assert_eq!(moved, b"abcdef");
+            assert!(!scene.bare.join("a").exists());
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_put_under_the_name_of_the_copy_does_not_get_the_bytes() {
+        use std::io::Seek;
+        let scene = Scene::new();
+        fs::write(scene.bare.join("secret"), b"secret").unwrap();
+        let number = fs::metadata(scene.bare.join("secret")).unwrap().ino();
+        let planted = scene.mount.join(format!(".ferryfs-moving-{number}"));
+        let mut planted = File::create_new(planted).unwrap();
+        planted.write_all(b"x").unwrap();
+        scene.move_all(ALL);
+        let moved = scene.mount.join("secret");
+        assert_eq!(fs::read(&moved).unwrap(), b"secret");
+        planted.rewind().unwrap();
+        planted.write_all(b"forged").unwrap();
+        assert_eq!(fs::read(&moved).unwrap(), b"secret");
+    }
+
+    #[test]
+    fn what_is_mounted_in_the_bare_directory_stays_whole() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let scene = Scene::new();
+        let (theirs, place) = (
+            scene.mount.with_file_name("theirs"),
+            scene.bare.join("d/in"),
+        );
+        fs::create_dir(&theirs).unwrap();
+        fs::create_dir_all(&place).unwrap();
+        fs::write(theirs.join("film"), b"film").unwrap();
+        fs::write(scene.bare.join("d/ours"), b"ours").unwrap();
+        // Of the same file system: its number does not tell.
+        let none = None::<&str>;
+        mount(Some(&theirs), &place, none, MsFlags::MS_BIND, none).unwrap();
+        let taken = scene.move_all(ALL);
+        umount2(&place, MntFlags::MNT_DETACH).unwrap();
+        assert_eq!(taken.left.len(), 1, "{taken:?}");
+        assert_eq!(taken.left[0].0, Path::new("d/in"));
+        assert!(taken.left[0].1.contains("mounted"), "{taken:?}");
+        assert_eq!(fs::read(theirs.join("film")).unwrap(), b"film");
+        assert!(!scene.mount.join("d/in").exists());
+        assert_eq!(fs::read(scene.mount.join("d/ours")).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn where_writers_cannot_be_seen_only_what_is_old_counts_as_unwritten() {
+        let file = tempfile::tempfile().unwrap();
+        let told = || Err(io::Error::from_raw_os_error(libc::EACCES));
+        let now = SystemTime::now();
+        for (time, is_old) in [
+            (now, false),
+            (now - OLD / 2, false),
+            (now + 2 * OLD, false),
+            (now - 2 * OLD, true),
+        ] {
+            file.set_modified(time).unwrap();
+            let meta = file.metadata().unwrap();
+            assert_eq!(is_unwritten(told(), &meta).is_ok_and(|is| is), is_old);
+            assert!(!is_unwritten(Ok(false), &meta).unwrap());
+            assert!(is_unwritten(Ok(true), &meta).unwrap());
+        }
+    }
 }

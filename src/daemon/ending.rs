@@ -150,6 +150,7 @@ fn is_at_rest_within(service: &Service, patience: Duration) -> bool {
 /// the mount taken away even if it is in use. Gives how long a flush that is still under way may be waited for.
 pub(super) fn on_signal(service: &Service, mountpoint: &Path, signals: &Receiver<()>) -> Duration {
     tracing::info!("ending on a signal; a second one ends the flush");
+    service.ending.store(true, Ordering::Release);
     let again = || signals.try_recv().is_ok();
     let deadline = Some(Instant::now() + SIGNAL_FLUSH);
     let outcome = service.flush_before_end(deadline, &again, &nobody());

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::volume::CacheFacts;
-use super::{DaemonError, registry};
+use super::{DaemonError, known_caches};
 use crate::backend::Backend;
 use crate::backend::mounted::MountedDir;
 use crate::base::RelPath;
@@ -32,7 +32,7 @@ const UNIT_DIRS: [&str; 5] = [
 
 /// What a directory without a marker is refused for.
 pub(super) fn check(path: &Path, cache: &Path) -> Result<(), DaemonError> {
-    if let Some((dir, facts)) = registry::cache_made_for(path) {
+    if let Some((dir, facts)) = known_caches::cache_made_for(path) {
         return Err(known_place(path, &dir, &facts));
     }
     let Some(why) = is_on_own_disk(path, cache)
@@ -52,7 +52,7 @@ pub(super) fn check(path: &Path, cache: &Path) -> Result<(), DaemonError> {
 }
 
 /// The place is known, and its volume is not there.
-fn known_place(path: &Path, cache: &Path, facts: &CacheFacts) -> DaemonError {
+pub(super) fn known_place(path: &Path, cache: &Path, facts: &CacheFacts) -> DaemonError {
     DaemonError {
         code: Exit::BackendAbsent,
         message: format!(
@@ -228,7 +228,7 @@ impl Fresh {
         }
         let _ = backend.sync();
         if let Some((dir, facts)) = &self.cache {
-            registry::forget(facts);
+            known_caches::forget(facts);
             // cache.json first, so that no later mount takes the place for a known one.
             let _ = fs::remove_file(dir.join(super::volume::CACHE_FILE));
             if self.made_dir {

@@ -28,7 +28,7 @@ use super::health::{self, Case, Decision, FsState};
 use super::lease::{Keeper, LeaseFailure, Step};
 use super::service::rfc3339;
 use super::verify::{self, Found};
-use super::volume::CacheFacts;
+use super::volume::{self, CacheFacts};
 use crate::backend::drive::Drive;
 use crate::backend::drive::Withheld;
 use crate::backend::mounted::MountedDir;
@@ -538,6 +538,10 @@ impl Monitor {
             true => None,
             false => warning(case, found.mount.as_ref(), path),
         };
+        let is_renewing = self.facts.lock().is_renewing();
+        if is_renewing && let Ok(Some(marker)) = volume::peek(&found.dir) {
+            self.settle_enrollment(marker.nonce)?;
+        }
         self.parts.drive.withhold(Withheld::Everything);
         let site = Site::new(path, &found, &self.parts.bell);
         self.parts.drive.attach(site.backend.clone());

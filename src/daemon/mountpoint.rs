@@ -9,6 +9,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::sys::statvfs::statvfs;
 use nix::unistd::Uid;
@@ -34,7 +35,8 @@ const STACKED: usize = 8;
 #[serde(default)]
 pub(super) struct Note {
     path: PathBuf,
-    /// A daemon serves a mount there, or has died of it.
+    /// A daemon serves a mount there, or has died of it, or has left something in the bare directory
+    /// that it could not move.
     serving: bool,
     /// The permissions that the directory had before it was protected, if it is.
     mode: Option<u32>,
@@ -54,6 +56,14 @@ impl Note {
                 path: path.into(),
                 ..Note::default()
             })
+    }
+
+    /// When the cache in `dir` was last mounted at `path`, or unmounted there, if no other place was since.
+    pub(super) fn last_used(dir: &Path, path: &Path) -> Option<SystemTime> {
+        let bytes = fs::read(dir.join(NOTE)).ok()?;
+        let note: Note = serde_json::from_slice(&bytes).ok()?;
+        let written = fs::metadata(dir.join(NOTE)).ok()?.modified().ok()?;
+        (note.path == path).then_some(written)
     }
 
     /// Whether the last daemon of this cache died while it served a mount there.
@@ -171,13 +181,17 @@ fn open_directory(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Keeps the bare directory from being written to, from now until it is unlocked, as `protect` says; or gives it back.
-pub(super) fn protect(bare: &File, note: &mut Note, dir: &Path, protect: Protect) {
+/// Keeps the bare directory from being written to, from now until it is unlocked, as `protect` says; or gives it back. Whether that
+/// is new to whoever owns it.
+pub(super) fn protect(bare: &File, note: &mut Note, dir: &Path, protect: Protect) -> bool {
     if protect == Protect::No {
         release(bare, note, dir);
-        return;
+        return false;
     }
-    let Ok(meta) = bare.metadata() else { return };
+    let Ok(meta) = bare.metadata() else {
+        return false;
+    };
+    let was_noted = note.mode.is_some();
     let mode = meta.mode() & 0o7777;
     let is_ours = meta.uid() == Uid::effective().as_raw() || Uid::effective().is_root();
     if is_ours && (mode & WRITE_BITS != 0 || note.mode.is_none()) {
@@ -194,6 +208,7 @@ pub(super) fn protect(bare: &File, note: &mut Note, dir: &Path, protect: Protect
             tracing::info!(%error, "the bare mount point cannot be made immutable");
         }
     }
+    !was_noted && note.mode.is_some()
 }
 
 /// Gives the bare directory the permissions back that it had.
@@ -274,11 +289,11 @@ mod tests {
         fs::set_permissions(at.path(), Permissions::from_mode(0o2775)).unwrap();
         let bare = open_directory(at.path()).unwrap();
         let mut note = Note::read(cache.path(), at.path());
-        protect(&bare, &mut note, cache.path(), Protect::Auto);
+        assert!(protect(&bare, &mut note, cache.path(), Protect::Auto));
         assert_eq!(mode(at.path()), 0o2555);
         // The next daemon knows it from the note, and takes nothing of ours for the user's wish.
         let mut note = Note::read(cache.path(), at.path());
-        protect(&bare, &mut note, cache.path(), Protect::Auto);
+        assert!(!protect(&bare, &mut note, cache.path(), Protect::Auto));
         unlock(&bare, &note);
         assert_eq!(mode(at.path()), 0o2775);
         lock_again(&bare, &note);

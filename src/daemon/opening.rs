@@ -8,12 +8,13 @@ use uuid::Uuid;
 
 use super::first_contact::{self, Fresh};
 use super::health::{self, Case, Decision, FsState};
+use super::known_caches::{self, Place};
 use super::lease::{Holder, Keeper};
 use super::options::MountOptions;
 use super::re_enroll::re_enroll;
 use super::verify::{self, Found, Refusal};
 use super::volume::{self, CacheFacts, VolumeLock};
-use super::{DaemonError, attach, monitor, preflight, registry, starting};
+use super::{DaemonError, attach, monitor, preflight, starting};
 use crate::backend::Backend;
 use crate::backend::mounted::MountedDir;
 use crate::base::Clock;
@@ -34,7 +35,8 @@ pub(super) struct Opened {
     pub(super) found: Result<Found, DaemonError>,
     /// What is to be said of its file system.
     pub(super) warning: Option<String>,
-    /// The volume's marker was deleted and has been written anew since the cache was in use.
+    /// The volume's marker was deleted and has been written anew since the cache was in use. The index is to note that, and then
+    /// the facts are to be written.
     pub(super) renewed: bool,
     /// Keeps other machines from working on the volume.
     pub(super) lease: Arc<Keeper>,
@@ -75,13 +77,14 @@ fn open_alone(
     facts: CacheFacts,
     why: DaemonError,
 ) -> Result<Opened, DaemonError> {
-    preflight::check_cache(&dir, &options.backend, &options.mountpoint)?;
+    // What stands in the drive's place may not answer.
+    preflight::check_cache_alone(&dir, &options.backend, &options.mountpoint)?;
     let volume_lock = lock_volume(facts.volume)?;
     let lock = lock_cache(&dir, Some(&facts))?;
     let of = (facts.volume, facts.origin);
     let lease = Keeper::start(options.lease, options.lease_timeout, of, clock.now())
         .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
-    registry::note(&dir, &facts);
+    known_caches::note(&dir, &facts);
     Ok(Opened {
         fresh: None,
         dir,
@@ -182,14 +185,15 @@ fn open_with_drive(
     let found = verify::verify(&path, &facts, options.accept_copy)?;
     let file_system = found.file_system.clone().or(&facts.file_system);
     let probed = facts.probe_anew(&backend);
-    let renewed = facts.settle_enrollment(marker.nonce);
-    if facts.remember(&path, file_system) || is_new || probed || renewed {
+    if facts.remember(&path, file_system) || is_new || probed {
         if let Some(fresh) = &mut fresh {
             fresh.with_cache(&dir, &facts, made_dir);
         }
         facts.write(&dir)?;
     }
-    registry::note(&dir, &facts);
+    // Written only when the index has noted it: until then a crash leaves both nonces.
+    let renewed = facts.settle_enrollment(marker.nonce);
+    known_caches::note(&dir, &facts);
     Ok(Opened {
         fresh,
         dir,
@@ -258,12 +262,27 @@ fn locate(options: &MountOptions, clock: &dyn Clock) -> Result<Located, DaemonEr
         Err(error) if error.code == Exit::BackendAbsent => (None, None, Some(error)),
         Err(error) => return Err(error),
     };
+    if options.re_enroll
+        && let Some(problem) = problem
+    {
+        let message = format!("--re-enroll needs the drive: {}", problem.message);
+        return Err(DaemonError { message, ..problem }.hint(
+            "nothing was written. Mount the drive there first; to work without it, leave --re-enroll out",
+        ));
+    }
+    let place = match problem == Some(starting::no_answer()) {
+        true => Place::Silent,
+        false => Place::Answers,
+    };
     let known = match options.enroll && backend.is_some() {
         true => None,
-        false => registry::for_mount(options),
+        false => known_caches::for_mount(options, &options.mountpoint, place)?,
     };
     let (dir, mut facts) = match (known, backend) {
         (Some(known), _) => known,
+        (None, Some(_)) if options.re_enroll && !options.enroll => {
+            return Err(nothing_to_re_enroll(&options.backend));
+        }
         (None, Some(backend)) => {
             return Ok(Located::Here(options.backend.clone(), backend, marker));
         }
@@ -294,6 +313,10 @@ fn locate(options: &MountOptions, clock: &dyn Clock) -> Result<Located, DaemonEr
         Some(problem) => problem,
         None => match verify::verify(&options.backend, &facts, false) {
             Err(refusal @ Refusal::MarkerDeleted(_)) => refusal.into(),
+            // Perhaps another drive: nobody has said that this cache is meant.
+            _ if options.cache.is_none() && !first_contact::is_bare(&options.backend) => {
+                return Err(first_contact::known_place(&options.backend, &dir, &facts));
+            }
             _ => facts.absent(&options.backend),
         },
     };
@@ -302,6 +325,20 @@ fn locate(options: &MountOptions, clock: &dyn Clock) -> Result<Located, DaemonEr
         facts: Box::new(facts),
         why,
     })
+}
+
+fn nothing_to_re_enroll(path: &Path) -> DaemonError {
+    DaemonError {
+        code: Exit::BackendAbsent,
+        message: format!(
+            "{} has no .ferryfs/volume.json, and no cache knows a volume that was there",
+            path.display()
+        ),
+        hint: Some(
+            "nothing was written. Name the directory where the drive was, and its cache with --cache; to make a new volume of it, leave --re-enroll out"
+                .into(),
+        ),
+    }
 }
 
 /// Looks at the state of the drive's own file system, and has it checked if that was asked for. Gives the drive, which is

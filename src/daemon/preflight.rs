@@ -11,8 +11,9 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
 use super::dead_mount::DetachError;
+use super::known_caches::{self, Place};
 use super::mountpoint::{self, Note};
-use super::{DaemonError, MountOptions, registry};
+use super::{DaemonError, MountOptions};
 use crate::cli::exit::Exit;
 use crate::cli::mounts::{self, MountEntry};
 use crate::cli::render::quoted;
@@ -54,6 +55,14 @@ pub enum PreflightError {
         path: PathBuf,
         /// Some of what is in it.
         names: String,
+    },
+    /// The mount would hide another one.
+    #[error("in the mount point {} something is mounted: {}", path.display(), inside.display())]
+    MountInside {
+        /// The mount point.
+        path: PathBuf,
+        /// Where something is mounted.
+        inside: PathBuf,
     },
     /// Something is mounted there.
     #[error("{} is already a mount ({fstype} of {})", path.display(), source_path.display())]
@@ -140,6 +149,10 @@ impl PreflightError {
             E::MountpointNotEmpty { .. } => {
                 "nothing was touched. Choose an empty directory, or move it away; or have it moved into the mount: --adopt".into()
             }
+            E::MountInside { inside, .. } => format!(
+                "nothing was touched. Unmount it first: umount {}; or choose another directory",
+                quoted(inside)
+            ),
             E::MountpointBusy { path, fstype, .. } if fstype.as_bytes() == mounts::FSTYPE => {
                 format!(
                     "it may be what you want: ferryfs status {0}; to end it: ferryfs unmount {0}",
@@ -198,11 +211,13 @@ pub fn check(options: MountOptions) -> Result<MountOptions, PreflightError> {
             source,
         })
     };
-    let may_be_full = |path: &Path| options.adopt || was_cut_off(&options, path);
+    let may_be_full = |path: &Path| options.adopt || was_cut_off(&options, path, Place::Answers);
     let mountpoint = check_mountpoint(&options.mountpoint, &table()?, may_be_full)?;
     let backend = match check_backend(&options.backend, &table()?) {
         // The mount begins without it.
-        Err(PreflightError::BackendMissing { .. }) if registry::for_mount(&options).is_some() => {
+        Err(PreflightError::BackendMissing { .. })
+            if known_caches::are_there_any(&options, Place::Answers) =>
+        {
             resolve_lenient(&options.backend)
         }
         checked => checked?,
@@ -222,9 +237,20 @@ pub fn check(options: MountOptions) -> Result<MountOptions, PreflightError> {
 /// # Errors
 /// [`PreflightError::Nested`] if it is not.
 pub fn check_cache(cache: &Path, backend: &Path, mountpoint: &Path) -> Result<(), PreflightError> {
-    let cache = resolve_lenient(cache);
-    let (backend, mountpoint) = (resolve_lenient(backend), resolve_lenient(mountpoint));
-    check_apart((Role::Cache, &cache), (Role::Backend, &backend))?;
+    check_cache_alone(cache, &resolve_lenient(backend), mountpoint)
+}
+
+/// As [`check_cache`], without a look at `backend`: it may not answer.
+///
+/// # Errors
+/// [`PreflightError::Nested`] if the cache is not apart.
+pub(super) fn check_cache_alone(
+    cache: &Path,
+    backend: &Path,
+    mountpoint: &Path,
+) -> Result<(), PreflightError> {
+    let (cache, mountpoint) = (resolve_lenient(cache), resolve_lenient(mountpoint));
+    check_apart((Role::Cache, &cache), (Role::Backend, backend))?;
     check_apart((Role::Cache, &cache), (Role::Mountpoint, &mountpoint))
 }
 
@@ -266,7 +292,7 @@ pub(super) fn check_without_backend(options: MountOptions) -> Result<MountOption
         path: options.mountpoint.clone(),
         source,
     })?;
-    let may_be_full = |path: &Path| options.adopt || was_cut_off(&options, path);
+    let may_be_full = |path: &Path| options.adopt || was_cut_off(&options, path, Place::Silent);
     let mountpoint = check_mountpoint(&options.mountpoint, &table, may_be_full)?;
     check_apart(
         (Role::Mountpoint, &mountpoint),
@@ -279,10 +305,13 @@ pub(super) fn check_without_backend(options: MountOptions) -> Result<MountOption
 }
 
 /// Whether the last daemon of this mount died at this very mount point: what is in it was meant for the mount.
-fn was_cut_off(options: &MountOptions, path: &Path) -> bool {
+fn was_cut_off(options: &MountOptions, path: &Path, place: Place) -> bool {
     let cache = match &options.cache {
         Some(dir) => Some(dir.clone()),
-        None => registry::for_mount(options).map(|(dir, _)| dir),
+        None => known_caches::for_mount(options, path, place)
+            .ok()
+            .flatten()
+            .map(|(dir, _)| dir),
     };
     cache.is_some_and(|dir| Note::read(&dir, path).was_cut_off())
 }
@@ -314,7 +343,14 @@ fn check_mountpoint(
         }
         Err(error) => return Err(io("look at")(error)),
     }
+    let inside = |mount: &&MountEntry| mount.mountpoint.starts_with(&path);
     match fs::read_dir(&path).map_err(io("list"))?.next() {
+        Some(_) if let Some(mount) = table.iter().find(inside) => {
+            Err(PreflightError::MountInside {
+                inside: mount.mountpoint.clone(),
+                path,
+            })
+        }
         Some(_) if !may_be_full(&path) => Err(PreflightError::MountpointNotEmpty {
             names: mountpoint::names_in(&path),
             path,

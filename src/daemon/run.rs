@@ -127,6 +127,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
     };
     if opened.renewed {
         flusher.renewed(opened.facts.nonce)?;
+        opened.facts.write(&opened.dir)?;
     }
     match &begin {
         Begin::Settled => {
@@ -285,11 +286,12 @@ fn serve(
         flush_at_end: false.into(),
         over: false.into(),
     });
+    let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
+        .map_err(|e| io("cannot open the control socket", e))?;
+    // Once it can be asked.
     let noted = registry::note(opened.facts.volume, &opened.dir).inspect_err(
         |error| tracing::warn!(%error, "this daemon is found by its mount and cache only"),
     );
-    let mut server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
-        .map_err(|e| io("cannot open the control socket", e))?;
     // All that takes time is behind us: from here on it is a matter of moments until the mount is there.
     let mut note = Note::read(&opened.dir, &options.mountpoint);
     let was_cut_off = note.was_cut_off();
@@ -381,13 +383,14 @@ fn serve(
     } else if let Err(error) = session.end() {
         tracing::warn!(%error, "the session ended with an error");
     }
-    below.stop(PATIENCE);
+    let is_something_left = below.stop(PATIENCE);
     tasks.stop(PATIENCE);
     let at_rest = ending::wait_for_flush(&service, patience);
     service
         .over
         .store(!at_rest, std::sync::atomic::Ordering::Release);
-    note.set_serving(&opened.dir, false);
+    // What is left below is for the next mount to move, as after a death.
+    note.set_serving(&opened.dir, is_something_left);
     server.close_door();
     drop(noted);
     let closed = if cut_off {

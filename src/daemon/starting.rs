@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::flight::within;
+use super::known_caches::{self, Place};
 use super::monitor::Presence;
 use super::service::Service;
 use super::tasks::rest;
-use super::{DaemonError, MountOptions, preflight, registry, volume, write_back};
+use super::{DaemonError, MountOptions, preflight, volume, write_back};
 use crate::backend::Look;
 use crate::backend::drive::Drive;
 use crate::backend::mounted::MountedDir;
@@ -188,7 +189,9 @@ pub(super) fn check(options: MountOptions) -> Result<MountOptions, DaemonError> 
     match within(check, || begun.elapsed() > patience) {
         Some(checked) => checked,
         // The mount begins without it, if its cache is known.
-        None if registry::for_mount(&mine).is_some() => Ok(preflight::check_without_backend(mine)?),
+        None if known_caches::are_there_any(&mine, Place::Silent) => {
+            Ok(preflight::check_without_backend(mine)?)
+        }
         None => Err(no_answer()),
     }
 }

@@ -306,9 +306,13 @@ impl CacheFacts {
 
     /// Whether the volume has been attached at `path`, by this spelling or the one without links.
     pub(super) fn was_at(&self, path: &Path) -> bool {
-        let known =
-            |path: &Path| self.backend == path || self.former.iter().any(|former| former == path);
-        known(path) || fs::canonicalize(path).is_ok_and(|path| known(&path))
+        self.was_spelled(path) || fs::canonicalize(path).is_ok_and(|path| self.was_spelled(&path))
+    }
+
+    /// Whether the volume has been attached at `path` by this very spelling, which nothing but the
+    /// cache is asked for.
+    pub(super) fn was_spelled(&self, path: &Path) -> bool {
+        self.backend == path || self.former.iter().any(|former| former == path)
     }
 
     /// Whether `nonce` is that of the enrollment which this cache knows.
@@ -321,8 +325,13 @@ impl CacheFacts {
         self.renewed = Some(nonce);
     }
 
+    /// Whether it is not settled which of two nonces the marker has.
+    pub(super) fn is_renewing(&self) -> bool {
+        self.renewed.is_some()
+    }
+
     /// Takes `nonce`, which was found on the drive, for the one that counts. Says whether that is news, which is then to be
-    /// written.
+    /// written once the index knows that the catalog is to be written as a whole.
     pub(super) fn settle_enrollment(&mut self, nonce: [u8; 16]) -> bool {
         let is_news = self.renewed == Some(nonce);
         if is_news {

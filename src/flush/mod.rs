@@ -227,7 +227,10 @@ impl Flusher {
             state.note_attributes(&mut root)?;
             state.put_inode(root);
         }
-        Ok(state.commit().map(|_| ())?)
+        state.commit()?;
+        drop(state);
+        // Whoever asked forgets next that there was another nonce.
+        Ok(self.parts.index.sync()?)
     }
 
     fn nonce(&self) -> [u8; 16] {

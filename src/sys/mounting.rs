@@ -49,10 +49,13 @@ pub fn replace_mount(
     configure(&context, FSCONFIG_CMD_CREATE, None, None)?;
     let mount = detached_mount(&context, flags)?;
     move_beneath(&mount, mountpoint)?;
-    Ok(umount2(
-        mountpoint,
-        MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
-    )?)
+    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+    umount2(mountpoint, flags).map_err(|error| {
+        // The new one must not stay under the old one, where nobody serves it.
+        let beneath = format!("/proc/self/fd/{}", mount.as_raw_fd());
+        let _ = umount2(beneath.as_str(), MntFlags::MNT_DETACH);
+        error.into()
+    })
 }
 
 /// Opens the directory that the mounts at `mountpoint` cover, by way of a private copy of the mount above it.

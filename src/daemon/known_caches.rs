@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::MountOptions;
+use super::mountpoint::Note;
 use super::volume::{self, CacheFacts};
+use super::{DaemonError, MountOptions};
 use crate::cache::private;
+use crate::cli::exit::Exit;
+use crate::cli::render::quoted;
 
 /// The directory of these files, beside the caches.
 const DIR: &str = "known-caches";
@@ -94,21 +97,92 @@ fn all_in(caches: &Path) -> Vec<(PathBuf, CacheFacts)> {
         .collect()
 }
 
-/// The cache that this mount goes on with, also without its drive: the one that is named, or the one in the default directory whose
-/// volume was at that place.
-pub(super) fn for_mount(options: &MountOptions) -> Option<(PathBuf, CacheFacts)> {
-    let place = &options.backend;
-    match &options.cache {
-        Some(dir) => {
-            let facts = CacheFacts::read(dir).ok()??;
-            facts.was_at(place).then(|| (dir.clone(), facts))
+/// Whether the place of a backend may be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It answers, be it with an error.
+    Answers,
+    /// It did not answer in time, and would not answer this thread either: its spelling has to do.
+    Silent,
+}
+
+/// The cache that a mount goes on with at `mountpoint`, also without its drive: the one that is named,
+/// or the one in the default directory whose volume was at that place. Drives that take turns at one
+/// place have a cache each; then it is the one that was mounted there last.
+///
+/// # Errors
+/// If there are several, and none of them was ever mounted there.
+pub(super) fn for_mount(
+    options: &MountOptions,
+    mountpoint: &Path,
+    place: Place,
+) -> Result<Option<(PathBuf, CacheFacts)>, DaemonError> {
+    choose(candidates(options, place), &options.backend, mountpoint)
+}
+
+/// Whether a mount may go on with a cache that is there already.
+pub(super) fn are_there_any(options: &MountOptions, place: Place) -> bool {
+    !candidates(options, place).is_empty()
+}
+
+fn candidates(options: &MountOptions, place: Place) -> Vec<(PathBuf, CacheFacts)> {
+    let backend = &options.backend;
+    let was_there = |facts: &CacheFacts| match place {
+        Place::Answers => facts.was_at(backend),
+        Place::Silent => facts.was_spelled(backend),
+    };
+    let mut found = match (&options.cache, volume::default_caches()) {
+        (Some(dir), _) => match CacheFacts::read(dir) {
+            Ok(Some(facts)) => vec![(dir.clone(), facts)],
+            _ => Vec::new(),
+        },
+        (None, Ok(caches)) => {
+            let mut found = all();
+            found.retain(|(dir, _)| dir.parent() == Some(&caches));
+            found
         }
-        None => {
-            let caches = volume::default_caches().ok()?;
-            all()
-                .into_iter()
-                .find(|(dir, facts)| dir.parent() == Some(&caches) && facts.was_at(place))
-        }
+        (None, Err(_)) => Vec::new(),
+    };
+    found.retain(|(_, facts)| was_there(facts));
+    found
+}
+
+fn choose(
+    mut found: Vec<(PathBuf, CacheFacts)>,
+    backend: &Path,
+    mountpoint: &Path,
+) -> Result<Option<(PathBuf, CacheFacts)>, DaemonError> {
+    if found.len() < 2 {
+        return Ok(found.pop());
+    }
+    let last_used = found
+        .iter()
+        .enumerate()
+        .filter_map(|(at, (dir, _))| Some((Note::last_used(dir, mountpoint)?, at)))
+        .max();
+    match last_used {
+        Some((_, at)) => Ok(Some(found.swap_remove(at))),
+        None => Err(ambiguous(&found, backend, mountpoint)),
+    }
+}
+
+fn ambiguous(found: &[(PathBuf, CacheFacts)], backend: &Path, mountpoint: &Path) -> DaemonError {
+    let caches: Vec<String> = found
+        .iter()
+        .map(|(dir, facts)| format!("--cache {} (volume {})", quoted(dir), facts.volume))
+        .collect();
+    DaemonError {
+        code: Exit::BackendAbsent,
+        message: format!(
+            "{} volumes were at {}, none of them is there now, and none was mounted at {} before",
+            found.len(),
+            backend.display(),
+            mountpoint.display()
+        ),
+        hint: Some(format!(
+            "nothing was written. Mount the drive there first; or, to work without it, say which one is meant: {}",
+            caches.join(", ")
+        )),
     }
 }
 
@@ -132,6 +206,39 @@ mod tests {
         drive.make_dir(&layout::dir()).unwrap();
         let marker = Marker::new(Uuid::new_v4(), [7; 16], Timestamp(0));
         CacheFacts::new(&drive, Path::new(place), &marker, Uuid::new_v4()).unwrap()
+    }
+
+    #[test]
+    fn of_several_volumes_at_a_place_the_one_mounted_there_last_is_meant_and_else_none() {
+        let data = tempfile::tempdir().unwrap();
+        let found: Vec<(PathBuf, CacheFacts)> = ["a", "b", "c"]
+            .map(|name| (data.path().join(name), facts("/media/usb")))
+            .into();
+        let (usb, here) = (Path::new("/media/usb"), Path::new("/lab"));
+        for (dir, _) in &found {
+            fs::create_dir(dir).unwrap();
+        }
+        let chosen = |found: &[(PathBuf, CacheFacts)]| choose(found.to_vec(), usb, here);
+        let refused = chosen(&found).unwrap_err();
+        assert_eq!(refused.code, Exit::BackendAbsent);
+        let hint = refused.hint.unwrap();
+        assert!(
+            found.iter().all(|(dir, _)| hint.contains(&quoted(dir))),
+            "{hint}"
+        );
+        assert_eq!(chosen(&found[..1]).unwrap().unwrap().0, found[0].0);
+        Note::read(&found[0].0, Path::new("/other")).set_serving(&found[0].0, false);
+        assert!(chosen(&found).is_err());
+        let mut at = std::time::SystemTime::now();
+        for (dir, _) in [&found[1], &found[2], &found[1]] {
+            Note::read(dir, here).set_serving(dir, false);
+            at += std::time::Duration::from_secs(10);
+            let note = fs::File::options()
+                .write(true)
+                .open(dir.join("mountpoint.json"));
+            note.unwrap().set_modified(at).unwrap();
+            assert_eq!(chosen(&found).unwrap().unwrap().0, *dir);
+        }
     }
 
     #[test]
