@@ -133,6 +133,11 @@ impl Applier<'_> {
             let (no, path) = (StepNo::Place(number), step.path());
             if let Some(why) = blocked.why(path) {
                 applied.refused.note(no, path, why);
+                if let PlaceStep::Install { slot, .. } | PlaceStep::InstallNode { slot, .. } = step
+                {
+                    // What was staged is of no more use: the cache has it.
+                    (applied.garbage).push(layout::slot_path(self.batch, *slot));
+                }
             } else {
                 let placed = self.place(number, step, &private, &mut applied);
                 self.or_refuse(no, path, placed, &mut applied)?;
@@ -331,9 +336,8 @@ impl Applier<'_> {
         }
         let standing = |slot| {
             let path = layout::slot_path(self.batch, slot);
-            exists(self.backend, &path)
-                .is_ok_and(|it| it)
-                .then_some(path)
+            // What cannot be looked at may be there, and be moved all the same.
+            exists(self.backend, &path).unwrap_or(true).then_some(path)
         };
         put_back(self.backend, self.batch, self.steps, standing, applied)
     }
