@@ -201,9 +201,11 @@ impl Placer<'_> {
             }
             Err(self.taken(to))
         });
-        if placed.is_err() {
+        match &placed {
+            // What was copied is one too many.
+            Ok(()) => applied.garbage.push(from.clone()),
             // What stays is known by its name, and removed by the redo or the end of the batch.
-            let _ = self.backend.remove_file(&near);
+            Err(_) => drop(self.backend.remove_file(&near)),
         }
         placed
     }
