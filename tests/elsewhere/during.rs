@@ -398,6 +398,8 @@ impl Scene {
         for (path, bytes) in BEFORE {
             engine.put(path, bytes.as_bytes());
         }
+        // Of two files of one size and about one age nobody could tell that one was renamed over the other.
+        engine.utimes("still", WHEN);
         engine.flush_all();
         batch(&engine);
         engine.index.commit().expect("commit");
@@ -518,10 +520,11 @@ fn meet(kind: Kind, batch: Batch, act: Act, n: u64, then: Then) -> Result<bool, 
     told += &format!("\n    {report:?}");
     let other = other.lock().expect("lock");
     let gone: BTreeSet<String> = other.removed.iter().flat_map(|old| marks(old)).collect();
-    // Random losses may take of what the batch has written only what the cache has still.
+    // Without a journal a rename may leave neither name, and of what the other has done nobody has a second copy.
+    let all_is_kept = kind == Kind::Linux || !matches!(then, Then::LosesSome(_));
     let wanted = scene.ours.difference(&gone).chain(&other.wrote);
     let (there, here) = (drive_marks(world), mount_marks(engine));
-    for mark in wanted {
+    for mark in wanted.filter(|mark| all_is_kept || mark.ends_with(" 2>")) {
         for (place, found) in [("drive", &there), ("mount", &here)] {
             if !found.contains(mark) {
                 let all: Vec<String> = world.memory.tree().keys().map(|p| p.to_string()).collect();
@@ -543,7 +546,14 @@ fn number(variable: &str) -> Option<usize> {
 }
 
 /// Every act at every `stride`-th call, or at each with FERRYFS_DURING_STRIDE=1; all that goes wrong is told.
-fn meet_at_calls(kind: Kind, stride: usize, thens: &[Then]) {
+fn meet_at_calls(kinds: &[Kind], stride: usize, thens: &[Then]) {
+    let wrong: Vec<String> = (kinds.iter())
+        .flat_map(|kind| meet_on(*kind, stride, thens))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn meet_on(kind: Kind, stride: usize, thens: &[Then]) -> Vec<String> {
     let stride = number("FERRYFS_DURING_STRIDE").unwrap_or(stride) as u64;
     let (mut met, mut wrong) = (0, Vec::new());
     for (number, (batch, acts)) in MEETINGS.iter().enumerate() {
@@ -556,7 +566,7 @@ fn meet_at_calls(kind: Kind, stride: usize, thens: &[Then]) {
                     Ok(false) => break,
                     Err(problem) => {
                         wrong.push(format!(
-                            "batch {number}, {act:?}, call {n}, {then:?}: {problem}"
+                            "{kind:?}, batch {number}, {act:?}, call {n}, {then:?}: {problem}"
                         ));
                     }
                 }
@@ -565,27 +575,22 @@ fn meet_at_calls(kind: Kind, stride: usize, thens: &[Then]) {
         }
     }
     assert!(met > 100, "only {met}");
-    assert!(
-        wrong.is_empty(),
-        "{kind:?}: {} of {met} went wrong\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    wrong
 }
 
 #[test]
 fn whatever_somebody_does_at_any_call_of_a_flush_is_kept_on_a_plain_drive() {
-    meet_at_calls(Kind::Plain, 3, &[Then::GoesOn]);
+    meet_at_calls(&[Kind::Plain], 3, &[Then::GoesOn]);
 }
 
 #[test]
 fn whatever_somebody_does_at_any_call_of_a_flush_is_kept_on_exfat() {
-    meet_at_calls(Kind::Exfat, 3, &[Then::GoesOn]);
+    meet_at_calls(&[Kind::Exfat], 3, &[Then::GoesOn]);
 }
 
 #[test]
 fn whatever_somebody_does_at_any_call_of_a_flush_is_kept_on_a_linux_drive() {
-    meet_at_calls(Kind::Linux, 3, &[Then::GoesOn]);
+    meet_at_calls(&[Kind::Linux], 3, &[Then::GoesOn]);
 }
 
 #[test]
@@ -600,15 +605,11 @@ fn what_somebody_does_just_before_the_daemon_dies_is_kept() {
         Then::Dies(6),
         Then::Loses(5),
     ];
-    for kind in KINDS {
-        meet_at_calls(kind, 7, &thens);
-    }
+    meet_at_calls(&KINDS, 7, &thens);
 }
 
 #[test]
 fn what_somebody_does_just_before_the_drive_loses_some_of_the_batch_is_kept() {
     let thens = [0, 1, 2, 3, 5].map(Then::LosesSome);
-    for kind in KINDS {
-        meet_at_calls(kind, 9, &thens);
-    }
+    meet_at_calls(&KINDS, 9, &thens);
 }
