@@ -56,6 +56,8 @@ pub struct MemoryOptions {
     pub permissions: bool,
     /// Hard links, special files, owners and extended attributes are there, as on a file system made for Linux.
     pub rich: bool,
+    /// Two names can be swapped in one step; only with a journal.
+    pub exchanges: bool,
     /// A journal keeps names in order: a random crash leaves them as they were at one moment since the last sync.
     pub journaled: bool,
 }
@@ -75,6 +77,7 @@ impl Default for MemoryOptions {
             symlinks: true,
             permissions: true,
             rich: false,
+            exchanges: true,
             journaled: false,
         }
     }
@@ -105,6 +108,7 @@ impl MemoryOptions {
             symlinks: false,
             permissions: false,
             rich: false,
+            exchanges: true,
             journaled: false,
         }
     }
@@ -353,7 +357,7 @@ impl Backend for MemoryBackend {
 
     /// With a journal only, as the file systems made for Linux have it.
     fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
-        if !self.options.journaled {
+        if !self.options.journaled || !self.options.exchanges {
             return Ok(false);
         }
         let answer = || {

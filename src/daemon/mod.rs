@@ -196,8 +196,11 @@ pub fn recover(backend: &Path) -> Result<RecoverReport, DaemonError> {
             batch: last.batch.0,
         },
     };
+    let left_behind = recovered.iter().flat_map(|batch| batch.left_behind.clone());
     Ok(RecoverReport {
         recovery,
-        left_behind: Vec::new(),
+        left_behind: left_behind
+            .map(|(path, reason)| LeftBehind { path, reason })
+            .collect(),
     })
 }

@@ -122,7 +122,7 @@ pub(super) fn hint(error: &FlushError) -> Option<&'static str> {
             "see `ferryfs status` for how it goes on"
         }
         FlushError::Backend(error) if error.is_full() => {
-            "nothing is lost, and the next flush goes on with it; free some space on the drive itself first, by hand"
+            "nothing is lost, and the next flush goes on with it; free some space on the drive itself first, or let what finds none wait: `ferryfs flush --removals-first`"
         }
         FlushError::Backend(error) if error.is_stalled() => {
             "see whether the NAS or drive is well; what was not carried waits in the cache"

@@ -124,6 +124,7 @@ fn may_pass(error: &FlushError) -> bool {
         | FlushError::Unfinished { .. }
         | FlushError::NotOurs { .. }
         | FlushError::Full { .. }
+        | FlushError::FullThere { .. }
         | FlushError::Lies { .. } => true,
         FlushError::Detached
         | FlushError::WrongDrive(_)

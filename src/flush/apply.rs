@@ -164,7 +164,7 @@ impl Applier<'_> {
     /// The segment of the catalog. The rest of the batch does not wait for it: what it says is said again by the next one.
     fn write_catalog(&self, catalog: &CatalogBatch, applied: &mut Applied) -> Result<()> {
         match catalog::write(self.backend, self.volume, catalog) {
-            Err(FlushError::Backend(error)) if error.is_refusal() => {
+            Err(FlushError::Backend(error)) if self.manners.is_refusal(&error) => {
                 tracing::warn!(%error, "the catalog cannot be written; attributes are told by a later batch");
                 applied.catalog_refused = true;
                 // Part of a segment is none.
@@ -185,7 +185,11 @@ impl Applier<'_> {
         applied: &mut Applied,
     ) -> Result<()> {
         match result {
-            Err(FlushError::Backend(error)) if error.is_refusal() => {
+            Err(FlushError::FullThere { path }) => {
+                applied.refused.note(step, &path, Why::Errno(libc::ENOSPC));
+                Ok(())
+            }
+            Err(FlushError::Backend(error)) if self.manners.is_refusal(&error) => {
                 tracing::debug!(%error, "refused");
                 applied
                     .refused
@@ -299,12 +303,14 @@ impl Applier<'_> {
         let from = layout::slot_path(self.batch, slot);
         let expected = self.known.replaced.get(&slot);
         let placed = self.placer().place(slot, &from, to, expected, applied);
-        let Err(FlushError::Backend(error)) = &placed else {
-            return placed;
+        let error = match &placed {
+            Err(FlushError::FullThere { .. }) => {
+                applied.garbage.push(from);
+                return placed;
+            }
+            Err(FlushError::Backend(error)) if self.manners.is_refusal(error) => error,
+            _ => return placed,
         };
-        if !error.is_refusal() {
-            return placed;
-        }
         if is_absent(error) && !exists(self.backend, &from)? {
             // Not the name is refused: what was staged is gone. The redo writes it anew.
             return Err(FlushError::Unfinished {

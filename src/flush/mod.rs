@@ -176,6 +176,8 @@ pub struct Flusher {
     /// Another machine has written to the catalog; what it says is to be believed once more when all that is new on the drive has been
     /// found.
     catalog_news: AtomicBool,
+    /// What finds no space after the commit is set aside: what the user wants is that removals come through.
+    full_is_refusal: AtomicBool,
     /// Files that the backend has refused, when, and why.
     refused: Mutex<HashMap<Ino, (Instant, String)>>,
     /// Conflicts that were met while an interrupted batch was finished, for the next flush to tell.
@@ -195,6 +197,7 @@ impl Flusher {
             running: Mutex::new(()),
             catalog_losses: Mutex::default(),
             catalog_news: AtomicBool::new(false),
+            full_is_refusal: AtomicBool::new(false),
             refused: Mutex::default(),
             conflicts_met: Mutex::default(),
             refreshing: AtomicBool::new(false),

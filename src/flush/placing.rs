@@ -23,6 +23,7 @@ use crate::rules::steps::SlotNo;
 
 use super::apply::{Applied, create_with, exists, hash_file, is_absent};
 use super::real::{make_node, node_of};
+use super::refused::is_local;
 
 /// More tries than others can be faster than we are.
 const TRIES: u32 = 64;
@@ -36,6 +37,29 @@ pub(super) struct Manners {
     pub(super) host: String,
     /// Times nearer than this, in nanoseconds, are equal.
     pub(super) slack: u64,
+    /// A step that finds the drive full is set aside like one that is refused, so that the batch ends and what makes space can
+    /// follow. Else the batch waits for space, so that the drive has it as a whole.
+    pub(super) full_is_refusal: bool,
+}
+
+impl Manners {
+    /// Whether the first run of a batch may take this error for a refusal of one name.
+    pub(super) fn is_refusal(&self, error: &BackendError) -> bool {
+        match error.is_full() {
+            true => self.full_is_refusal,
+            false => error.is_refusal(),
+        }
+    }
+
+    /// The same for a redo, which looks at the rest of the drive before it does so.
+    pub(super) fn is_local(
+        &self,
+        backend: &dyn Backend,
+        batch: BatchNo,
+        error: &BackendError,
+    ) -> bool {
+        (self.full_is_refusal && error.is_full()) || is_local(backend, batch, error)
+    }
 }
 
 /// Gives and takes names for one batch.
@@ -85,6 +109,11 @@ impl Placer<'_> {
             Err(error) if is_absent(&error) || is_across(&error) => {}
             Err(error) => return Err(error.into()),
         }
+        if self.backend.renames_atomically()
+            && self.replace_linked(slot, (from, to), expected, applied)?
+        {
+            return Ok(());
+        }
         let old = match self.set_aside(slot, to) {
             Ok(Some(old)) => old,
             Ok(None) => return self.fill(slot, from, to, applied),
@@ -102,6 +131,34 @@ impl Placer<'_> {
             return Err(error);
         }
         self.keep_or_drop(&old, to, expected, applied)
+    }
+
+    /// The same where names cannot be swapped, but one rename replaces a file at once, as on NFS: what stands at `to` gets a second
+    /// name before that, so that the name is never empty. Somebody who replaces the file itself between the two calls is not
+    /// noticed; who writes into it is. False if the backend has no links, or there is nothing to be replaced.
+    fn replace_linked(
+        &self,
+        slot: SlotNo,
+        (from, to): (&RelPath, &RelPath),
+        expected: &Believed,
+        applied: &mut Applied,
+    ) -> Result<bool> {
+        let old = layout::replaced_path(self.batch, slot);
+        match self.backend.make_hard_link(to, &old) {
+            Ok(()) => {}
+            Err(error) if error.is_refusal() => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        if let Err(error) = self.backend.rename(from, to) {
+            // Only a second name.
+            let _ = self.backend.remove_file(&old);
+            return match is_across(&error) || error.is_taken() {
+                true => Ok(false),
+                false => Err(error.into()),
+            };
+        }
+        self.keep_or_drop(&old, to, expected, applied)?;
+        Ok(true)
     }
 
     fn drop_now(&self, old: &RelPath, applied: &mut Applied) -> Result<()> {
@@ -200,6 +257,12 @@ impl Placer<'_> {
                 }
             }
             Err(self.taken(to))
+        });
+        let placed = placed.map_err(|error| match error {
+            FlushError::Backend(error) if error.is_full() => {
+                FlushError::FullThere { path: to.clone() }
+            }
+            error => error,
         });
         match &placed {
             // What was copied is one too many.
@@ -475,4 +538,118 @@ impl Placer<'_> {
 /// Whether two names are not on one file system.
 pub(super) fn is_across(error: &BackendError) -> bool {
     error.source.raw_os_error() == Some(libc::EXDEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::{MemNode, MemoryBackend, MemoryOptions};
+
+    fn put(backend: &MemoryBackend, path: &'static str, bytes: &[u8]) -> Believed {
+        let path = RelPath::fixed(path);
+        if backend.metadata(&path).is_ok() {
+            backend.remove_file(&path).unwrap();
+        }
+        create_with(backend, &path, bytes).unwrap();
+        let meta = backend.metadata(&path).unwrap();
+        Believed {
+            size: meta.size,
+            modified: meta.modified,
+            hash: None,
+        }
+    }
+
+    fn bytes(backend: &MemoryBackend, path: &str) -> Option<Vec<u8>> {
+        match backend
+            .tree()
+            .get(&RelPath::parse(path.as_bytes()).unwrap())
+        {
+            Some(MemNode::File { bytes, .. }) => Some(bytes.to_vec()),
+            _ => None,
+        }
+    }
+
+    /// The three ways in which a file is replaced: names are swapped, a second name is given, it is moved aside.
+    fn drives() -> [MemoryBackend; 3] {
+        let linked = MemoryOptions {
+            exchanges: false,
+            ..MemoryOptions::linux_like()
+        };
+        let options = [
+            MemoryOptions::linux_like(),
+            linked,
+            MemoryOptions::exfat_like(),
+        ];
+        options.map(|options| {
+            let backend = MemoryBackend::new(options);
+            let batch = BatchNo(1);
+            for dir in [
+                layout::dir(),
+                layout::staging_root(),
+                layout::staging_dir(batch),
+            ] {
+                backend.make_dir(&dir).unwrap();
+            }
+            backend
+        })
+    }
+
+    fn place(backend: &MemoryBackend, expected: Option<&Believed>) -> Applied {
+        let slot = layout::slot_path(BatchNo(1), SlotNo(0));
+        create_with(backend, &slot, b"ours").unwrap();
+        let manners = Manners {
+            time: Timestamp(0),
+            host: "here".into(),
+            slack: 1,
+            full_is_refusal: false,
+        };
+        let placer = Placer {
+            backend,
+            batch: BatchNo(1),
+            manners: &manners,
+        };
+        let mut applied = Applied::default();
+        let to = RelPath::fixed("f");
+        placer
+            .place(SlotNo(0), &slot, &to, expected, &mut applied)
+            .unwrap();
+        applied
+    }
+
+    #[test]
+    fn what_is_replaced_as_it_was_known_ends_with_the_batch() {
+        for backend in drives() {
+            let known = put(&backend, "f", b"before");
+            let applied = place(&backend, Some(&known));
+            assert_eq!(bytes(&backend, "f").as_deref(), Some(&b"ours"[..]));
+            assert_eq!(applied.conflicts, []);
+            for garbage in &applied.garbage {
+                assert_eq!(
+                    bytes(&backend, &garbage.to_string()).as_deref(),
+                    Some(&b"before"[..])
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_changed_or_put_there_is_kept_beside_ours() {
+        for (backend, is_known) in drives()
+            .into_iter()
+            .zip([true, true, true])
+            .chain(drives().into_iter().zip([false, false, false]))
+        {
+            let known = is_known.then(|| put(&backend, "f", b"before"));
+            put(&backend, "f", b"theirs, and longer");
+            let applied = place(&backend, known.as_ref());
+            assert_eq!(bytes(&backend, "f").as_deref(), Some(&b"ours"[..]));
+            let [(path, kept)] = &applied.conflicts[..] else {
+                panic!("{:?}", applied.conflicts);
+            };
+            assert_eq!(path.to_string(), "f");
+            let theirs = bytes(&backend, &kept.to_string());
+            assert_eq!(theirs.as_deref(), Some(&b"theirs, and longer"[..]));
+            assert_eq!(applied.garbage, []);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Finishing what was interrupted: with the cache at hand, or on a machine that has only the drive.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
@@ -9,9 +9,9 @@ use super::apply::Applied;
 use super::carry::named_conflicts;
 use super::journal::Journal;
 use super::keep;
-use super::placing::Manners;
+use super::placing::{Manners, Placer};
 use super::redo::{Redo, Ssd};
-use super::refused::{StepNo, Why};
+use super::refused::{Refusal, StepNo, Why, explain_alone};
 use super::report::{FlushError, Result};
 use super::reserve::Relieved;
 use super::stage::discard;
@@ -45,6 +45,8 @@ pub struct RecoveredBatch {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Paths on the backend that the backend refused to change, with the reason.
+    pub left_behind: Vec<(String, String)>,
 }
 
 /// Checks that the directory is the volume that it is taken for: P6 hangs on this.
@@ -174,6 +176,7 @@ impl Flusher {
     pub fn recover(&self) -> Result<()> {
         let _one_at_a_time = self.running.lock();
         self.refused.lock().clear();
+        self.full_is_refusal.store(false, Ordering::Release);
         let backend = self.backend()?;
         check_marker(&*backend, self.parts.volume, self.nonce())?;
         self.may_write(&*backend)?;
@@ -326,6 +329,7 @@ impl Flusher {
             time,
             host: sys::host::name(),
             slack: self.parts.time_granularity_ns.max(1),
+            full_is_refusal: self.full_is_refusal.load(Ordering::Acquire),
         }
     }
 
@@ -447,7 +451,7 @@ impl Flusher {
                             tracing::error!(%batch, %error, "a batch of another machine cannot be finished here");
                             unfinished.extend(&Touched::of(&record.steps));
                         }
-                        Ok(()) => {}
+                        Ok(_) => {}
                     }
                 }
                 // Ours, and not open: confirmed, so the record is a leftover, and so is what was staged.
@@ -512,7 +516,10 @@ fn note_different(
 ///
 /// Where a crash has left it under both names, it was finished, and stays so until its cache comes: the names share clusters, and
 /// removing one, or renaming over it, would free them under the other.
-fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
+///
+/// Gives what the backend refused, with the reasons. What was staged for it is kept in `.ferryfs/lost+found`: its cache may never
+/// come back.
+fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<(String, String)>> {
     let done = read_record(
         backend,
         &done_path(record.batch)?,
@@ -520,12 +527,14 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
         record.volume,
     )?;
     if matches!(done, Found::Record(done) if *done == *record) {
-        return discard(backend, &layout::staging_dir(record.batch));
+        discard(backend, &layout::staging_dir(record.batch))?;
+        return Ok(Vec::new());
     }
     let manners = Manners {
         time: record.created,
         host: sys::host::name(),
         slack: SLACK_NS,
+        full_is_refusal: false,
     };
     // The reserve is made again by the next batch.
     let gave_reserve_up = AtomicBool::new(false);
@@ -554,6 +563,7 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
     for (path, reason) in applied.surprises() {
         tracing::warn!(path, reason, "not as the batch has it");
     }
+    let left_behind = keep_refused(backend, record, &manners, &applied)?;
     backend.rename(
         &layout::record_path(record.batch),
         &done_path(record.batch)?,
@@ -565,7 +575,36 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
             _ => {}
         }
     }
-    discard(backend, &layout::staging_dir(record.batch))
+    discard(backend, &layout::staging_dir(record.batch))?;
+    Ok(left_behind)
+}
+
+fn keep_refused(
+    backend: &dyn Backend,
+    record: &BatchRecord,
+    manners: &Manners,
+    applied: &Applied,
+) -> Result<Vec<(String, String)>> {
+    let placer = Placer {
+        backend,
+        batch: record.batch,
+        manners,
+    };
+    let mut left_behind = Vec::new();
+    for Refusal { step, path, why } in &applied.refused.steps {
+        let mut reason = explain_alone(why);
+        if let StepNo::Place(number) = step
+            && let Some(PlaceStep::Install { slot, .. }) = record.steps.place.get(*number)
+        {
+            let staged = layout::slot_path(record.batch, *slot);
+            if super::apply::exists(backend, &staged)? {
+                let kept = placer.to_lost_found(&staged)?;
+                reason.push_str(&format!("; the new version is kept as {kept}"));
+            }
+        }
+        left_behind.push((path.to_string(), reason));
+    }
+    Ok(left_behind)
 }
 
 /// Finishes the batches on a backend whose cache is elsewhere, and throws away what was never committed.
@@ -585,9 +624,10 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
     let mut recovered = Vec::new();
     for batch in batches_on(backend)? {
         let found = read_record(backend, &layout::record_path(batch), batch, marker.id)?;
+        let mut left_behind = Vec::new();
         let (finished, (files, bytes)) = match &found {
             Found::Record(record) => {
-                finish_alone(backend, record)?;
+                left_behind = finish_alone(backend, record)?;
                 (true, totals(record))
             }
             Found::Nothing => {
@@ -612,6 +652,7 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
             finished,
             files,
             bytes,
+            left_behind,
         });
     }
     Ok(recovered)

@@ -113,19 +113,17 @@ pub(super) fn errno_of(error: &BackendError) -> i32 {
 
 /// Whether an error is that of one name: the backend says so, or the rest of it can be read and written.
 ///
-/// Nothing is known from an error of this machine, such as a lack of memory or descriptors.
+/// Nothing is known from an error of this machine, such as a lack of memory or descriptors. A full drive is full for all names: the
+/// batch waits for space, see [`super::placing::Manners::full_is_refusal`].
 pub(super) fn is_local(backend: &dyn Backend, batch: BatchNo, error: &BackendError) -> bool {
     let of_this_machine = matches!(
         error.source.raw_os_error(),
         Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EINTR | libc::ENOMEDIUM)
     );
-    if of_this_machine || error.is_stalled() {
+    if of_this_machine || error.is_stalled() || error.is_full() {
         return false;
     }
-    if error.is_refusal() && !error.is_full() {
-        return true;
-    }
-    backend.check_alive(Look::Read).is_ok() && (error.is_full() || can_write(backend, batch))
+    error.is_refusal() || (backend.check_alive(Look::Read).is_ok() && can_write(backend, batch))
 }
 
 /// Whether a file can be made on the backend, and removed again.
@@ -306,18 +304,21 @@ fn one_back(
 
 /// What is said of a refused step, for people: what happened, what is safe, and what to do.
 pub(super) fn explain(step: StepNo, why: &Why) -> String {
-    let cause = match why {
-        Why::Errno(errno) => cause(*errno),
-        Why::Occupied => "what has this name on the drive cannot be taken away".into(),
-        Why::NoDirectory => {
-            "the directory that it belongs in could not be made on the drive".into()
-        }
-    };
+    let cause = explain_alone(why);
     let rest = match step {
         StepNo::Clear(_) => "it stays on the drive as it was, and the change waits in the cache",
         StepNo::Place(_) => "the drive keeps what it had, and the new version waits in the cache",
     };
     format!("{cause}; {rest}. Put that right and flush again")
+}
+
+/// The same on a machine that has the drive and not the cache.
+pub(super) fn explain_alone(why: &Why) -> String {
+    match why {
+        Why::Errno(errno) => cause(*errno),
+        Why::Occupied => "what has this name on the drive cannot be taken away".into(),
+        Why::NoDirectory => "the directory that it belongs in could not be made".into(),
+    }
 }
 
 fn cause(errno: i32) -> String {

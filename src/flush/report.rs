@@ -141,6 +141,12 @@ pub enum FlushError {
     /// These files cannot be read from the cache, or are not what the index says.
     #[error("in the cache: {} files cannot be read", .0.len())]
     BadObjects(Vec<(Ino, String)>),
+    /// The file system that is mounted inside the backend's directory, where a name is to go, has no space.
+    #[error("the file system that is mounted there has no space for {path}")]
+    FullThere {
+        /// The name.
+        path: RelPath,
+    },
     /// Others have changed the backend where the batch was to write; what they did is to be taken in first.
     #[error("the drive is being changed by others; what they did is taken in first")]
     ChangedElsewhere {

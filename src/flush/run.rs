@@ -85,6 +85,9 @@ impl Flusher {
         wish.check()?;
         let started = Instant::now();
         let backend = self.backend()?;
+        // Who wants removals to come through does not wait for a batch that finds no space.
+        self.full_is_refusal
+            .store(wish.removals_first, Ordering::Release);
         let mut report = loop {
             match self.attempt(&*backend, wish, progress) {
                 // What it takes to note a batch on the SSD is held for it. It begins anew, with what it has left open.

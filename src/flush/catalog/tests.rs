@@ -193,6 +193,7 @@ fn apply(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
         time: record.created,
         host: "here".into(),
         slack: 1,
+        full_is_refusal: false,
     };
     let applier = Applier {
         backend,

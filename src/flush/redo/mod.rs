@@ -33,7 +33,7 @@ use super::catalog;
 use super::journal::Journal;
 use super::keep::{self, Tree};
 use super::placing::{Manners, Placer};
-use super::refused::{StepNo, Why, errno_of, is_local};
+use super::refused::{StepNo, Why, errno_of};
 use super::report::{FlushError, Result};
 use super::stage::{SlotSource, restage};
 use crate::backend::{Backend, Metadata};
@@ -148,7 +148,9 @@ impl Redo<'_> {
     /// What the catalog could not be told is told by a later batch.
     fn unless_refused(&self, result: Result<bool>, applied: &mut Applied) -> Result<bool> {
         match result {
-            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+            Err(FlushError::Backend(error))
+                if self.manners.is_local(self.backend, self.batch, &error) =>
+            {
                 tracing::warn!(%error, "the catalog cannot be written; attributes are told by a later batch");
                 applied.catalog_refused = true;
                 Ok(true)
@@ -199,7 +201,13 @@ impl Redo<'_> {
         applied: &mut Applied,
     ) -> Result<()> {
         match result {
-            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+            Err(FlushError::FullThere { path }) => {
+                applied.refused.note(step, &path, Why::Errno(libc::ENOSPC));
+                Ok(())
+            }
+            Err(FlushError::Backend(error))
+                if self.manners.is_local(self.backend, self.batch, &error) =>
+            {
                 tracing::debug!(%error, "refused");
                 applied
                     .refused
