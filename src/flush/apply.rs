@@ -149,7 +149,12 @@ impl Applier<'_> {
         }
         self.put_back(&mut applied)?;
         let attributes = allowed_attributes(self.steps, &blocked, &applied.refused);
-        real::set_attributes(self.backend, attributes, &mut applied)?;
+        real::set_attributes(
+            self.backend,
+            attributes,
+            BackendError::is_refusal,
+            &mut applied,
+        )?;
         self.backend.sync()?;
         // What a full segment supersedes is gone for good before the record goes: a redo that finds no record looks for none.
         if let Some(catalog) = self.catalog

@@ -97,17 +97,18 @@ fn not_linked(error: BackendError, to: &RelPath, applied: &mut Applied) -> Resul
     Ok(())
 }
 
-/// Sets what is to be set. What the backend refuses to keep is named, and no error: the index has it. What is gone is told elsewhere.
+/// Sets what is to be set. What the backend refuses to keep, as `is_refusal` tells, is named, and no error: the index has it. What is gone is told elsewhere.
 pub(super) fn set_attributes(
     backend: &dyn Backend,
     steps: Vec<&AttributeStep>,
+    is_refusal: impl Fn(&BackendError) -> bool,
     applied: &mut Applied,
 ) -> Result<()> {
     for step in steps {
         match set(backend, step) {
             Ok(()) => {}
             Err(FlushError::Backend(error)) if is_absent(&error) => {}
-            Err(FlushError::Backend(error)) if error.is_refusal() => {
+            Err(FlushError::Backend(error)) if is_refusal(&error) => {
                 tracing::warn!(%error, "attributes");
                 applied.not_set.push(step.path.clone());
             }

@@ -298,7 +298,11 @@ fn one_back(
     }
     let kept = lost_found.join(&unlike);
     tracing::error!(path = %from, kept = %kept, "cannot be put back; it is kept on the drive");
-    backend.rename(at, &kept)?;
+    if let Err(error) = backend.rename(at, &kept) {
+        // Not left empty for somebody to wonder at.
+        let _ = backend.remove_dir(&lost_found);
+        return Err(error.into());
+    }
     Ok(Back::LostFound(kept))
 }
 

@@ -9,11 +9,11 @@ use super::judge::{Counts, Task, Wanted};
 use super::standing::{Slots, Standing};
 use super::trees::Restored;
 use super::{Redo, is_dir, look};
-use crate::backend::Metadata;
+use crate::backend::{BackendError, Metadata};
 use crate::base::{FileKind, Name, RelPath};
 use crate::flush::real;
-use crate::flush::refused::{Blocked, StepNo, Why, put_back};
-use crate::flush::report::Result;
+use crate::flush::refused::{Blocked, StepNo, Why, is_local, put_back};
+use crate::flush::report::{FlushError, Result};
 use crate::rules::known::Believed;
 use crate::rules::layout;
 use crate::rules::steps::{ClearStep, PlaceStep, PlainKind, SlotNo};
@@ -73,7 +73,15 @@ impl Redo<'_> {
             if let PlaceStep::Touch { path, modified } = step
                 && blocked.why(path).is_none()
             {
-                set_time(self.backend, path, *modified)?;
+                match set_time(self.backend, path, *modified) {
+                    Err(FlushError::Backend(error))
+                        if is_local(self.backend, self.batch, &error) =>
+                    {
+                        tracing::warn!(%error, "a time");
+                        applied.not_set.push(path.clone());
+                    }
+                    result => result?,
+                }
             }
         }
         self.place_nodes_and_links(slots, &blocked, applied)?;
@@ -85,7 +93,8 @@ impl Redo<'_> {
             applied,
         )?;
         let attributes = allowed_attributes(self.steps, &blocked, &applied.refused);
-        real::set_attributes(self.backend, attributes, applied)
+        let is_refusal = |error: &BackendError| is_local(self.backend, self.batch, error);
+        real::set_attributes(self.backend, attributes, is_refusal, applied)
     }
 
     /// Notes the steps that cannot be taken because of what was refused before: their name stays occupied, or what they move has
