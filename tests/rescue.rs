@@ -116,19 +116,25 @@ fn corrupt_index_is_refused_by_mount_and_its_files_come_out_by_rescue() {
         write(&lab.m(format!("d/{n}")), &content(n, 10_000));
     }
     lab.unmount_with(&["--no-flush"]);
-    // All of it into the database, then the page with the names is lost.
-    let page = rusqlite::Connection::open(lab.cache.join("index.db"))
+    // All of it into the database, then the pages with the names, and with what is derived from them, are lost.
+    let pages: Vec<u32> = rusqlite::Connection::open(lab.cache.join("index.db"))
         .and_then(|conn| {
             conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
-            let sql = "SELECT rootpage FROM sqlite_schema WHERE name='dirents'";
-            conn.query_row(sql, [], |row| row.get::<_, u32>(0))
+            let sql = "SELECT rootpage FROM sqlite_schema WHERE tbl_name='dirents'";
+            let mut statement = conn.prepare(sql)?;
+            let pages = statement.query_map([], |row| row.get(0))?;
+            pages.collect()
         })
-        .expect("find the page");
-    fs::File::options()
+        .expect("find the pages");
+    let index = fs::File::options()
         .write(true)
         .open(lab.cache.join("index.db"))
-        .and_then(|file| file.write_all_at(&[0xa5; 4096], u64::from(page - 1) * 4096))
-        .expect("damage");
+        .expect("open the index");
+    for page in pages {
+        index
+            .write_all_at(&[0xa5; 4096], u64::from(page - 1) * 4096)
+            .expect("damage");
+    }
     let cache = state_of(&lab.cache);
     let refused = lab.try_mount(&[]).refuses(exit::FAILED, "is damaged");
     assert!(

@@ -242,7 +242,10 @@ impl MountedDir {
         let (from_dir, from_name) = parent(from)?.ok_or(Errno::EBUSY)?;
         let (to_dir, to_name) = parent(to)?.ok_or(Errno::EBUSY)?;
         let (from_name, to_name) = (from_name.as_os_str(), to_name.as_os_str());
-        Ok(renameat2(&from_dir, from_name, &to_dir, to_name, flags)?)
+        renameat2(&from_dir, from_name, &to_dir, to_name, flags)?;
+        self.unsynced.note_moved(from, to);
+        self.note_name(&from_dir, from)?;
+        self.note_name(&to_dir, to)
     }
 
     fn sync_all(&self) -> io::Result<()> {

@@ -146,9 +146,15 @@ fn open_with_drive(
             marker
         }
     };
+    // Who has it at work has found the marker that was just made: it is theirs from here on.
+    let theirs_if_failed = |fresh: &mut Option<Fresh>| {
+        if let Some(ours) = fresh.take() {
+            ours.disown();
+        }
+    };
     let volume_lock = match volume_lock {
         Some(lock) => lock,
-        None => lock_volume(marker.id)?,
+        None => lock_volume(marker.id).inspect_err(|_| theirs_if_failed(&mut fresh))?,
     };
     let dir = match &options.cache {
         Some(_) => dir,
@@ -163,7 +169,8 @@ fn open_with_drive(
         .as_ref()
         .map_or_else(Uuid::new_v4, |facts| facts.origin);
     // Before anything is written but the marker, which is made once and never changed.
-    let lease = take_lease(options, &path, &backend, (marker.id, origin), clock)?;
+    let lease = take_lease(options, &path, &backend, (marker.id, origin), clock)
+        .inspect_err(|_| theirs_if_failed(&mut fresh))?;
     let mut facts = match known {
         Some(facts) => facts,
         None => CacheFacts::new(&backend, &path, &marker, origin)?,

@@ -125,6 +125,7 @@ fn may_pass(error: &FlushError) -> bool {
         | FlushError::NotOurs { .. }
         | FlushError::Full { .. }
         | FlushError::FullThere { .. }
+        | FlushError::NotKept { .. }
         | FlushError::Lies { .. } => true,
         FlushError::Detached
         | FlushError::WrongDrive(_)

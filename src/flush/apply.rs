@@ -110,14 +110,13 @@ impl Applier<'_> {
     ///
     /// # Errors
     /// If it may be the drive itself that failed: what has been done is for a redo to find out.
-    pub(super) fn apply(&self, mut done: impl FnMut(usize)) -> Result<Applied> {
-        let mut applied = Applied::default();
+    pub(super) fn apply(&self, applied: &mut Applied, mut done: impl FnMut(usize)) -> Result<()> {
         if let Some(catalog) = self.catalog {
-            self.write_catalog(catalog, &mut applied)?;
+            self.write_catalog(catalog, applied)?;
         }
         for (number, step) in self.steps.clear.iter().enumerate() {
-            let cleared = self.clear(number, step, &mut applied);
-            self.or_refuse(StepNo::Clear(number), step.path(), cleared, &mut applied)?;
+            let cleared = self.clear(number, step, applied);
+            self.or_refuse(StepNo::Clear(number), step.path(), cleared, applied)?;
             done(number + 1);
         }
         if self.steps.needs_barrier() {
@@ -131,30 +130,24 @@ impl Applier<'_> {
         let mut blocked = Blocked::after_clear(self.steps, &applied.refused);
         for (number, step) in self.steps.place.iter().enumerate() {
             let (no, path) = (StepNo::Place(number), step.path());
-            if let Some(why) = blocked.why(path) {
+            if let Some(why) = blocked.why_not(step, &applied.refused) {
                 applied.refused.note(no, path, why);
                 if let PlaceStep::Install { slot, .. } | PlaceStep::InstallNode { slot, .. } = step
                 {
-                    // What was staged is of no more use: the cache has it.
                     (applied.garbage).push(layout::slot_path(self.batch, *slot));
                 }
             } else {
-                let placed = self.place(number, step, &private, &mut applied);
-                self.or_refuse(no, path, placed, &mut applied)?;
+                let placed = self.place(number, step, &private, applied);
+                self.or_refuse(no, path, placed, applied)?;
             }
             if applied.refused.has(no) {
                 blocked.note_missing(path);
             }
             done(self.steps.clear.len() + number + 1);
         }
-        self.put_back(&mut applied)?;
+        self.put_back(applied)?;
         let attributes = allowed_attributes(self.steps, &blocked, &applied.refused);
-        real::set_attributes(
-            self.backend,
-            attributes,
-            BackendError::is_refusal,
-            &mut applied,
-        )?;
+        real::set_attributes(self.backend, self.batch, attributes, applied)?;
         self.backend.sync()?;
         // What a full segment supersedes is gone for good before the record goes: a redo that finds no record looks for none.
         if let Some(catalog) = self.catalog
@@ -163,7 +156,7 @@ impl Applier<'_> {
         {
             self.backend.sync()?;
         }
-        Ok(applied)
+        Ok(())
     }
 
     /// The segment of the catalog. The rest of the batch does not wait for it: what it says is said again by the next one.
@@ -282,15 +275,19 @@ impl Applier<'_> {
             PlaceStep::MakeDir { path } => self.make_dir(path, private, applied),
             PlaceStep::Attach { slot, to, kind } => {
                 let from = layout::slot_path(self.batch, *slot);
-                if !exists(self.backend, &from)? {
-                    return self.not_there(*slot, to, applied);
-                }
                 // A directory replaces nothing.
                 let expected = match kind {
                     PlainKind::File => self.known.replaced.get(slot),
                     PlainKind::Directory => None,
                 };
-                self.placer().place(*slot, &from, to, expected, applied)
+                match self.placer().place(*slot, &from, to, expected, applied) {
+                    Err(FlushError::Backend(error))
+                        if is_absent(&error) && !exists(self.backend, &from)? =>
+                    {
+                        self.not_there(*slot, to, applied)
+                    }
+                    result => result,
+                }
             }
             PlaceStep::Install { slot, to, .. } | PlaceStep::InstallNode { slot, to, .. } => {
                 self.install(*slot, to, applied)
@@ -300,7 +297,11 @@ impl Applier<'_> {
                 let slot = spare_slot(number);
                 real::link(&self.placer(), slot, (from, to), expected, applied)
             }
-            PlaceStep::Touch { path, modified } => set_time(self.backend, path, *modified),
+            // A time alone is no reason to leave a name as it was: the index has it.
+            PlaceStep::Touch { path, modified } => match set_time(self.backend, path, *modified) {
+                Err(FlushError::Backend(error)) if self.manners.is_refusal(&error) => Ok(()),
+                result => result,
+            },
         }
     }
 
@@ -329,11 +330,9 @@ impl Applier<'_> {
 
     /// What was to be moved is not in its slot: it was refused before, or it is nowhere.
     fn not_there(&self, slot: SlotNo, to: &RelPath, applied: &mut Applied) -> Result<()> {
-        let mut clear = self.steps.clear.iter();
-        let number = clear.position(
-            |step| matches!(step, ClearStep::Detach { slot: other, .. } if *other == slot),
-        );
-        if number.is_some_and(|number| applied.refused.has(StepNo::Clear(number))) {
+        let kept = applied.refused.cleared();
+        let is_it = |number: &usize| matches!(self.steps.clear.get(*number), Some(ClearStep::Detach { slot: other, .. }) if *other == slot);
+        if kept.iter().any(is_it) {
             let source = std::io::Error::from_raw_os_error(libc::EPERM);
             return Err(BackendError::new("rename", to, source).into());
         }
@@ -347,10 +346,10 @@ impl Applier<'_> {
         }
         let standing = |slot| {
             let path = layout::slot_path(self.batch, slot);
-            // What cannot be looked at may be there, and be moved all the same.
-            exists(self.backend, &path).unwrap_or(true).then_some(path)
+            // What cannot be looked at is there.
+            (!matches!(exists(self.backend, &path), Ok(false))).then_some(path)
         };
-        put_back(self.backend, self.batch, self.steps, standing, applied)
+        put_back(&self.placer(), self.steps, standing, applied)
     }
 
     fn make_dir(
@@ -416,12 +415,8 @@ pub(super) fn allowed_attributes<'a>(
     blocked: &Blocked,
     refused: &Refused,
 ) -> Vec<&'a AttributeStep> {
-    let paths: HashSet<RelPath> = (refused.steps.iter())
-        .filter(|refusal| matches!(refusal.step, StepNo::Place(_)))
-        .map(|refusal| refusal.path.clone())
-        .collect();
     (steps.attributes.iter())
-        .filter(|step| !paths.contains(&step.path) && blocked.why(&step.path).is_none())
+        .filter(|step| !refused.has_name(&step.path) && blocked.why(&step.path).is_none())
         .collect()
 }
 

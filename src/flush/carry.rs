@@ -322,8 +322,9 @@ impl Carrier<'_> {
             catalog: journal.record.catalog.as_ref(),
             manners: &manners,
         };
-        let error = match applier.apply(done) {
-            Ok(applied) => return Ok(applied),
+        let mut first = Applied::default();
+        let error = match applier.apply(&mut first, done) {
+            Ok(()) => return Ok(first),
             Err(error) => error,
         };
         let once_more = match &error {
@@ -335,7 +336,15 @@ impl Carrier<'_> {
             return Err(error);
         }
         tracing::warn!(%error, "a step has failed while the drive answers; the batch is taken through again");
-        self.flusher.redo_steps(self.backend, journal)
+        let mut applied = self.flusher.redo_steps(self.backend, journal)?;
+        // What the first run has met of others' changes is in its place by now.
+        applied.conflicts.extend(first.conflicts);
+        for path in first.theirs {
+            if !applied.theirs.contains(&path) {
+                applied.theirs.push(path);
+            }
+        }
+        Ok(applied)
     }
 
     /// What the batch does not bring up to date, by path and with the reason.

@@ -158,10 +158,11 @@ impl Exceptions<'_> {
         for (number, (key, _)) in keys.clear.iter().enumerate() {
             cleared.insert(key, number);
         }
-        let is_back = |number: usize| {
-            let mut back = applied.refused.back.iter();
-            back.any(|(other, back)| *other == number && *back == Back::There)
-        };
+        let back: HashSet<usize> = (applied.refused.back.iter())
+            .filter(|(_, back)| *back == Back::There)
+            .map(|(number, _)| *number)
+            .collect();
+        let is_back = |number: usize| back.contains(&number);
         let mut exceptions = Exceptions {
             as_before: HashSet::new(),
             emptied: HashSet::new(),
@@ -212,7 +213,35 @@ impl Flusher {
         if applied.refused.is_empty() {
             return Ok(concluded);
         }
+        let (keys, steps) = (&journal.keys, &journal.record.steps);
+        if (keys.clear.len(), keys.place.len()) != (steps.clear.len(), steps.place.len()) {
+            return Err(FlushError::Unfinished {
+                batch: journal.record.batch,
+                problem: "its journal does not tell which names its steps are about".into(),
+            });
+        }
         let exceptions = Exceptions::of(journal, applied);
+        // What is in a directory that is not where it was to be has not got its attributes.
+        let lacks_dir = applied
+            .refused
+            .steps
+            .iter()
+            .any(|refusal| match refusal.step {
+                StepNo::Place(number) => matches!(
+                    steps.place.get(number),
+                    Some(
+                        PlaceStep::MakeDir { .. }
+                            | PlaceStep::Attach {
+                                kind: PlainKind::Directory,
+                                ..
+                            }
+                    )
+                ),
+                StepNo::Clear(_) => false,
+            });
+        if lacks_dir {
+            concluded.attributes.clear();
+        }
         concluded
             .attributes
             .retain(|ino| !exceptions.inodes.contains(ino));

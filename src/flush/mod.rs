@@ -60,6 +60,7 @@ use crate::cache::Store;
 use crate::index::Index;
 use crate::rules::merge::Changes;
 use crate::rules::names::NameRules;
+use crate::rules::touched::Touched;
 
 pub use catalog::{CatalogLog, read_catalog};
 pub(crate) use journal::Journal;
@@ -178,6 +179,8 @@ pub struct Flusher {
     catalog_news: AtomicBool,
     /// What finds no space after the commit is set aside: what the user wants is that removals come through.
     full_is_refusal: AtomicBool,
+    /// What a batch of another machine touches that could not be finished here.
+    of_others: Mutex<Touched>,
     /// Files that the backend has refused, when, and why.
     refused: Mutex<HashMap<Ino, (Instant, String)>>,
     /// Conflicts that were met while an interrupted batch was finished, for the next flush to tell.
@@ -198,6 +201,7 @@ impl Flusher {
             catalog_losses: Mutex::default(),
             catalog_news: AtomicBool::new(false),
             full_is_refusal: AtomicBool::new(false),
+            of_others: Mutex::default(),
             refused: Mutex::default(),
             conflicts_met: Mutex::default(),
             refreshing: AtomicBool::new(false),

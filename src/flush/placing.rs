@@ -13,7 +13,7 @@
 
 use super::report::{FlushError, Result};
 use super::stage::{SlotSource, restage};
-use crate::backend::{Backend, BackendError, Metadata};
+use crate::backend::{Backend, BackendError, Look, Metadata};
 use crate::base::{BatchNo, FileKind, RelPath, Timestamp};
 use crate::rules::describe::is_told_oddly;
 use crate::rules::known::Believed;
@@ -96,9 +96,22 @@ impl Placer<'_> {
         expected: &Believed,
         applied: &mut Applied,
     ) -> Result<()> {
-        match self.backend.exchange(from, to) {
+        let swapped = match self.backend.renames_atomically() {
+            true => self.backend.exchange(from, to),
+            false => Ok(false),
+        };
+        match swapped {
             Ok(true) => {
-                self.keep_or_drop(from, to, expected, applied)?;
+                match self.look(from) {
+                    Err(FlushError::Backend(error)) if error.is_refusal() => {
+                        // As if nothing had been done.
+                        return match self.backend.exchange(from, to) {
+                            Ok(true) => Err(error.into()),
+                            _ => self.keep_aside(from, to, applied),
+                        };
+                    }
+                    found => self.keep_or_drop_found((from, found?), to, expected, applied)?,
+                }
                 // With a journal what is freed now is given to nothing that a crash could mix it up with.
                 return match applied.garbage.pop_if(|last| last == from) {
                     Some(old) => self.drop_now(&old, applied),
@@ -130,7 +143,18 @@ impl Placer<'_> {
             }
             return Err(error);
         }
-        self.keep_or_drop(&old, to, expected, applied)
+        match self.look(&old) {
+            Err(FlushError::Backend(error)) if error.is_refusal() => {
+                // As if nothing had been done.
+                let undone = (self.backend.rename_new(to, from))
+                    .and_then(|()| self.backend.rename_new(&old, to));
+                match undone {
+                    Ok(()) => Err(error.into()),
+                    Err(_) => self.keep_aside(&old, to, applied),
+                }
+            }
+            found => self.keep_or_drop_found((&old, found?), to, expected, applied),
+        }
     }
 
     /// The same where names cannot be swapped, but one rename replaces a file at once, as on NFS: what stands at `to` gets a second
@@ -264,11 +288,11 @@ impl Placer<'_> {
             }
             error => error,
         });
-        match &placed {
-            // What was copied is one too many.
-            Ok(()) => applied.garbage.push(from.clone()),
+        if placed.is_ok() {
+            applied.garbage.push(from.clone());
+        } else {
             // What stays is known by its name, and removed by the redo or the end of the batch.
-            Err(_) => drop(self.backend.remove_file(&near)),
+            let _ = self.backend.remove_file(&near);
         }
         placed
     }
@@ -320,7 +344,23 @@ impl Placer<'_> {
         expected: &Believed,
         applied: &mut Applied,
     ) -> Result<()> {
-        let Some(found) = self.look(aside)? else {
+        match self.look(aside) {
+            // What cannot be looked at may be anybody's.
+            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                self.keep_aside(aside, name, applied)
+            }
+            found => self.keep_or_drop_found((aside, found?), name, expected, applied),
+        }
+    }
+
+    fn keep_or_drop_found(
+        &self,
+        (aside, found): (&RelPath, Option<Metadata>),
+        name: &RelPath,
+        expected: &Believed,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let Some(found) = found else {
             return Ok(());
         };
         if self.is_as_expected(aside, &found, expected)? {
@@ -346,11 +386,9 @@ impl Placer<'_> {
             result => return result,
         };
         let kept = self.to_lost_found(aside).map_err(|error| match error {
-            FlushError::Backend(error) if error.is_refusal() => FlushError::Unfinished {
-                batch: self.batch,
-                problem: format!(
-                    "somebody else's version of {name} can be kept nowhere on the drive ({refused})"
-                ),
+            FlushError::Backend(error) if error.is_refusal() => FlushError::NotKept {
+                path: name.clone(),
+                problem: refused.to_string(),
             },
             other => other,
         })?;
@@ -365,6 +403,15 @@ impl Placer<'_> {
             Err(error) if !error.is_taken() => return Err(error.into()),
             _ => {}
         }
+        let kept = self.name_in_lost_found(at);
+        if kept.is_err() {
+            // Fails if there is anything in it.
+            let _ = self.backend.remove_dir(&dir);
+        }
+        kept
+    }
+
+    fn name_in_lost_found(&self, at: &RelPath) -> Result<RelPath> {
         for number in 0..TRIES {
             let kept = layout::kept_path(self.batch, at, number);
             match self.backend.rename_new(at, &kept) {
@@ -409,12 +456,26 @@ impl Placer<'_> {
         expected: Option<&Believed>,
         applied: &mut Applied,
     ) -> Result<()> {
-        let Some(found) = self.look(aside)? else {
-            return Ok(());
+        let may_go = match self.look(aside) {
+            Ok(None) => return Ok(()),
+            Ok(Some(found)) => self.may_go(aside, &found, expected),
+            Err(error) => Err(error),
         };
-        if self.may_go(aside, &found, expected)? {
-            applied.garbage.push(aside.clone());
-            return Ok(());
+        match may_go {
+            Ok(true) => {
+                applied.garbage.push(aside.clone());
+                return Ok(());
+            }
+            Ok(false) => {}
+            // It cannot be looked at: it stays where it was, as if it had never been moved.
+            Err(error) => {
+                if let FlushError::Backend(refused) = &error
+                    && is_local(self.backend, self.batch, refused)
+                {
+                    self.back_or_aside(aside, path, applied)?;
+                }
+                return Err(error);
+            }
         }
         match self.backend.rename_new(aside, path) {
             Ok(()) => {
@@ -424,6 +485,22 @@ impl Placer<'_> {
             // They have made another one meanwhile, or its directory is gone.
             Err(error) if error.is_refusal() => self.keep_aside(aside, path, applied),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Moves what was taken from `path` back there; if that is refused it is kept beside it.
+    pub(super) fn back_or_aside(
+        &self,
+        aside: &RelPath,
+        path: &RelPath,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        match self.backend.rename_new(aside, path) {
+            Err(error) if error.is_refusal() && !is_absent(&error) => {
+                self.keep_aside(aside, path, applied)
+            }
+            Err(error) if !is_absent(&error) => Err(error.into()),
+            _ => Ok(()),
         }
     }
 
@@ -469,9 +546,12 @@ impl Placer<'_> {
         let Some((dir, last)) = name.split_last() else {
             return Err(self.taken(name));
         };
-        let is_dir = self
-            .look(at)?
-            .is_some_and(|meta| meta.kind == FileKind::Directory);
+        let is_dir = match self.look(at) {
+            Ok(found) => found.is_some_and(|meta| meta.kind == FileKind::Directory),
+            // Only its name depends on it.
+            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => false,
+            Err(error) => return Err(error),
+        };
         let Manners { time, host, .. } = self.manners;
         for attempt in 0..TRIES {
             let Some(conflict) = conflict_name(&last, *time, host, attempt, is_dir) else {
@@ -520,9 +600,21 @@ impl Placer<'_> {
         {
             return Ok(true);
         }
-        match expected.hash {
-            Some(hash) => Ok(hash_file(&*self.backend.open(path)?, path)? == hash),
-            None => Ok(false),
+        let Some(hash) = expected.hash else {
+            return Ok(false);
+        };
+        let hashed = (self.backend.open(path).map_err(FlushError::from))
+            .and_then(|file| hash_file(&*file, path));
+        match hashed {
+            Ok(found) => Ok(found == hash),
+            // What cannot be read may be anybody's; unless nothing can be read.
+            Err(FlushError::Backend(error))
+                if !error.is_stalled() && self.backend.check_alive(Look::Read).is_ok() =>
+            {
+                tracing::warn!(%error, "counts as changed by somebody else");
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 

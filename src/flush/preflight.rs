@@ -9,7 +9,7 @@ use super::apply::{hash_file, is_absent};
 use super::gather::Gathered;
 use super::refused::{StepNo, Why, errno_of, explain};
 use super::{Parts, Result};
-use crate::backend::{Backend, Metadata};
+use crate::backend::{Backend, Look, Metadata};
 use crate::base::{FileKind, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
 use crate::rules::describe::is_told_oddly;
@@ -232,6 +232,9 @@ impl Comparing<'_> {
         };
         let believed = self.gathered.before.get(&change.key);
         let found = self.listings.find(&dir, &change.key)?;
+        if self.listings.is_unreadable(&dir) {
+            return Ok(());
+        }
         let was_there =
             (self.gathered.delta.dirs.get(&parent)).is_some_and(|dir| dir.old.is_some());
         if was_there && self.listings.is_missing(&dir) {
@@ -323,7 +326,10 @@ impl Standing<'_> {
 }
 
 /// What stands in one directory.
+#[derive(Default)]
 struct Listed {
+    /// It cannot be listed, so nothing is known of what is in it.
+    unreadable: bool,
     /// By name as it is spelled.
     exact: BTreeMap<Vec<u8>, Metadata>,
     /// The names by how the backend compares them.
@@ -361,6 +367,10 @@ impl Listings<'_> {
     /// Whether no directory stands at `dir`, which has been looked at.
     fn is_missing(&self, dir: &RelPath) -> bool {
         self.dirs.get(dir).is_some_and(|listed| listed.missing)
+    }
+
+    fn is_unreadable(&self, dir: &RelPath) -> bool {
+        self.dirs.get(dir).is_some_and(|listed| listed.unreadable)
     }
 
     fn list_once(&mut self, dir: &RelPath) -> Result<()> {
@@ -406,6 +416,14 @@ impl Listings<'_> {
                 missing = true;
                 Vec::new()
             }
+            // Each name in it is looked at again when it is changed.
+            Err(error) if !error.is_stalled() && self.backend.check_alive(Look::Read).is_ok() => {
+                tracing::warn!(%error, "cannot be compared");
+                return Ok(Listed {
+                    unreadable: true,
+                    ..Listed::default()
+                });
+            }
             Err(error) => return Err(error.into()),
         };
         let mut folded = HashMap::new();
@@ -418,6 +436,7 @@ impl Listings<'_> {
             exact.insert(entry.name.as_bytes().to_vec(), entry.meta);
         }
         Ok(Listed {
+            unreadable: false,
             exact,
             folded,
             missing,
@@ -456,8 +475,20 @@ fn agrees(
         return Ok(true);
     }
     // The clock of another machine, or a time zone, may be all the difference.
-    match believed.hash {
-        Some(hash) => Ok(hash_file(&*backend.open(path)?, path)? == hash),
-        None => Ok(false),
+    let Some(hash) = believed.hash else {
+        return Ok(false);
+    };
+    let hashed = (backend.open(path).map_err(super::FlushError::from))
+        .and_then(|file| hash_file(&*file, path));
+    match hashed {
+        Ok(found) => Ok(found == hash),
+        // What cannot be read may be anybody's; unless nothing can be read.
+        Err(super::FlushError::Backend(error))
+            if !error.is_stalled() && backend.check_alive(Look::Read).is_ok() =>
+        {
+            tracing::debug!(%error, "counts as changed by somebody else");
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }

@@ -6,9 +6,10 @@
 
 use super::apply::{Applied, exists, is_absent, set_time};
 use super::placing::Placer;
+use super::refused::is_local;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, Metadata, Xattrs};
-use crate::base::{FileKind, RelPath};
+use crate::base::{BatchNo, FileKind, RelPath};
 use crate::rules::known::Believed;
 use crate::rules::layout;
 use crate::rules::steps::{AttributeStep, Node, SlotNo};
@@ -72,7 +73,8 @@ pub(super) fn link(
     if are_one(&backend.metadata(from)?, &backend.metadata(to)?) {
         return Ok(());
     }
-    let between = layout::link_path(placer.batch);
+    let between = layout::slot_path(placer.batch, slot);
+    see_to_link(placer, &between, (from, to), expected, applied)?;
     match backend.remove_file(&between) {
         Err(error) if !is_absent(&error) => return Err(error.into()),
         _ => {}
@@ -86,6 +88,24 @@ pub(super) fn link(
     }
 }
 
+/// What an attempt before this one has left under the name in between: the file itself, or what stood at `to` and was swapped with
+/// it. The latter is compared, as it may be somebody else's.
+fn see_to_link(
+    placer: &Placer<'_>,
+    between: &RelPath,
+    (from, to): (&RelPath, &RelPath),
+    expected: Option<&Believed>,
+    applied: &mut Applied,
+) -> Result<()> {
+    let backend = placer.backend;
+    if !exists(backend, between)? || are_one(&backend.metadata(from)?, &backend.metadata(between)?)
+    {
+        return Ok(());
+    }
+    let expected = expected.copied().unwrap_or(Believed::ANYTHING);
+    placer.keep_or_drop(between, to, &expected, applied)
+}
+
 /// A backend may refuse one more name for reasons of its own: too many of one file, another file system in between. The batch cannot
 /// wait for that to change; what stands there is then no version of the file that the index knows.
 fn not_linked(error: BackendError, to: &RelPath, applied: &mut Applied) -> Result<()> {
@@ -97,18 +117,20 @@ fn not_linked(error: BackendError, to: &RelPath, applied: &mut Applied) -> Resul
     Ok(())
 }
 
-/// Sets what is to be set. What the backend refuses to keep, as `is_refusal` tells, is named, and no error: the index has it. What is gone is told elsewhere.
+/// Sets what is to be set. What the backend refuses to keep is named, and no error: the index has it. What is gone is told elsewhere.
 pub(super) fn set_attributes(
     backend: &dyn Backend,
+    batch: BatchNo,
     steps: Vec<&AttributeStep>,
-    is_refusal: impl Fn(&BackendError) -> bool,
     applied: &mut Applied,
 ) -> Result<()> {
     for step in steps {
         match set(backend, step) {
             Ok(()) => {}
             Err(FlushError::Backend(error)) if is_absent(&error) => {}
-            Err(FlushError::Backend(error)) if is_refusal(&error) => {
+            Err(FlushError::Backend(error))
+                if error.is_refusal() || is_local(backend, batch, &error) =>
+            {
                 tracing::warn!(%error, "attributes");
                 applied.not_set.push(step.path.clone());
             }

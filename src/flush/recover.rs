@@ -11,20 +11,20 @@ use super::journal::Journal;
 use super::keep;
 use super::placing::{Manners, Placer};
 use super::redo::{Redo, Ssd};
-use super::refused::{Refusal, StepNo, Why, explain_alone};
+use super::refused::{Refusal, StepNo, Why, explain_alone, is_local};
 use super::report::{FlushError, Result};
 use super::reserve::Relieved;
 use super::stage::discard;
 use super::untrusted::{Sealed, read_sealed, read_small};
+use crate::backend::Backend;
 use crate::backend::drive::Withheld;
-use crate::backend::{Backend, Look};
 use crate::base::{BatchNo, RelPath, Timestamp};
 use crate::index::ActiveBatch;
 use crate::rules::known::SLACK_NS;
 use crate::rules::layout;
 use crate::rules::marker;
 use crate::rules::record::{self, BatchRecord, RecordError};
-use crate::rules::steps::{PlaceStep, PlainKind};
+use crate::rules::steps::{ClearStep, PlaceStep, PlainKind};
 use crate::rules::touched::Touched;
 use crate::sys;
 
@@ -180,11 +180,15 @@ impl Flusher {
         let backend = self.backend()?;
         check_marker(&*backend, self.parts.volume, self.nonce())?;
         self.may_write(&*backend)?;
-        self.recover_open_batch(&*backend)?;
+        *self.of_others.lock() = Touched::default();
+        self.finish_open_batch(&*backend)?;
+        // What is of no batch of ours is still as others may have left it.
+        self.parts.drive.withhold(Withheld::Everything);
         self.sweep(&*backend)?;
         self.sweep_journals()?;
         self.catch_up(&*backend)?;
         self.restore_reserve(&*backend);
+        self.parts.drive.withhold(Withheld::Nothing);
         Ok(())
     }
 
@@ -199,10 +203,16 @@ impl Flusher {
             Some(active) => Journal::read(&self.parts.journals, active.batch)?,
             None => None,
         };
-        self.parts.drive.withhold(match journal {
-            Some(journal) => Withheld::Unfinished(Touched::of(&journal.record.steps)),
-            None => Withheld::Nothing,
-        });
+        let mut touched = self.of_others.lock().clone();
+        if let Some(journal) = journal {
+            touched.extend(&Touched::of(&journal.record.steps));
+        }
+        self.parts
+            .drive
+            .withhold(match touched == Touched::default() {
+                true => Withheld::Nothing,
+                false => Withheld::Unfinished(touched),
+            });
         Ok(())
     }
 
@@ -432,7 +442,6 @@ impl Flusher {
 
     /// Removes what our own ended batches have left, and finishes those of other caches.
     fn sweep(&self, backend: &dyn Backend) -> Result<()> {
-        let mut unfinished = Touched::default();
         for batch in batches_on(backend)? {
             match read_record(
                 backend,
@@ -442,20 +451,14 @@ impl Flusher {
             )? {
                 Found::Record(record) if record.origin != self.parts.origin => {
                     tracing::info!(%batch, "finishing a batch of another machine");
-                    match finish_alone(backend, &record) {
-                        Err(error) if error.is_gone() || is_gone_for_all(backend) => {
-                            return Err(error);
-                        }
-                        // Its names are left alone until it is finished; everything else goes on.
-                        Err(error) => {
-                            tracing::error!(%batch, %error, "a batch of another machine cannot be finished here");
-                            unfinished.extend(&Touched::of(&record.steps));
-                        }
-                        Ok(_) => {}
+                    if let Err(error) = finish_alone(backend, &record) {
+                        // Nothing is written beside it, and its names are left alone, until it is finished.
+                        *self.of_others.lock() = Touched::of(&record.steps);
+                        return Err(error);
                     }
                 }
                 // Ours, and not open: confirmed, so the record is a leftover, and so is what was staged.
-                Found::Record(record) => self.clean_up(backend, batch, &staged(&record))?,
+                Found::Record(record) => self.clean_up(backend, batch, &left_by(&record))?,
                 Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
                 Found::Torn if self.is_our_torn(batch)? => {
                     self.clean_up(backend, batch, &[])?;
@@ -465,9 +468,6 @@ impl Flusher {
                     tracing::warn!(%batch, "a damaged record of another machine is left as it is")
                 }
             }
-        }
-        if unfinished != Touched::default() {
-            self.parts.drive.withhold(Withheld::Unfinished(unfinished));
         }
         self.sweep_done(backend)
     }
@@ -500,10 +500,14 @@ fn note_different(
     applied: &mut Applied,
 ) -> Result<()> {
     for (number, step) in record.steps.place.iter().enumerate() {
-        if let PlaceStep::Install { to, content, .. } = step
-            && super::apply::exists(backend, to)?
-            && !super::apply::matches(backend, to, content)?
-        {
+        let PlaceStep::Install { to, content, .. } = step else {
+            continue;
+        };
+        let is_it = match super::apply::matches(backend, to, content) {
+            Err(FlushError::Backend(error)) if is_local(backend, record.batch, &error) => false,
+            matched => matched? || !super::apply::exists(backend, to)?,
+        };
+        if !is_it {
             applied
                 .refused
                 .note(StepNo::Place(number), to, Why::Occupied);
@@ -658,20 +662,33 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
     Ok(recovered)
 }
 
-fn is_gone_for_all(backend: &dyn Backend) -> bool {
-    backend.check_alive(Look::Read).is_err()
-}
-
-/// Where a batch has staged what its cache has as well.
-fn staged(record: &BatchRecord) -> Vec<RelPath> {
-    let steps = record.steps.place.iter();
-    let slots = steps.filter_map(|step| match step {
-        PlaceStep::Install { slot, .. } | PlaceStep::InstallNode { slot, .. } => Some(*slot),
-        _ => None,
-    });
-    slots
-        .map(|slot| layout::slot_path(record.batch, slot))
-        .collect()
+/// What a batch that is confirmed may have left: what was staged, which its cache has as well, and what it has replaced or removed,
+/// which was compared before.
+fn left_by(record: &BatchRecord) -> Vec<RelPath> {
+    let batch = record.batch;
+    let mut left = Vec::new();
+    for (number, step) in record.steps.clear.iter().enumerate() {
+        if let ClearStep::RemoveFile { .. } = step {
+            left.push(layout::removed_path(batch, number));
+        }
+    }
+    for step in &record.steps.place {
+        let (slot, to, is_staged) = match step {
+            PlaceStep::Install { slot, to, .. } | PlaceStep::InstallNode { slot, to, .. } => {
+                (*slot, to, true)
+            }
+            PlaceStep::Attach { slot, to, .. } => (*slot, to, false),
+            _ => continue,
+        };
+        if is_staged {
+            left.push(layout::slot_path(batch, slot));
+        }
+        left.push(layout::replaced_path(batch, slot));
+        if let Some((dir, _)) = to.split_last() {
+            left.push(layout::near_old_path(&dir, batch, slot));
+        }
+    }
+    left
 }
 
 fn totals(record: &BatchRecord) -> (u64, u64) {

@@ -9,7 +9,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::apply::{Applied, create_with, is_absent};
+use super::apply::{Applied, create_with, exists, is_absent};
+use super::placing::Placer;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, Look};
 use crate::base::{BatchNo, Name, RelPath};
@@ -64,6 +65,8 @@ pub(super) struct Refused {
     numbers: HashSet<StepNo>,
     /// The directories that hold what could not be taken away.
     dirs: HashSet<RelPath>,
+    /// The names that did not get what the batch has for them.
+    names: HashSet<RelPath>,
 }
 
 impl Refused {
@@ -75,6 +78,11 @@ impl Refused {
         self.numbers.contains(&step)
     }
 
+    /// Whether the name at `path` did not get what the batch has for it.
+    pub(super) fn has_name(&self, path: &RelPath) -> bool {
+        self.names.contains(path)
+    }
+
     /// Whether the directory at `path` holds something that was to be taken away and could not be.
     pub(super) fn holds(&self, path: &RelPath) -> bool {
         self.dirs.contains(path)
@@ -83,6 +91,9 @@ impl Refused {
     pub(super) fn note(&mut self, step: StepNo, path: &RelPath, why: Why) {
         if self.numbers.insert(step) {
             self.dirs.extend(path.split_last().map(|(dir, _)| dir));
+            if matches!(step, StepNo::Place(_)) {
+                self.names.insert(path.clone());
+            }
             tracing::warn!(%path, ?why, "the drive refuses a step of the batch; it is set aside");
             let path = path.clone();
             self.steps.push(Refusal { step, path, why });
@@ -120,7 +131,9 @@ pub(super) fn is_local(backend: &dyn Backend, batch: BatchNo, error: &BackendErr
         error.source.raw_os_error(),
         Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EINTR | libc::ENOMEDIUM)
     );
-    if of_this_machine || error.is_stalled() || error.is_full() {
+    // What a sync was to make durable is of unknown state, whichever name that is: the system tells of it once.
+    let of_all = error.operation == "sync" || error.is_full() || error.is_stalled();
+    if of_this_machine || of_all {
         return false;
     }
     error.is_refusal() || (backend.check_alive(Look::Read).is_ok() && can_write(backend, batch))
@@ -133,7 +146,10 @@ fn can_write(backend: &dyn Backend, batch: BatchNo) -> bool {
         Ok(()) => true,
         Err(error) => tolerant && is_absent(&error),
     };
-    removed(true) && create_with(backend, &path, b"x").is_ok() && removed(false)
+    removed(true)
+        && create_with(backend, &path, b"x").is_ok()
+        && backend.sync().is_ok()
+        && removed(false)
 }
 
 /// Where the directories that a batch moves are after it, to find where an old path leads.
@@ -207,6 +223,17 @@ impl Blocked {
         self.missing.insert(path.clone());
     }
 
+    /// Why a step is not to be taken; `None` if it is.
+    pub(super) fn why_not<C>(&self, step: &PlaceStep<C>, refused: &Refused) -> Option<Why> {
+        if let PlaceStep::Link { from, .. } = step
+            && (refused.has_name(from) || self.why(from).is_some())
+        {
+            // What stands there is another file, or another version, than the one that is to get a further name.
+            return Some(Why::Occupied);
+        }
+        self.why(step.path())
+    }
+
     /// Why the name at `path` is to be left alone; `None` if it is not.
     pub(super) fn why(&self, path: &RelPath) -> Option<Why> {
         if self.occupied.contains(path) {
@@ -228,8 +255,7 @@ impl Blocked {
 
 /// Puts what is still in the slot of each refused move back where it came from, or as near to it as the backend lets us.
 pub(super) fn put_back<C>(
-    backend: &dyn Backend,
-    batch: BatchNo,
+    placer: &Placer<'_>,
     steps: &Steps<C>,
     standing: impl Fn(SlotNo) -> Option<RelPath>,
     applied: &mut Applied,
@@ -253,7 +279,7 @@ pub(super) fn put_back<C>(
         let (Some((number, from)), Some(at)) = (origin.get(&slot), standing(slot)) else {
             continue;
         };
-        let back = one_back(backend, batch, slot, &at, from, &moves)?;
+        let back = one_back(placer, slot, (&at, from), &moves, applied)?;
         tracing::warn!(path = %from, ?back, "put back, as it could not be moved");
         applied.refused.back.push((*number, back));
     }
@@ -261,13 +287,13 @@ pub(super) fn put_back<C>(
 }
 
 fn one_back(
-    backend: &dyn Backend,
-    batch: BatchNo,
+    placer: &Placer<'_>,
     slot: SlotNo,
-    at: &RelPath,
-    from: &RelPath,
+    (at, from): (&RelPath, &RelPath),
     moves: &Moves,
+    applied: &mut Applied,
 ) -> Result<Back> {
+    let (backend, batch) = (placer.backend, placer.batch);
     let unlike = format!("ferryfs-{:x}-{}", batch.0, slot.0);
     let unlike = Name::new(unlike.as_bytes())
         .map_err(|_| FlushError::WrongDrive("a batch number has no file name".into()))?;
@@ -282,27 +308,24 @@ fn one_back(
         }
     }
     places.push((RelPath::root().join(&unlike), Back::AtRoot(unlike.clone())));
-    for (path, back) in places {
-        match backend.rename_new(at, &path) {
-            Ok(()) => return Ok(back),
+    for (path, back) in &places {
+        match backend.rename_new(at, path) {
+            Ok(()) => return Ok(back.clone()),
             Err(error) if is_local(backend, batch, &error) => {
                 tracing::debug!(%error, "not to be put back there");
             }
             Err(error) => return Err(error.into()),
         }
     }
-    let lost_found = layout::lost_found();
-    match backend.make_dir(&lost_found) {
-        Err(error) if !error.is_taken() => return Err(error.into()),
-        _ => {}
+    // It is stuck where it is. A file can be read there, perhaps.
+    for (path, back) in places {
+        if !exists(backend, &path)? && placer.copy(at, &path).is_ok() {
+            applied.garbage.push(at.clone());
+            return Ok(back);
+        }
     }
-    let kept = lost_found.join(&unlike);
+    let kept = placer.to_lost_found(at)?;
     tracing::error!(path = %from, kept = %kept, "cannot be put back; it is kept on the drive");
-    if let Err(error) = backend.rename(at, &kept) {
-        // Not left empty for somebody to wonder at.
-        let _ = backend.remove_dir(&lost_found);
-        return Err(error.into());
-    }
     Ok(Back::LostFound(kept))
 }
 

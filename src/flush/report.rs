@@ -141,6 +141,14 @@ pub enum FlushError {
     /// These files cannot be read from the cache, or are not what the index says.
     #[error("in the cache: {} files cannot be read", .0.len())]
     BadObjects(Vec<(Ino, String)>),
+    /// Somebody else's version of a file was moved away, and can be given no name.
+    #[error("somebody else's version of {path} can be kept nowhere on the drive: {problem}")]
+    NotKept {
+        /// The file.
+        path: RelPath,
+        /// What the backend said.
+        problem: String,
+    },
     /// The file system that is mounted inside the backend's directory, where a name is to go, has no space.
     #[error("the file system that is mounted there has no space for {path}")]
     FullThere {

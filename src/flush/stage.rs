@@ -461,11 +461,9 @@ pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     for entry in entries {
         let path = dir.join(&entry.name);
         match entry.meta.kind {
-            // The batch has replaced or removed it, and it was what the batch knew.
-            kind if layout::is_set_aside_name(&entry.name)
-                && kind != crate::base::FileKind::Directory =>
-            {
-                backend.remove_file(&path)?;
+            // It stood under somebody's name, and nobody has compared it.
+            _ if layout::is_set_aside_name(&entry.name) => {
+                keep(backend, dir, &path, &entry.name)?;
             }
             _ if cleared && !layout::is_note_name(&entry.name) => {
                 keep(backend, dir, &path, &entry.name)?;

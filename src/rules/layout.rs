@@ -51,9 +51,6 @@ pub const MAX_BATCH: BatchNo = BatchNo(i64::MAX as u64);
 /// The highest number that a segment of the catalog can have: nobody gets there by counting.
 pub const MAX_SEGMENT: u64 = i64::MAX as u64;
 
-/// Name in a staging directory under which a file gets a further name before that is moved to where it belongs.
-pub const LINK: &str = "link";
-
 /// Name in a staging directory of the note that something was copied to, or kept in, the user's directories under names of
 /// [`near_path`]: only then are these looked for.
 pub const ACROSS: &str = "across";
@@ -103,11 +100,6 @@ pub fn staging_root() -> RelPath {
 /// The directory that holds the records of batches.
 pub fn batches_dir() -> RelPath {
     RelPath::fixed(BATCHES)
-}
-
-/// Where a further name is made before it is moved to its place.
-pub fn link_path(batch: BatchNo) -> RelPath {
-    staging_dir(batch).join(&own_name(LINK))
 }
 
 /// The directory that holds the segments of the catalog.
@@ -173,7 +165,7 @@ pub fn probe_path(batch: BatchNo) -> RelPath {
 /// Whether a name in a staging directory is that of a note or mark: an empty file, or one that says nothing that would be
 /// missed once the batch is over.
 pub fn is_note_name(name: &Name) -> bool {
-    [BARRIER, LINK, ACROSS, PROBE, SPARE]
+    [BARRIER, ACROSS, PROBE, SPARE]
         .iter()
         .any(|note| name.as_bytes() == note.as_bytes())
         || parse_lost_name(name).is_some()

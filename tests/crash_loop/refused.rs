@@ -141,6 +141,48 @@ fn refuse_every_call(kind: Kind, seed: u64, strict: bool) {
     }
 }
 
+/// A sector that can never be read again under one name of the user's, whichever the flush meets it at.
+#[test]
+fn a_bad_sector_under_one_name_keeps_only_that_name_from_the_drive() {
+    for (kind, seed) in [(Kind::Plain, 7), (Kind::Exfat, 18), (Kind::Linux, 27)] {
+        let _seed = Seed(seed);
+        for n in 1.. {
+            if bad_sector(kind, seed, n) {
+                assert!(n > 10, "the flush had nothing to do");
+                break;
+            }
+        }
+    }
+}
+
+fn bad_sector(kind: Kind, seed: u64, n: u64) -> bool {
+    let scene = Scene::new(kind, seed, random_edits);
+    let faulty = &scene.world.faulty;
+    let at = faulty.calls() + n;
+    faulty.refuse_from(at, libc::EIO);
+    let first = scene.engine.flush();
+    let over = faulty.calls() < at;
+    let what = faulty.refused();
+    let _case = Case(format!("call {n}, {what:?}: {first:?}"));
+    let is_users = what.as_ref().is_some_and(|(operation, path)| {
+        let touches = CHANGES.contains(operation) || ["open", "read", "stat"].contains(operation);
+        touches && !layout::is_reserved(path) && !path.is_root()
+    });
+    if is_users {
+        let report = first.as_ref().expect("one bad sector stops nothing else");
+        is_as_told(&scene, report);
+    }
+    assert_eq!(scene.engine.mount_tree(), scene.mount, "the mount");
+    faulty.heal();
+    scene.engine.flush_all();
+    let drive = scene.world.drive_tree();
+    for (path, node) in &scene.cut {
+        assert_eq!(drive.get(path), Some(node), "{path}");
+    }
+    scene.world.check(&scene.engine);
+    over
+}
+
 #[test]
 fn whatever_is_refused_for_ever_nothing_is_lost_and_all_follows_when_it_is_allowed() {
     refuse_every_call(Kind::Plain, 5, false);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::super::apply::{Applier, create_with};
+use super::super::apply::{Applied, Applier, create_with};
 use super::super::placing::Manners;
 use super::super::recover::recover_without_cache;
 use super::super::report::{FlushError, Result};
@@ -204,7 +204,7 @@ fn apply(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
         catalog: record.catalog.as_ref(),
         manners: &manners,
     };
-    applier.apply(|_| {}).map(drop)
+    applier.apply(&mut Applied::default(), |_| {})
 }
 
 /// After a crash in batch `n` the drive is finished elsewhere: its tree and its catalog are those of before or of the batch, both of

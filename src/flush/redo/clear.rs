@@ -6,8 +6,8 @@ use super::{Redo, State, is_dir, is_file, look};
 use crate::backend::Metadata;
 use crate::base::RelPath;
 use crate::flush::placing::is_across;
-use crate::flush::refused::StepNo;
-use crate::flush::report::Result;
+use crate::flush::refused::{StepNo, is_local};
+use crate::flush::report::{FlushError, Result};
 use crate::rules::known::Believed;
 use crate::rules::layout;
 use crate::rules::steps::{ClearStep, PlainKind, SlotNo};
@@ -21,7 +21,7 @@ impl Redo<'_> {
         for (number, slot, here) in copies {
             let names = [slots.all(slot), vec![here.clone()]].concat();
             let copied = self.copy_apart(slot, &names, slots).map(drop);
-            self.or_refuse(StepNo::Clear(number), &here, copied, applied)?;
+            self.unless_tangled(StepNo::Clear(number), &here, copied, applied)?;
         }
         for (number, step) in self.steps.clear.iter().enumerate() {
             let no = StepNo::Clear(number);
@@ -60,7 +60,7 @@ impl Redo<'_> {
     fn directories_set_aside(&self, slots: &mut Slots) -> Result<Standing> {
         let mut standing = Standing::default();
         for (_, from, slot) in self.moved_directories() {
-            self.drop_hollow(slot, &standing.locate_name(from), slots)?;
+            self.drop_hollow_if_it_can(slot, &standing.locate_name(from), slots)?;
             if let Some(name) = slots.newest(slot) {
                 standing.note(from, name);
             }
@@ -116,7 +116,7 @@ impl Redo<'_> {
     ) -> Result<()> {
         for (number, from, slot) in self.moved_directories() {
             let untangled = self.untangle_directory(from, slot, slots, standing);
-            self.or_refuse(StepNo::Clear(number), from, untangled, applied)?;
+            self.unless_tangled(StepNo::Clear(number), from, untangled, applied)?;
         }
         Ok(())
     }
@@ -263,9 +263,16 @@ impl Redo<'_> {
         let aside = layout::removed_path(self.batch, number);
         let known = self.known.removed.get(path);
         let found = look(self.backend, &here)?;
+        let set_aside = match look(self.backend, &aside) {
+            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                placer.back_or_aside(&aside, &here, applied)?;
+                return Err(error.into());
+            }
+            looked => looked?,
+        };
         let is_ours =
             |meta: &Metadata| known.map_or(is_file(Some(meta)), |known| known.may_be(meta));
-        match (look(self.backend, &aside)?, found) {
+        match (set_aside, found) {
             (None, None) => Ok(()),
             // Cut short by a check of the file system.
             (Some(cut), None) if is_ours(&cut) && known.is_some_and(|it| it.size != cut.size) => {

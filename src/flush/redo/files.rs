@@ -1,6 +1,6 @@
 //! The second phase, again: every name gets what the batch gives it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::super::apply::{
     Applied, allowed_attributes, create_with, is_absent, make_dir_kept, set_time,
@@ -12,7 +12,7 @@ use super::{Redo, is_dir, look};
 use crate::backend::{BackendError, Metadata};
 use crate::base::{FileKind, Name, RelPath};
 use crate::flush::real;
-use crate::flush::refused::{Blocked, StepNo, Why, is_local, put_back};
+use crate::flush::refused::{Back, Blocked, Moves, StepNo, Why, is_local, put_back};
 use crate::flush::report::{FlushError, Result};
 use crate::rules::known::Believed;
 use crate::rules::layout;
@@ -23,6 +23,7 @@ impl Redo<'_> {
         let mut standing = self.directories_to_place(slots)?;
         let mut blocked = Blocked::after_clear(self.steps, &applied.refused);
         self.note_blocked(&blocked, applied);
+        self.note_put_back(slots, applied)?;
         let wanted = self.wanted();
         let mut counts = Counts::default();
         let mut tasks = Vec::with_capacity(wanted.len());
@@ -35,16 +36,30 @@ impl Redo<'_> {
                     .uncover(file, &here, slots, &mut counts)
                     .and_then(|()| self.judge(file, &here, slots, &mut counts))
                     .map(|judged| task = judged);
-                self.or_refuse(file.step(), file.to, judged, applied)?;
+                match slots.newest(file.slot) {
+                    // It may stand under both names.
+                    Some(_) => self.unless_tangled(file.step(), file.to, judged, applied)?,
+                    None => self.or_refuse(file.step(), file.to, judged, applied)?,
+                }
             }
             tasks.push(task);
-            seen.push(look(self.backend, &here)?);
+            seen.push(match task {
+                Task::Refused => None,
+                _ => look(self.backend, &here)?,
+            });
         }
         // Nothing that counts has been touched up to here. What is removed now is gone for good before anything is written.
         for ((file, task), seen) in wanted.iter().zip(&mut tasks).zip(&seen) {
             let here = (&standing.locate_name(file.to), seen.as_ref());
+            let may_be_two = matches!(task, Task::Rebuild | Task::RebuildAside | Task::CopyApart);
             let taken = self.take_away(file, *task, here, slots, applied);
-            self.or_set_aside(file, task, taken, applied)?;
+            match may_be_two {
+                true => self.unless_tangled(file.step(), file.to, taken, applied)?,
+                false => self.or_refuse(file.step(), file.to, taken, applied)?,
+            }
+            if applied.refused.has(file.step()) {
+                *task = Task::Refused;
+            }
         }
         self.backend.sync()?;
         self.untangle_placed(slots, &mut standing, applied)?;
@@ -55,13 +70,29 @@ impl Redo<'_> {
                     applied.refused.note(file.step(), file.to, why);
                     Ok(())
                 }
-                None => self.write_anew(file, task, slots),
+                // The batch must not end while the SSD is the only one that has a file which was moved.
+                None if self.is_moved(file) && *task != Task::CopyApart => {
+                    self.write_anew(file, task, slots)?;
+                    Ok(())
+                }
+                None if *task == Task::CopyApart => {
+                    let apart = self.write_anew(file, task, slots);
+                    self.unless_tangled(file.step(), file.to, apart, applied)
+                }
+                None => self.write_anew(file, task, slots).or_else(|error| match error {
+                    FlushError::Store(_) | FlushError::Cache { .. } => {
+                        let source = std::io::Error::from_raw_os_error(libc::EIO);
+                        tracing::warn!(%error, path = %file.to, "its bytes cannot be had from the cache");
+                        Err(BackendError::new("write", file.to, source).into())
+                    }
+                    error => Err(error),
+                }),
             };
             self.or_set_aside(file, task, written, applied)?;
         }
         // No name is given to bytes that may not be on the medium yet.
         self.backend.sync()?;
-        self.name_restored(&restored)?;
+        self.name_restored(&restored, applied)?;
         for (file, task) in wanted.iter().zip(&mut tasks) {
             let named = self.give_name(file, *task, slots, applied);
             self.or_set_aside(file, task, named, applied)?;
@@ -73,28 +104,23 @@ impl Redo<'_> {
             if let PlaceStep::Touch { path, modified } = step
                 && blocked.why(path).is_none()
             {
+                // A time alone is no reason to stop: the index has it.
                 match set_time(self.backend, path, *modified) {
                     Err(FlushError::Backend(error))
-                        if is_local(self.backend, self.batch, &error) =>
-                    {
-                        tracing::warn!(%error, "a time");
-                        applied.not_set.push(path.clone());
-                    }
+                        if self.manners.is_local(self.backend, self.batch, &error) => {}
                     result => result?,
                 }
             }
         }
         self.place_nodes_and_links(slots, &blocked, applied)?;
         put_back(
-            self.backend,
-            self.batch,
+            &self.placer(),
             self.steps,
             |slot| slots.newest(slot),
             applied,
         )?;
         let attributes = allowed_attributes(self.steps, &blocked, &applied.refused);
-        let is_refusal = |error: &BackendError| is_local(self.backend, self.batch, error);
-        real::set_attributes(self.backend, attributes, is_refusal, applied)
+        real::set_attributes(self.backend, self.batch, attributes, applied)
     }
 
     /// Notes the steps that cannot be taken because of what was refused before: their name stays occupied, or what they move has
@@ -118,6 +144,47 @@ impl Redo<'_> {
                     .note(StepNo::Place(number), step.path(), why);
             }
         }
+    }
+
+    /// An attempt before this one may have put back what it could not move: it stands at its old name, and its slot is empty. On a
+    /// drive that may have left it under both names, the one in the slot is one too many.
+    fn note_put_back(&self, slots: &mut Slots, applied: &mut Applied) -> Result<()> {
+        let moves = Moves::of(self.steps);
+        let targets: HashSet<&RelPath> = self.steps.place.iter().map(PlaceStep::path).collect();
+        let mut origins: HashMap<SlotNo, (usize, &RelPath, PlainKind)> = HashMap::new();
+        for (number, step) in self.steps.clear.iter().enumerate() {
+            if let ClearStep::Detach { from, slot, kind } = step {
+                origins.insert(*slot, (number, from, *kind));
+            }
+        }
+        for (number, step) in self.steps.place.iter().enumerate() {
+            let PlaceStep::Attach { slot, to, .. } = step else {
+                continue;
+            };
+            let Some((clear, from, kind)) = origins.get(slot) else {
+                continue;
+            };
+            let now = moves.new_path(from);
+            // What the batch itself puts there is not what was moved from there.
+            if targets.contains(&now) || targets.contains(from) || slots.newest(*slot).is_some() {
+                continue;
+            }
+            let is_back = |path: &RelPath| -> Result<bool> {
+                let Some(found) = look(self.backend, path)? else {
+                    return Ok(false);
+                };
+                Ok(match kind {
+                    PlainKind::Directory => is_dir(Some(&found)),
+                    PlainKind::File => self.moved(*slot).is_some_and(|moved| moved.agrees(&found)),
+                })
+            };
+            if look(self.backend, to)?.is_none() && (is_back(&now)? || is_back(from)?) {
+                let no = StepNo::Place(number);
+                applied.refused.note(no, to, Why::Occupied);
+                applied.refused.back.push((*clear, Back::There));
+            }
+        }
+        Ok(())
     }
 
     /// As [`Redo::or_refuse`] for a file, which nothing more is done for then.
@@ -199,7 +266,7 @@ impl Redo<'_> {
     fn directories_to_place(&self, slots: &mut Slots) -> Result<Standing> {
         let mut standing = Standing::default();
         for (_, to, slot) in self.moving_directories() {
-            self.drop_hollow(slot, &standing.locate_name(to), slots)?;
+            self.drop_hollow_if_it_can(slot, &standing.locate_name(to), slots)?;
             if let Some(name) = slots.newest(slot) {
                 standing.note(to, name);
             }
@@ -218,7 +285,7 @@ impl Redo<'_> {
             let no = StepNo::Place(number);
             if !applied.refused.has(no) {
                 let untangled = self.untangle_one(to, slot, slots, standing);
-                self.or_refuse(no, to, untangled, applied)?;
+                self.unless_tangled(no, to, untangled, applied)?;
             }
         }
         Ok(())
@@ -408,8 +475,15 @@ impl Redo<'_> {
     /// What was set aside for a file is what the batch replaces, or somebody else's version of it.
     fn see_to_set_aside(&self, file: &Wanted<'_>, applied: &mut Applied) -> Result<()> {
         for old in self.set_aside_for(file) {
-            let Some(found) = look(self.backend, &old)? else {
-                continue;
+            let found = match look(self.backend, &old) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                // It goes back to its name, if that is free, and the file is set aside.
+                Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                    self.placer().back_or_aside(&old, file.to, applied)?;
+                    return Err(error.into());
+                }
+                Err(error) => return Err(error),
             };
             let replaced = self.known.replaced.get(&file.slot);
             if replaced.is_some_and(|known| known.may_be(&found) && found.size != known.size) {

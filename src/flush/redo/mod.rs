@@ -42,7 +42,7 @@ use crate::cache::Store;
 use crate::rules::catalog::CatalogBatch;
 use crate::rules::known::{Believed, Known};
 use crate::rules::layout;
-use crate::rules::steps::{FileContent, PlaceStep, SlotNo, Steps};
+use crate::rules::steps::{ClearStep, FileContent, PlaceStep, SlotNo, Steps};
 
 use uuid::Uuid;
 
@@ -102,6 +102,12 @@ impl Redo<'_> {
         self.remove_near_copies()?;
         match read_mark(self.backend, self.batch)? {
             Some(refused) => {
+                // Compared before the mark was made.
+                for (number, step) in self.steps.clear.iter().enumerate() {
+                    if let ClearStep::RemoveFile { .. } = step {
+                        (applied.garbage).push(layout::removed_path(self.batch, number));
+                    }
+                }
                 for number in refused {
                     if let Some(step) = self.steps.clear.get(number) {
                         let (no, path) = (StepNo::Clear(number), step.path());
@@ -189,6 +195,21 @@ impl Redo<'_> {
             backend: self.backend,
             batch: self.batch,
             manners: self.manners,
+        }
+    }
+
+    /// Passes on what goes wrong while a file may stand under two names that share clusters: the batch must not end before they are
+    /// apart. Only where renames are atomic is it a matter of one name.
+    fn unless_tangled(
+        &self,
+        step: StepNo,
+        path: &RelPath,
+        result: Result<()>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        match self.backend.renames_atomically() {
+            true => self.or_refuse(step, path, result, applied),
+            false => result,
         }
     }
 

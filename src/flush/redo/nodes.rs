@@ -12,6 +12,7 @@ use crate::backend::Metadata;
 use crate::base::RelPath;
 use crate::flush::refused::{Blocked, StepNo};
 use crate::flush::report::Result;
+use crate::rules::known::Believed;
 use crate::rules::layout;
 use crate::rules::steps::{Node, PlaceStep, SlotNo};
 
@@ -27,7 +28,7 @@ impl Redo<'_> {
             if !matches!(step, PlaceStep::InstallNode { .. } | PlaceStep::Link { .. }) {
                 continue;
             }
-            if let Some(why) = blocked.why(step.path()) {
+            if let Some(why) = blocked.why_not(step, &applied.refused) {
                 applied.refused.note(no, step.path(), why);
             }
             if applied.refused.has(no) {
@@ -57,6 +58,7 @@ impl Redo<'_> {
     ) -> Result<()> {
         let is_it = |meta: Option<&Metadata>| meta.and_then(node_of).as_ref() == Some(node);
         let found = look(self.backend, to)?;
+        self.see_to_old(slot, to, self.known.replaced.get(&slot), applied)?;
         if is_it(found.as_ref()) {
             for name in slots.all(slot) {
                 self.remove_all(&name)?;
@@ -89,6 +91,26 @@ impl Redo<'_> {
             return Ok(());
         }
         let replaced = self.known.removed.get(to);
+        self.see_to_old(slot, to, replaced, applied)?;
         real::link(&self.placer(), slot, (from, to), replaced, applied)
+    }
+
+    /// What an attempt before this one has moved out of the way is what the batch replaces, or somebody else's.
+    fn see_to_old(
+        &self,
+        slot: SlotNo,
+        to: &RelPath,
+        replaced: Option<&Believed>,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let expected = replaced.copied().unwrap_or(Believed::ANYTHING);
+        let mut places = vec![layout::replaced_path(self.batch, slot)];
+        if let Some((dir, _)) = to.split_last() {
+            places.push(layout::near_old_path(&dir, self.batch, slot));
+        }
+        for old in places {
+            self.placer().keep_or_drop(&old, to, &expected, applied)?;
+        }
+        Ok(())
     }
 }

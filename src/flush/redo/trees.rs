@@ -6,7 +6,6 @@ use super::super::apply::{Applied, is_absent};
 use super::super::keep::{self, TreeEntry};
 use super::{Redo, look};
 use crate::base::{Name, RelPath};
-use crate::flush::refused::is_local;
 use crate::flush::report::{FlushError, Result};
 use crate::flush::stage::{SlotSource, restage};
 use crate::rules::known::Believed;
@@ -42,8 +41,10 @@ impl Redo<'_> {
             let path = to.join_path(&entry.path);
             match self.restore_entry(slot, number, entry, &path, applied) {
                 Ok(file) => restored.extend(file),
-                // One entry that the backend does not take must not keep the others away.
-                Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                // One entry that the backend does not take must not keep the others away; but what the SSD alone has is not let go of.
+                Err(FlushError::Backend(error))
+                    if !entry.kept && self.manners.is_local(self.backend, self.batch, &error) =>
+                {
                     tracing::warn!(%error, "an entry of a directory that was moved");
                     applied.vanished.push(path);
                 }
@@ -114,10 +115,15 @@ impl Redo<'_> {
     }
 
     /// Gives files that are written and synced their names.
-    pub(super) fn name_restored(&self, restored: &[Restored]) -> Result<()> {
+    pub(super) fn name_restored(&self, restored: &[Restored], applied: &mut Applied) -> Result<()> {
         for file in restored {
             match self.backend.rename(&file.staged, &file.to) {
                 Err(error) if is_absent(&error) => {}
+                // What was put there meanwhile is somebody else's.
+                Err(error) if error.is_taken() => {
+                    self.placer().keep_theirs(&file.to, &file.to, applied)?;
+                    self.backend.rename_new(&file.staged, &file.to)?;
+                }
                 result => result?,
             }
         }

@@ -11,7 +11,8 @@ use super::standing::Slots;
 use super::{Redo, is_dir, is_file, look};
 use crate::backend::{BackendError, Entry};
 use crate::base::{Name, RelPath};
-use crate::flush::report::Result;
+use crate::flush::refused::is_local;
+use crate::flush::report::{FlushError, Result};
 use crate::flush::stage::{SlotSource, restage};
 use crate::rules::steps::SlotNo;
 
@@ -74,13 +75,21 @@ impl Redo<'_> {
         Ok(false)
     }
 
-    /// A check of the file system makes one of two names of a directory an empty one. If it is the one in the slot, that goes.
-    pub(super) fn drop_hollow(
+    /// As [`Redo::drop_hollow`]; what cannot be looked into stays.
+    pub(super) fn drop_hollow_if_it_can(
         &self,
         slot: SlotNo,
         here: &RelPath,
         slots: &mut Slots,
     ) -> Result<()> {
+        match self.drop_hollow(slot, here, slots) {
+            Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// A check of the file system makes one of two names of a directory an empty one. If it is the one in the slot, that goes.
+    fn drop_hollow(&self, slot: SlotNo, here: &RelPath, slots: &mut Slots) -> Result<()> {
         let names = slots.all(slot);
         let [only] = names.as_slice() else {
             return Ok(());
