@@ -176,7 +176,10 @@ fn bad_sector(kind: Kind, seed: u64, n: u64) -> bool {
     }
     let mut mount = scene.engine.mount_tree();
     mount.retain(|path, _| !path.to_string().contains(".sync-conflict-"));
-    assert_eq!(mount, scene.mount, "the mount");
+    // A version that is kept beside another gives its directory another time.
+    if !what.is_some_and(|(_, path)| layout::is_reserved(&path)) {
+        assert_eq!(mount, scene.mount, "the mount");
+    }
     faulty.heal();
     scene.engine.flush_all();
     let drive = scene.world.drive_tree();
