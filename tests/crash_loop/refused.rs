@@ -145,7 +145,6 @@ fn refuse_every_call(kind: Kind, seed: u64, strict: bool) {
 
 /// A sector that can never be read again under one name of the user's, whichever the flush meets it at.
 #[test]
-#[ignore = "a time that a bad sector refuses is not named"]
 fn a_bad_sector_under_one_name_keeps_only_that_name_from_the_drive() {
     for (kind, seed) in [(Kind::Plain, 7), (Kind::Exfat, 18), (Kind::Linux, 27)] {
         let _seed = Seed(seed);
