@@ -7,7 +7,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"
 
-need cc=build-essential mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse fusermount3=fuse3 rsync=rsync getfacl=acl sqlite3=sqlite3 \
+need cc=build-essential mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse mergerfs=mergerfs fusermount3=fuse3 rsync=rsync getfacl=acl sqlite3=sqlite3 \
     setfattr=attr git=git python3=python3 mkfs.ext4=e2fsprogs losetup=mount setpriv=util-linux tar=tar rclone=rclone
 need_cargo
 python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv-is-missing=python3-venv

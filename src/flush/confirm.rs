@@ -458,7 +458,8 @@ impl Flusher {
         Ok(())
     }
 
-    /// The backend has nothing at `path`: the name is marked, so that the next batch puts the file there if the cache has it.
+    /// The backend has nothing at `path`: the name is marked, so that the next batch puts the file there if the cache has it. With
+    /// a directory all that was in it is gone from there.
     fn note_vanished(&self, path: &RelPath, cut: Seq) -> Result<()> {
         let mut state = self.parts.index.lock();
         let Some((dir, name)) = path.split_last() else {
@@ -467,6 +468,11 @@ impl Flusher {
         let Some(parent) = find(&mut state, &dir)? else {
             return Ok(()); // Renamed since; the index finds out when it is read.
         };
+        if let Some(entry) = state.placed(parent, &name)?
+            && entry.kind == PlainKind::Directory
+        {
+            mark_contents_gone(&mut state, entry.ino, cut)?;
+        }
         mark_gone(&mut state, NameKey { parent, name }, cut)?;
         Ok(state.commit().map(drop)?)
     }
@@ -478,15 +484,7 @@ impl Flusher {
         let Some(dir) = find(&mut state, path)? else {
             return Ok(());
         };
-        let mut open = vec![dir];
-        while let Some(parent) = open.pop() {
-            for (name, entry) in state.placed_in(parent)? {
-                if entry.kind == PlainKind::Directory {
-                    open.push(entry.ino);
-                }
-                mark_gone(&mut state, NameKey { parent, name }, cut)?;
-            }
-        }
+        mark_contents_gone(&mut state, dir, cut)?;
         Ok(state.commit().map(drop)?)
     }
 
@@ -543,6 +541,20 @@ fn mark_gone(state: &mut State, key: NameKey, cut: Seq) -> Result<()> {
     };
     state.confirm_names(cut, &[gone])?;
     Ok(state.mark_name(key.parent, &key.name)?)
+}
+
+/// The same for all that is in a directory.
+fn mark_contents_gone(state: &mut State, dir: Ino, cut: Seq) -> Result<()> {
+    let mut open = vec![dir];
+    while let Some(parent) = open.pop() {
+        for (name, entry) in state.placed_in(parent)? {
+            if entry.kind == PlainKind::Directory {
+                open.push(entry.ino);
+            }
+            mark_gone(state, NameKey { parent, name }, cut)?;
+        }
+    }
+    Ok(())
 }
 
 /// The inode that the mount has at `path`, which is spelled as on the backend.

@@ -5,6 +5,7 @@ mod engine;
 
 mod cases;
 mod doubt;
+mod during;
 mod random;
 mod zone;
 

@@ -195,6 +195,14 @@ impl Redo<'_> {
         let in_slot = look(self.backend, &newest)?;
         let slot_state = self.whole(&newest, in_slot.as_ref(), moved.as_ref())?;
         let here_state = self.whole(here, Some(&found), moved.as_ref())?;
+        let is_ours = moved.is_some_and(|moved| moved.may_be(&found));
+        // Beside a whole one of ours it is part of a copy, made on the way to another file system.
+        if self.is_theirs(slot, &newest)? && !(is_ours && here_state == State::Good) {
+            if is_ours {
+                self.remove_all(here)?;
+            }
+            return Ok(false);
+        }
         let same = match (&moved, &in_slot) {
             (None, Some(meta)) => {
                 (meta.kind, meta.size, meta.modified) == (found.kind, found.size, found.modified)
@@ -205,7 +213,6 @@ impl Redo<'_> {
             return Ok(true);
         }
         // One that was cut short is no more use; another time tells of another file, which is somebody else's.
-        let is_ours = moved.is_some_and(|moved| moved.may_be(&found));
         let keeps_slot = !same && slot_state == State::Good;
         if same || (is_ours && (here_state != State::Good || keeps_slot)) {
             self.remove_all(here)?;

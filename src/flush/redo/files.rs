@@ -431,7 +431,7 @@ impl Redo<'_> {
             Task::Move | Task::MoveAside => {
                 if let Some(newest) = slots.newest(file.slot) {
                     for name in slots.all(file.slot).iter().filter(|name| **name != newest) {
-                        self.remove_all(name)?;
+                        self.remove_own(file, name, applied)?;
                     }
                     slots.only(file.slot, &newest);
                 }
@@ -507,8 +507,11 @@ impl Redo<'_> {
     }
 
     /// Removes what stands in the slot of a file. Where names are swapped it may be what stood under the file's name, and that may
-    /// be somebody else's version.
+    /// be somebody else's version; so may what was moved.
     fn remove_own(&self, file: &Wanted<'_>, name: &RelPath, applied: &mut Applied) -> Result<()> {
+        if self.is_theirs(file.slot, name)? {
+            return self.placer().keep_aside(name, file.to, applied);
+        }
         if self.backend.renames_atomically()
             && let Some(found) = look(self.backend, name)?
             && self.is_foreign(file, &found)
@@ -557,8 +560,12 @@ impl Redo<'_> {
         match task {
             Task::Rebuild | Task::RebuildAside => {
                 let wanted = file.content.unwrap_or(Believed::ANYTHING);
-                if self.rebuild(file.slot, file.to, &wanted)? {
-                    slots.only(file.slot, &layout::slot_path(self.batch, file.slot));
+                let path = match self.is_moved(file) {
+                    true => slots.next_copy(file.slot),
+                    false => layout::slot_path(self.batch, file.slot),
+                };
+                if self.rebuild(file.slot, &path, file.to, &wanted)? {
+                    slots.only(file.slot, &path);
                     *task = Task::Move;
                 } else if self.moved(file.slot).is_some() {
                     *task = Task::Vanished;

@@ -120,6 +120,8 @@ impl Redo<'_> {
         let found = look(self.backend, here)?;
         let staged = slots.newest(file.slot);
         let in_slot = match &staged {
+            // It is moved as it is now.
+            Some(path) if self.is_theirs(file.slot, path)? => State::Good,
             Some(path) => self.state(path, look(self.backend, path)?.as_ref(), file)?,
             None => State::Nothing,
         };

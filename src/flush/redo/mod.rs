@@ -258,9 +258,35 @@ impl Redo<'_> {
         })
     }
 
-    /// Writes a file anew into its empty slot, from the SSD. `wanted` is what it must turn out to be. False if the SSD has other
-    /// bytes by now; then there is nothing in the slot.
-    fn rebuild(&self, slot: SlotNo, to: &RelPath, wanted: &Believed) -> Result<bool> {
+    /// Whether what stands at `name` was moved there from under its own name, and somebody else had changed it before. Only the
+    /// slot itself is filled by moving; what is written anew for a moved file gets the name of a copy, so that part of it is not
+    /// taken for such a version.
+    fn is_theirs(&self, slot: SlotNo, name: &RelPath) -> Result<bool> {
+        if *name != layout::slot_path(self.batch, slot) {
+            return Ok(false);
+        }
+        let Some(moved) = self.moved(slot) else {
+            return Ok(false);
+        };
+        let found = look(self.backend, name)?;
+        Ok(
+            found.is_some_and(|found| match self.backend.renames_atomically() {
+                // Nothing cuts files short there.
+                true => !moved.agrees(&found),
+                false => !moved.may_be(&found),
+            }),
+        )
+    }
+
+    /// Writes a file of `slot` anew at `path`, where nothing is, from the SSD. `wanted` is what it must turn out to be. False if
+    /// the SSD has other bytes by now; then there is nothing at `path`.
+    fn rebuild(
+        &self,
+        slot: SlotNo,
+        path: &RelPath,
+        to: &RelPath,
+        wanted: &Believed,
+    ) -> Result<bool> {
         let Some(ssd) = &self.ssd else {
             return Ok(false);
         };
@@ -273,18 +299,17 @@ impl Redo<'_> {
             (None, None) => return Ok(false),
         };
         tracing::warn!(path = %to, "damaged or missing on the drive; it is written anew from the cache");
-        let path = layout::slot_path(self.batch, slot);
         let measured = restage(
             self.backend,
             Some(ssd.store),
             source,
-            &path,
+            path,
             Some(wanted.size),
         )?;
         let same =
             measured.size == wanted.size && wanted.hash.is_none_or(|hash| hash == measured.hash);
         if !same {
-            self.remove_all(&path)?;
+            self.remove_all(path)?;
         }
         Ok(same)
     }
