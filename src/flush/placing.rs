@@ -139,9 +139,10 @@ impl Placer<'_> {
             Err(error) => return Err(error.into()),
         };
         if let Err(error) = self.fill(slot, from, to, applied) {
-            // Best effort: if it fails the redo, or a person, finds it where it is.
-            if let Err(error) = self.backend.rename_new(&old, to) {
-                tracing::error!(%error, path = %to, "the old version could not be put back");
+            // Its directory may be gone from under it: then it ends like anything that is replaced, as the new version is in the cache.
+            if let Err(refused) = self.backend.rename_new(&old, to) {
+                tracing::warn!(error = %refused, path = %to, "the old version could not be put back");
+                self.keep_or_drop(&old, to, expected, applied)?;
             }
             return Err(error);
         }

@@ -79,13 +79,13 @@ impl Redo<'_> {
                     let apart = self.write_anew(file, task, slots);
                     self.unless_tangled(file.step(), file.to, apart, applied)
                 }
-                None => self.write_anew(file, task, slots).or_else(|error| match error {
+                None => self.write_anew(file, task, slots).map_err(|error| match error {
                     FlushError::Store(_) | FlushError::Cache { .. } => {
                         let source = std::io::Error::from_raw_os_error(libc::EIO);
                         tracing::warn!(%error, path = %file.to, "its bytes cannot be had from the cache");
-                        Err(BackendError::new("write", file.to, source).into())
+                        BackendError::new("write", file.to, source).into()
                     }
-                    error => Err(error),
+                    error => error,
                 }),
             };
             self.or_set_aside(file, task, written, applied)?;
