@@ -14,7 +14,7 @@ use super::redo::{Redo, Ssd};
 use super::refused::{Refusal, StepNo, Why, explain_alone, is_local};
 use super::report::{FlushError, Result};
 use super::reserve::Relieved;
-use super::stage::{discard, discard_left};
+use super::stage::{discard, discard_ended};
 use super::untrusted::{Sealed, read_sealed, read_small};
 use crate::backend::Backend;
 use crate::backend::drive::Withheld;
@@ -459,10 +459,7 @@ impl Flusher {
                 }
                 // Ours, and not open: confirmed, so the record is a leftover, and so is what was staged.
                 Found::Record(record) => self.clean_up(backend, batch, &left_by(&record))?,
-                Found::Nothing => {
-                    let confirmed = self.parts.index.lock().is_done(batch)?;
-                    discard_left(backend, &layout::staging_dir(batch), confirmed)?;
-                }
+                Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
                 Found::Torn if self.is_our_torn(batch)? => {
                     self.clean_up(backend, batch, &[])?;
                     self.note_torn("")?;
@@ -582,7 +579,7 @@ fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<(Stri
             _ => {}
         }
     }
-    discard(backend, &layout::staging_dir(record.batch))?;
+    discard_ended(backend, &layout::staging_dir(record.batch))?;
     Ok(left_behind)
 }
 

@@ -12,7 +12,7 @@ use super::journal::Journal;
 use super::refused::is_local;
 use super::report::{FlushError, Report, Result, Wish};
 use super::reserve::{self, Relieved};
-use super::stage::discard;
+use super::stage::{discard, discard_ended};
 use super::{Flusher, recover, room, subjects};
 use crate::backend::Backend;
 use crate::backend::drive::Withheld;
@@ -269,7 +269,7 @@ impl Flusher {
                 _ => {}
             }
             backend.sync()?;
-            discard(backend, &layout::staging_dir(batch))
+            discard_ended(backend, &layout::staging_dir(batch))
         };
         match tidy() {
             Err(FlushError::Backend(error)) if is_local(backend, batch, &error) => {

@@ -448,12 +448,19 @@ fn bad_object(source: &StageSource, problem: String) -> FlushError {
 
 /// Removes a staging directory with what is staged in it; fine if it is not there. What was set aside from under somebody's name
 /// is kept in `.ferryfs/lost+found`, whatever has brought it to this: directories, and all once clearing was over.
+///
+/// Without a record this is what the end of a batch has left: what it has replaced and removed was compared by then, and ends with it.
 pub(super) fn discard(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
-    discard_left(backend, dir, false)
+    discard_but(backend, dir, false)
 }
 
-/// The same for a batch that may be `confirmed`: what it has replaced or removed was compared, and ends with it.
-pub(super) fn discard_left(backend: &dyn Backend, dir: &RelPath, confirmed: bool) -> Result<()> {
+/// The same for a batch that has just ended. Of what it has replaced and removed everything that is to go is gone: what is left was
+/// not compared, and is kept as well.
+pub(super) fn discard_ended(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
+    discard_but(backend, dir, true)
+}
+
+fn discard_but(backend: &dyn Backend, dir: &RelPath, keeps_set_aside: bool) -> Result<()> {
     let entries = match backend.read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.is_not_found() => return Ok(()),
@@ -466,13 +473,12 @@ pub(super) fn discard_left(backend: &dyn Backend, dir: &RelPath, confirmed: bool
     for entry in entries {
         let path = dir.join(&entry.name);
         match entry.meta.kind {
-            kind if confirmed
+            kind if !keeps_set_aside
                 && layout::is_set_aside_name(&entry.name)
                 && kind != crate::base::FileKind::Directory =>
             {
                 backend.remove_file(&path)?;
             }
-            // It stood under somebody's name, and nobody has compared it.
             _ if layout::is_set_aside_name(&entry.name) => {
                 keep(backend, dir, &path, &entry.name)?;
             }

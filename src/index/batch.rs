@@ -315,18 +315,6 @@ impl State {
         Ok(())
     }
 
-    /// Whether this batch of ours has ended with all that it carries on the backend.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn is_done(&self, batch: BatchNo) -> Result<bool> {
-        self.conn
-            .prepare_cached("SELECT state=1 FROM batches WHERE batch=?")
-            .and_then(|mut s| s.query_row([int(batch.0)], |row| row.get(0)).optional())
-            .map(|done| done.unwrap_or(false))
-            .context("look for a batch")
-    }
-
     /// The last batch that has ended.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::super::apply::{Applied, Applier, create_with};
 use super::super::placing::Manners;
 use super::super::recover::recover_without_cache;
 use super::super::report::{FlushError, Result};
-use super::super::stage::discard_left;
+use super::super::stage::discard;
 use super::{make_dir, read_catalog};
 use crate::backend::Backend;
 use crate::backend::faulty::{Fault, FaultyBackend};
@@ -177,7 +177,7 @@ fn carry(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
     apply(backend, record)?;
     backend.remove_file(&layout::record_path(record.batch))?;
     backend.sync()?;
-    discard_left(backend, &layout::staging_dir(record.batch), true)
+    discard(backend, &layout::staging_dir(record.batch))
 }
 
 /// The same up to where it is on the drive.
