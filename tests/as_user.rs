@@ -148,6 +148,13 @@ fn ordinary_user_mounts_writes_flushes_and_unmounts() {
     lab.finish();
 }
 
+/// The process of the daemon that serves the mount, as its user is told.
+fn daemon_of(lab: &Lab, user: &User, program: &Path) -> i32 {
+    as_user(lab, user, program, &["status", "--json", &text(&lab.mnt)]).json()["pid"]
+        .as_i64()
+        .expect("pid") as i32
+}
+
 #[test]
 fn dead_mount_of_a_user_is_cleared_by_the_same_user() {
     let Some(user) = nobody() else { return };
@@ -168,10 +175,8 @@ fn dead_mount_of_a_user_is_cleared_by_the_same_user() {
         &["-euc", &format!("echo kept > {mnt}/file")],
     )
     .ok();
-    let pid = as_user(&lab, &user, &program, &["status", "--json", &mnt]).json()["pid"]
-        .as_i64()
-        .expect("pid");
-    lab.kill(pid as i32);
+    let pid = daemon_of(&lab, &user, &program);
+    lab.kill(pid);
     as_user(&lab, &user, &program, &mount).code(exit::DONE);
     let kept = as_user(&lab, &user, Path::new("/bin/cat"), &[&text(&lab.m("file"))]).ok();
     assert_eq!(kept.stdout, "kept\n");
@@ -195,12 +200,7 @@ fn a_users_program_that_retries_across_a_kill_and_a_remount_loses_nothing() {
     let (drive, mnt) = (text(lab.drive.path()), text(&lab.mnt));
     let mount = ["mount", "--no-auto-flush", &drive, &mnt];
     as_user(&lab, &user, &program, &mount).code(exit::DONE);
-    let pid_of = |lab: &Lab| {
-        as_user(lab, &user, &program, &["status", "--json", &mnt]).json()["pid"]
-            .as_i64()
-            .expect("pid") as i32
-    };
-    let mut daemon = pid_of(&lab);
+    let mut daemon = daemon_of(&lab, &user, &program);
     let stop = lab.root().join("home/stop");
     let script = r#"n=0; while [ ! -e "$2" ]; do
         mkdir -p "$1/out" 2>/dev/null && echo "data $n" 2>/dev/null > "$1/out/$n" && n=$((n+1))
@@ -224,7 +224,7 @@ fn a_users_program_that_retries_across_a_kill_and_a_remount_loses_nothing() {
         if !lab.is_mounted() {
             break;
         }
-        daemon = pid_of(&lab);
+        daemon = daemon_of(&lab, &user, &program);
     }
     std::thread::sleep(std::time::Duration::from_millis(200));
     fs::write(&stop, "").expect("stop the writer");
