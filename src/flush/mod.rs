@@ -25,6 +25,7 @@ mod gather;
 mod journal;
 mod keep;
 mod known;
+mod limited;
 mod mirror;
 mod placing;
 mod preflight;
