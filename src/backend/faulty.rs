@@ -14,9 +14,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{Backend, BackendError, Entry, Metadata, ReadFile, Result, Space, WriteFile, Xattrs};
-use crate::rules::trust::Trust;
 use crate::base::{FileKind, RelPath, Timestamp};
 use crate::rules::layout;
+use crate::rules::trust::Trust;
 
 /// What goes wrong, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

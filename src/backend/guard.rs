@@ -30,8 +30,8 @@ use parking_lot::{Condvar, Mutex};
 use super::{
     Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs, gone,
 };
-use crate::rules::trust::Trust;
 use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::rules::trust::Trust;
 use health::Health;
 use threads::{GivenUp, Threads, Ticket};
 

@@ -17,8 +17,8 @@ use parking_lot::{Mutex, RwLock};
 use super::{
     Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
 };
-use crate::rules::trust::Trust;
 use crate::base::{FileKind, RelPath, Timestamp};
+use crate::rules::trust::Trust;
 
 /// Told of errors that may mean that the drive is gone. Called from whatever thread met one: it must not wait for anything.
 pub type OnTrouble = dyn Fn() + Send + Sync;

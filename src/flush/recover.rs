@@ -9,13 +9,13 @@ use super::apply::Applied;
 use super::carry::named_conflicts;
 use super::journal::Journal;
 use super::keep;
+use super::limited::{Limited, no_device};
 use super::placing::{Manners, Placer};
 use super::redo::{Redo, Ssd};
 use super::refused::{Refusal, StepNo, Why, explain_alone, is_local};
 use super::report::{FlushError, Result};
 use super::reserve::Relieved;
 use super::stage::{discard, discard_ended};
-use super::limited::{Limited, no_device};
 use super::untrusted::{Sealed, read_sealed, read_small};
 use crate::backend::Backend;
 use crate::backend::drive::Withheld;
@@ -27,7 +27,7 @@ use crate::rules::marker;
 use crate::rules::record::{self, BatchRecord, RecordError};
 use crate::rules::steps::{ClearStep, Node, PlaceStep, PlainKind};
 use crate::rules::touched::Touched;
-use crate::rules::trust::{Author, Trust};
+use crate::rules::trust::{Author, Subject, Trust};
 use crate::sys;
 use crate::sys::behalf::OnBehalf;
 
@@ -566,10 +566,17 @@ fn finish_alone(
         }
         // What is staged could be swapped for something else before it gets its attributes.
         Trust::Ours => (Limited::for_own(backend), None),
-        Trust::Stranger(author) => (
+        Trust::Stranger(author) if nix::unistd::Uid::effective().is_root() => (
             Limited::for_stranger(backend),
-            rights_of(author, record.batch)?,
+            Some(rights_of(author, record.batch)?),
         ),
+        Trust::Stranger(author) => {
+            let author = Subject {
+                uid: author.uid,
+                groups: sys::behalf::groups(author.uid, author.gid),
+            };
+            (Limited::for_author(backend, author), None)
+        }
     };
     let mut left_behind = carry_out_alone(&limited, record)?;
     let left_out = limited.left_out().into_iter();
@@ -590,15 +597,9 @@ pub(super) fn staging_trust(backend: &dyn Backend, batch: Option<BatchNo>) -> Re
     Ok(Trust::ANYBODY)
 }
 
-/// Has root do on the drive only what the author of a record may do, until the answer is dropped. Anybody else has no other rights
-/// than his own.
-fn rights_of(author: Author, batch: BatchNo) -> Result<Option<OnBehalf>> {
-    if !nix::unistd::Uid::effective().is_root() {
-        return Ok(None);
-    }
-    OnBehalf::of(author.uid, author.gid)
-        .map(Some)
-        .map_err(|error| FlushError::Unfinished {
+/// Has root do on the drive only what the author of a record may do, until the answer is dropped.
+fn rights_of(author: Author, batch: BatchNo) -> Result<OnBehalf> {
+    OnBehalf::of(author.uid, author.gid).map_err(|error| FlushError::Unfinished {
             batch,
             problem: format!(
                 "another user wrote its record, and root may not act with that user's rights here ({error}); run `ferryfs recover` as that user"
@@ -613,10 +614,7 @@ fn rights_of(author: Author, batch: BatchNo) -> Result<Option<OnBehalf>> {
 ///
 /// Gives what the backend refused, with the reasons. What was staged for it is kept in `.ferryfs/lost+found`: its cache may never
 /// come back.
-fn carry_out_alone(
-    backend: &dyn Backend,
-    record: &BatchRecord,
-) -> Result<Vec<(String, String)>> {
+fn carry_out_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<(String, String)>> {
     let done = read_record(
         backend,
         &done_path(record.batch)?,

@@ -79,8 +79,7 @@ fn descriptions(
     let mut sets = Vec::new();
     for subject in subjects.names.iter().filter(|it| carried.has(it)) {
         let facts = facts(parts, subject);
-        let Some(told) = describe(facts, subject.known.is_some(), capabilities, owners)
-        else {
+        let Some(told) = describe(facts, subject.known.is_some(), capabilities, owners) else {
             continue;
         };
         match check_description(&told) {

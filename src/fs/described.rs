@@ -73,10 +73,7 @@ impl Described {
 
     /// Whether it is not to be taken in: a device that a stranger describes.
     fn is_withheld(&self) -> bool {
-        let is_device = matches!(
-            self.it.kind,
-            FileKind::CharDevice | FileKind::BlockDevice
-        );
+        let is_device = matches!(self.it.kind, FileKind::CharDevice | FileKind::BlockDevice);
         self.is_strangers && is_device
     }
 

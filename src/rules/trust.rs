@@ -36,6 +36,32 @@ pub struct Author {
     pub gid: Option<u32>,
 }
 
+/// Whom the permissions of a drive are asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Number of the user; `None` for anybody.
+    pub uid: Option<u32>,
+    /// The groups that he is in.
+    pub groups: Vec<u32>,
+}
+
+impl Subject {
+    /// What he may do with something: read (4), write (2), execute or search (1).
+    pub fn rights(&self, holder: &Holder) -> u32 {
+        let shift = match () {
+            () if self.uid == Some(holder.uid) => 6,
+            () if self.groups.contains(&holder.gid) => 3,
+            () => 0,
+        };
+        holder.permissions >> shift & 0o7
+    }
+
+    /// Whether it is his.
+    pub fn owns(&self, holder: &Holder) -> bool {
+        self.uid == Some(holder.uid)
+    }
+}
+
 /// Whose word something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
@@ -64,15 +90,11 @@ impl Trust {
                 gid: Some(other.gid),
             });
         }
-        if way
-            .iter()
-            .any(|holder| holder.permissions & ALL_WRITE != 0)
-        {
+        if way.iter().any(|holder| holder.permissions & ALL_WRITE != 0) {
             return Trust::ANYBODY;
         }
-        let shared = |holder: &&Holder| {
-            holder.permissions & GROUP_WRITES != 0 && !is_ours_alone(holder.gid)
-        };
+        let shared =
+            |holder: &&Holder| holder.permissions & GROUP_WRITES != 0 && !is_ours_alone(holder.gid);
         match way.iter().find(shared) {
             Some(holder) => Trust::Stranger(Author {
                 uid: None,
@@ -155,6 +177,28 @@ mod tests {
             gid: Some(7),
         });
         assert_eq!(judge(&[(US, 7, 0o2775), (US, US, 0o755)]), of_a_group);
+    }
+
+    #[test]
+    fn rights_are_those_that_the_kernel_would_give() {
+        let holder = |uid, gid, permissions| Holder {
+            uid,
+            gid,
+            permissions,
+        };
+        let user = Subject {
+            uid: Some(7),
+            groups: vec![8, 9],
+        };
+        assert_eq!(user.rights(&holder(7, 8, 0o170)), 1);
+        assert_eq!(user.rights(&holder(1, 9, 0o751)), 5);
+        assert_eq!(user.rights(&holder(1, 1, 0o4754)), 4);
+        let anybody = Subject {
+            uid: None,
+            groups: vec![],
+        };
+        assert_eq!(anybody.rights(&holder(0, 0, 0o1777)), 7);
+        assert_eq!(anybody.rights(&holder(0, 0, 0o770)), 0);
     }
 
     #[test]

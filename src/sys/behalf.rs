@@ -79,12 +79,18 @@ fn groups_of(uid: Option<u32>, gid: Option<u32>) -> (Uid, Gid, Vec<Gid>) {
     (uid, user.gid, groups.unwrap_or_default())
 }
 
+/// The groups that a user is in as this machine knows them, or else `gid`.
+pub fn groups(uid: Option<u32>, gid: Option<u32>) -> Vec<u32> {
+    let (_, own, others) = groups_of(uid, gid);
+    let all = std::iter::once(own).chain(others);
+    all.map(Gid::as_raw).collect()
+}
+
 /// The supplementary groups of this thread. The C library would change them for all threads.
 fn set_groups(groups: &[Gid]) -> io::Result<()> {
     let numbers: Vec<libc::gid_t> = groups.iter().map(|gid| gid.as_raw()).collect();
     // SAFETY: the kernel reads `numbers.len()` numbers from there, and keeps nothing.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_setgroups, numbers.len(), numbers.as_ptr()) };
+    let answer = unsafe { libc::syscall(libc::SYS_setgroups, numbers.len(), numbers.as_ptr()) };
     match answer {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

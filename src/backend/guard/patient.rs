@@ -7,8 +7,8 @@ use super::Shared;
 use super::health::Health;
 use super::threads::{self, Ticket};
 use crate::backend::{Backend, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs};
-use crate::rules::trust::Trust;
 use crate::base::{FileKind, RelPath, Timestamp};
+use crate::rules::trust::Trust;
 
 /// A call that is never given up, while it is under way.
 pub(super) struct UnderWay<'a> {

@@ -15,8 +15,8 @@ use crate::base::{ContentHash, FileKind, Ino, ObjectId, RelPath, Timestamp};
 use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::merge::{Here, Standing, There, Verdict, compare, decide};
 use crate::rules::plan::NameKey;
-use crate::rules::trust::SET_IDS;
 use crate::rules::steps::PlainKind;
+use crate::rules::trust::SET_IDS;
 
 /// How long somebody is waited for who is copying the very file.
 const PATIENCE: Duration = Duration::from_secs(2);
