@@ -135,6 +135,7 @@ impl Carrier<'_> {
             sizes: &gathered.sizes,
             inodes: &gathered.inodes,
             keeps_permissions: capabilities.permissions,
+            hides_all: capabilities.set_ids,
             wish: self.wish,
             progress: self.progress,
             held: granted.held,

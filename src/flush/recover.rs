@@ -37,6 +37,9 @@ const DONE: &str = ".done";
 /// Key of the index's setting that names the batch of ours whose record is torn.
 const TORN: &str = "torn_record";
 
+/// Names of what was not done of others' batches that are remembered.
+const LEFT_NAMED: usize = 20;
+
 /// What became of a batch that was found on a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveredBatch {
@@ -483,6 +486,7 @@ impl Flusher {
                         Ok(left_behind) => {
                             for (path, reason) in left_behind {
                                 tracing::warn!(path, reason, "not as the batch has it");
+                                self.note_left_of_others(batch, &path, &reason);
                             }
                         }
                         Err(error) => {
@@ -505,6 +509,22 @@ impl Flusher {
             }
         }
         self.sweep_done(backend)
+    }
+
+    fn note_left_of_others(&self, batch: BatchNo, path: &str, reason: &str) {
+        let mut noted = self.left_of_others.lock();
+        match noted.len() {
+            ..LEFT_NAMED => noted.push(format!(
+                "{path}, of batch {batch} that another machine had begun: {reason}"
+            )),
+            LEFT_NAMED => noted.push("there is more of that kind in the log".into()),
+            _ => {}
+        }
+    }
+
+    /// What was not done of batches of other machines that this one has finished since it was started, a line each.
+    pub fn left_of_others(&self) -> Vec<String> {
+        self.left_of_others.lock().clone()
     }
 
     fn is_our_torn(&self, batch: BatchNo) -> Result<bool> {

@@ -13,7 +13,8 @@ use nix::unistd::{Gid, Uid, User, getgrouplist, getgroups, setfsgid, setfsuid};
 /// The number of the user and of the group who own nothing.
 const NOBODY: u32 = 65_534;
 
-/// As long as it lives, the thread's calls on files are made with the rights of another user. Another thread's are not.
+/// As long as it lives, the thread's calls on files are made with the rights of another user, and so are those of threads that it
+/// makes meanwhile. Other threads keep theirs.
 #[derive(Debug)]
 pub struct OnBehalf {
     groups: Vec<Gid>,
@@ -134,13 +135,16 @@ mod tests {
         fs::write(&secret, "x").unwrap();
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
         let groups = getgroups().unwrap();
+        let (ask, asked) = std::sync::mpsc::channel::<()>();
+        let theirs = secret.clone();
+        let another = std::thread::spawn(move || asked.recv().is_ok() && fs::read(theirs).is_ok());
         {
             let _other = OnBehalf::of(Some(4_000_000_001), Some(4_000_000_002)).unwrap();
             let denied = fs::read(&secret).unwrap_err();
             assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
             fs::write(open.join("his"), "x").unwrap();
-            let (secret, read) = (secret.clone(), |path| fs::read(path).is_ok());
-            assert!(std::thread::spawn(move || read(secret)).join().unwrap());
+            ask.send(()).unwrap();
+            assert!(another.join().unwrap());
         }
         assert!(fs::read(&secret).is_ok());
         assert_eq!(getgroups().unwrap(), groups);
