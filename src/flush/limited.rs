@@ -421,7 +421,7 @@ mod tests {
 
     fn author() -> Subject {
         Subject {
-            uid: Some(HIS),
+            uid: HIS,
             groups: vec![HIS],
         }
     }

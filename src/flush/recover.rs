@@ -586,11 +586,13 @@ fn finish_alone(
         }
         // What is staged could be swapped for something else before it gets its attributes.
         Trust::Ours => (Limited::for_own(backend), None),
-        Trust::Stranger(author) if nix::unistd::Uid::effective().is_root() => (
+        // All of it is ours: nobody else can have made it, but somebody could have put it there.
+        Trust::Stranger(None) => (Limited::for_stranger(backend), None),
+        Trust::Stranger(Some(author)) if nix::unistd::Uid::effective().is_root() => (
             Limited::for_stranger(backend),
             Some(rights_of(author, record.batch)?),
         ),
-        Trust::Stranger(author) => {
+        Trust::Stranger(Some(author)) => {
             let author = Subject {
                 uid: author.uid,
                 groups: sys::behalf::groups(author.uid, author.gid),

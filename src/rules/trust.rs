@@ -13,6 +13,9 @@
 const GROUP_WRITES: u32 = 0o020;
 const ALL_WRITE: u32 = 0o002;
 
+/// In a directory with this bit only the owner of an entry, or of the directory, can move or remove it.
+const STICKY: u32 = 0o1000;
+
 /// Bits that give the rights of a file's owner or group to who runs it.
 pub const SET_IDS: u32 = 0o6000;
 
@@ -27,20 +30,20 @@ pub struct Holder {
     pub permissions: u32,
 }
 
-/// As far as it is known, a user who could have written something.
+/// A user who could have written something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Author {
-    /// Number of the user; `None` if anybody could have, or anybody in a group.
-    pub uid: Option<u32>,
-    /// Number of his group, or of the group that could have.
-    pub gid: Option<u32>,
+    /// Number of the user.
+    pub uid: u32,
+    /// Number of the group of what is his.
+    pub gid: u32,
 }
 
 /// Whom the permissions of a drive are asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
-    /// Number of the user; `None` for anybody.
-    pub uid: Option<u32>,
+    /// Number of the user.
+    pub uid: u32,
     /// The groups that he is in.
     pub groups: Vec<u32>,
 }
@@ -49,7 +52,7 @@ impl Subject {
     /// What he may do with something: read (4), write (2), execute or search (1).
     pub fn rights(&self, holder: &Holder) -> u32 {
         let shift = match () {
-            () if self.uid == Some(holder.uid) => 6,
+            () if self.uid == holder.uid => 6,
             () if self.groups.contains(&holder.gid) => 3,
             () => 0,
         };
@@ -58,7 +61,7 @@ impl Subject {
 
     /// Whether it is his.
     pub fn owns(&self, holder: &Holder) -> bool {
-        self.uid == Some(holder.uid)
+        self.uid == holder.uid
     }
 }
 
@@ -67,40 +70,36 @@ impl Subject {
 pub enum Trust {
     /// That of this process's user, or of root.
     Ours,
-    /// Somebody else's.
-    Stranger(Author),
+    /// Somebody else's; `None` if it can be anybody's.
+    Stranger(Option<Author>),
 }
 
 impl Trust {
     /// That of anybody.
-    pub const ANYBODY: Trust = Trust::Stranger(Author {
-        uid: None,
-        gid: None,
-    });
+    pub const ANYBODY: Trust = Trust::Stranger(None);
 
     /// Judges by everything on the way from the backend's root to the thing itself, in this order. `us` is the number of this
     /// process's user; `is_ours_alone` tells of a group whether nobody else is in it.
     ///
-    /// Who owns a directory on the way could have made all that is below it, so the outermost other owner is the author.
+    /// Who owns a directory on the way could have made all that is below it, so the outermost other owner is the author. What is
+    /// ours in a directory with the sticky bit nobody else can replace.
     pub fn judge(us: u32, is_ours_alone: impl Fn(u32) -> bool, way: &[Holder]) -> Trust {
-        let owned = |holder: &&Holder| holder.uid != us && holder.uid != 0;
-        if let Some(other) = way.iter().find(owned) {
-            return Trust::Stranger(Author {
-                uid: Some(other.uid),
-                gid: Some(other.gid),
-            });
+        let is_theirs = |holder: &&Holder| holder.uid != us && holder.uid != 0;
+        if let Some(other) = way.iter().find(is_theirs) {
+            return Trust::Stranger(Some(Author {
+                uid: other.uid,
+                gid: other.gid,
+            }));
         }
-        if way.iter().any(|holder| holder.permissions & ALL_WRITE != 0) {
-            return Trust::ANYBODY;
-        }
-        let shared =
-            |holder: &&Holder| holder.permissions & GROUP_WRITES != 0 && !is_ours_alone(holder.gid);
-        match way.iter().find(shared) {
-            Some(holder) => Trust::Stranger(Author {
-                uid: None,
-                gid: Some(holder.gid),
-            }),
-            None => Trust::Ours,
+        let last = way.len().saturating_sub(1);
+        let is_open = |(at, holder): (usize, &Holder)| {
+            let by_group = holder.permissions & GROUP_WRITES != 0 && !is_ours_alone(holder.gid);
+            let by_others = by_group || holder.permissions & ALL_WRITE != 0;
+            by_others && (at == last || holder.permissions & STICKY == 0)
+        };
+        match way.iter().enumerate().any(is_open) {
+            true => Trust::ANYBODY,
+            false => Trust::Ours,
         }
     }
 
@@ -158,10 +157,7 @@ mod tests {
 
     #[test]
     fn one_other_owner_on_the_way_makes_it_his() {
-        let his = Trust::Stranger(Author {
-            uid: Some(7),
-            gid: Some(8),
-        });
+        let his = Trust::Stranger(Some(Author { uid: 7, gid: 8 }));
         assert_eq!(judge(&[(0, 0, 0o755), (7, 8, 0o700), (0, 0, 0o600)]), his);
         assert_eq!(judge(&[(0, 0, 0o755), (0, 0, 0o755), (7, 8, 0o600)]), his);
         // Whoever else may write there, he may.
@@ -171,12 +167,11 @@ mod tests {
     #[test]
     fn where_others_may_write_it_is_theirs() {
         assert_eq!(judge(&[(0, 0, 0o755), (US, US, 0o757)]), Trust::ANYBODY);
+        assert_eq!(judge(&[(0, 0, 0o777), (0, 0, 0o755)]), Trust::ANYBODY);
+        assert_eq!(judge(&[(US, 7, 0o2775), (US, US, 0o755)]), Trust::ANYBODY);
+        // What is in it can be anybody's; but nobody can replace what is ours.
         assert_eq!(judge(&[(0, 0, 0o1777)]), Trust::ANYBODY);
-        let of_a_group = Trust::Stranger(Author {
-            uid: None,
-            gid: Some(7),
-        });
-        assert_eq!(judge(&[(US, 7, 0o2775), (US, US, 0o755)]), of_a_group);
+        assert_eq!(judge(&[(0, 0, 0o1777), (US, US, 0o700)]), Trust::Ours);
     }
 
     #[test]
@@ -187,18 +182,12 @@ mod tests {
             permissions,
         };
         let user = Subject {
-            uid: Some(7),
+            uid: 7,
             groups: vec![8, 9],
         };
         assert_eq!(user.rights(&holder(7, 8, 0o170)), 1);
         assert_eq!(user.rights(&holder(1, 9, 0o751)), 5);
         assert_eq!(user.rights(&holder(1, 1, 0o4754)), 4);
-        let anybody = Subject {
-            uid: None,
-            groups: vec![],
-        };
-        assert_eq!(anybody.rights(&holder(0, 0, 0o1777)), 7);
-        assert_eq!(anybody.rights(&holder(0, 0, 0o770)), 0);
     }
 
     #[test]

@@ -10,9 +10,6 @@ use std::marker::PhantomData;
 
 use nix::unistd::{Gid, Uid, User, getgrouplist, getgroups, setfsgid, setfsuid};
 
-/// The number of the user and of the group who own nothing.
-const NOBODY: u32 = 65_534;
-
 /// As long as it lives, the thread's calls on files are made with the rights of another user, and so are those of threads that it
 /// makes meanwhile. Other threads keep theirs.
 #[derive(Debug)]
@@ -23,12 +20,11 @@ pub struct OnBehalf {
 }
 
 impl OnBehalf {
-    /// Takes on the rights of the user `uid`, with his groups as this machine knows them, or else `gid`. Without a number, those of
-    /// somebody who owns nothing and is in the group `gid`.
+    /// Takes on the rights of the user `uid`, with his groups as this machine knows them, or else `gid`.
     ///
     /// # Errors
     /// If this process may not; then nothing has changed.
-    pub fn of(uid: Option<u32>, gid: Option<u32>) -> io::Result<OnBehalf> {
+    pub fn of(uid: u32, gid: u32) -> io::Result<OnBehalf> {
         let before = OnBehalf {
             groups: getgroups()?,
             _of_this_thread: PhantomData,
@@ -66,13 +62,10 @@ fn take(user: Uid, group: Gid) -> io::Result<()> {
     }
 }
 
-fn groups_of(uid: Option<u32>, gid: Option<u32>) -> (Uid, Gid, Vec<Gid>) {
-    let own = Gid::from_raw(gid.unwrap_or(NOBODY));
-    let Some(uid) = uid.map(Uid::from_raw) else {
-        return (Uid::from_raw(NOBODY), own, Vec::new());
-    };
+fn groups_of(uid: u32, gid: u32) -> (Uid, Gid, Vec<Gid>) {
+    let uid = Uid::from_raw(uid);
     let Some(user) = User::from_uid(uid).ok().flatten() else {
-        return (uid, own, Vec::new());
+        return (uid, Gid::from_raw(gid), Vec::new());
     };
     let groups = std::ffi::CString::new(user.name)
         .ok()
@@ -81,7 +74,7 @@ fn groups_of(uid: Option<u32>, gid: Option<u32>) -> (Uid, Gid, Vec<Gid>) {
 }
 
 /// The groups that a user is in as this machine knows them, or else `gid`.
-pub fn groups(uid: Option<u32>, gid: Option<u32>) -> Vec<u32> {
+pub fn groups(uid: u32, gid: u32) -> Vec<u32> {
     let (_, own, others) = groups_of(uid, gid);
     let all = std::iter::once(own).chain(others);
     all.map(Gid::as_raw).collect()
@@ -139,7 +132,7 @@ mod tests {
         let theirs = secret.clone();
         let another = std::thread::spawn(move || asked.recv().is_ok() && fs::read(theirs).is_ok());
         {
-            let _other = OnBehalf::of(Some(4_000_000_001), Some(4_000_000_002)).unwrap();
+            let _other = OnBehalf::of(4_000_000_001, 4_000_000_002).unwrap();
             let denied = fs::read(&secret).unwrap_err();
             assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
             fs::write(open.join("his"), "x").unwrap();

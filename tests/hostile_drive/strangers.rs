@@ -259,7 +259,7 @@ fn one_directory_that_others_may_write_to_is_enough() {
     let (steps, staged) = greedy();
     for (at, mode) in [
         (".ferryfs/batches", 0o777),
-        (".ferryfs", 0o1777),
+        (".ferryfs", 0o777),
         ("", 0o777),
     ] {
         let dir = scene.lab.d(at);
