@@ -60,9 +60,8 @@ pub(super) fn link(
     applied: &mut Applied,
 ) -> Result<()> {
     let backend = placer.backend;
-    let between = layout::slot_path(placer.batch, slot);
     match backend.make_hard_link(from, to) {
-        Ok(()) => return see_to_link(placer, &between, (from, to), expected, applied),
+        Ok(()) => return Ok(()),
         Err(error) if error.source.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) if is_absent(&error) && !exists(backend, from)? => {
             applied.vanished.push(to.clone());
@@ -71,10 +70,14 @@ pub(super) fn link(
         Err(error) => return not_linked(error, to, applied),
     }
     // Moving one name of a file over another does nothing and leaves both.
-    let is_done = are_one(&backend.metadata(from)?, &backend.metadata(to)?);
-    see_to_link(placer, &between, (from, to), expected, applied)?;
-    if is_done {
+    if are_one(&backend.metadata(from)?, &backend.metadata(to)?) {
         return Ok(());
+    }
+    let between = layout::slot_path(placer.batch, slot);
+    see_to_link(placer, &between, (from, to), expected, applied)?;
+    match backend.remove_file(&between) {
+        Err(error) if !is_absent(&error) => return Err(error.into()),
+        _ => {}
     }
     match backend.make_hard_link(from, &between) {
         Err(error) => not_linked(error, to, applied),
@@ -85,8 +88,8 @@ pub(super) fn link(
     }
 }
 
-/// Takes away what an attempt before this one has left under the name in between: the file itself, or what stood at `to` and was
-/// swapped with it. The latter is compared, as it may be somebody else's.
+/// What an attempt before this one has left under the name in between: the file itself, or what stood at `to` and was swapped with
+/// it. The latter is compared, as it may be somebody else's.
 fn see_to_link(
     placer: &Placer<'_>,
     between: &RelPath,
@@ -95,17 +98,12 @@ fn see_to_link(
     applied: &mut Applied,
 ) -> Result<()> {
     let backend = placer.backend;
-    if !exists(backend, between)? {
+    if !exists(backend, between)? || are_one(&backend.metadata(from)?, &backend.metadata(between)?)
+    {
         return Ok(());
     }
-    if !are_one(&backend.metadata(from)?, &backend.metadata(between)?) {
-        let expected = expected.copied().unwrap_or(Believed::ANYTHING);
-        placer.keep_or_drop(between, to, &expected, applied)?;
-    }
-    match backend.remove_file(between) {
-        Err(error) if !is_absent(&error) => Err(error.into()),
-        _ => Ok(()),
-    }
+    let expected = expected.copied().unwrap_or(Believed::ANYTHING);
+    placer.keep_or_drop(between, to, &expected, applied)
 }
 
 /// A backend may refuse one more name for reasons of its own: too many of one file, another file system in between. The batch cannot
