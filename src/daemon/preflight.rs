@@ -96,6 +96,14 @@ pub enum PreflightError {
         /// Where, and who.
         exposed: Exposed,
     },
+    /// A link that another user may have made leads to the mount point, and this is root.
+    #[error("the mount point {} is not used as root: a link leads from it, and {exposed}", path.display())]
+    MountpointExposed {
+        /// The mount point, as it was named.
+        path: PathBuf,
+        /// Where, and who.
+        exposed: Exposed,
+    },
     /// The mount point is not the directory any more that was looked at.
     #[error("the mount point {} is another directory than a moment ago", .0.display())]
     MountpointChanged(PathBuf),
@@ -182,6 +190,9 @@ impl PreflightError {
                 "plug the drive in, or mount the share, and try again".into()
             }
             E::BackendExposed { exposed, .. } => safer_place(exposed),
+            E::MountpointExposed { .. } => {
+                "nothing was mounted. Name the directory itself, without a link".into()
+            }
             E::MountpointChanged(_) => {
                 "nothing was mounted. Somebody has moved it or put another one in its place: find out who, then try again".into()
             }
@@ -379,7 +390,7 @@ fn check_mountpoint(
             source,
         }
     };
-    let path = mounts::resolve(given).map_err(io("look at"))?;
+    let path = resolve_mountpoint(given)?;
     let there = table.iter().find(|mount| mount.mountpoint == path);
     if let Some(mount) = there
         && !mountpoint::is_dead_mount(&path)
@@ -413,6 +424,28 @@ fn check_mountpoint(
             path,
         }),
         _ => Ok(spot),
+    }
+}
+
+/// The path of the mount point without links. A link that another user may have put there does not lead root anywhere.
+fn resolve_mountpoint(given: &Path) -> Result<PathBuf, PreflightError> {
+    // A dead mount need not tell anything of itself, and what is missing cannot.
+    let above = || {
+        let (parent, name) = (given.parent()?, given.file_name()?);
+        let way = way::walk(parent).ok()?;
+        Some((way.place.join(name), way.lure().cloned()))
+    };
+    let found = match way::walk(given) {
+        Ok(way) => Some((way.place.clone(), way.lure().cloned())),
+        Err(_) => above(),
+    };
+    match found {
+        Some((path, None)) => Ok(path),
+        Some((_, Some(exposed))) => Err(PreflightError::MountpointExposed {
+            path: given.into(),
+            exposed,
+        }),
+        None => Ok(given.into()),
     }
 }
 

@@ -279,3 +279,100 @@ fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     // SAFETY: the call succeeded, so the number is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    fn device(path: &Path) -> u64 {
+        fs::metadata(path).unwrap().dev()
+    }
+
+    /// A directory in which everything is swapped for links, and one that they lead to, in which something is mounted.
+    struct Scene {
+        dir: tempfile::TempDir,
+        at: PathBuf,
+        victim: PathBuf,
+    }
+
+    impl Scene {
+        fn new() -> Option<Scene> {
+            if !nix::unistd::geteuid().is_root() {
+                return None;
+            }
+            let dir = tempfile::tempdir().unwrap();
+            let top = fs::canonicalize(dir.path()).unwrap();
+            let (at, victim) = (top.join("a/mnt"), top.join("victim"));
+            fs::create_dir_all(&at).unwrap();
+            fs::create_dir_all(victim.join("mnt")).unwrap();
+            let spot = Spot::hold(&victim.join("mnt")).unwrap();
+            mount_there(&spot);
+            Some(Scene { dir, at, victim })
+        }
+
+        fn swap_parent(&self) {
+            fs::rename(self.dir.path().join("a"), self.dir.path().join("moved")).unwrap();
+            symlink(&self.victim, self.dir.path().join("a")).unwrap();
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            for place in ["victim/mnt", "victim", "moved/mnt", "a/mnt"] {
+                let place = self.dir.path().join(place);
+                while umount2(&place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {}
+            }
+        }
+    }
+
+    fn mount_there(spot: &Spot) {
+        let none = MsFlags::empty();
+        spot.mount("none".as_ref(), "tmpfs", none, "size=64k")
+            .unwrap();
+    }
+
+    #[test]
+    fn a_mount_goes_to_the_directory_that_was_held_whatever_becomes_of_its_path() {
+        let Some(scene) = Scene::new() else { return };
+        let below = device(&scene.victim.join("mnt"));
+        let spot = Spot::hold(&scene.at).unwrap();
+        scene.swap_parent();
+        mount_there(&spot);
+        assert_eq!(
+            device(&scene.victim.join("mnt")),
+            below,
+            "mounted on what is not meant"
+        );
+        let mounted = scene.dir.path().join("moved/mnt");
+        assert_ne!(device(&mounted), device(scene.dir.path()));
+        let new = spot.again().unwrap();
+        assert_eq!(
+            fs::metadata(&mounted).unwrap().dev(),
+            new.open().unwrap().metadata().unwrap().dev()
+        );
+        new.detach().unwrap();
+        assert_eq!(device(&mounted), device(scene.dir.path()));
+        assert!(Spot::hold(&scene.at).is_err(), "a link is not followed");
+    }
+
+    #[test]
+    fn what_is_unmounted_is_what_is_meant_or_nothing() {
+        let Some(scene) = Scene::new() else { return };
+        let theirs = device(&scene.victim.join("mnt"));
+        mount_there(&Spot::hold(&scene.at).unwrap());
+        let ours = device(&scene.at);
+        let none = MntFlags::empty();
+        unmount(&scene.at, none, |found| found == theirs).unwrap_err();
+        scene.swap_parent();
+        unmount(&scene.at, none, |_| true).unwrap_err();
+        assert_eq!(device(&scene.victim.join("mnt")), theirs);
+        let moved = fs::canonicalize(scene.dir.path())
+            .unwrap()
+            .join("moved/mnt");
+        unmount(&moved, none, |found| found == ours).unwrap();
+        assert_eq!(device(&moved), device(scene.dir.path()));
+    }
+}

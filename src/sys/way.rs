@@ -34,6 +34,7 @@ pub struct Way {
     /// Its path without symbolic links, `.` and `..`.
     pub place: PathBuf,
     exposed: Option<Exposed>,
+    led: Option<Exposed>,
 }
 
 /// A directory on the way in which somebody else can put another directory in the place of the one that the path leads through.
@@ -71,6 +72,11 @@ impl Way {
     pub fn danger(&self) -> Option<&Exposed> {
         self.exposed.as_ref().filter(|_| Uid::effective().is_root())
     }
+
+    /// As [`Way::danger`], if a link was followed in that directory or further on: perhaps it is that user who leads there.
+    pub fn lure(&self) -> Option<&Exposed> {
+        self.led.as_ref().filter(|_| Uid::effective().is_root())
+    }
 }
 
 /// Resolves `path` to a directory.
@@ -90,6 +96,7 @@ pub fn walk(path: &Path) -> io::Result<Way> {
         reached: Vec::new(),
         links: 0,
         exposed: None,
+        led: None,
     };
     walker.go(&std::path::absolute(path)?)?;
     walker.end()
@@ -110,6 +117,8 @@ struct Walker {
     /// namespace that one is often a user without a number.
     trusted: [u32; 3],
     exposed: Option<Exposed>,
+    /// The same, once a link has been followed after it.
+    led: Option<Exposed>,
 }
 
 impl Walker {
@@ -128,6 +137,7 @@ impl Walker {
                 continue;
             }
             self.links += 1;
+            self.led = self.exposed.clone();
             if self.links > MOST_LINKS {
                 return Err(Errno::ELOOP.into());
             }
@@ -236,6 +246,7 @@ impl Walker {
             dir,
             place,
             exposed: self.exposed,
+            led: self.led,
         })
     }
 }
@@ -339,6 +350,10 @@ mod tests {
         let way = walk(&theirs.join("link/c")).unwrap();
         assert_eq!(way.place, top.join("a/b/c"));
         assert_eq!(way.danger().unwrap().by, Writer::Owner(SOMEBODY));
+        assert_eq!(way.lure(), way.danger());
+        fs::create_dir(theirs.join("plain")).unwrap();
+        let way = walk(&theirs.join("plain")).unwrap();
+        assert!(way.danger().is_some() && way.lure().is_none());
         // Through theirs and out again nothing of it is looked up.
         assert_eq!(walk(&theirs.join("../a")).unwrap().danger(), None);
     }
