@@ -14,4 +14,5 @@ mod program;
 mod receipts;
 mod records;
 mod stage;
+mod strangers;
 mod swapped;
