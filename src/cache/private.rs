@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
 
+use crate::base::ForeignText;
+
 /// Permission bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -25,7 +27,7 @@ const INNER: [&str; 3] = ["batches", "objects", "lost+found"];
 #[derive(Debug, thiserror::Error)]
 pub enum PrivacyError {
     /// Its directory is another user's.
-    #[error("the cache {} belongs to user {owner}, not to user {}", dir.display(), Uid::effective())]
+    #[error("the cache {} belongs to user {owner}, not to user {}", dir.escaped(), Uid::effective())]
     OthersCache {
         /// The cache.
         dir: PathBuf,
@@ -33,7 +35,7 @@ pub enum PrivacyError {
         owner: u32,
     },
     /// Something in it is another user's.
-    #[error("{} in the cache belongs to user {owner}", path.display())]
+    #[error("{} in the cache belongs to user {owner}", path.escaped())]
     OthersFile {
         /// What is in it.
         path: PathBuf,
@@ -41,13 +43,13 @@ pub enum PrivacyError {
         owner: u32,
     },
     /// Others may change it.
-    #[error("the cache is not private: others may write to {}", .0.display())]
+    #[error("the cache is not private: others may write to {}", .0.escaped())]
     Writable(PathBuf),
     /// A symbolic link, or a directory in the place of a file.
-    #[error("{} is in the cache, but is no plain file or directory of ferryfs", .0.display())]
+    #[error("{} is in the cache, but is no plain file or directory of ferryfs", .0.escaped())]
     Planted(PathBuf),
     /// It cannot be looked at.
-    #[error("cannot look at the cache: {}: {source}", path.display())]
+    #[error("cannot look at the cache: {}: {source}", path.escaped())]
     Io {
         /// What could not be looked at.
         path: PathBuf,
@@ -65,12 +67,12 @@ impl PrivacyError {
             }
             PrivacyError::OthersFile { path, .. } | PrivacyError::Planted(path) => format!(
                 "nothing was opened: somebody else may have put it there. Find out who, then move it away: {}",
-                path.display()
+                path.escaped()
             ),
             PrivacyError::Writable(path) => format!(
                 "nothing was opened: somebody else may have changed what is in it. Choose a directory of your own; or, if nobody else \
                  uses this machine, take that right away: chmod go-w {}",
-                path.display()
+                path.escaped()
             ),
             PrivacyError::Io { .. } => "check the path, and who may use it".into(),
         }

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::DaemonError;
 use super::identity::FsIdentity;
 use crate::backend::{Backend, BackendError, Capabilities, probe};
-use crate::base::{RelPath, Timestamp};
+use crate::base::{ForeignText, RelPath, Timestamp};
 use crate::cache::private;
 use crate::cli::exit::Exit;
 use crate::flush::FlushError;
@@ -162,7 +162,7 @@ pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
         .map_err(|error| {
             DaemonError::failed(format!(
                 "cannot make the cache directory {}: {error}",
-                dir.display()
+                dir.escaped()
             ))
             .hint("choose another place with --cache DIR")
         })
@@ -218,18 +218,18 @@ impl CacheFacts {
             Err(error) => {
                 return Err(DaemonError::failed(format!(
                     "cannot read {}: {error}",
-                    path.display()
+                    path.escaped()
                 )));
             }
         };
         let facts: CacheFacts = serde_json::from_slice(&bytes).map_err(|error| {
-            DaemonError::failed(format!("{} cannot be understood: {error}", path.display()))
+            DaemonError::failed(format!("{} cannot be understood: {error}", path.escaped()))
                 .hint("the cache may hold data that is nowhere else: do not delete it; restore this file, or use a newer ferryfs")
         })?;
         if facts.format > CACHE_FORMAT {
             return Err(DaemonError::failed(format!(
                 "the cache {} was made by a newer ferryfs",
-                dir.display()
+                dir.escaped()
             ))
             .hint("use that one"));
         }
@@ -251,7 +251,7 @@ impl CacheFacts {
             File::open(dir)?.sync_all()
         };
         write().map_err(|error| {
-            DaemonError::failed(format!("cannot write {}: {error}", path.display()))
+            DaemonError::failed(format!("cannot write {}: {error}", path.escaped()))
         })
     }
 
@@ -269,7 +269,7 @@ impl CacheFacts {
             Some(marker) if marker.id == self.volume && self.is_enrollment(marker.nonce) => Ok(()),
             Some(marker) => Err(DaemonError::failed(format!(
                 "the cache {} belongs to volume {}, but the drive is volume {}",
-                dir.display(),
+                dir.escaped(),
                 self.volume,
                 marker.id
             ))
@@ -277,9 +277,9 @@ impl CacheFacts {
             None if self.was_at(backend) => Err(self.absent(backend)),
             None => Err(DaemonError::failed(format!(
                 "the cache {} belongs to volume {}, but {} is no volume of ferryfs yet",
-                dir.display(),
+                dir.escaped(),
                 self.volume,
-                backend.display()
+                backend.escaped()
             ))
             .hint("give this drive a cache of its own with --cache, or leave --cache out")),
         }
@@ -371,7 +371,7 @@ impl CacheFacts {
             message: format!(
                 "volume {} is not at {}: the directory has no .ferryfs/volume.json",
                 self.volume,
-                path.display()
+                path.escaped()
             ),
             hint: Some(
                 "mount the drive there first; what was written to it waits in the cache. If another drive is there that is to become a new volume: --enroll, with a cache of its own"

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
+use crate::base::ForeignText;
 use crate::base::steps::{CacheStep, CacheSteps};
 use crate::rules::names::NameRules;
 
@@ -60,7 +61,7 @@ pub enum IndexError {
         source: rusqlite::Error,
     },
     /// The file system said no.
-    #[error("index: {operation} {}: {source}", path.display())]
+    #[error("index: {operation} {}: {source}", path.escaped())]
     Io {
         /// What was being done.
         operation: &'static str,
@@ -78,7 +79,7 @@ pub enum IndexError {
     #[error("index: {0}")]
     Corrupt(String),
     /// The file must not be used as it is.
-    #[error("the index {} is damaged: {problem}", path.display())]
+    #[error("the index {} is damaged: {problem}", path.escaped())]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -22,7 +22,7 @@ use super::known::{MovedDir, MovedFile};
 use super::refused::is_local;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError};
-use crate::base::{BatchNo, FileKind, Ino, ObjectId, RelPath};
+use crate::base::{BatchNo, FileKind, ForeignText, Ino, ObjectId, RelPath};
 use crate::index::Flags;
 use crate::rules::steps::SlotNo;
 
@@ -82,7 +82,7 @@ pub(super) fn remove(journals: &Path, batch: BatchNo) -> Result<()> {
 
 fn failed(operation: &str, path: &Path, source: io::Error) -> FlushError {
     FlushError::Cache {
-        operation: format!("{operation} {}", path.display()),
+        operation: format!("{operation} {}", path.escaped()),
         source,
     }
 }
