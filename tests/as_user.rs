@@ -2,6 +2,10 @@
 
 #[path = "support/lab/mod.rs"]
 mod lab;
+#[path = "as_user/paths.rs"]
+mod paths;
+#[path = "as_user/volumes.rs"]
+mod volumes;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -413,6 +417,35 @@ fn a_users_acls_come_back_and_lock_nobody_out_of_the_drive() {
     lab.finish();
 }
 
+/// Names of directories that would be options of the mount, or hide some, if they were not escaped.
+const NAMES: [&str; 7] = [
+    "disk,ro,nosuch=1",
+    r"disk\",
+    r"a\,ro\\,dev",
+    "allow_other",
+    "x,allow_other,suid",
+    "two words\tand a tab",
+    "line\nend # \\040",
+];
+
+/// The mount at `lab.mnt` is of `drive`, with none of the options that its name asks for.
+fn assert_unharmed(lab: &Lab, drive: &Path) {
+    let table = fs::read("/proc/self/mountinfo").expect("mount table");
+    let table = ferryfs::sys::mounts::parse(&table);
+    let entry = table.iter().find(|entry| entry.mount_point == lab.mnt);
+    let entry = entry.expect("the mount");
+    assert_eq!(Path::new(&entry.source), drive);
+    assert_eq!(entry.fs_type, "fuse.ferryfs");
+    for option in ["rw", "nosuid", "nodev"] {
+        assert!(entry.options.split(',').any(|found| found == option));
+    }
+    assert!(!entry.super_options.contains("allow_other"), "{entry:?}");
+    // What other programs read is one line for it.
+    let table = fs::read_to_string("/proc/mounts").expect("mount table");
+    let mnt = format!(" {} fuse.ferryfs ", text(&lab.mnt));
+    assert_eq!(table.lines().filter(|line| line.contains(&mnt)).count(), 1);
+}
+
 /// Who names the drive's directory must not choose options of the mount with it.
 #[test]
 fn no_part_of_a_drives_path_becomes_an_option_of_the_mount() {
@@ -425,21 +458,52 @@ fn no_part_of_a_drives_path_becomes_an_option_of_the_mount() {
         return;
     };
     let mnt = text(&lab.mnt);
-    for name in ["disk,ro,nosuch=1", r"disk\", r"a\,ro\\,dev"] {
+    for name in NAMES {
         let drive = lab.root().join(name);
         fs::create_dir(&drive).expect("mkdir");
         chown(&drive, Some(user.uid), Some(user.gid)).expect("chown");
         let mount = ["mount", "--no-auto-flush", "--enroll", &text(&drive), &mnt];
         as_user(&lab, &user, &program, &mount).code(exit::DONE);
-        let table = fs::read("/proc/self/mountinfo").expect("mount table");
-        let table = ferryfs::cli::mounts::parse(&table);
-        let entry = table.iter().find(|entry| entry.mountpoint == lab.mnt);
-        assert_eq!(entry.expect("the mount").source, drive);
+        assert_unharmed(&lab, &drive);
         let script = format!("echo text > {mnt}/file");
         as_user(&lab, &user, Path::new("/bin/sh"), &["-euc", &script]).ok();
         // Commands find it by that path.
-        as_user(&lab, &user, &program, &["flush", &text(&drive)]).code(exit::DONE);
-        as_user(&lab, &user, &program, &["unmount", &mnt]).code(exit::DONE);
+        for command in ["status", "flush"] {
+            as_user(&lab, &user, &program, &[command, &text(&drive)]).code(exit::DONE);
+        }
+        as_user(&lab, &user, &program, &["unmount", &text(&drive)]).code(exit::DONE);
+        assert!(!lab.is_mounted());
+        assert_content(drive.join("file"), b"text\n");
+    }
+    lab.finish();
+}
+
+#[test]
+fn nor_where_root_mounts_it() {
+    if nobody().is_none() {
+        return;
+    }
+    let Some(lab) = Lab::new(Backend::Ext4Dir) else {
+        return;
+    };
+    use std::os::unix::ffi::OsStrExt;
+    let mut drives: Vec<PathBuf> = NAMES.iter().map(|name| lab.root().join(name)).collect();
+    drives.push(
+        lab.root()
+            .join(std::ffi::OsStr::from_bytes(b"no \xff utf-8,ro")),
+    );
+    for drive in &drives {
+        fs::create_dir(drive).expect("mkdir");
+        let mut args: Vec<std::ffi::OsString> = vec!["mount".into(), "--no-auto-flush".into()];
+        args.extend(["--enroll".into(), drive.into(), lab.mnt.clone().into()]);
+        lab.ferryfs(&args).code(exit::DONE);
+        assert_unharmed(&lab, drive);
+        fs::write(lab.m("file"), "text\n").expect("write");
+        for command in ["status", "flush", "unmount"] {
+            lab.ferryfs(&[command.as_ref(), drive.as_os_str()])
+                .code(exit::DONE);
+        }
+        assert!(!lab.is_mounted());
         assert_content(drive.join("file"), b"text\n");
     }
     lab.finish();

@@ -1,5 +1,5 @@
-//! Two daemons on one directory that do not see each other: each in a network namespace of its own, as in two containers, and by
-//! bind mounts of their own. What two machines on one share meet is the same files.
+//! Two daemons on one directory that do not see each other: each in a network namespace and with a `/run` of its own, as in two
+//! containers, and by bind mounts of their own. What two machines on one share meet is the same files.
 
 #[path = "support/lab/mod.rs"]
 mod lab;
@@ -28,6 +28,7 @@ impl Second {
             lab::skip("a network namespace of one's own needs root");
             return None;
         }
+        share(lab.root());
         let path = |what: &str| lab.root().join(format!("{what}-{name}"));
         let second = Second {
             mnt: path("mnt"),
@@ -49,7 +50,8 @@ impl Second {
     fn command(&self, lab: &Lab, extra: &[&str]) -> Command {
         let mut command = Command::new("unshare");
         command
-            .args(["--net", "--"])
+            .args(["--net", "--mount", "--propagation", "unchanged", "--"])
+            .args(["sh", "-euc", ALONE, "sh"])
             .arg(lab::ferryfs_binary())
             .args([
                 "mount",
@@ -79,6 +81,24 @@ impl Second {
     fn status(&self, lab: &Lab) -> serde_json::Value {
         let status = lab.ferryfs(&["status", "--json", &text(&self.mnt)]);
         status.code(exit::DONE).json()
+    }
+}
+
+/// Runs a command with a `/run` that nobody else sees.
+const ALONE: &str = r#"mount --make-private / 2>/dev/null || :
+    mount --make-private /run 2>/dev/null || :
+    mount -t tmpfs none /run
+    exec "$@""#;
+
+/// Makes `dir` a mount that tells other mount namespaces what is mounted in it.
+fn share(dir: &Path) {
+    if !is_mounted(dir) {
+        let script = r#"mount --bind "$1" "$1"; mount --make-shared "$1""#;
+        let shared = Command::new("sh")
+            .args(["-euc", script, "sh"])
+            .arg(dir)
+            .status();
+        assert!(shared.unwrap().success(), "bind mount");
     }
 }
 

@@ -9,6 +9,7 @@ pub mod guard;
 pub mod memory;
 pub mod mounted;
 pub mod probe;
+mod root;
 mod unsynced;
 pub mod watched;
 

@@ -1,22 +1,23 @@
 //! A directory of a mounted file system as a backend.
 //!
-//! State: the root's path and the device number (`st_dev`) it had when it was opened. No descriptor is held between
-//! calls, so that the drive can be ejected at any time; only a [`ReadFile`] or [`WriteFile`] holds one, its own.
+//! State: which directory the root is (see [`super::root`]). No descriptor is held between calls, so that the drive can be
+//! ejected at any time; only a [`ReadFile`] or [`WriteFile`] holds one, its own.
 //!
-//! Every call opens the root anew and compares device numbers. A drive that went away leaves its mount point behind, an
-//! empty directory on the root disk with another number: the call then fails with ENOMEDIUM and has touched nothing (P6).
+//! Every call opens the root anew and recognizes it by its mount, its device and its number. A drive that went away leaves its
+//! mount point behind, an empty directory on the root disk: the call then fails with ENOMEDIUM and has touched nothing (P6).
 //! From there on the call works beneath the descriptor that was compared, so a drive that goes away in between cannot
 //! redirect it. A root that is not there at all is a missing medium too, never a missing file: ENOENT means that the
-//! file is gone from a drive that is present. The number alone does not tell two drives apart that use one node in turn;
+//! file is gone from a drive that is present. The numbers alone do not tell two drives apart that use one node in turn;
 //! that is what the volume's marker is for.
 //!
-//! No symbolic link below the root is followed (see [`crate::sys::path`]); links in the path of the root itself are.
+//! No symbolic link below the root is followed (see [`crate::sys::path`]). Links in the path of the root itself are followed
+//! once, when it is attached.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
@@ -26,6 +27,7 @@ use nix::sys::stat::{
 };
 use nix::unistd::{self, Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
+use super::root::{Root, no_medium};
 use super::unsynced::{self, Unsynced};
 use super::{
     Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
@@ -47,11 +49,8 @@ const DIRECT_ALIGNMENT: usize = 4096;
 /// A directory of a mounted file system.
 #[derive(Clone, Debug)]
 pub struct MountedDir {
-    root: PathBuf,
-    device: u64,
-    /// Number of the mount that the root is on; a drive that is mounted again has another.
-    mount: u64,
-    /// Whether `device` was a block device that the kernel knew when it was opened.
+    root: Root,
+    /// Whether its device was a block device that the kernel knew when it was opened.
     on_block_device: bool,
     /// What one `syncfs` of the root would miss. Shared by all clones.
     unsynced: Arc<Unsynced>,
@@ -63,18 +62,15 @@ impl MountedDir {
     /// Takes the directory `root` as it is now: the file system that is mounted there must stay.
     ///
     /// # Errors
-    /// ENOMEDIUM if there is no such directory; else what the system said.
+    /// ENOMEDIUM if there is no such directory. A [`crate::sys::way::Exposed`] if this is root, and another user can make the path
+    /// lead elsewhere. Else what the system said.
     pub fn open(root: &Path) -> Result<MountedDir> {
-        let failed = |source| BackendError::new("open", &RelPath::root(), source);
-        let root = std::path::absolute(root).map_err(failed)?;
-        let (opened, device) = open_root(&root).map_err(failed)?;
+        let found = Root::find(root);
+        let root = found.map_err(|source| BackendError::new("open", &RelPath::root(), source))?;
         Ok(MountedDir {
+            on_block_device: sys::superblock::device_exists(root.device()),
+            unsynced: Arc::new(Unsynced::new(root.device())),
             root,
-            device,
-            // 0 where the kernel does not tell: then any later 0 is the same.
-            mount: sys::mounts::mount_number(&opened).unwrap_or(0),
-            on_block_device: sys::superblock::device_exists(device),
-            unsynced: Arc::new(Unsynced::new(device)),
             unit: OnceLock::new(),
         })
     }
@@ -82,10 +78,7 @@ impl MountedDir {
     /// The directory `root` while nothing is there: every call answers ENOMEDIUM, whatever appears there later.
     pub fn absent(root: &Path) -> MountedDir {
         MountedDir {
-            root: root.into(),
-            // No device has this number.
-            device: u64::MAX,
-            mount: 0,
+            root: Root::absent(root),
             on_block_device: false,
             unsynced: Arc::new(Unsynced::new(u64::MAX)),
             unit: OnceLock::new(),
@@ -94,21 +87,17 @@ impl MountedDir {
 
     /// The path of the root, absolute.
     pub fn root_path(&self) -> &Path {
-        &self.root
+        self.root.path()
     }
 
     /// `st_dev` of the file system.
     pub fn device(&self) -> u64 {
-        self.device
+        self.root.device()
     }
 
-    /// The root, if it still is on the file system that was opened. Good for resolving names, not for reading.
+    /// The root, if it still is the directory that was opened. Good for resolving names, not for reading.
     fn root(&self) -> io::Result<OwnedFd> {
-        let (root, device) = open_root(&self.root)?;
-        if device != self.device {
-            return Err(no_medium());
-        }
-        Ok(root)
+        self.root.hold()
     }
 
     /// The directory that holds `path`, and its name there; `if_root` is the error for the root, which has no name.
@@ -168,10 +157,7 @@ impl MountedDir {
     /// What the system tells of the medium without asking it. None of it proves that it is there; each shows that it is not.
     fn glance(&self) -> io::Result<()> {
         let root = self.root()?;
-        if sys::mounts::mount_number(&root).unwrap_or(0) != self.mount {
-            return Err(no_medium());
-        }
-        if self.on_block_device && !sys::superblock::device_exists(self.device) {
+        if self.on_block_device && !sys::superblock::device_exists(self.device()) {
             return Err(Errno::ENODEV.into());
         }
         // A FUSE file system must be asked for this; one whose process is gone says so.
@@ -665,20 +651,6 @@ fn is_unknown_flag(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOTTY)
     )
-}
-
-fn no_medium() -> io::Error {
-    io::Error::from_raw_os_error(libc::ENOMEDIUM)
-}
-
-fn open_root(root: &Path) -> io::Result<(OwnedFd, u64)> {
-    let root = sys::path::open_root(root).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) => no_medium(),
-        _ => error,
-    })?;
-    let root = File::from(root);
-    let device = root.metadata()?.dev();
-    Ok((root.into(), device))
 }
 
 fn must_be_regular(kind: FileKind) -> io::Result<()> {

@@ -216,6 +216,95 @@ fn a_tree_deeper_than_one_call_reaches_is_reached() {
     });
 }
 
+/// What the root is swapped for: each is to answer ENOMEDIUM to everything, and nothing of it is to change.
+#[test]
+fn another_directory_in_the_place_of_the_root_is_a_missing_medium() {
+    either_way(|| {
+        for swap in ["link", "link above", "directory", "file", "nothing"] {
+            let place = Place::new();
+            let top = fs::canonicalize(place.dir.path()).unwrap();
+            fs::create_dir(top.join("above")).unwrap();
+            fs::rename(top.join("root"), top.join("above/root")).unwrap();
+            let root = top.join("above/root");
+            let backend = MountedDir::open(&root).unwrap();
+            fs::create_dir_all(top.join("outside/root/dir")).unwrap();
+            fs::write(top.join("outside/root/dir/file"), b"secret").unwrap();
+            let before = place.outside();
+            match swap {
+                "link above" => {
+                    fs::rename(top.join("above"), top.join("away")).unwrap();
+                    symlink(top.join("outside"), top.join("above")).unwrap();
+                }
+                _ => fs::rename(&root, top.join("away")).unwrap(),
+            }
+            match swap {
+                "link" => symlink(top.join("outside/root"), &root).unwrap(),
+                "directory" => fs::rename(top.join("outside/root"), &root).unwrap(),
+                "file" => fs::write(&root, b"").unwrap(),
+                _ => {}
+            }
+            let file = RelPath::fixed("dir/file");
+            for (call, went) in calls_on(&backend, &file) {
+                assert!(!went, "{swap}: {call}");
+            }
+            let error = backend.metadata(&file).unwrap_err();
+            assert!(error.is_gone(), "{swap}: {error}");
+            if swap == "directory" {
+                fs::rename(&root, top.join("outside/root")).unwrap();
+            }
+            let _ = fs::remove_file(&root);
+            match swap {
+                "link above" => {
+                    fs::remove_file(top.join("above")).unwrap();
+                    fs::rename(top.join("away"), top.join("above")).unwrap();
+                }
+                _ => fs::rename(top.join("away"), &root).unwrap(),
+            }
+            let inside = fs::read(root.join("dir/file")).unwrap();
+            assert_eq!(inside, b"inside", "{swap}");
+            assert!(backend.metadata(&file).is_ok(), "{swap}: it is back");
+            fs::remove_dir_all(top.join("above")).unwrap();
+            let after: Vec<String> = place.outside();
+            let of = |seen: &[String]| -> Vec<String> {
+                let outside = top.join("outside").display().to_string();
+                let is_file = |line: &&String| line.starts_with(&outside) && line.contains("Some");
+                seen.iter().filter(is_file).cloned().collect()
+            };
+            assert_eq!(of(&after), of(&before), "{swap}");
+        }
+    });
+}
+
+#[test]
+fn links_in_the_path_are_followed_once_when_it_is_opened() {
+    let place = Place::new();
+    let top = place.dir.path();
+    symlink("root", top.join("link")).unwrap();
+    let backend = MountedDir::open(&top.join("link")).unwrap();
+    fs::remove_file(top.join("link")).unwrap();
+    symlink("outside", top.join("link")).unwrap();
+    assert!(backend.metadata(&RelPath::fixed("dir/file")).is_ok());
+    assert!(backend.metadata(&RelPath::fixed("secret")).is_err());
+}
+
+#[test]
+fn root_opens_nothing_to_which_another_user_can_change_the_way() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let place = Place::new();
+    let theirs = place.dir.path().join("theirs");
+    fs::create_dir_all(theirs.join("drive")).unwrap();
+    std::os::unix::fs::chown(theirs.join("drive"), Some(12_345), None).unwrap();
+    MountedDir::open(&theirs.join("drive")).unwrap();
+    std::os::unix::fs::chown(&theirs, Some(12_345), None).unwrap();
+    let refused = MountedDir::open(&theirs.join("drive")).unwrap_err();
+    assert!(
+        refused.to_string().contains("belongs to user 12345"),
+        "{refused}"
+    );
+}
+
 #[test]
 fn the_allocation_unit_is_what_a_small_file_takes_else_what_statfs_says() {
     const MIB: u64 = 1 << 20;

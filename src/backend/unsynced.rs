@@ -247,7 +247,9 @@ pub(super) fn is_not_offered(error: &io::Error) -> bool {
 fn sync_device(device: u64) -> io::Result<()> {
     let table = sys::mounts::mounts()?;
     for mount in table.iter().filter(|mount| mount.dev == device) {
-        let Ok(dir) = File::open(&mount.mount_point) else {
+        // What stands there may be anything: a pipe is not waited for, a link is not followed.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
+        let Ok(dir) = sys::path::open_place_for(&mount.mount_point, flags).map(File::from) else {
             continue;
         };
         // Another one may be mounted over it.
@@ -317,7 +319,7 @@ mod tests {
         std::fs::write(dir.path().join("file"), b"x").unwrap();
         let unsynced = with(&["gone", "file", "file/below", "here", ""]);
         let mut pending = unsynced.take();
-        let root = sys::path::open_root(dir.path()).unwrap();
+        let root = sys::path::open_place(dir.path()).unwrap();
         pending.sync(root.as_fd()).unwrap();
         assert!(pending.paths.is_empty());
         pending.devices.insert(u64::MAX, Place::default());

@@ -157,8 +157,8 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
 }
 
 fn serve(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
-    let options = crate::daemon::check(options)?;
-    crate::daemon::run(options, ready)
+    let checked = crate::daemon::check(options)?;
+    crate::daemon::run(checked, ready)
 }
 
 /// The same command once more, with the flag that says which of the two it is. The flag stands right behind the

@@ -260,8 +260,7 @@ fn must_be_private(dir: &Path) -> io::Result<()> {
     let meta = fs::metadata(dir)?;
     let refused = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     let (owner, own) = (Uid::from_raw(meta.uid()), Uid::effective());
-    // Root may use the cache of anybody, who then is whom root trusts with it.
-    if owner != own && !own.is_root() {
+    if owner != own {
         return refused(format!("{} belongs to user {owner}", dir.escaped()));
     }
     if meta.permissions().mode() & 0o022 != 0 {

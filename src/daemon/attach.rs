@@ -57,6 +57,7 @@ impl Monitor {
             }
             found = self.checked(path, found, accept_copy)?;
         }
+        self.claim(&found).map_err(control)?;
         self.take_lease(path, &found, take_over)?;
         self.adopt(path, found, check).map_err(|error| {
             let mut control = super::service::control_error(&error);

@@ -240,7 +240,8 @@ fn one_pass(
     is_later: bool,
     is_over: &dyn Fn() -> bool,
 ) -> io::Result<()> {
-    let mount = File::open(&service.mountpoint)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+    let mount = File::from(sys::path::open_place_for(&service.mountpoint, flags)?);
     // Whatever is mounted there now, into the bare directory itself nothing is moved.
     let there = mount.metadata()?;
     if service.device.get() != Some(&there.dev()) || there.ino() != Ino::ROOT.0 {

@@ -4,10 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::mount::{MntFlags, umount2};
+use nix::mount::MntFlags;
 use nix::unistd::Uid;
 
 use crate::base::{ForeignText, printable};
+use crate::cli::mounts;
+use crate::sys::mounting;
 
 /// Why a dead mount could not be taken away.
 #[derive(Debug, thiserror::Error)]
@@ -38,28 +40,46 @@ pub enum DetachError {
     },
 }
 
-/// Detaches the mount at `path` at once; whoever still has files of it open keeps a dead file system until they close.
+/// Detaches the ferryfs mount at `path` at once; whoever still has files of it open keeps a dead file system until they close.
 ///
 /// # Errors
 /// [`DetachError`]; the mount is then still there.
 pub fn detach(path: &Path) -> Result<(), DetachError> {
-    take_away(path, MntFlags::MNT_DETACH, &["-u", "-z", "--"])
+    detach_device(path, None)
 }
 
-/// Unmounts `path` if nobody uses it.
+/// As [`detach`], if the file system at `path` has the number `device`, where that is known.
+///
+/// # Errors
+/// As [`detach`].
+pub fn detach_device(path: &Path, device: Option<u64>) -> Result<(), DetachError> {
+    take_away(path, device, MntFlags::MNT_DETACH, &["-u", "-z", "--"])
+}
+
+/// Unmounts `path` if nobody uses it, and the file system there has the number `device`, where that is known.
 ///
 /// # Errors
 /// [`DetachError`]; the mount is then still there and works.
-pub fn unmount(path: &Path) -> Result<(), DetachError> {
-    take_away(path, MntFlags::empty(), &["-u", "--"])
+pub fn unmount(path: &Path, device: Option<u64>) -> Result<(), DetachError> {
+    take_away(path, device, MntFlags::empty(), &["-u", "--"])
 }
 
-fn take_away(path: &Path, flags: MntFlags, words: &[&str]) -> Result<(), DetachError> {
+/// The owner of a directory in the path could lead root to another mount: it is looked at first whether that is one of ours.
+/// fusermount3 looks by itself whether the user may take away what it finds.
+fn take_away(
+    path: &Path,
+    device: Option<u64>,
+    flags: MntFlags,
+    words: &[&str],
+) -> Result<(), DetachError> {
     if Uid::effective().is_root() {
-        let flags = flags | MntFlags::UMOUNT_NOFOLLOW;
-        return umount2(path, flags).map_err(|errno| DetachError::Unmount {
+        let is_ours = |found| match device {
+            Some(device) => found == device,
+            None => is_ferryfs(found),
+        };
+        return mounting::unmount(path, flags, is_ours).map_err(|source| DetachError::Unmount {
             path: path.into(),
-            source: errno.into(),
+            source,
         });
     }
     match helper("fusermount3", words, path) {
@@ -68,6 +88,12 @@ fn take_away(path: &Path, flags: MntFlags, words: &[&str]) -> Result<(), DetachE
         }
         outcome => outcome,
     }
+}
+
+/// Whether the file system with the number `device` is one of ours.
+fn is_ferryfs(device: u64) -> bool {
+    let is_it = |mount: &mounts::MountEntry| mount.dev == device && mount.is_ferryfs();
+    mounts::read().is_ok_and(|table| table.iter().any(is_it))
 }
 
 fn helper(program: &str, words: &[&str], path: &Path) -> Result<(), DetachError> {

@@ -171,9 +171,10 @@ pub(super) fn on_signal(service: &Service, mountpoint: &Path, signals: &Receiver
             "the backend is away or does not answer; what was not carried waits in the cache and follows after the next mount"
         ),
     }
+    let device = service.device.get().copied();
     if service.place() != Place::Gone
-        && super::tasks::unmount(mountpoint).is_err()
-        && let Err(error) = super::dead_mount::detach(mountpoint)
+        && super::tasks::unmount(mountpoint, device).is_err()
+        && let Err(error) = super::dead_mount::detach_device(mountpoint, device)
     {
         tracing::error!(%error, "the mount could not be taken away");
     }

@@ -28,6 +28,7 @@ mod starting;
 mod tasks;
 mod verify;
 mod volume;
+mod volume_lock;
 mod write_back;
 
 use std::path::Path;
@@ -49,6 +50,7 @@ use crate::sys::time::CoarseClock;
 
 pub use background::Ready;
 pub use options::MountOptions;
+pub use preflight::Checked;
 
 /// How long a recovery may be silent before another machine goes on.
 const RECOVERY_SILENCE: Duration = Duration::from_secs(60);
@@ -127,20 +129,20 @@ impl From<FlushError> for DaemonError {
     }
 }
 
-/// Looks whether the mount that `options` describe can be made, and completes them.
+/// Looks whether the mount that `options` describe can be made, completes them, and takes hold of the mount point.
 ///
 /// # Errors
 /// Why not; also if the backend does not answer.
-pub fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
+pub fn check(options: MountOptions) -> Result<Checked, DaemonError> {
     starting::check(options)
 }
 
-/// Serves the mount that `options` describe until it is unmounted; `ready` is signalled once it can be used.
+/// Serves the mount that was `checked` until it is unmounted; `ready` is signalled once it can be used.
 ///
 /// # Errors
 /// Why it could not begin, or why it ended.
-pub fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
-    run::run(options, ready)
+pub fn run(checked: Checked, ready: Ready) -> Result<(), DaemonError> {
+    run::run(checked, ready)
 }
 
 /// Keeps other machines off while a batch is finished by one that has no cache of the volume.
@@ -170,7 +172,7 @@ pub fn recover(backend: &Path) -> Result<RecoverReport, DaemonError> {
     let marker = volume::peek(&opened)?;
     let lock = marker
         .as_ref()
-        .map(|marker| volume::VolumeLock::acquire(marker.id))
+        .map(|marker| volume_lock::VolumeLock::acquire(marker.id, &opened))
         .transpose()?;
     let lease = marker
         .map(|marker| lease_for_recovery(backend, &opened, marker.id))

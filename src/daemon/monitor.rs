@@ -16,19 +16,21 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, poll};
 use parking_lot::Mutex;
 
+use super::DaemonError;
 use super::health::{self, Case, Decision, FsState};
 use super::lease::{Keeper, LeaseFailure, Step};
 use super::service::rfc3339;
 use super::verify::{self, Found};
 use super::volume::{self, CacheFacts};
+use super::volume_lock::VolumeLock;
 use crate::backend::drive::Drive;
 use crate::backend::drive::Withheld;
 use crate::backend::mounted::MountedDir;
@@ -160,6 +162,8 @@ pub(super) struct Parts {
     pub(super) facts: CacheFacts,
     /// Keeps other machines off what is attached.
     pub(super) lease: Arc<Keeper>,
+    /// Keeps other daemons of this machine off it. Not held here: it goes when the mount ends.
+    pub(super) volume_lock: Weak<VolumeLock>,
     /// Called when the backend has been let go of.
     pub(super) on_detach: Box<dyn Fn() + Send + Sync>,
     /// Called when it has been attached again.
@@ -499,6 +503,10 @@ impl Monitor {
     }
 
     fn come_back(&self, path: &Path, found: Found) {
+        if let Err(refused) = self.claim(&found) {
+            self.retry_later();
+            return self.note(refused.message);
+        }
         match self.come_by_lease(path, &found) {
             Ok(Step::Held) => {}
             // The next look goes on with it.
@@ -511,6 +519,14 @@ impl Monitor {
         if let Err(error) = self.adopt(path, found, false) {
             self.retry_later();
             self.note(error.to_string());
+        }
+    }
+
+    /// Makes sure that no other user's daemon on this machine has what was found in use.
+    pub(super) fn claim(&self, found: &Found) -> Result<(), DaemonError> {
+        match self.parts.volume_lock.upgrade() {
+            Some(lock) => lock.claim(&found.dir),
+            None => Err(DaemonError::failed("the mount is ending")),
         }
     }
 

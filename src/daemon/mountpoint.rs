@@ -16,11 +16,13 @@ use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use super::options::Protect;
-use super::{DaemonError, dead_mount, first_contact};
+use super::preflight::PreflightError;
+use super::{dead_mount, first_contact};
 use crate::base::ForeignText;
 use crate::cache::private;
 use crate::cli::mounts;
 use crate::sys;
+use crate::sys::mounting::Spot;
 
 /// Name of the note in the cache.
 const NOTE: &str = "mountpoint.json";
@@ -113,7 +115,8 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 
 /// The mount point just before something is mounted on it.
 pub(super) struct Ground {
-    path: PathBuf,
+    /// Where the mount goes.
+    pub(super) spot: Spot,
     /// A dead mount is there and is to be replaced by the one who mounts.
     pub(super) is_dead: bool,
     /// The directory itself, where it could be opened before the mount.
@@ -121,26 +124,28 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Makes ready for the mount. Ordinary users have dead mounts taken away here, and a mount point of theirs that is protected
-    /// made writable: fusermount3 asks for that. Root's stay until the new mount takes their place.
+    /// Makes ready for the mount at `checked`, which is held since it was looked at. Ordinary users have dead mounts taken away
+    /// here, and a mount point of theirs that is protected made writable: fusermount3 asks for that. Root's stay until the new
+    /// mount takes their place.
     ///
     /// # Errors
-    /// If a dead mount cannot be taken away.
-    pub(super) fn prepare(note: &mut Note) -> Result<Ground, DaemonError> {
-        let path = note.path.clone();
+    /// If a dead mount cannot be taken away, or another directory is there than was looked at.
+    pub(super) fn prepare(note: &mut Note, checked: Spot) -> Result<Ground, PreflightError> {
+        let path = checked.path().to_path_buf();
         let mut is_dead = is_dead_mount(&path);
         if is_dead && !Uid::effective().is_root() {
             for _ in 0..STACKED {
-                dead_mount::detach(&path).map_err(super::preflight::PreflightError::from)?;
+                dead_mount::detach(&path)?;
                 is_dead = is_dead_mount(&path);
                 if !is_dead {
                     break;
                 }
             }
         }
+        let spot = as_checked(checked, is_dead)?;
         let bare = match is_dead {
             true => None,
-            false => open_directory(&path).ok(),
+            false => spot.open().ok(),
         };
         if !Uid::effective().is_root()
             && let Some(bare) = &bare
@@ -148,7 +153,7 @@ impl Ground {
             unlock(bare, note);
         }
         Ok(Ground {
-            path,
+            spot,
             is_dead,
             bare,
         })
@@ -161,11 +166,25 @@ impl Ground {
         }
     }
 
+    /// The number of the device of the mount that has been made.
+    ///
+    /// # Errors
+    /// If it cannot be found, or something else is there.
+    pub(super) fn device(&self) -> io::Result<u64> {
+        // Held for this moment only: it keeps the mount in use.
+        let device = sys::mounts::place_of(self.spot.again()?.dir())?.device;
+        let is_ours = |mount: &mounts::MountEntry| mount.dev == device && mount.is_ferryfs();
+        match mounts::read()?.iter().any(is_ours) {
+            true => Ok(device),
+            false => Err(io::Error::other("something else is at the mount point")),
+        }
+    }
+
     /// The mount is there: gives the directory under it, if it can be had.
     pub(super) fn covered(self) -> Option<File> {
         match self.bare {
             Some(bare) => Some(bare),
-            None => sys::mounting::open_covered(&self.path)
+            None => sys::mounting::open_covered(&self.spot)
                 .inspect_err(
                     |error| tracing::debug!(%error, "the directory under the mount is not seen"),
                 )
@@ -174,12 +193,19 @@ impl Ground {
     }
 }
 
-fn open_directory(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY)
-        .open(path)
+/// The place that was checked as it is now. It must be the directory that was looked at, unless a dead mount covered that then or
+/// does now: nothing was looked at there.
+fn as_checked(checked: Spot, is_dead: bool) -> Result<Spot, PreflightError> {
+    let changed = || PreflightError::MountpointChanged(checked.path().into());
+    let now = checked.again().map_err(|_| changed())?;
+    let place =
+        |spot: &Spot| sys::mounts::facts_of(spot.dir()).map(|facts| (facts.place, facts.inode));
+    let was_covered = sys::file::is_fuse(checked.dir()) && sys::file::space(checked.dir()).is_err();
+    let is_same = || Some(place(&checked).ok()? == place(&now).ok()?);
+    match is_dead || was_covered || is_same() == Some(true) {
+        true => Ok(now),
+        false => Err(changed()),
+    }
 }
 
 /// Keeps the bare directory from being written to, from now until it is unlocked, as `protect` says; or gives it back. Whether that
@@ -288,7 +314,7 @@ mod tests {
     fn the_bare_directory_is_protected_and_given_back_as_it_was() {
         let (cache, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::set_permissions(at.path(), Permissions::from_mode(0o2775)).unwrap();
-        let bare = open_directory(at.path()).unwrap();
+        let bare = File::open(at.path()).unwrap();
         let mut note = Note::read(cache.path(), at.path());
         assert!(protect(&bare, &mut note, cache.path(), Protect::Auto));
         assert_eq!(mode(at.path()), 0o2555);

@@ -13,7 +13,8 @@ use super::lease::{Holder, Keeper};
 use super::options::MountOptions;
 use super::re_enroll::re_enroll;
 use super::verify::{self, Found, Refusal};
-use super::volume::{self, CacheFacts, VolumeLock};
+use super::volume::{self, CacheFacts};
+use super::volume_lock::VolumeLock;
 use super::{DaemonError, attach, monitor, preflight, starting};
 use crate::backend::Backend;
 use crate::backend::mounted::MountedDir;
@@ -41,7 +42,8 @@ pub(super) struct Opened {
     /// Keeps other machines from working on the volume.
     pub(super) lease: Arc<Keeper>,
     _lock: CacheLock,
-    _volume: VolumeLock,
+    /// Keeps other daemons of this machine off the volume.
+    pub(super) volume_lock: Arc<VolumeLock>,
 }
 
 /// Where the volume of a mount is.
@@ -79,7 +81,7 @@ fn open_alone(
 ) -> Result<Opened, DaemonError> {
     // What stands in the drive's place may not answer.
     preflight::check_cache_alone(&dir, &options.backend, &options.mountpoint)?;
-    let volume_lock = lock_volume(facts.volume)?;
+    let volume_lock = explained(facts.volume, VolumeLock::acquire_away(facts.volume))?;
     let lock = lock_cache(&dir, Some(&facts))?;
     let of = (facts.volume, facts.origin);
     let lease = Keeper::start(options.lease, options.lease_timeout, of, clock.now())
@@ -95,7 +97,7 @@ fn open_alone(
         renewed: false,
         lease,
         _lock: lock,
-        _volume: volume_lock,
+        volume_lock: Arc::new(volume_lock),
     })
 }
 
@@ -118,7 +120,7 @@ fn open_with_drive(
 ) -> Result<Opened, DaemonError> {
     let volume_lock = marker
         .as_ref()
-        .map(|marker| lock_volume(marker.id))
+        .map(|marker| lock_volume(marker.id, &backend))
         .transpose()?;
     let dir = match (&options.cache, &marker) {
         (Some(dir), _) => dir.clone(),
@@ -127,8 +129,9 @@ fn open_with_drive(
         (None, None) => volume::default_caches()?,
     };
     preflight::check_cache(&dir, &path, &options.mountpoint)?;
-    if options.cache.is_some() || marker.is_some() {
-        volume::check_private(&dir)?;
+    match options.cache.is_some() || marker.is_some() {
+        true => volume::check_private(&dir)?,
+        false => volume::check_way(&dir)?,
     }
     let known = CacheFacts::read(&dir)?;
     if let Some(facts) = &known {
@@ -160,7 +163,7 @@ fn open_with_drive(
     };
     let volume_lock = match volume_lock {
         Some(lock) => lock,
-        None => lock_volume(marker.id).inspect_err(|_| theirs_if_failed(&mut fresh))?,
+        None => lock_volume(marker.id, &backend).inspect_err(|_| theirs_if_failed(&mut fresh))?,
     };
     let dir = match &options.cache {
         Some(_) => dir,
@@ -204,12 +207,16 @@ fn open_with_drive(
         renewed,
         lease,
         _lock: lock,
-        _volume: volume_lock,
+        volume_lock: Arc::new(volume_lock),
     })
 }
 
-fn lock_volume(volume: Uuid) -> Result<VolumeLock, DaemonError> {
-    VolumeLock::acquire(volume).map_err(|refused| super::running::explain(volume, refused))
+fn lock_volume(volume: Uuid, backend: &MountedDir) -> Result<VolumeLock, DaemonError> {
+    explained(volume, VolumeLock::acquire(volume, backend))
+}
+
+fn explained<T>(volume: Uuid, locked: Result<T, DaemonError>) -> Result<T, DaemonError> {
+    locked.map_err(|refused| super::running::explain(volume, refused))
 }
 
 /// Makes sure that no other machine has the volume at work. To be called with the cache locked.

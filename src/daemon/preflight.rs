@@ -18,6 +18,9 @@ use crate::base::ForeignText;
 use crate::cli::exit::Exit;
 use crate::cli::mounts::{self, MountEntry};
 use crate::cli::render::quoted;
+use crate::sys;
+use crate::sys::mounting::Spot;
+use crate::sys::way::{self, Exposed, Writer};
 
 /// A directory that a mount is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,25 @@ pub enum PreflightError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another user can make the path lead elsewhere, and this is root.
+    #[error("the backend {} is not used as root: {exposed}", path.escaped())]
+    BackendExposed {
+        /// The backend.
+        path: PathBuf,
+        /// Where, and who.
+        exposed: Exposed,
+    },
+    /// A link that another user may have made leads to the mount point, and this is root.
+    #[error("the mount point {} is not used as root: a link leads from it, and {exposed}", path.escaped())]
+    MountpointExposed {
+        /// The mount point, as it was named.
+        path: PathBuf,
+        /// Where, and who.
+        exposed: Exposed,
+    },
+    /// The mount point is not the directory any more that was looked at.
+    #[error("the mount point {} is another directory than a moment ago", .0.escaped())]
+    MountpointChanged(PathBuf),
     /// The backend is something else.
     #[error("the backend {} is not a directory", .0.escaped())]
     BackendNotDirectory(PathBuf),
@@ -168,6 +190,13 @@ impl PreflightError {
             E::BackendMissing { .. } => {
                 "plug the drive in, or mount the share, and try again".into()
             }
+            E::BackendExposed { exposed, .. } => safer_place(exposed),
+            E::MountpointExposed { .. } => {
+                "nothing was mounted. Name the directory itself, without a link".into()
+            }
+            E::MountpointChanged(_) => {
+                "nothing was mounted. Somebody has moved it or put another one in its place: find out who, then try again".into()
+            }
             E::BackendNotDirectory(_) => {
                 "name the directory where the drive is mounted, not its device".into()
             }
@@ -189,6 +218,22 @@ impl PreflightError {
     }
 }
 
+/// What root is told who names a directory to which others can change the way.
+pub(super) fn safer_place(exposed: &Exposed) -> String {
+    let as_owner = match exposed.by {
+        Writer::Owner(uid) | Writer::OwnerOfNext(uid) => {
+            format!("run ferryfs as that user ({uid})")
+        }
+        Writer::Group(_) | Writer::All => {
+            format!("take that right away: chmod go-w {}", quoted(&exposed.dir))
+        }
+    };
+    format!(
+        "nothing was touched: root would follow others wherever they lead it. Either {as_owner}, or mount the drive at a place of root's, \
+         such as /mnt/NAME (`mount --bind` does)"
+    )
+}
+
 impl From<PreflightError> for DaemonError {
     fn from(error: PreflightError) -> DaemonError {
         DaemonError {
@@ -199,12 +244,21 @@ impl From<PreflightError> for DaemonError {
     }
 }
 
-/// Checks what can be checked before a mount and gives the options back with the mount point's symbolic links resolved.
+/// A mount that was checked.
+#[derive(Debug)]
+pub struct Checked {
+    /// What it was told, with the mount point's symbolic links resolved.
+    pub options: MountOptions,
+    /// The mount point, held since it was looked at.
+    pub spot: Spot,
+}
+
+/// Checks what can be checked before a mount.
 /// A ferryfs mount whose daemon is gone stays at the mount point until the new one replaces it.
 ///
 /// # Errors
 /// The first [`PreflightError`] that is found.
-pub fn check(options: MountOptions) -> Result<MountOptions, PreflightError> {
+pub fn check(options: MountOptions) -> Result<Checked, PreflightError> {
     let table = || {
         mounts::read().map_err(|source| PreflightError::Io {
             operation: "read the mount table for",
@@ -213,7 +267,8 @@ pub fn check(options: MountOptions) -> Result<MountOptions, PreflightError> {
         })
     };
     let may_be_full = |path: &Path| options.adopt || was_cut_off(&options, path, Place::Answers);
-    let mountpoint = check_mountpoint(&options.mountpoint, &table()?, may_be_full)?;
+    let spot = check_mountpoint(&options.mountpoint, &table()?, may_be_full)?;
+    let mountpoint = spot.path().to_path_buf();
     let backend = match check_backend(&options.backend, &table()?) {
         // The mount begins without it.
         Err(PreflightError::BackendMissing { .. })
@@ -227,9 +282,12 @@ pub fn check(options: MountOptions) -> Result<MountOptions, PreflightError> {
     if let Some(cache) = &options.cache {
         check_cache(cache, &backend, &mountpoint)?;
     }
-    Ok(MountOptions {
-        mountpoint,
-        ..options
+    Ok(Checked {
+        options: MountOptions {
+            mountpoint,
+            ..options
+        },
+        spot,
     })
 }
 
@@ -287,21 +345,25 @@ pub fn check_recoverable(backend: &Path) -> Result<(), PreflightError> {
 ///
 /// # Errors
 /// The first [`PreflightError`] that is found.
-pub(super) fn check_without_backend(options: MountOptions) -> Result<MountOptions, PreflightError> {
+pub(super) fn check_without_backend(options: MountOptions) -> Result<Checked, PreflightError> {
     let table = mounts::read().map_err(|source| PreflightError::Io {
         operation: "read the mount table for",
         path: options.mountpoint.clone(),
         source,
     })?;
     let may_be_full = |path: &Path| options.adopt || was_cut_off(&options, path, Place::Silent);
-    let mountpoint = check_mountpoint(&options.mountpoint, &table, may_be_full)?;
+    let spot = check_mountpoint(&options.mountpoint, &table, may_be_full)?;
+    let mountpoint = spot.path().to_path_buf();
     check_apart(
         (Role::Mountpoint, &mountpoint),
         (Role::Backend, &options.backend),
     )?;
-    Ok(MountOptions {
-        mountpoint,
-        ..options
+    Ok(Checked {
+        options: MountOptions {
+            mountpoint,
+            ..options
+        },
+        spot,
     })
 }
 
@@ -321,7 +383,7 @@ fn check_mountpoint(
     given: &Path,
     table: &[MountEntry],
     may_be_full: impl Fn(&Path) -> bool,
-) -> Result<PathBuf, PreflightError> {
+) -> Result<Spot, PreflightError> {
     let io = |operation| {
         move |source| PreflightError::Io {
             operation,
@@ -329,34 +391,62 @@ fn check_mountpoint(
             source,
         }
     };
-    let path = mounts::resolve(given).map_err(io("look at"))?;
-    match table.iter().find(|mount| mount.mountpoint == path) {
-        // Nothing gets to what is under it, so nothing is to be looked at there before it is replaced.
-        Some(_) if mountpoint::is_dead_mount(&path) => return Ok(path),
-        Some(mount) => return Err(busy(path, mount)),
-        None => {}
+    let path = resolve_mountpoint(given)?;
+    let there = table.iter().find(|mount| mount.mountpoint == path);
+    if let Some(mount) = there
+        && !mountpoint::is_dead_mount(&path)
+    {
+        return Err(busy(path, mount));
     }
-    match fs::metadata(&path) {
-        Ok(meta) if !meta.is_dir() => return Err(PreflightError::MountpointNotDirectory(path)),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(PreflightError::MountpointMissing(path));
+    // All that is found out from here on is about the directory that is held.
+    let spot = match Spot::hold(&path) {
+        Ok(spot) => spot,
+        Err(error) => {
+            return Err(match error.kind() {
+                io::ErrorKind::NotFound => PreflightError::MountpointMissing(path),
+                io::ErrorKind::NotADirectory => PreflightError::MountpointNotDirectory(path),
+                _ => io("look at")(error),
+            });
         }
-        Err(error) => return Err(io("look at")(error)),
+    };
+    // Nothing gets to what is under a dead mount, so nothing is to be looked at there before it is replaced.
+    if there.is_some() {
+        return Ok(spot);
     }
     let inside = |mount: &&MountEntry| mount.mountpoint.starts_with(&path);
-    match fs::read_dir(&path).map_err(io("list"))?.next() {
-        Some(_) if let Some(mount) = table.iter().find(inside) => {
-            Err(PreflightError::MountInside {
-                inside: mount.mountpoint.clone(),
-                path,
-            })
-        }
-        Some(_) if !may_be_full(&path) => Err(PreflightError::MountpointNotEmpty {
+    let names = spot.open().and_then(|dir| sys::dir::read_names(dir.into()));
+    match names.map_err(io("list"))?.is_empty() {
+        false if let Some(mount) = table.iter().find(inside) => Err(PreflightError::MountInside {
+            inside: mount.mountpoint.clone(),
+            path,
+        }),
+        false if !may_be_full(&path) => Err(PreflightError::MountpointNotEmpty {
             names: mountpoint::names_in(&path),
             path,
         }),
-        _ => Ok(path),
+        _ => Ok(spot),
+    }
+}
+
+/// The path of the mount point without links. A link that another user may have put there does not lead root anywhere.
+fn resolve_mountpoint(given: &Path) -> Result<PathBuf, PreflightError> {
+    // A dead mount need not tell anything of itself, and what is missing cannot.
+    let above = || {
+        let (parent, name) = (given.parent()?, given.file_name()?);
+        let way = way::walk(parent).ok()?;
+        Some((way.place.join(name), way.lure().cloned()))
+    };
+    let found = match way::walk(given) {
+        Ok(way) => Some((way.place.clone(), way.lure().cloned())),
+        Err(_) => above(),
+    };
+    match found {
+        Some((path, None)) => Ok(path),
+        Some((_, Some(exposed))) => Err(PreflightError::MountpointExposed {
+            path: given.into(),
+            exposed,
+        }),
+        None => Ok(given.into()),
     }
 }
 
@@ -381,7 +471,14 @@ fn check_backend(given: &Path, table: &[MountEntry]) -> Result<PathBuf, Prefligh
             source,
         },
     };
-    let path = fs::canonicalize(given).map_err(missing)?;
+    let way = way::walk(given).map_err(missing)?;
+    if let Some(exposed) = way.danger() {
+        return Err(PreflightError::BackendExposed {
+            path: given.into(),
+            exposed: exposed.clone(),
+        });
+    }
+    let path = way.place;
     if let Some(mount) = mounts::holding(table, &path).filter(|mount| mount.is_ferryfs()) {
         return Err(PreflightError::BackendIsFerryfs {
             backend: path,

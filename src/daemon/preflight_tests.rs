@@ -49,6 +49,7 @@ impl Place {
             protect: Default::default(),
             foreground: true,
         })
+        .map(|checked| checked.options)
     }
 }
 

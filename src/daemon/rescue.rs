@@ -21,7 +21,8 @@ use serde::Serialize;
 
 use super::DaemonError;
 use crate::base::{FileKind, ForeignText, Ino, ObjectId};
-use crate::cache::{CacheLock, LockError, id_of, private};
+use crate::cache::private::{self, PrivacyError};
+use crate::cache::{CacheLock, LockError, id_of};
 use crate::flush::Journal;
 use crate::index::{Flags, Inode, Location, Salvaged, salvage};
 use copy::{Copied, Owners, copy_file, finish_dir};
@@ -144,7 +145,12 @@ fn prepare(cache: &Path, out: &Path) -> Result<PathBuf, DaemonError> {
         ))
         .hint("choose a directory elsewhere: --to DIR"));
     }
-    make_dirs(&absolute).map_err(refused)?;
+    private::make_dir(&absolute).map_err(|exposed| match exposed {
+        PrivacyError::Io { source, .. } => refused(source),
+        exposed => DaemonError::failed(format!("cannot use {}: {exposed}", out.escaped())).hint(
+            "nothing was copied. As root, choose a place that only root can change: --to DIR",
+        ),
+    })?;
     let meta = fs::metadata(&absolute).map_err(refused)?;
     if meta.uid() != Uid::effective().as_raw() || meta.mode() & 0o022 != 0 {
         return Err(DaemonError::failed(format!(

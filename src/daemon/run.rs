@@ -15,6 +15,7 @@ use super::monitor::{Bell, Monitor, Parts as MonitorParts, Site};
 use super::mountpoint::{Ground, Note};
 use super::opening::{Opened, open_cache};
 use super::options::{CacheSize, IoMode, MountOptions, Verify};
+use super::preflight::Checked;
 use super::refresh::Refreshing;
 use super::service::Service;
 use super::starting::Begin;
@@ -31,7 +32,7 @@ use crate::fs::{CacheLimits, Fs, Parts as FsParts, Syncer, UncleanEnd};
 use crate::index::{self, Flags, Index, IndexError};
 use crate::kernel::{Session, SessionOptions, Shown, Workers};
 use crate::rules::names::NameRules;
-use crate::sys::holders;
+use crate::sys::mounting::Spot;
 use crate::sys::mounts::Mount;
 use crate::sys::time::CoarseClock;
 
@@ -56,7 +57,8 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// The limit of open files where the system does not tell.
 const USUAL_OPEN_FILES: u64 = 1024;
 
-pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
+pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), DaemonError> {
+    let Checked { options, spot } = checked;
     if options.io == IoMode::Passthrough {
         return Err(DaemonError::failed("--io passthrough is not there yet")
             .hint("use --io daemon, or leave it out"));
@@ -162,6 +164,7 @@ pub(super) fn run(options: MountOptions, ready: Ready) -> Result<(), DaemonError
             site,
             descriptors,
             begin,
+            spot,
         },
     )
 }
@@ -193,6 +196,8 @@ struct Serving {
     /// How many descriptors this process may have.
     descriptors: u64,
     begin: Begin,
+    /// Where the mount goes.
+    spot: Spot,
 }
 
 fn serve(
@@ -215,13 +220,14 @@ fn serve(
         site,
         descriptors,
         begin,
+        spot,
     } = parts;
     let mut opened = opened;
     let is_new = opened.fresh.is_some();
     let syncer = Arc::new(Syncer::start(fs.clone()).map_err(|e| io("cannot start a thread", e))?);
     let workers = Workers::start().map_err(|e| io("cannot start a thread", e))?;
     let session_options = SessionOptions {
-        source: opened.path.to_text(),
+        source: opened.path.clone().into(),
         allow_other: options.fuse.allow_other,
         suid: options.fuse.suid,
         dev: options.fuse.dev,
@@ -247,6 +253,7 @@ fn serve(
             mountpoint: options.mountpoint.clone(),
             facts: opened.facts.clone(),
             lease: opened.lease.clone(),
+            volume_lock: Arc::downgrade(&opened.volume_lock),
             on_detach: Box::new(move || readers.close_idle_readers(true)),
             on_attach: Box::new(move || again.note_attached()),
         },
@@ -296,11 +303,11 @@ fn serve(
     let mut note = Note::read(&opened.dir, &options.mountpoint);
     let was_cut_off = note.was_cut_off();
     note.set_serving(&opened.dir, true);
-    let ground = match Ground::prepare(&mut note) {
+    let ground = match Ground::prepare(&mut note, spot) {
         Ok(ground) => ground,
         Err(error) => {
             note.set_serving(&opened.dir, was_cut_off);
-            return Err(error);
+            return Err(error.into());
         }
     };
     let session_options = SessionOptions {
@@ -311,7 +318,7 @@ fn serve(
         fs.clone(),
         workers,
         syncer.clone(),
-        &options.mountpoint,
+        &ground.spot,
         &session_options,
     ) {
         Ok(session) => session,
@@ -328,7 +335,7 @@ fn serve(
                 .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf"));
         }
     };
-    match holders::device_of(&options.mountpoint) {
+    match ground.device() {
         Ok(device) => drop(service.device.set(device)),
         Err(error) => tracing::warn!(%error, "the number of the mount's device"),
     }
@@ -358,7 +365,7 @@ fn serve(
         Tasks::start(&service, &syncer, auto).map_err(|e| io("cannot start a thread", e))?;
     if let Err(error) = ready.signal(&opened.dir.join(LOG)) {
         tracing::error!(%error, "whoever started the mount is gone");
-        let _ = super::dead_mount::unmount(&options.mountpoint);
+        let _ = super::dead_mount::unmount(&options.mountpoint, service.device.get().copied());
     }
     tracing::info!(backend = %opened.path.escaped(), mountpoint = %options.mountpoint.escaped(), open_files = descriptors, "mounted");
     let (cut_off, patience) = match ending::wait_for_end(&session, &service.life, &end, signals) {

@@ -35,6 +35,14 @@ fn ask(cache: &Path) -> Option<Status> {
     }
 }
 
+/// `message` with the process that has the volume, unless it names one already.
+fn with_pid(message: &str, pid: u32) -> String {
+    match message.contains("(pid ") {
+        true => message.to_owned(),
+        false => format!("{message} (pid {pid})"),
+    }
+}
+
 fn in_words(status: &Status, refused: DaemonError) -> DaemonError {
     let place = quoted(&path_of_text(&status.mountpoint));
     if status.mounted {
@@ -48,9 +56,8 @@ fn in_words(status: &Status, refused: DaemonError) -> DaemonError {
     }
     DaemonError {
         message: format!(
-            "{} (pid {}): it was unmounted from {place}, but is still in use by {}",
-            refused.message,
-            status.pid,
+            "{}: it was unmounted from {place}, but is still in use by {}",
+            with_pid(&refused.message, status.pid),
             render::users(&status.users)
         ),
         hint: Some(format!(

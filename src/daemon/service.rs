@@ -327,11 +327,13 @@ impl Service {
                     "unmount that one first (`umount` with the same path), and try again",
                 ));
             }
-            Place::There => tasks::unmount(&self.mountpoint),
+            Place::There => tasks::unmount(&self.mountpoint, self.device.get().copied()),
         };
         match outcome {
-            Err(_) if force => dead_mount::detach(&self.mountpoint)
-                .map_err(|error| ControlError::new(ErrorCode::Failed, error.to_string())),
+            Err(_) if force => {
+                dead_mount::detach_device(&self.mountpoint, self.device.get().copied())
+                    .map_err(|error| ControlError::new(ErrorCode::Failed, error.to_string()))
+            }
             Err(error) => Err(unmount_error(&error, &self.mountpoint, &self.users())),
             Ok(()) => Ok(()),
         }

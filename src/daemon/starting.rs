@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::flight::within;
 use super::known_caches::{self, Place};
 use super::monitor::Presence;
+use super::preflight::Checked;
 use super::service::Service;
 use super::tasks::rest;
 use super::{DaemonError, MountOptions, preflight, volume, write_back};
@@ -175,16 +176,16 @@ pub(super) fn look(
 }
 
 /// The checks before a mount, in bounded time likewise.
-pub(super) fn check(options: MountOptions) -> Result<MountOptions, DaemonError> {
+pub(super) fn check(options: MountOptions) -> Result<Checked, DaemonError> {
     let (begun, patience) = (Instant::now(), options.io_timeout);
     let mine = options.clone();
     let check = move || {
-        let options = preflight::check(options)?;
-        if options.allow_write_back {
+        let checked = preflight::check(options)?;
+        if checked.options.allow_write_back {
             write_back::allow();
         }
-        write_back::check(&options.backend)?;
-        Ok(options)
+        write_back::check(&checked.options.backend)?;
+        Ok(checked)
     };
     match within(check, || begun.elapsed() > patience) {
         Some(checked) => checked,

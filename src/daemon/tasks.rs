@@ -334,18 +334,18 @@ fn make_room_for_writers(service: &Service) {
     service.fs.look_at_space();
 }
 
-/// Unmounts, waiting a moment for users that are just leaving.
+/// Unmounts the file system with the number `device`, waiting a moment for users that are just leaving.
 ///
 /// # Errors
 /// If somebody still uses the mount.
-pub(super) fn unmount(mountpoint: &Path) -> Result<(), DetachError> {
-    let mut result = dead_mount::unmount(mountpoint);
+pub(super) fn unmount(mountpoint: &Path, device: Option<u64>) -> Result<(), DetachError> {
+    let mut result = dead_mount::unmount(mountpoint, device);
     for _ in 0..10 {
         if result.is_ok() {
             break;
         }
         thread::sleep(Duration::from_millis(50));
-        result = dead_mount::unmount(mountpoint);
+        result = dead_mount::unmount(mountpoint, device);
     }
     result
 }

@@ -13,13 +13,14 @@ use uuid::Uuid;
 use super::DaemonError;
 use super::identity::{self, FsIdentity, Same};
 use super::volume::{self, CacheFacts};
-use super::write_back;
+use super::{preflight, write_back};
 use crate::backend::mounted::MountedDir;
 use crate::backend::{Backend, BackendError, Look};
 use crate::base::ForeignText;
 use crate::cli::exit::Exit;
 use crate::cli::render::quoted;
 use crate::sys::mounts::{self, Mount};
+use crate::sys::way::Exposed;
 
 /// How long another drive may take to show its marker.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,6 +52,14 @@ pub(super) enum Refusal {
         path: PathBuf,
         /// What was said.
         source: BackendError,
+    },
+    /// Another user can make the path lead elsewhere, and this is root.
+    #[error("{} is not used: {exposed}", path.escaped())]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Where, and who.
+        exposed: Exposed,
     },
     /// It carries no marker.
     #[error("{} is not a volume of ferryfs: it has no .ferryfs/volume.json", .0.escaped())]
@@ -127,9 +136,10 @@ impl Refusal {
             | Refusal::OtherVolume { .. }
             | Refusal::OtherEnrollment(_) => Exit::BackendAbsent,
             Refusal::Marker(error) => error.code,
-            Refusal::Copy { .. } | Refusal::Twice { .. } | Refusal::WritesLater { .. } => {
-                Exit::Failed
-            }
+            Refusal::Copy { .. }
+            | Refusal::Twice { .. }
+            | Refusal::Exposed { .. }
+            | Refusal::WritesLater { .. } => Exit::Failed,
         }
     }
 
@@ -138,6 +148,7 @@ impl Refusal {
             Refusal::Unreadable { .. } => {
                 "check the drive and its cable; a stale mount of a drive that was pulled is taken away by `umount`".into()
             }
+            Refusal::Exposed { exposed, .. } => preflight::safer_place(exposed),
             Refusal::Unmarked(_) => {
                 "mount the drive there first; nothing was written and nothing is lost".into()
             }
@@ -183,10 +194,7 @@ impl From<Refusal> for DaemonError {
 /// # Errors
 /// Why it is not, or cannot be taken for it.
 pub(super) fn verify(path: &Path, facts: &CacheFacts, accept_copy: bool) -> Result<Found, Refusal> {
-    let dir = MountedDir::open(path).map_err(|source| Refusal::Unreadable {
-        path: path.into(),
-        source,
-    })?;
+    let dir = MountedDir::open(path).map_err(|source| not_opened(path, source))?;
     check_marker(&dir, path, facts).map_err(|refusal| explained(refusal, path, facts))?;
     let table = mounts::mounts().unwrap_or_default();
     let mount = resolved(path).and_then(|path| mounts::covering(&table, &path).cloned());
@@ -221,6 +229,16 @@ pub(super) fn verify(path: &Path, facts: &CacheFacts, accept_copy: bool) -> Resu
         file_system,
         is_certain: same == Same::Yes || accept_copy,
     })
+}
+
+/// Why the directory at `path` was not opened.
+fn not_opened(path: &Path, source: BackendError) -> Refusal {
+    let path = path.to_path_buf();
+    let exposed = (source.source.get_ref()).and_then(|inner| inner.downcast_ref::<Exposed>());
+    match exposed.cloned() {
+        Some(exposed) => Refusal::Exposed { path, exposed },
+        None => Refusal::Unreadable { path, source },
+    }
 }
 
 /// The mount that `path` is on, by the table.

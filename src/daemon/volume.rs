@@ -1,17 +1,12 @@
-//! Which drive, which cache: enrollment of a volume, the cache that belongs to it, and one daemon per volume.
+//! Which drive, which cache: enrollment of a volume, and the cache that belongs to it.
 //!
 //! Enrolling writes the marker last, after everything it vouches for, and syncs; a crash before that leaves a directory without
 //! a marker, which is enrolled again. `cache.json` in the cache says which volume it belongs to; it is written before the first
 //! object. A cache whose volume is not where it was is never connected to what is there instead.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -37,9 +32,6 @@ const SCRATCH: &str = ".ferryfs/probe";
 
 /// How many places are remembered at which the volume was.
 const FORMER: usize = 8;
-
-/// How long a daemon that has been killed may take to end: it may sit in a sync of the drive.
-const ENDING: Duration = Duration::from_secs(3);
 
 /// What a cache remembers of its volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -155,17 +147,14 @@ pub(super) fn default_caches() -> Result<PathBuf, DaemonError> {
 /// # Errors
 /// If it cannot be made.
 pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| {
-            DaemonError::failed(format!(
-                "cannot make the cache directory {}: {error}",
-                dir.escaped()
-            ))
-            .hint("choose another place with --cache DIR")
-        })
+    private::make_dir(dir).map_err(|refused| match refused {
+        private::PrivacyError::Io { source, .. } => DaemonError::failed(format!(
+            "cannot make the cache directory {}: {source}",
+            dir.escaped()
+        ))
+        .hint("choose another place with --cache DIR"),
+        refused => DaemonError::failed(refused.to_string()).hint(refused.hint()),
+    })
 }
 
 /// Checks that the cache is this user's alone, before anything in it is opened. One that is not there passes.
@@ -174,6 +163,15 @@ pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
 /// If somebody else could have put something there.
 pub(super) fn check_private(dir: &Path) -> Result<(), DaemonError> {
     private::check(dir)
+        .map_err(|refused| DaemonError::failed(refused.to_string()).hint(refused.hint()))
+}
+
+/// As root, checks that no other user can make the path of `dir` lead elsewhere.
+///
+/// # Errors
+/// If one can.
+pub(super) fn check_way(dir: &Path) -> Result<(), DaemonError> {
+    private::check_way(dir)
         .map_err(|refused| DaemonError::failed(refused.to_string()).hint(refused.hint()))
 }
 
@@ -377,45 +375,6 @@ impl CacheFacts {
                 "mount the drive there first; what was written to it waits in the cache. If another drive is there that is to become a new volume: --enroll, with a cache of its own"
                     .into(),
             ),
-        }
-    }
-}
-
-/// One daemon per volume on this machine, held as long as this lives: an abstract socket that the kernel takes away when its
-/// holder dies. A lock file on the drive would keep it from being ejected.
-#[derive(Debug)]
-pub(super) struct VolumeLock {
-    _socket: UnixListener,
-}
-
-impl VolumeLock {
-    /// Takes the volume. Waits a little for a daemon that is just ending.
-    ///
-    /// # Errors
-    /// If another daemon has it.
-    pub(super) fn acquire(volume: Uuid) -> Result<VolumeLock, DaemonError> {
-        let end = Instant::now() + ENDING;
-        loop {
-            let name = format!("ferryfs-volume-{volume}");
-            let bound = SocketAddr::from_abstract_name(name)
-                .and_then(|address| UnixListener::bind_addr(&address));
-            match bound {
-                Ok(socket) => return Ok(VolumeLock { _socket: socket }),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
-                    thread::sleep(Duration::from_millis(50));
-                }
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    return Err(DaemonError::failed(format!(
-                        "volume {volume} is in use by another ferryfs"
-                    ))
-                    .hint("see `ferryfs status`; unmount it there first"));
-                }
-                Err(error) => {
-                    return Err(DaemonError::failed(format!(
-                        "cannot take volume {volume}: {error}"
-                    )));
-                }
-            }
         }
     }
 }

@@ -320,9 +320,24 @@ fn wal_path(path: &Path) -> PathBuf {
     ))
 }
 
+/// Opens a database that is no symbolic link. SQLite would refuse a link above it as well, so the way to it is resolved before.
+fn open_database(
+    path: &Path,
+    flags: OpenFlags,
+    vfs: &std::ffi::CStr,
+) -> rusqlite::Result<Connection> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let parent = path.parent().and_then(|dir| dir.canonicalize().ok());
+    let path = match (parent, path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path.to_path_buf(),
+    };
+    Connection::open_with_flags_and_vfs(path, flags, vfs)
+}
+
 fn connect(path: &Path, extra: OpenFlags) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra;
-    let conn = Connection::open_with_flags_and_vfs(path, flags, VFS).context("open")?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | extra;
+    let conn = open_database(path, flags, VFS).context("open")?;
     conn.set_prepared_statement_cache_capacity(128);
     conn.execute_batch(
         "PRAGMA page_size=4096; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;

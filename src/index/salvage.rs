@@ -84,8 +84,7 @@ pub fn salvage(copy: &Path) -> Salvaged {
 }
 
 fn open(copy: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn = Connection::open_with_flags_and_vfs(copy, flags, VFS)?;
+    let conn = super::open_database(copy, OpenFlags::SQLITE_OPEN_READ_WRITE, VFS)?;
     conn.execute_batch("PRAGMA cell_size_check=ON; PRAGMA temp_store=MEMORY;")?;
     // The head names the tables and their columns: it is whole enough if all that will be asked for is known.
     for (table, _, columns) in TABLES {

@@ -168,7 +168,7 @@ pub(super) fn forget_cached_pages(index: &Path, wal: &Path) {
         );
     }
     for path in [wal, index].iter().take(if marked { 2 } else { 1 }) {
-        if let Ok(file) = File::open(path) {
+        if let Ok(file) = crate::cache::private::own().read(true).open(path) {
             // A hint; file systems without pages to drop take none.
             let _ = advise(&file, 0, 0, Advice::DontNeed);
         }

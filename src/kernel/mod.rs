@@ -10,16 +10,17 @@ mod shown;
 mod teller;
 mod workers;
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, SessionACL};
 use nix::mount::MsFlags;
 
 use crate::fs::{Fs, Syncer};
+use crate::sys::mounting::{self, Spot};
 
 pub use shown::Shown;
 pub use workers::Workers;
@@ -28,7 +29,7 @@ pub use workers::Workers;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Shown as the source in the mount table: the backend's path.
-    pub source: String,
+    pub source: OsString,
     /// Everybody may enter, not only the owner.
     pub allow_other: bool,
     /// Set-user-id bits count.
@@ -52,7 +53,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Mounts `fs` at `mountpoint` and serves it from threads of its own.
+    /// Mounts `fs` at `spot` and serves it from threads of its own.
+    ///
+    /// As root on the very directory that is held; for others fusermount3 makes sure, with their own rights, that the directory
+    /// at that path may be used by them.
     ///
     /// # Errors
     /// If the kernel or fusermount3 refuses.
@@ -60,14 +64,14 @@ impl Session {
         fs: Arc<Fs>,
         workers: Workers,
         syncer: Arc<Syncer>,
-        mountpoint: &Path,
+        spot: &Spot,
         options: &SessionOptions,
     ) -> io::Result<Session> {
         fatal::end_with_any_event_thread();
         let flag = |on, yes, no| if on { yes } else { no };
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::FSName(escaped(&options.source)),
+            MountOption::FSName(escaped(&options.source.to_string_lossy())),
             MountOption::Subtype("ferryfs".into()),
             MountOption::DefaultPermissions,
             flag(options.suid, MountOption::Suid, MountOption::NoSuid),
@@ -88,19 +92,16 @@ impl Session {
         let numbers = adapter::Numbers(options.generation);
         let adapter = adapter::Adapter::new(fs.clone(), workers, syncer, options.shown, numbers);
         let session = if nix::unistd::geteuid().is_root() {
-            let device = mount_as_root(mountpoint, options)?;
-            fuser::Session::from_fd(adapter, device, config.acl, config.clone()).inspect_err(|_| {
+            let device = mount_as_root(spot, options)?;
+            fuser::Session::from_fd(adapter, device, config.acl, config.clone())
                 // Nobody serves it; the error that counts is the first.
-                let _ = nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH);
-            })
+                .inspect_err(|_| take_back(spot))
         } else {
-            fuser::Session::new(adapter, mountpoint, &config)
+            fuser::Session::new(adapter, spot.path(), &config)
         };
         let session = session?;
         tell_at_once(&fs, session.notifier());
-        let background = session.spawn().inspect_err(|_| {
-            let _ = nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH);
-        })?;
+        let background = session.spawn().inspect_err(|_| take_back(spot))?;
         let teller = teller::Teller::start(fs, background.notifier())?;
         Ok(Session { background, teller })
     }
@@ -146,9 +147,14 @@ fn tell_at_once(fs: &Fs, notifier: Notifier) {
     });
 }
 
+/// Takes away the mount that has just been made at `spot`, as far as this process may.
+fn take_back(spot: &Spot) {
+    let _ = spot.again().and_then(|mounted| mounted.detach());
+}
+
 /// Mounts as root, without a helper, and gives the session's end. The type in the mount table is `fuse.ferryfs`, as
 /// fusermount3 makes it for ordinary users; `fuser` itself leaves the part after the dot out here.
-fn mount_as_root(mountpoint: &Path, options: &SessionOptions) -> io::Result<OwnedFd> {
+fn mount_as_root(spot: &Spot, options: &SessionOptions) -> io::Result<OwnedFd> {
     let device = OpenOptions::new()
         .read(true)
         .write(true)
@@ -167,13 +173,8 @@ fn mount_as_root(mountpoint: &Path, options: &SessionOptions) -> io::Result<Owne
         }
     );
     if options.replaces_dead {
-        let replaced = crate::sys::mounting::replace_mount(
-            &options.source,
-            mountpoint,
-            ("fuse", "ferryfs"),
-            flags,
-            &data,
-        );
+        let replaced =
+            mounting::replace_mount(&options.source, spot, ("fuse", "ferryfs"), flags, &data);
         match replaced {
             Ok(()) => return Ok(device.into()),
             Err(error) => {
@@ -182,19 +183,13 @@ fn mount_as_root(mountpoint: &Path, options: &SessionOptions) -> io::Result<Owne
                     replaces_dead: false,
                     ..options.clone()
                 };
-                nix::mount::umount2(mountpoint, nix::mount::MntFlags::MNT_DETACH)?;
+                spot.detach()?;
                 // With a device of its own: this one may be bound to the mount that came to nothing.
-                return mount_as_root(mountpoint, &options);
+                return mount_as_root(&spot.again()?, &options);
             }
         }
     }
-    nix::mount::mount(
-        Some(options.source.as_str()),
-        mountpoint,
-        Some("fuse.ferryfs"),
-        flags,
-        Some(data.as_str()),
-    )?;
+    spot.mount(&options.source, "fuse.ferryfs", flags, &data)?;
     Ok(device.into())
 }
 

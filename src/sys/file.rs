@@ -200,6 +200,43 @@ pub fn fragment_size(file: impl AsFd) -> io::Result<u64> {
     Ok(nix::sys::statvfs::fstatvfs(file)?.fragment_size() as u64)
 }
 
+/// Whether `file` is on a file system that keeps neither owners nor links, so that all in it belongs to whom its mount names:
+/// exFAT, FAT.
+pub fn has_no_owners(file: impl AsFd) -> bool {
+    magic(file).is_some_and(|magic| [0x2011_bab0, 0x4d44].contains(&magic))
+}
+
+/// Whether `st_ino` of a directory on the file system of `file` stays the same while nobody holds it open. exFAT, FAT, SMB and
+/// drivers behind FUSE may number it anew when the kernel has forgotten it. Numbers as in [`is_journaled`].
+pub fn keeps_inode_numbers(file: impl AsFd) -> bool {
+    const KEEPS: [u32; 14] = [
+        0xef53,      // ext2, ext3, ext4
+        0x5846_5342, // XFS
+        0x9123_683e, // btrfs
+        0xf2f5_2010, // F2FS
+        0xca45_1a4e, // bcachefs
+        0x2fc1_2fc1, // ZFS
+        0x0102_1994, // tmpfs
+        0x6969,      // NFS
+        0x00c3_6400, // Ceph
+        0x3153_464a, // JFS
+        0x7366_746e, // NTFS, the kernel's ntfs3
+        0x0116_1970, // GFS2
+        0x7461_636f, // OCFS2
+        0x8584_58f6, // ramfs
+    ];
+    magic(file).is_some_and(|magic| KEEPS.contains(&magic))
+}
+
+/// The number by which the kernel tells kinds of file systems.
+fn magic(file: impl AsFd) -> Option<u32> {
+    let stat = nix::sys::statfs::fstatfs(file).ok()?;
+    // The width and sign of this field differ between platforms; the number has 32 bits.
+    #[allow(clippy::unnecessary_cast)]
+    let magic = stat.filesystem_type().0 as u32;
+    Some(magic)
+}
+
 /// Whether `file` is on a file system that renames atomically across a crash: one with a journal or a log, or a network file
 /// system, whose server sees to it. Unknown ones count as not, and so do FUSE drivers (exfat-fuse, ntfs-3g): they do not tell
 /// what is below them. Numbers from `linux/magic.h` and the file systems' own headers.
@@ -219,23 +256,13 @@ pub fn is_journaled(file: impl AsFd) -> bool {
         0x00c3_6400, // Ceph
         0x3153_464a, // JFS
     ];
-    nix::sys::statfs::fstatfs(file).is_ok_and(|stat| {
-        // The width and sign of this field differ between platforms; the number has 32 bits.
-        #[allow(clippy::unnecessary_cast)]
-        let magic = stat.filesystem_type().0 as u32;
-        JOURNALED.contains(&magic)
-    })
+    magic(file).is_some_and(|magic| JOURNALED.contains(&magic))
 }
 
 /// Whether `file` is on a FUSE file system, of any kind.
 pub fn is_fuse(file: impl AsFd) -> bool {
     const FUSE: u32 = 0x6573_5546;
-    nix::sys::statfs::fstatfs(file).is_ok_and(|stat| {
-        // The width and sign of this field differ between platforms; the number has 32 bits.
-        #[allow(clippy::unnecessary_cast)]
-        let magic = stat.filesystem_type().0 as u32;
-        magic == FUSE
-    })
+    magic(file).is_some_and(|magic| magic == FUSE)
 }
 
 /// Which signal tells of a lease that somebody wants broken (`linux/fcntl.h`).

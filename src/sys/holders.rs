@@ -60,10 +60,22 @@ pub struct Holders {
 /// # Errors
 /// What the system said.
 pub fn device_of(path: &Path) -> io::Result<u64> {
+    device_with(path, 0)
+}
+
+/// As [`device_of`], of what `path` itself is: its last component is not followed if it is a link.
+///
+/// # Errors
+/// What the system said.
+pub fn device_there(path: &Path) -> io::Result<u64> {
+    device_with(path, libc::AT_SYMLINK_NOFOLLOW)
+}
+
+fn device_with(path: &Path, flags: libc::c_int) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: statx is plain data, for which all zeros is a value.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    let flags = flags | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
     // SAFETY: the path is a C string, and it and `found` outlive the call.
     let result = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, 0, &raw mut found) };
     match result {

@@ -18,4 +18,5 @@ pub mod path;
 pub mod signal;
 pub mod superblock;
 pub mod time;
+pub mod way;
 pub mod xattr;

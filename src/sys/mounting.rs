@@ -1,16 +1,19 @@
-//! What mount(2) cannot do: a mount that takes the place of another one without a moment between them, and a look at the
-//! directory that a mount covers. Both need root.
+//! Mounting and unmounting at a place that is held by descriptors, so that it stays the same one whatever becomes of its path;
+//! and what mount(2) cannot do: a mount that takes the place of another one without a moment between them, and a look at the
+//! directory that a mount covers. All of it but holding needs root.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::Mode;
+
+use super::holders;
 
 /// Numbers from `linux/mount.h`.
 const FSCONFIG_SET_FLAG: libc::c_uint = 0;
@@ -18,62 +21,183 @@ const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const CLOEXEC: libc::c_uint = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
+const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
 const MOVE_MOUNT_BENEATH: libc::c_uint = 0x200;
+const AT_EMPTY_PATH: libc::c_uint = 0x1000;
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const MOUNT_ATTR_NOSUID: libc::c_uint = 0x2;
 const MOUNT_ATTR_NODEV: libc::c_uint = 0x4;
 const MOUNT_ATTR_NOEXEC: libc::c_uint = 0x8;
 
-/// Mounts a file system of the type `fs_type`.`subtype` beneath the mount that is at `mountpoint`, and takes that one away:
+/// A place at which something is or will be mounted. It is held by descriptors of the directory that was looked at and of the
+/// one that it is in, so that nobody leads a mount elsewhere by a link or another directory in the path.
+#[derive(Debug)]
+pub struct Spot {
+    path: PathBuf,
+    parent: OwnedFd,
+    name: OsString,
+    dir: OwnedFd,
+}
+
+impl Spot {
+    /// Takes hold of the directory at `path`, an absolute path without symbolic links: one that has become a link since is not
+    /// followed. Holds what is mounted there, too.
+    ///
+    /// # Errors
+    /// ELOOP or ENOTDIR if a component is a symbolic link; EINVAL for the root directory; else what the system said.
+    pub fn hold(path: &Path) -> io::Result<Spot> {
+        let (parent, name) = split(path)?;
+        let dir = directory_in(&parent, &name, OFlag::O_PATH)?;
+        Ok(Spot {
+            path: path.into(),
+            parent,
+            name,
+            dir,
+        })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that is held.
+    pub fn dir(&self) -> &OwnedFd {
+        &self.dir
+    }
+
+    /// Opens the directory that is held for reading.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn open(&self) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(openat(&self.dir, ".", flags, Mode::empty())?.into())
+    }
+
+    /// What is there now in the same directory under the same name: that which has been mounted since, or another directory.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn again(&self) -> io::Result<Spot> {
+        Ok(Spot {
+            path: self.path.clone(),
+            parent: self.parent.try_clone()?,
+            name: self.name.clone(),
+            dir: directory_in(&self.parent, &self.name, OFlag::O_PATH)?,
+        })
+    }
+
+    /// Mounts as mount(2) does, on the directory that is held.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn mount(
+        &self,
+        source: &OsStr,
+        fs_type: &str,
+        flags: MsFlags,
+        data: &str,
+    ) -> io::Result<()> {
+        let target = link_to(&self.dir);
+        Ok(nix::mount::mount(
+            Some(source),
+            target.as_str(),
+            Some(fs_type),
+            flags,
+            Some(data),
+        )?)
+    }
+
+    /// Takes away the mount whose root directory is held; whoever uses it keeps it until the end of that.
+    ///
+    /// # Errors
+    /// EINVAL if that directory is not the root of a mount; else what the system said.
+    pub fn detach(&self) -> io::Result<()> {
+        Ok(umount2(link_to(&self.dir).as_str(), MntFlags::MNT_DETACH)?)
+    }
+}
+
+/// Takes away the mount at `path`, an absolute path without symbolic links, if `is_meant` says so of the `st_dev` of what is
+/// mounted there. No link in the path is followed.
+///
+/// # Errors
+/// ELOOP or ENOTDIR if a component is a symbolic link; EINVAL if something else is there; else what the system said.
+pub fn unmount(path: &Path, flags: MntFlags, is_meant: impl Fn(u64) -> bool) -> io::Result<()> {
+    let (parent, name) = split(path)?;
+    // Without a descriptor of the mount itself, which would keep it in use.
+    let target = Path::new(&link_to(&parent)).join(name);
+    if !is_meant(holders::device_there(&target)?) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    Ok(umount2(&target, flags | MntFlags::UMOUNT_NOFOLLOW)?)
+}
+
+/// The directory that `path` is in, and its name there.
+fn split(path: &Path) -> io::Result<(OwnedFd, OsString)> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    };
+    Ok((super::path::open_place(parent)?, name.to_owned()))
+}
+
+fn directory_in(parent: &OwnedFd, name: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
+    let flags = flags | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(parent, name, flags, Mode::empty())?)
+}
+
+/// A path that leads to the very directory that a descriptor of this process is open on.
+fn link_to(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Mounts a file system of the type `fs_type`.`subtype` beneath the mount that `spot` holds, and takes that one away:
 /// from one instant to the next a path leads to the new mount. `data` holds the file system's options as mount(2) takes them.
 ///
 /// # Errors
 /// EINVAL or ENOSYS before Linux 6.5. The old mount is still there then. What `data` names, such as a FUSE device, may have
 /// been used up and does not serve for a second attempt.
 pub fn replace_mount(
-    source: &str,
-    mountpoint: &Path,
+    source: &OsStr,
+    spot: &Spot,
     (fs_type, subtype): (&str, &str),
     flags: MsFlags,
     data: &str,
 ) -> io::Result<()> {
     let context = open_context(fs_type)?;
     set(&context, "source", Some(source))?;
-    set(&context, "subtype", Some(subtype))?;
+    set(&context, "subtype", Some(subtype.as_ref()))?;
     for option in data.split(',').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
-            Some((key, value)) => set(&context, key, Some(value))?,
+            Some((key, value)) => set(&context, key, Some(value.as_ref()))?,
             None => set(&context, option, None)?,
         }
     }
     configure(&context, FSCONFIG_CMD_CREATE, None, None)?;
     let mount = detached_mount(&context, flags)?;
-    move_beneath(&mount, mountpoint)?;
-    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-    umount2(mountpoint, flags).map_err(|error| {
+    move_beneath(&mount, &spot.dir)?;
+    spot.detach().inspect_err(|_| {
         // The new one must not stay under the old one, where nobody serves it.
-        let beneath = format!("/proc/self/fd/{}", mount.as_raw_fd());
-        let _ = umount2(beneath.as_str(), MntFlags::MNT_DETACH);
-        error.into()
+        let _ = umount2(link_to(&mount).as_str(), MntFlags::MNT_DETACH);
     })
 }
 
-/// Opens the directory that the mounts at `mountpoint` cover, by way of a private copy of the mount above it.
+/// Opens the directory that the mounts at `spot` cover, by way of a private copy of the mount above it.
 ///
 /// # Errors
 /// EPERM without root; ENOSYS before Linux 5.2; else what the system said.
-pub fn open_covered(mountpoint: &Path) -> io::Result<File> {
-    let (Some(parent), Some(name)) = (mountpoint.parent(), mountpoint.file_name()) else {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    };
-    let parent = c_string(parent.as_os_str().as_bytes())?;
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned();
-    // SAFETY: the path is a C string that outlives the call; the rest are integers.
+pub fn open_covered(spot: &Spot) -> io::Result<File> {
+    let flags = OPEN_TREE_CLONE | AT_EMPTY_PATH | libc::O_CLOEXEC.cast_unsigned();
+    // SAFETY: the path is a C string that outlives the call, the descriptor is borrowed and therefore open; the rest are integers.
     let tree = descriptor(unsafe {
-        libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, parent.as_ptr(), flags)
+        libc::syscall(
+            libc::SYS_open_tree,
+            spot.parent.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+        )
     })?;
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(openat(&tree, name, flags, Mode::empty())?.into())
+    Ok(directory_in(&tree, &spot.name, OFlag::O_RDONLY)?.into())
 }
 
 fn open_context(fs_type: &str) -> io::Result<OwnedFd> {
@@ -82,7 +206,7 @@ fn open_context(fs_type: &str) -> io::Result<OwnedFd> {
     descriptor(unsafe { libc::syscall(libc::SYS_fsopen, fs_type.as_ptr(), CLOEXEC) })
 }
 
-fn set(context: &OwnedFd, key: &str, value: Option<&str>) -> io::Result<()> {
+fn set(context: &OwnedFd, key: &str, value: Option<&OsStr>) -> io::Result<()> {
     let command = match value {
         Some(_) => FSCONFIG_SET_STRING,
         None => FSCONFIG_SET_FLAG,
@@ -94,7 +218,7 @@ fn configure(
     context: &OwnedFd,
     command: libc::c_uint,
     key: Option<&str>,
-    value: Option<&str>,
+    value: Option<&OsStr>,
 ) -> io::Result<()> {
     let key = key.map(|key| c_string(key.as_bytes())).transpose()?;
     let value = value.map(|value| c_string(value.as_bytes())).transpose()?;
@@ -123,17 +247,17 @@ fn detached_mount(context: &OwnedFd, flags: MsFlags) -> io::Result<OwnedFd> {
     })
 }
 
-fn move_beneath(mount: &OwnedFd, mountpoint: &Path) -> io::Result<()> {
-    let mountpoint = c_string(mountpoint.as_os_str().as_bytes())?;
-    // SAFETY: both paths are C strings that outlive the call; the descriptor is borrowed and therefore open.
+/// Puts `mount` beneath the mount whose root directory is `top`.
+fn move_beneath(mount: &OwnedFd, top: &OwnedFd) -> io::Result<()> {
+    // SAFETY: both paths are C strings that outlive the call; the descriptors are borrowed and therefore open.
     done(unsafe {
         libc::syscall(
             libc::SYS_move_mount,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_FDCWD,
-            mountpoint.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_BENEATH,
+            top.as_raw_fd(),
+            c"".as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH | MOVE_MOUNT_BENEATH,
         )
     })
 }
@@ -154,4 +278,101 @@ fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     let number = RawFd::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the call succeeded, so the number is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    fn device(path: &Path) -> u64 {
+        fs::metadata(path).unwrap().dev()
+    }
+
+    /// A directory in which everything is swapped for links, and one that they lead to, in which something is mounted.
+    struct Scene {
+        dir: tempfile::TempDir,
+        at: PathBuf,
+        victim: PathBuf,
+    }
+
+    impl Scene {
+        fn new() -> Option<Scene> {
+            if !nix::unistd::geteuid().is_root() {
+                return None;
+            }
+            let dir = tempfile::tempdir().unwrap();
+            let top = fs::canonicalize(dir.path()).unwrap();
+            let (at, victim) = (top.join("a/mnt"), top.join("victim"));
+            fs::create_dir_all(&at).unwrap();
+            fs::create_dir_all(victim.join("mnt")).unwrap();
+            let spot = Spot::hold(&victim.join("mnt")).unwrap();
+            mount_there(&spot);
+            Some(Scene { dir, at, victim })
+        }
+
+        fn swap_parent(&self) {
+            fs::rename(self.dir.path().join("a"), self.dir.path().join("moved")).unwrap();
+            symlink(&self.victim, self.dir.path().join("a")).unwrap();
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            for place in ["victim/mnt", "victim", "moved/mnt", "a/mnt"] {
+                let place = self.dir.path().join(place);
+                while umount2(&place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {}
+            }
+        }
+    }
+
+    fn mount_there(spot: &Spot) {
+        let none = MsFlags::empty();
+        spot.mount("none".as_ref(), "tmpfs", none, "size=64k")
+            .unwrap();
+    }
+
+    #[test]
+    fn a_mount_goes_to_the_directory_that_was_held_whatever_becomes_of_its_path() {
+        let Some(scene) = Scene::new() else { return };
+        let below = device(&scene.victim.join("mnt"));
+        let spot = Spot::hold(&scene.at).unwrap();
+        scene.swap_parent();
+        mount_there(&spot);
+        assert_eq!(
+            device(&scene.victim.join("mnt")),
+            below,
+            "mounted on what is not meant"
+        );
+        let mounted = scene.dir.path().join("moved/mnt");
+        assert_ne!(device(&mounted), device(scene.dir.path()));
+        let new = spot.again().unwrap();
+        assert_eq!(
+            fs::metadata(&mounted).unwrap().dev(),
+            new.open().unwrap().metadata().unwrap().dev()
+        );
+        new.detach().unwrap();
+        assert_eq!(device(&mounted), device(scene.dir.path()));
+        assert!(Spot::hold(&scene.at).is_err(), "a link is not followed");
+    }
+
+    #[test]
+    fn what_is_unmounted_is_what_is_meant_or_nothing() {
+        let Some(scene) = Scene::new() else { return };
+        let theirs = device(&scene.victim.join("mnt"));
+        mount_there(&Spot::hold(&scene.at).unwrap());
+        let ours = device(&scene.at);
+        let none = MntFlags::empty();
+        unmount(&scene.at, none, |found| found == theirs).unwrap_err();
+        scene.swap_parent();
+        unmount(&scene.at, none, |_| true).unwrap_err();
+        assert_eq!(device(&scene.victim.join("mnt")), theirs);
+        let moved = fs::canonicalize(scene.dir.path())
+            .unwrap()
+            .join("moved/mnt");
+        unmount(&moved, none, |found| found == ours).unwrap();
+        assert_eq!(device(&moved), device(scene.dir.path()));
+    }
 }

@@ -160,32 +160,81 @@ pub fn visible(table: &[Mount]) -> Vec<&Mount> {
 /// Where a file is: on which mount, and on which file system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Place {
-    /// As [`mount_number`] says.
+    /// The number of the mount that it was reached through. Where the kernel is older than 6.8 it may be that of a mount that
+    /// has gone since; before 5.8 it is always 0.
     pub mount: u64,
     /// `st_dev`.
     pub device: u64,
 }
 
-/// The number of the mount that `file` was reached through. Where the kernel is older than 6.8 it may be that of a mount that
-/// has gone since; before 5.8 it is always 0.
-///
-/// Asks the kernel only, never the file system: an answer says nothing of whether that is alive.
-///
-/// # Errors
-/// What the system said.
-pub fn mount_number(file: impl AsFd) -> io::Result<u64> {
-    Ok(place_of(file)?.mount)
-}
-
-/// The mount that `file` was reached through and its file system. Asks the kernel only, likewise.
+/// The mount that `file` was reached through and its file system. Asks the kernel only, never the file system: an
+/// answer says nothing of whether that is alive.
 ///
 /// # Errors
 /// What the system said.
 pub fn place_of(file: impl AsFd) -> io::Result<Place> {
+    look(file, 0).map(|found| place(&found))
+}
+
+/// What the kernel knows of a file: where it is, which one it is, and who may change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Where it is.
+    pub place: Place,
+    /// `st_ino`.
+    pub inode: u64,
+    /// Whether it is the directory that its mount shows at its mount point. Never so before Linux 5.8.
+    pub is_mount_root: bool,
+    /// Kind and permission bits, as `st_mode`.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// The facts of `file`. The file system is asked only for what the kernel does not have at hand.
+///
+/// # Errors
+/// What the system said.
+pub fn facts_of(file: impl AsFd) -> io::Result<Facts> {
+    let wanted =
+        libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_INO | libc::STATX_UID | libc::STATX_GID;
+    let found = look(file, wanted)?;
+    let root = u64::try_from(libc::STATX_ATTR_MOUNT_ROOT).unwrap_or(0);
+    Ok(Facts {
+        place: place(&found),
+        inode: found.stx_ino,
+        is_mount_root: found.stx_attributes & root != 0,
+        mode: found.stx_mode.into(),
+        uid: found.stx_uid,
+        gid: found.stx_gid,
+    })
+}
+
+/// Whether `file` is the directory that its mount shows at its mount point, and where it is. Asks the kernel only.
+///
+/// # Errors
+/// What the system said.
+pub fn mount_root(file: impl AsFd) -> io::Result<(Place, bool)> {
+    let found = look(file, 0)?;
+    let root = u64::try_from(libc::STATX_ATTR_MOUNT_ROOT).unwrap_or(0);
+    Ok((place(&found), found.stx_attributes & root != 0))
+}
+
+fn place(found: &libc::statx) -> Place {
+    Place {
+        mount: found.stx_mnt_id,
+        device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
+    }
+}
+
+/// One call of statx(2) for the mount and what else is `wanted`.
+fn look(file: impl AsFd, wanted: libc::c_uint) -> io::Result<libc::statx> {
     // SAFETY: statx is plain data, for which all zeros is a value.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    let wanted = UNIQUE_MOUNT_ID | libc::STATX_MNT_ID;
+    let wanted = wanted | UNIQUE_MOUNT_ID | libc::STATX_MNT_ID;
     // SAFETY: the path is a C string, the descriptor is borrowed and therefore open, and `found` outlives the call.
     let result = unsafe {
         libc::statx(
@@ -197,10 +246,7 @@ pub fn place_of(file: impl AsFd) -> io::Result<Place> {
         )
     };
     match result {
-        0 => Ok(Place {
-            mount: found.stx_mnt_id,
-            device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
-        }),
+        0 => Ok(found),
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -382,7 +428,7 @@ nonsense
 
     #[test]
     fn mounts_have_different_numbers() {
-        let number = |path: &str| mount_number(fs::File::open(path).unwrap()).unwrap();
+        let number = |path: &str| place_of(fs::File::open(path).unwrap()).unwrap().mount;
         assert_eq!(number("/proc/self"), number("/proc/1"));
         assert_ne!(number("/proc/self"), number("/dev/null"));
     }

@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 
 use crate::base::{Name, RelPath};
@@ -27,14 +27,34 @@ fn pass_through() -> OFlag {
     OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC
 }
 
-/// Takes hold of the directory `root`, following links on the way: the user chose that path.
+/// Takes hold of the directory at the absolute path `place`, in which no component may be a symbolic link: a path that was
+/// resolved before, and in which a link has been put since by somebody who wants another directory to be used.
 ///
-/// The descriptor serves to resolve names beneath and for `fstat`, not for reading.
+/// The descriptor serves to resolve names beneath and for `statx`, not for reading.
 ///
 /// # Errors
-/// If it is not there or no directory.
-pub fn open_root(root: &Path) -> io::Result<OwnedFd> {
-    Ok(open(root, pass_through(), Mode::empty())?)
+/// ELOOP or ENOTDIR if a component is a symbolic link; else what the system said.
+pub fn open_place(place: &Path) -> io::Result<OwnedFd> {
+    open_place_for(place, pass_through())
+}
+
+/// As [`open_place`], with `flags` (`O_CLOEXEC` and `O_NOFOLLOW` are added).
+///
+/// # Errors
+/// As [`open_place`].
+pub fn open_place_for(place: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(complete(flags))
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    match openat2(AT_FDCWD, place, how) {
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::ENAMETOOLONG) => {
+            let root = open("/", pass_through(), Mode::empty())?;
+            let below = place.strip_prefix("/").unwrap_or(place).as_os_str();
+            let path = RelPath::parse(below.as_bytes()).map_err(|_| Errno::EINVAL)?;
+            Ok(open_by_walking(root.as_fd(), &path, flags, 0)?)
+        }
+        answer => Ok(answer?),
+    }
 }
 
 /// Opens what stands at `path` below `root`, with `flags` (`O_CLOEXEC` and `O_NOFOLLOW` are added) and, for a file that is
@@ -145,7 +165,7 @@ mod tests {
         symlink("../../secret", root.join("a/out")).unwrap();
         symlink("..", root.join("up")).unwrap();
         symlink("a", root.join("within")).unwrap();
-        let fd = open_root(&root).unwrap();
+        let fd = open_place(&root).unwrap();
         check(open_in_one_call, fd.as_fd());
         check(open_by_walking, fd.as_fd());
     }
@@ -194,7 +214,7 @@ mod tests {
         fs::create_dir_all(root.join("a")).unwrap();
         fs::write(root.join("a/file"), b"inside").unwrap();
         symlink("..", root.join("up")).unwrap();
-        let fd = open_root(&root).unwrap();
+        let fd = open_place(&root).unwrap();
         for errno in [Errno::ENOSYS, Errno::EPERM] {
             crate::sys::forbid::without_openat2(errno, || {
                 let open = |path| open_beneath(fd.as_fd(), &path, OFlag::O_RDONLY, 0);

@@ -1,0 +1,196 @@
+//! The lock file: it keeps a user's daemons apart, in whichever network namespace they run.
+//!
+//! It is in a directory that only this user can write to, which is checked by its descriptor: nobody else can hold the lock, and
+//! nobody can have another file locked instead. The files stay; each is a few bytes, most are gone with the next boot.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::Uid;
+use uuid::Uuid;
+
+use crate::base::ForeignText;
+use crate::daemon::volume;
+use crate::sys::mounts::facts_of;
+
+/// The directory, below one of this user's.
+const DIRS: [&str; 2] = ["ferryfs", "locks"];
+
+/// A locked file; the lock ends with it.
+#[derive(Debug)]
+pub(super) struct LockFile {
+    _file: File,
+}
+
+/// Another daemon of this user has the lock.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// The process that says so, if it says.
+    pub(super) pid: Option<String>,
+}
+
+impl LockFile {
+    /// Locks the file of `volume`. `None`, which the log tells, where this user has no place for it: then other
+    /// daemons are seen by their claims only.
+    ///
+    /// # Errors
+    /// If another daemon has it.
+    pub(super) fn acquire(volume: Uuid) -> Result<Option<LockFile>, Held> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for base in bases() {
+            let dir = private_dir(&base);
+            match dir.and_then(|dir| open_in(&dir, volume)) {
+                Ok(file) => return LockFile::lock(file).map(Some),
+                Err(error) => last = error,
+            }
+        }
+        tracing::warn!(error = %last, "there is no place for a lock file of the volume");
+        Ok(None)
+    }
+
+    fn lock(mut file: File) -> Result<LockFile, Held> {
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Held {
+                    pid: pid_in(&mut file),
+                });
+            }
+            // No locks on this file system: then claims have to do.
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!(%error, "the lock file of the volume cannot be locked");
+                return Ok(LockFile { _file: file });
+            }
+        }
+        let noted = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        if let Err(error) = noted {
+            tracing::debug!(%error, "the lock file does not tell its process");
+        }
+        Ok(LockFile { _file: file })
+    }
+}
+
+fn pid_in(file: &mut File) -> Option<String> {
+    let mut pid = String::new();
+    file.take(32).read_to_string(&mut pid).ok()?;
+    let pid = pid.trim();
+    pid.parse::<u32>().ok().map(|pid| pid.to_string())
+}
+
+/// Where the directory may be, the best place first. Root has one place, whatever its environment says.
+fn bases() -> Vec<PathBuf> {
+    let own = Uid::effective();
+    let mut bases: Vec<PathBuf> = Vec::new();
+    if own.is_root() {
+        bases.push("/run".into());
+    } else {
+        let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        bases.extend(named.filter(|dir| dir.is_absolute()));
+        bases.push(format!("/run/user/{own}").into());
+    }
+    // The caches are in a directory of the same name.
+    let caches = volume::default_caches().ok();
+    let data = caches.and_then(|caches| Some(caches.parent()?.to_path_buf()));
+    if let Some(data) = data {
+        bases.push(data);
+    }
+    bases
+}
+
+/// The directory below `base`; made where it is not there.
+fn private_dir(base: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mode = match Uid::effective().is_root() {
+        true => Mode::from_bits_truncate(0o755),
+        false => Mode::S_IRWXU,
+    };
+    let mut dir = match open(base, flags, Mode::empty()) {
+        // Runtime directories are the system's to make; that of the caches is made by whoever comes first.
+        Err(Errno::ENOENT) if !base.starts_with("/run") => {
+            DirBuilder::new().recursive(true).mode(0o700).create(base)?;
+            open(base, flags, Mode::empty())?
+        }
+        dir => dir?,
+    };
+    for name in DIRS {
+        match mkdirat(&dir, name, mode) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        dir = openat(&dir, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+        let facts = facts_of(&dir)?;
+        if facts.uid != Uid::effective().as_raw() || facts.mode & 0o022 != 0 {
+            let words = format!("{name} in {} is not this user's alone", base.escaped());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, words));
+        }
+    }
+    Ok(dir)
+}
+
+fn open_in(dir: &OwnedFd, volume: Uuid) -> io::Result<File> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let name = volume.to_string();
+    Ok(openat(dir, name.as_str(), flags | OFlag::O_CLOEXEC, mode)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    fn lock_in(base: &Path, volume: Uuid) -> Result<LockFile, Held> {
+        let dir = private_dir(base).unwrap();
+        LockFile::lock(open_in(&dir, volume).unwrap())
+    }
+
+    #[test]
+    fn one_at_a_time_has_a_volume_and_the_other_is_told_who() {
+        let base = tempfile::tempdir().unwrap();
+        let volume = Uuid::new_v4();
+        let first = lock_in(base.path(), volume).unwrap();
+        let held = lock_in(base.path(), volume).unwrap_err();
+        assert_eq!(held.pid, Some(std::process::id().to_string()));
+        lock_in(base.path(), Uuid::new_v4()).unwrap();
+        drop(first);
+        lock_in(base.path(), volume).unwrap();
+    }
+
+    #[test]
+    fn a_directory_in_which_others_could_put_something_is_not_used() {
+        let base = tempfile::tempdir().unwrap();
+        let (ferryfs, elsewhere) = (base.path().join("ferryfs"), base.path().join("elsewhere"));
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, &ferryfs).unwrap();
+        private_dir(base.path()).unwrap_err();
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+        fs::remove_file(&ferryfs).unwrap();
+        fs::create_dir(&ferryfs).unwrap();
+        fs::set_permissions(&ferryfs, fs::Permissions::from_mode(0o777)).unwrap();
+        private_dir(base.path()).unwrap_err();
+        fs::set_permissions(&ferryfs, fs::Permissions::from_mode(0o755)).unwrap();
+        let dir = private_dir(base.path()).unwrap();
+        let volume = Uuid::new_v4();
+        symlink(
+            "/etc/passwd",
+            ferryfs.join("locks").join(volume.to_string()),
+        )
+        .unwrap();
+        open_in(&dir, volume).unwrap_err();
+        if Uid::effective().is_root() {
+            chown(ferryfs.join("locks"), Some(12_345), None).unwrap();
+            private_dir(base.path()).unwrap_err();
+        }
+    }
+}

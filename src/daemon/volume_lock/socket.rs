@@ -1,0 +1,197 @@
+//! Claims that other users see: sockets with abstract names, `ferryfs-volume/<id>/<random>`.
+//!
+//! Nobody can take a random name in advance. Any user can make a socket whose name looks like a claim; whose it is the kernel
+//! tells whoever connects to it.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, shutdown, socket,
+};
+use uuid::Uuid;
+
+/// Where the kernel lists the sockets of this network namespace.
+const TABLE: &str = "/proc/net/unix";
+
+/// Field of that table in which the name is.
+const NAME_FIELD: usize = 7;
+
+/// How often, and how soon again, a claim is asked whose queue is full.
+const ATTEMPTS: u32 = 20;
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// A claim of this process, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    volume: Uuid,
+    name: String,
+    listener: Arc<UnixListener>,
+    answering: Option<JoinHandle<()>>,
+}
+
+/// A claim of somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Other {
+    /// The process that has made it.
+    pub(super) pid: i32,
+    /// Its user.
+    pub(super) uid: u32,
+}
+
+impl Claim {
+    /// Claims `volume`.
+    ///
+    /// # Errors
+    /// If there can be no socket or no thread.
+    pub(super) fn make(volume: Uuid) -> io::Result<Claim> {
+        let name = format!("{}{}", prefix(volume), Uuid::new_v4().simple());
+        let address = SocketAddr::from_abstract_name(&name)?;
+        let listener = Arc::new(UnixListener::bind_addr(&address)?);
+        let theirs = listener.clone();
+        let answering = thread::Builder::new()
+            .name("ferryfs-claim".into())
+            .spawn(move || answer(&theirs))?;
+        Ok(Claim {
+            volume,
+            name,
+            listener,
+            answering: Some(answering),
+        })
+    }
+
+    /// All other claims of the volume. Made before this one, a claim is among them.
+    pub(super) fn others(&self) -> Vec<Other> {
+        let mut names = Vec::new();
+        // While the table is read sockets that go may hide others; that does not happen twice.
+        for _ in 0..2 {
+            match fs::read(TABLE) {
+                Ok(table) => names.extend(names_in(&table, &prefix(self.volume))),
+                Err(error) => tracing::warn!(%error, "claims of other users are not seen"),
+            }
+        }
+        names.sort();
+        names.dedup();
+        names
+            .into_iter()
+            .filter(|name| *name != self.name)
+            .filter_map(|name| ask(&name))
+            .collect()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Wakes the thread; the name goes with the last of the two.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        if let Some(answering) = self.answering.take() {
+            let _ = answering.join();
+        }
+    }
+}
+
+/// Empties the queue: whoever connects has been told by the kernel all that there is to know.
+fn answer(listener: &UnixListener) {
+    loop {
+        match listener.accept() {
+            Ok(_) => {}
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR | libc::ECONNABORTED) => {}
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+                    thread::sleep(AGAIN);
+                }
+                // Shut down.
+                _ => return,
+            },
+        }
+    }
+}
+
+fn prefix(volume: Uuid) -> String {
+    format!("ferryfs-volume/{volume}/")
+}
+
+/// The names of claims in a table of sockets: abstract ones, which it shows with an `@`.
+fn names_in<'a>(table: &'a [u8], prefix: &'a str) -> impl Iterator<Item = String> + 'a {
+    table.split(|&byte| byte == b'\n').filter_map(move |line| {
+        let line = std::str::from_utf8(line).ok()?;
+        let name = line
+            .split_ascii_whitespace()
+            .nth(NAME_FIELD)?
+            .strip_prefix('@')?;
+        let random = name.strip_prefix(prefix)?;
+        let is_claim = random.len() == 32 && random.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_claim.then(|| name.to_owned())
+    })
+}
+
+/// Whose claim this is. `None` if nobody listens any more.
+fn ask(name: &str) -> Option<Other> {
+    let address = UnixAddr::new_abstract(name.as_bytes()).ok()?;
+    for _ in 0..ATTEMPTS {
+        let socket = stream().ok()?;
+        match connect(socket.as_raw_fd(), &address) {
+            Ok(()) => {
+                let peer = getsockopt(&socket, PeerCredentials).ok()?;
+                return Some(Other {
+                    pid: peer.pid(),
+                    uid: peer.uid(),
+                });
+            }
+            Err(Errno::EAGAIN) => thread::sleep(AGAIN),
+            Err(_) => return None,
+        }
+    }
+    // Daemons empty their queue. Whose this one is does not come out, so it must not keep anybody off.
+    tracing::warn!(name, "a claim of the volume does not answer; it is ignored");
+    None
+}
+
+fn stream() -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    socket(AddressFamily::Unix, SockType::Stream, flags, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_found_in_the_kernels_table_and_nothing_else_is() {
+        let volume = Uuid::nil();
+        let claim = format!("{}0123456789abcdef0123456789abcdef", prefix(volume));
+        let table = format!(
+            "Num       RefCount Protocol Flags    Type St Inode Path\n\
+             0000000000000000: 00000002 00000000 00010000 0001 01 1 @{claim}\n\
+             0000000000000000: 00000002 00000000 00010000 0001 01 2 {claim}\n\
+             0000000000000000: 00000002 00000000 00010000 0001 01 3 @{claim}0\n\
+             0000000000000000: 00000002 00000000 00010000 0001 01 4\n\
+             0000000000000000: 00000002 00000000 00010000 0001 01 5 @ferryfs-volume-{volume}\n"
+        );
+        let found: Vec<String> = names_in(table.as_bytes(), &prefix(volume)).collect();
+        assert_eq!(found, [claim]);
+    }
+
+    #[test]
+    fn a_claim_is_seen_as_long_as_it_stands_and_answers_any_number() {
+        let volume = Uuid::new_v4();
+        let (first, second) = (Claim::make(volume).unwrap(), Claim::make(volume).unwrap());
+        let own = Other {
+            pid: i32::try_from(std::process::id()).unwrap(),
+            uid: nix::unistd::getuid().as_raw(),
+        };
+        for _ in 0..300 {
+            assert_eq!(second.others(), [own]);
+        }
+        drop(first);
+        assert_eq!(second.others(), []);
+    }
+}

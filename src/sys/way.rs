@@ -1,0 +1,361 @@
+//! Which directories decide where a path leads, and who may change that.
+//!
+//! A path is resolved here name by name, as the kernel does it: each directory is held by a descriptor, and what is found out
+//! of it is true of the very directory that the next name is looked up in. A symbolic link is read from its descriptor, and
+//! the directories on its way count as well.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::Mode;
+use nix::unistd::Uid;
+
+use super::mounts::{Facts, facts_of};
+use crate::base::ForeignText;
+
+/// How many links are followed in one path; the kernel follows as many.
+const MOST_LINKS: usize = 40;
+
+/// Permission bits by which a group and everybody may write.
+const GROUP_WRITES: u32 = 0o020;
+const ALL_WRITE: u32 = 0o002;
+
+/// Only owners may remove or rename what is in the directory.
+const STICKY: u32 = 0o1000;
+
+/// Where a path leads.
+#[derive(Debug)]
+pub struct Way {
+    /// The directory at its end. Serves to resolve names beneath and for `statx`, not for reading.
+    pub dir: OwnedFd,
+    /// Its path without symbolic links, `.` and `..`.
+    pub place: PathBuf,
+    exposed: Option<Exposed>,
+    led: Option<Exposed>,
+}
+
+/// A directory on the way in which somebody else can put another directory in the place of the one that the path leads through.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} {by}, who can make {} lead elsewhere", dir.escaped(), next.escaped())]
+pub struct Exposed {
+    /// The directory.
+    pub dir: PathBuf,
+    /// What in it can be replaced.
+    pub next: PathBuf,
+    /// By whom.
+    pub by: Writer,
+}
+
+/// Who may change a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Writer {
+    /// Its owner.
+    #[error("belongs to user {0}")]
+    Owner(u32),
+    /// A group.
+    #[error("can be written to by group {0}")]
+    Group(u32),
+    /// Everybody.
+    #[error("can be written to by everybody")]
+    All,
+    /// Everybody may make something in it, and only owners remove it; this user owns it.
+    #[error("lets everybody make names, and this one belongs to user {0}")]
+    OwnerOfNext(u32),
+}
+
+impl Way {
+    /// The first directory on the way that another user than root and this one can change, if this is root, who would be led
+    /// where only root may go. The directory at the end does not count: whose it is is another question.
+    pub fn danger(&self) -> Option<&Exposed> {
+        self.exposed.as_ref().filter(|_| Uid::effective().is_root())
+    }
+
+    /// As [`Way::danger`], if a link was followed in that directory or further on: perhaps it is that user who leads there.
+    pub fn lure(&self) -> Option<&Exposed> {
+        self.led.as_ref().filter(|_| Uid::effective().is_root())
+    }
+}
+
+/// Resolves `path` to a directory.
+///
+/// # Errors
+/// ENOENT or ENOTDIR if there is none, ELOOP if there are too many links in it; else what the system said.
+pub fn walk(path: &Path) -> io::Result<Way> {
+    let root = open(
+        "/",
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let facts = facts_of(&root)?;
+    let mut walker = Walker {
+        trusted: [0, Uid::effective().as_raw(), facts.uid],
+        root: (root, facts),
+        reached: Vec::new(),
+        links: 0,
+        exposed: None,
+        led: None,
+    };
+    walker.go(&std::path::absolute(path)?)?;
+    walker.end()
+}
+
+/// A directory that was reached: it, what is known of it, and its name in the one before.
+struct Reached {
+    dir: OwnedFd,
+    facts: Facts,
+    name: OsString,
+}
+
+struct Walker {
+    root: (OwnedFd, Facts),
+    reached: Vec<Reached>,
+    links: usize,
+    /// Who may change a directory on the way: root, this user, and whoever has the root directory and so all paths. In a user
+    /// namespace that one is often a user without a number.
+    trusted: [u32; 3],
+    exposed: Option<Exposed>,
+    /// The same, once a link has been followed after it.
+    led: Option<Exposed>,
+}
+
+impl Walker {
+    fn go(&mut self, path: &Path) -> io::Result<()> {
+        let mut ahead = Vec::new();
+        self.put_ahead(path, &mut ahead);
+        while let Some(name) = ahead.pop() {
+            if name == ".." {
+                self.reached.pop();
+                continue;
+            }
+            let (dir, facts) = self.step(&name)?;
+            self.note_exposure(&name, &facts);
+            if facts.mode & libc::S_IFMT != libc::S_IFLNK {
+                self.reached.push(Reached { dir, facts, name });
+                continue;
+            }
+            self.links += 1;
+            self.led = self.exposed.clone();
+            if self.links > MOST_LINKS {
+                return Err(Errno::ELOOP.into());
+            }
+            let target = readlinkat(&dir, "")?;
+            self.put_ahead(Path::new(&target), &mut ahead);
+        }
+        Ok(())
+    }
+
+    /// Puts the names of `path` before those that are still `ahead`.
+    fn put_ahead(&mut self, path: &Path, ahead: &mut Vec<OsString>) {
+        if path.has_root() {
+            self.reached.clear();
+        }
+        let names = path
+            .components()
+            .rev()
+            .filter_map(|component| match component {
+                Component::Normal(name) => Some(name.to_owned()),
+                Component::ParentDir => Some("..".into()),
+                _ => None,
+            });
+        ahead.extend(names);
+    }
+
+    /// Opens what `name` is here: a directory or a symbolic link.
+    fn step(&self, name: &OsString) -> io::Result<(OwnedFd, Facts)> {
+        let (here, _) = self.here();
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // As a directory first: that has the kernel mount what is mounted on demand.
+        let opened = openat(
+            here,
+            name.as_os_str(),
+            flags | OFlag::O_DIRECTORY,
+            Mode::empty(),
+        );
+        let opened = match opened {
+            Err(Errno::ENOTDIR | Errno::ELOOP) => {
+                openat(here, name.as_os_str(), flags, Mode::empty())?
+            }
+            opened => opened?,
+        };
+        let facts = facts_of(&opened)?;
+        match facts.mode & libc::S_IFMT {
+            libc::S_IFDIR | libc::S_IFLNK => Ok((opened, facts)),
+            _ => Err(Errno::ENOTDIR.into()),
+        }
+    }
+
+    fn here(&self) -> (BorrowedFd<'_>, Facts) {
+        match self.reached.last() {
+            Some(reached) => (reached.dir.as_fd(), reached.facts),
+            None => (self.root.0.as_fd(), self.root.1),
+        }
+    }
+
+    fn note_exposure(&mut self, name: &OsString, next: &Facts) {
+        let (dir, here) = self.here();
+        let Some(by) = self.writer(&here, next) else {
+            return;
+        };
+        // All files of such a file system belong to whom its mount names, and it has no links: whatever is put in the place of
+        // one is another directory of the same drive.
+        if here.place == next.place && super::file::has_no_owners(dir) {
+            return;
+        }
+        let dir = self.path();
+        self.exposed.get_or_insert(Exposed {
+            next: dir.join(name),
+            dir,
+            by,
+        });
+    }
+
+    /// Who, beside those that are trusted, can put something else in the place of `next` in the directory `here`.
+    fn writer(&self, here: &Facts, next: &Facts) -> Option<Writer> {
+        let is_trusted = |uid| self.trusted.contains(&uid);
+        if !is_trusted(here.uid) {
+            return Some(Writer::Owner(here.uid));
+        }
+        let open_to = match here.mode {
+            mode if mode & ALL_WRITE != 0 => Writer::All,
+            mode if mode & GROUP_WRITES != 0 => Writer::Group(here.gid),
+            _ => return None,
+        };
+        match here.mode & STICKY != 0 {
+            true if is_trusted(next.uid) => None,
+            true => Some(Writer::OwnerOfNext(next.uid)),
+            false => Some(open_to),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        let mut path = PathBuf::from("/");
+        path.extend(self.reached.iter().map(|reached| &reached.name));
+        path
+    }
+
+    fn end(mut self) -> io::Result<Way> {
+        let place = self.path();
+        let dir = match self.reached.pop() {
+            Some(reached) => reached.dir,
+            None => self.root.0,
+        };
+        Ok(Way {
+            dir,
+            place,
+            exposed: self.exposed,
+            led: self.led,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    const SOMEBODY: u32 = 12_345;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// A tree below a directory of this user: its resolved path.
+    fn tree() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let top = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir_all(top.join("a/b/c")).unwrap();
+        (dir, top)
+    }
+
+    #[test]
+    fn a_path_leads_where_the_kernel_says() {
+        let (_dir, top) = tree();
+        symlink("a/b", top.join("relative")).unwrap();
+        symlink(top.join("a"), top.join("absolute")).unwrap();
+        symlink("../../relative/c/..", top.join("a/b/up")).unwrap();
+        symlink("loop", top.join("loop")).unwrap();
+        fs::write(top.join("file"), b"").unwrap();
+        for path in [
+            "a/b/c",
+            "relative/c",
+            "absolute/b/../b/c",
+            "a/b/up",
+            "a/./b/..",
+            "../..",
+        ] {
+            let path = top.join(path);
+            let way = walk(&path).unwrap();
+            assert_eq!(way.place, fs::canonicalize(&path).unwrap(), "{path:?}");
+            let expected = facts_of(fs::File::open(&path).unwrap()).unwrap();
+            assert_eq!(facts_of(&way.dir).unwrap(), expected, "{path:?}");
+        }
+        assert_eq!(walk(Path::new("/../..")).unwrap().place, Path::new("/"));
+        for (path, error) in [
+            ("none/x", libc::ENOENT),
+            ("file", libc::ENOTDIR),
+            ("file/x", libc::ENOTDIR),
+            ("loop", libc::ELOOP),
+        ] {
+            let found = walk(&top.join(path)).unwrap_err();
+            assert_eq!(found.raw_os_error(), Some(error), "{path}");
+        }
+    }
+
+    #[test]
+    fn who_can_change_a_directory_on_the_way_is_named() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let (_dir, top) = tree();
+        let path = top.join("a/b/c");
+        let danger = || {
+            let found = walk(&path).unwrap().danger().cloned();
+            found.map(|found| (found.dir.strip_prefix(&top).unwrap().to_owned(), found.by))
+        };
+        assert_eq!(danger(), None);
+        // What is at the end may be anybody's.
+        chown(&path, Some(SOMEBODY), None).unwrap();
+        set_mode(&path, 0o777);
+        assert_eq!(danger(), None);
+        for (mode, by) in [
+            (0o775, Writer::Group(0)),
+            (0o777, Writer::All),
+            (0o1777, Writer::OwnerOfNext(SOMEBODY)),
+        ] {
+            set_mode(&top.join("a/b"), mode);
+            assert_eq!(danger(), Some(("a/b".into(), by)));
+        }
+        chown(&path, Some(0), None).unwrap();
+        assert_eq!(danger(), None, "sticky, and the name is root's");
+        set_mode(&top.join("a/b"), 0o755);
+        chown(top.join("a"), Some(SOMEBODY), None).unwrap();
+        assert_eq!(danger(), Some(("a".into(), Writer::Owner(SOMEBODY))));
+    }
+
+    #[test]
+    fn the_directory_that_a_link_is_in_counts() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let (_dir, top) = tree();
+        let theirs = top.join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        chown(&theirs, Some(SOMEBODY), None).unwrap();
+        symlink(top.join("a/b"), theirs.join("link")).unwrap();
+        let way = walk(&theirs.join("link/c")).unwrap();
+        assert_eq!(way.place, top.join("a/b/c"));
+        assert_eq!(way.danger().unwrap().by, Writer::Owner(SOMEBODY));
+        assert_eq!(way.lure(), way.danger());
+        fs::create_dir(theirs.join("plain")).unwrap();
+        let way = walk(&theirs.join("plain")).unwrap();
+        assert!(way.danger().is_some() && way.lure().is_none());
+        // Through theirs and out again nothing of it is looked up.
+        assert_eq!(walk(&theirs.join("../a")).unwrap().danger(), None);
+    }
+}
