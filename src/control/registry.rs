@@ -4,20 +4,29 @@
 //! file system, is found by this. The links are no secret and no proof: whom a command believes is decided where it connects.
 //! A link that a daemon has left behind when it was killed leads to a socket on which nobody listens.
 
-use std::fs::{self, DirBuilder};
+use std::ffi::OsStr;
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::Uid;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlinkat, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Uid, UnlinkatFlags, symlinkat, unlinkat};
 use uuid::Uuid;
 
 use super::protocol::SOCKET_NAME;
+use crate::sys;
+use crate::sys::mounts::facts_of;
+use crate::sys::way;
 
 /// A daemon's link, taken away when this is dropped.
 #[derive(Debug)]
 pub struct Noted {
-    link: PathBuf,
+    dir: PathBuf,
+    volume: Uuid,
     cache: PathBuf,
 }
 
@@ -37,39 +46,69 @@ pub fn note(volume: Uuid, cache: &Path) -> io::Result<Noted> {
 }
 
 fn note_in(dir: &Path, volume: Uuid, cache: &Path) -> io::Result<Noted> {
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+    let held = made(dir)?;
+    remove_left_over(&held);
+    let name = volume.to_string();
+    let fresh = format!(".{volume}.{}", std::process::id());
+    let remove = |name: &str| unlinkat(&held, name, UnlinkatFlags::NoRemoveDir);
+    let _ = remove(&fresh);
+    symlinkat(cache, &held, fresh.as_str())?;
+    if let Err(errno) = renameat(&held, fresh.as_str(), &held, name.as_str()) {
+        let _ = remove(&fresh);
+        return Err(errno.into());
     }
-    if fs::symlink_metadata(dir)?.uid() != Uid::effective().as_raw() {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
-    remove_left_over(dir);
-    let link = dir.join(volume.to_string());
-    let fresh = dir.join(format!(".{volume}.{}", std::process::id()));
-    let _ = fs::remove_file(&fresh);
-    std::os::unix::fs::symlink(cache, &fresh)?;
-    fs::rename(&fresh, &link).inspect_err(|_| drop(fs::remove_file(&fresh)))?;
     Ok(Noted {
-        link,
+        dir: dir.into(),
+        volume,
         cache: cache.into(),
     })
 }
 
+/// The directory `dir`, made if it is not there. It is this user's, and for root so is the way to it: nobody else has root make
+/// anything at a place of his own choice.
+fn made(dir: &Path) -> io::Result<OwnedFd> {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let above = way::walk(parent)?;
+    let of_others = Uid::effective().is_root() && facts_of(&above.dir)?.uid != 0;
+    if above.danger().is_some() || of_others {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    match mkdirat(&above.dir, name, Mode::S_IRWXU) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let held = openat(&above.dir, name, DIRECTORY, Mode::empty())?;
+    match facts_of(&held)?.uid == Uid::effective().as_raw() {
+        true => Ok(held),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    }
+}
+
+/// How a directory of links is opened.
+const DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+
 /// Links of daemons that were killed, and whose socket has gone since.
-fn remove_left_over(dir: &Path) {
-    for (volume, cache) in noted_in(dir) {
+fn remove_left_over(dir: &OwnedFd) {
+    for (volume, cache) in links_in(dir) {
         let socket = fs::symlink_metadata(cache.join(SOCKET_NAME));
         if socket.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            let _ = fs::remove_file(dir.join(volume.to_string()));
+            let _ = unlinkat(dir, volume.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
 }
 
 impl Drop for Noted {
     fn drop(&mut self) {
-        if fs::read_link(&self.link).is_ok_and(|cache| cache == self.cache) {
-            let _ = fs::remove_file(&self.link);
+        let name = self.volume.to_string();
+        // Opened anew: held, it would keep the system from unmounting the directory of a user who has left.
+        let Ok(dir) = made(&self.dir) else { return };
+        if readlinkat(&dir, name.as_str()).is_ok_and(|cache| cache == *self.cache) {
+            let _ = unlinkat(&dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
 }
@@ -89,21 +128,28 @@ pub fn noted() -> Vec<(Uuid, PathBuf)> {
 
 fn noted_in(dir: &Path) -> Vec<(Uuid, PathBuf)> {
     let own = Uid::effective();
-    // Where somebody else has put links, they lead where he wants.
-    let is_trusted = fs::symlink_metadata(dir).is_ok_and(|meta| {
-        meta.is_dir() && (own.is_root() || meta.uid() == own.as_raw() || meta.uid() == 0)
-    });
-    let Ok(entries) = (match is_trusted {
-        true => fs::read_dir(dir),
-        false => return Vec::new(),
-    }) else {
+    let Ok(held) = open(dir, DIRECTORY, Mode::empty()) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let volume = Uuid::parse_str(entry.file_name().to_str()?).ok()?;
-            Some((volume, fs::read_link(entry.path()).ok()?))
+    // Where somebody else has put links, they lead where he wants.
+    let is_trusted = |uid| own.is_root() || uid == own.as_raw() || uid == 0;
+    match facts_of(&held).is_ok_and(|facts| is_trusted(facts.uid)) {
+        true => links_in(&held),
+        false => Vec::new(),
+    }
+}
+
+fn links_in(dir: &OwnedFd) -> Vec<(Uuid, PathBuf)> {
+    let names = openat(dir, ".", DIRECTORY, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(sys::dir::read_names);
+    names
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|name| {
+            let volume = Uuid::parse_str(std::str::from_utf8(name).ok()?).ok()?;
+            let cache = readlinkat(dir, OsStr::from_bytes(name)).ok()?;
+            Some((volume, cache.into()))
         })
         .collect()
 }
@@ -170,6 +216,28 @@ mod tests {
         assert_eq!(noted_in(&place), [(other, c)]);
         drop(next);
         assert!(noted_in(&place).is_empty());
+    }
+
+    #[test]
+    fn root_makes_nothing_where_another_user_leads_it() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (theirs, victim) = (dir.path().join("theirs"), dir.path().join("victim"));
+        for made in [&theirs, &victim] {
+            fs::create_dir(made).unwrap();
+        }
+        let cache = cache(dir.path(), "cache");
+        let empty = || fs::read_dir(&victim).unwrap().count() == 0;
+        // As root's environment may name it: `sudo -E`.
+        std::os::unix::fs::chown(&theirs, Some(12_345), None).unwrap();
+        note_in(&theirs.join("ferryfs"), Uuid::new_v4(), &cache).unwrap_err();
+        assert!(!theirs.join("ferryfs").exists());
+        std::os::unix::fs::symlink(&victim, theirs.join("ferryfs")).unwrap();
+        note_in(&theirs.join("ferryfs"), Uuid::new_v4(), &cache).unwrap_err();
+        note_in(&theirs.join("ferryfs/x"), Uuid::new_v4(), &cache).unwrap_err();
+        assert!(empty());
     }
 
     #[test]

@@ -200,7 +200,8 @@ fn as_checked(checked: Spot, is_dead: bool) -> Result<Spot, PreflightError> {
     let now = checked.again().map_err(|_| changed())?;
     let place =
         |spot: &Spot| sys::mounts::facts_of(spot.dir()).map(|facts| (facts.place, facts.inode));
-    let was_covered = sys::file::is_fuse(checked.dir()) && sys::file::space(checked.dir()).is_err();
+    // A file system whose daemon is gone does not tell its size.
+    let was_covered = sys::file::space(checked.dir()).is_err();
     let is_same = || Some(place(&checked).ok()? == place(&now).ok()?);
     match is_dead || was_covered || is_same() == Some(true) {
         true => Ok(now),

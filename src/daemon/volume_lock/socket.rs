@@ -25,9 +25,9 @@ const TABLE: &str = "/proc/net/unix";
 /// Field of that table in which the name is.
 const NAME_FIELD: usize = 7;
 
-/// How often, and how soon again, a claim is asked whose queue is full.
-const ATTEMPTS: u32 = 20;
-const AGAIN: Duration = Duration::from_millis(5);
+/// How often, and how soon again, claims are asked whose queue is full.
+const ATTEMPTS: u32 = 10;
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// A claim of this process, until it is dropped.
 #[derive(Debug)]
@@ -80,11 +80,8 @@ impl Claim {
         }
         names.sort();
         names.dedup();
-        names
-            .into_iter()
-            .filter(|name| *name != self.name)
-            .filter_map(|name| ask(&name))
-            .collect()
+        names.retain(|name| *name != self.name);
+        ask_all(names)
     }
 }
 
@@ -133,26 +130,42 @@ fn names_in<'a>(table: &'a [u8], prefix: &'a str) -> impl Iterator<Item = String
     })
 }
 
-/// Whose claim this is. `None` if nobody listens any more.
-fn ask(name: &str) -> Option<Other> {
-    let address = UnixAddr::new_abstract(name.as_bytes()).ok()?;
+/// Whose claims these are, as far as anybody listens.
+fn ask_all(mut names: Vec<String>) -> Vec<Other> {
+    let mut others = Vec::new();
     for _ in 0..ATTEMPTS {
-        let socket = stream().ok()?;
-        match connect(socket.as_raw_fd(), &address) {
-            Ok(()) => {
-                let peer = getsockopt(&socket, PeerCredentials).ok()?;
-                return Some(Other {
-                    pid: peer.pid(),
-                    uid: peer.uid(),
-                });
+        names.retain(|name| match ask(name) {
+            Ok(other) => {
+                others.push(other);
+                false
             }
-            Err(Errno::EAGAIN) => thread::sleep(AGAIN),
-            Err(_) => return None,
+            Err(errno) => errno == Errno::EAGAIN,
+        });
+        if names.is_empty() {
+            return others;
         }
+        thread::sleep(AGAIN);
     }
-    // Daemons empty their queue. Whose this one is does not come out, so it must not keep anybody off.
-    tracing::warn!(name, "a claim of the volume does not answer; it is ignored");
-    None
+    // Daemons empty their queue. Whose these are does not come out, so they must not keep anybody off.
+    tracing::warn!(
+        claims = names.len(),
+        "claims of the volume do not answer; they are ignored"
+    );
+    others
+}
+
+/// Whose claim this is. EAGAIN if its queue is full.
+fn ask(name: &str) -> nix::Result<Other> {
+    let socket = stream()?;
+    connect(
+        socket.as_raw_fd(),
+        &UnixAddr::new_abstract(name.as_bytes())?,
+    )?;
+    let peer = getsockopt(&socket, PeerCredentials)?;
+    Ok(Other {
+        pid: peer.pid(),
+        uid: peer.uid(),
+    })
 }
 
 fn stream() -> nix::Result<OwnedFd> {
