@@ -52,6 +52,8 @@ step() {
     fi
 }
 summary=()
+# The checks themselves first. A cargo-deny that is there and reaches the network knows more.
+check_dependencies() { scripts/dependencies.py --test && scripts/dependencies.py; }
 mounts=(--no-fail-fast -- --test-threads=2)
 
 if [ $# -gt 0 ]; then
@@ -59,6 +61,7 @@ if [ $# -gt 0 ]; then
         step "test $name" cargo test --test "$name" "${mounts[@]}"
     done
 else
+    step "dependencies" check_dependencies
     step "format" cargo fmt --check
     step "lints" cargo clippy --all-targets -- -D warnings
     step "tests" cargo test "${mounts[@]}"
