@@ -106,17 +106,19 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> PrivacyError {
 /// What is not as it should be, first of all of the directory itself.
 pub fn check(dir: &Path) -> Result<(), PrivacyError> {
     check_link(dir)?;
-    let held = match way::walk(dir) {
+    let way = match way::walk(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return check_way(dir),
-        way => safe(way.map_err(failed(dir))?)?,
+        way => way.map_err(failed(dir))?,
     };
-    let meta = File::from(held).metadata().map_err(failed(dir))?;
+    let held = way.dir.try_clone().map(File::from);
+    let meta = held.and_then(|held| held.metadata()).map_err(failed(dir))?;
     if meta.uid() != Uid::effective().as_raw() {
         return Err(PrivacyError::OthersCache {
             dir: dir.to_path_buf(),
             owner: meta.uid(),
         });
     }
+    safe(way)?;
     if meta.mode() & OTHERS_WRITE != 0 {
         return Err(PrivacyError::Writable(dir.to_path_buf()));
     }

@@ -278,14 +278,14 @@ impl Rescuer {
 
     fn list(&mut self, dir: &Path) -> Vec<PathBuf> {
         if fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_symlink()) {
-            self.fail(&dir, &"it is a symbolic link, which is not followed");
+            self.fail(dir, &"it is a symbolic link, which is not followed");
             return Vec::new();
         }
         match fs::read_dir(dir) {
             Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
-                self.fail(&dir, &error);
+                self.fail(dir, &error);
                 Vec::new()
             }
         }
@@ -320,7 +320,7 @@ impl Rescuer {
                     return Ok(());
                 }
                 None => {
-                    self.fail(&first, &"the cache should have its bytes, and has not");
+                    self.fail(first, &"the cache should have its bytes, and has not");
                     return Ok(());
                 }
             },
@@ -339,7 +339,7 @@ impl Rescuer {
             match copy::make_parents(&link).and_then(|()| fs::hard_link(&target, &link)) {
                 Ok(()) => self.report.files += 1,
                 Err(error) => self.fail(
-                    &path,
+                    path,
                     &format!("a further name of {}: {error}", first.escaped()),
                 ),
             }
@@ -361,7 +361,7 @@ impl Rescuer {
         let (target, copied) = match copy_file(from, &target, Some(inode), self.owners) {
             Err(error) if copy::is_full(&error) => return Err(error),
             Err(error) => {
-                self.fail(&name, &error);
+                self.fail(name, &error);
                 let Some((object, _)) = object else {
                     return Ok(None);
                 };
@@ -397,7 +397,7 @@ impl Rescuer {
             });
             match made {
                 Ok(()) => self.report.links += 1,
-                Err(error) => self.fail(&path, &error),
+                Err(error) => self.fail(path, &error),
             }
         }
     }
@@ -490,7 +490,7 @@ impl Rescuer {
             }
             Err(error) if copy::is_full(&error) => Err(error),
             Err(error) => {
-                self.fail(&path, &error);
+                self.fail(path, &error);
                 Ok(())
             }
         }

@@ -144,7 +144,6 @@ mod tests {
         assert!(paths.iter().all(|path| path.as_os_str().len() <= LONGEST));
         let tops: BTreeSet<_> = paths.iter().filter_map(|path| path.iter().next()).collect();
         assert!(tops.len() < 600, "{}", tops.len());
-        let (_, file) = names.files().next().unwrap();
-        assert!(file[0].ends_with("f"));
+        assert!(names.files().any(|(_, paths)| paths[0].ends_with("f")));
     }
 }
