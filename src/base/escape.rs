@@ -141,6 +141,34 @@ impl fmt::Debug for Escaped<'_> {
     }
 }
 
+/// `path` so that it can be pasted into a shell. Where it holds what is not shown as it is, in the form
+/// `$'...'` of bash, ksh and zsh.
+pub fn quoted(path: &Path) -> String {
+    let bytes = path.as_os_str().as_bytes();
+    let Some(text) = str::from_utf8(bytes)
+        .ok()
+        .filter(|text| !text.contains(is_hidden))
+    else {
+        return quoted_bytes(bytes);
+    };
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn quoted_bytes(bytes: &[u8]) -> String {
+    let inner: String = (bytes.iter())
+        .map(|&byte| match byte {
+            b'\'' | b'\\' => format!("\\{}", char::from(byte)),
+            b' '..=b'~' => char::from(byte).to_string(),
+            _ => format!("\\x{byte:02x}"),
+        })
+        .collect();
+    format!("$'{inner}'")
+}
+
 /// The path that [`ForeignText::to_text`] has made a text of.
 pub fn path_of_text(text: &str) -> PathBuf {
     OsString::from_vec(bytes_of_text(text)).into()

@@ -8,7 +8,7 @@ mod units;
 
 pub use escape::{
     Escaped, EscapingWriter, ForeignText, is_hidden, path_of_text, printable, printable_bytes,
-    printable_json, printable_lines,
+    printable_json, printable_lines, quoted,
 };
 pub use name::{NAME_MAX, Name, NameError, RelPath, STORED_NAME_MAX};
 pub use time::{Clock, SystemClock, Timestamp, Utc};

@@ -17,7 +17,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::Uid;
 
-use crate::base::ForeignText;
+use crate::base::{ForeignText, quoted};
 use crate::sys::way::{self, Exposed, Way};
 
 /// Permission bits that let others write.
@@ -84,7 +84,7 @@ impl PrivacyError {
             PrivacyError::Writable(path) => format!(
                 "nothing was opened: somebody else may have changed what is in it. Choose a directory of your own; or, if nobody else \
                  uses this machine, take that right away: chmod go-w {}",
-                path.escaped()
+                quoted(path)
             ),
             PrivacyError::Exposed(_) => {
                 "nothing was opened. As root, choose a place that only root can change with --cache DIR; or run it as the user whose directory it is".into()

@@ -1,12 +1,12 @@
 //! What people read: reports as text. No I/O here.
 
 use std::fmt::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::times;
 use super::units::{human_bytes, human_seconds};
-use crate::base::{ForeignText, is_hidden, path_of_text, printable};
+pub use crate::base::quoted;
+use crate::base::{ForeignText, path_of_text, printable};
 use crate::control::protocol::{
     AttachReport, BackendState, BatchOutcome, Ejected, FlushReport, ImportStatus, IoPath,
     LastBatch, LeftBehind, RefreshReport, Space, Status, UsedBy, Users,
@@ -19,34 +19,6 @@ const LISTED: usize = 20;
 
 /// How many users of a file system are named.
 const USERS: usize = 10;
-
-/// `path` so that it can be pasted into a shell. Where it holds what is not shown as it is, in the form
-/// `$'...'` of bash, ksh and zsh.
-pub fn quoted(path: &Path) -> String {
-    let bytes = path.as_os_str().as_bytes();
-    let Some(text) = str::from_utf8(bytes)
-        .ok()
-        .filter(|text| !text.contains(is_hidden))
-    else {
-        return quoted_bytes(bytes);
-    };
-    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
-}
-
-fn quoted_bytes(bytes: &[u8]) -> String {
-    let inner: String = (bytes.iter())
-        .map(|&byte| match byte {
-            b'\'' | b'\\' => format!("\\{}", char::from(byte)),
-            b' '..=b'~' => char::from(byte).to_string(),
-            _ => format!("\\x{byte:02x}"),
-        })
-        .collect();
-    format!("$'{inner}'")
-}
 
 /// A path out of a report, as [`quoted`] has it.
 fn quoted_text(path: &str) -> String {

@@ -28,7 +28,7 @@ use super::protocol::{
     AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, Progress, RefreshReport,
     SOCKET_NAME, Status,
 };
-use crate::base::ForeignText;
+use crate::base::{ForeignText, quoted};
 
 /// Who waits for an answer.
 pub struct Asker<'a> {
@@ -265,8 +265,9 @@ fn must_be_private(dir: &Path) -> io::Result<()> {
     }
     if meta.permissions().mode() & 0o022 != 0 {
         return refused(format!(
-            "others may write to {0}; choose a directory of your own, or take that right away: chmod go-w {0}",
-            dir.escaped()
+            "others may write to {}; choose a directory of your own, or take that right away: chmod go-w {}",
+            dir.escaped(),
+            quoted(dir)
         ));
     }
     Ok(())

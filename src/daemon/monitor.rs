@@ -36,7 +36,7 @@ use crate::backend::drive::Withheld;
 use crate::backend::mounted::MountedDir;
 use crate::backend::watched::Watched;
 use crate::backend::{Backend, BackendError, Look};
-use crate::base::{ForeignText, Timestamp};
+use crate::base::{ForeignText, Timestamp, quoted};
 use crate::control::protocol::Ejected;
 use crate::flush::{FlushError, Flusher};
 use crate::sys::mounts::{self, Mount};
@@ -487,8 +487,9 @@ impl Monitor {
                     return self.come_back(&path, found);
                 }
                 Ok(_) => self.note(format!(
-                    "the volume seems to be at {0} now; attach it with `ferryfs attach {0}`",
-                    path.escaped()
+                    "the volume seems to be at {} now; attach it with `ferryfs attach {}`",
+                    path.escaped(),
+                    quoted(&path)
                 )),
                 Err(refusal) => self.note(refusal.to_string()),
             }
