@@ -52,12 +52,15 @@ step() {
     fi
 }
 summary=()
+# The checks themselves first. A cargo-deny that is there and reaches the network knows more.
+check_dependencies() { scripts/dependencies.py --test && scripts/dependencies.py; }
 
 if [ $# -gt 0 ]; then
     for name in "$@"; do
         step "test $name" scripts/tests.py "$name"
     done
 else
+    step "dependencies" check_dependencies
     step "format" cargo fmt --check
     step "lints" cargo clippy --all-targets -- -D warnings
     step "tests" alive scripts/tests.py

@@ -26,6 +26,7 @@ on_plain_directory!(
     rename_noreplace_and_exchange,
     rename_over_an_open_file_leaves_the_reader_its_bytes,
     times_are_kept_to_the_nanosecond,
+    no_time_that_a_program_sets_ends_the_daemon,
     modes_owners_and_umask_are_kept,
     directories_that_are_not_empty_stay,
     names_up_to_255_bytes_and_no_longer,
@@ -303,6 +304,79 @@ fn times_are_kept_to_the_nanosecond(mut lab: Lab) {
         before > 1_400_000_000,
         "ctime is ours to keep, not the caller's to set"
     );
+    lab.finish();
+}
+
+/// As a `Timestamp` holds it: from 1677 to 2262.
+fn held(secs: i64, nanos: i64) -> (i64, i64) {
+    let exact = i128::from(secs) * 1_000_000_000 + i128::from(nanos);
+    let held = exact.clamp(i64::MIN.into(), i64::MAX.into());
+    let (secs, nanos) = (
+        held.div_euclid(1_000_000_000),
+        held.rem_euclid(1_000_000_000),
+    );
+    (secs as i64, nanos as i64)
+}
+
+fn no_time_that_a_program_sets_ends_the_daemon(mut lab: Lab) {
+    let pid = lab.pid();
+    write(&lab.m("file"), b"t");
+    fs::create_dir(lab.m("dir")).expect("mkdir");
+    symlink("file", lab.m("link")).expect("symlink");
+    let open = fs::File::open(lab.m("file")).expect("open");
+    // The ends of what a number holds and the one beside; before 1901 and after 2038, before 1677 and after 2262 and 2446.
+    let seconds = [
+        i64::MIN,
+        i64::MIN + 1,
+        i64::MIN / 2,
+        -1 << 40,
+        -9_300_000_000,
+        -3_000_000_000,
+        -2,
+        -1,
+        0,
+        1 << 31,
+    ];
+    let seconds = seconds.into_iter().chain([
+        9_300_000_000,
+        15_100_000_000,
+        1 << 40,
+        i64::MAX - 1,
+        i64::MAX,
+    ]);
+    for secs in seconds {
+        for nanos in [0, 1, 500_000_000, 999_999_999] {
+            let time = TimeSpec::new(secs, nanos);
+            for name in ["file", "dir", "link"] {
+                let flags = UtimensatFlags::NoFollowSymlink;
+                utimensat(AT_FDCWD, &lab.m(name), &time, &time, flags)
+                    .unwrap_or_else(|errno| panic!("{name}, {secs}.{nanos}: {errno}"));
+                let meta = fs::symlink_metadata(lab.m(name)).expect("stat");
+                let found = [
+                    (meta.atime(), meta.atime_nsec()),
+                    (meta.mtime(), meta.mtime_nsec()),
+                ];
+                // Linux has no fraction at either end of what a number holds.
+                let nanos = if [i64::MIN, i64::MAX].contains(&secs) {
+                    0
+                } else {
+                    nanos
+                };
+                assert_eq!(found, [held(secs, nanos); 2], "{name}, {secs}.{nanos}");
+            }
+            nix::sys::stat::futimens(&open, &time, &time).expect("futimens");
+        }
+        assert_eq!(lab.status()["pid"], pid, "the same daemon, after {secs}");
+    }
+    drop(open);
+    // A drive takes what it can of such times; that is no reason to leave bytes behind.
+    write(&lab.m("other"), b"other");
+    lab.ferryfs(&["flush", &lab::text(&lab.mnt)]);
+    assert_content(lab.d("other"), b"other");
+    assert_content(lab.d("file"), b"t");
+    assert_eq!(lab.status()["pid"], pid);
+    lab.unmount();
+    lab.remount();
     lab.finish();
 }
 

@@ -1,10 +1,15 @@
 //! Shared vocabulary: identifiers, names, paths, times, attributes. No I/O lives here.
 
+mod escape;
 mod name;
 pub mod steps;
 mod time;
 mod units;
 
+pub use escape::{
+    Escaped, EscapingWriter, ForeignText, is_hidden, path_of_text, printable, printable_bytes,
+    printable_json, printable_lines, quoted,
+};
 pub use name::{NAME_MAX, Name, NameError, RelPath, STORED_NAME_MAX};
 pub use time::{Clock, SystemClock, Timestamp, Utc};
 pub use units::human_bytes;

@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
+use super::escape::ForeignText;
+
 /// Longest name that Linux hands to a file system, in bytes (`NAME_MAX`), and so the longest in a mount.
 pub const NAME_MAX: usize = 255;
 
@@ -73,13 +75,14 @@ impl Name {
 
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+        write!(f, "{:?}", self.escaped())
     }
 }
 
+/// As people are shown it, see [`ForeignText::escaped`]. Not for making names of it.
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        write!(f, "{}", self.escaped())
     }
 }
 
@@ -181,13 +184,14 @@ impl RelPath {
 
 impl fmt::Debug for RelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+        write!(f, "{:?}", self.escaped())
     }
 }
 
+/// As people are shown it, see [`ForeignText::escaped`]. Not for making paths of it.
 impl fmt::Display for RelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        write!(f, "{}", self.escaped())
     }
 }
 

@@ -5,12 +5,13 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::private;
+use crate::base::ForeignText;
 
 /// Why a cache could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another daemon has it.
-    #[error("the cache {} is in use by another ferryfs{}", dir.display(), pid.as_ref().map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    #[error("the cache {} is in use by another ferryfs{}", dir.escaped(), pid.as_ref().map(|p| format!(" (pid {p})")).unwrap_or_default())]
     InUse {
         /// Which cache.
         dir: PathBuf,
@@ -18,7 +19,7 @@ pub enum LockError {
         pid: Option<String>,
     },
     /// The lock file cannot be made.
-    #[error("cannot lock the cache {}: {source}", dir.display())]
+    #[error("cannot lock the cache {}: {source}", dir.escaped())]
     Io {
         /// Which cache.
         dir: PathBuf,

@@ -5,18 +5,29 @@
 //! says what he wants. So all of this is checked before the first file of a cache is opened. Once the
 //! directory is the user's and nobody else may write to it, nobody can change what has been checked.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::Uid;
+
+use crate::base::{ForeignText, quoted};
+use crate::sys::way::{self, Exposed, Way};
 
 /// Permission bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// Permission bits that let others reach what is in a directory.
 const OTHERS_REACH: u32 = 0o011;
+
+/// Only owners may remove or rename what is in the directory.
+const STICKY: u32 = 0o1000;
 
 /// Directories of a cache in which others could plant something as well.
 const INNER: [&str; 3] = ["batches", "objects", "lost+found"];
@@ -25,7 +36,7 @@ const INNER: [&str; 3] = ["batches", "objects", "lost+found"];
 #[derive(Debug, thiserror::Error)]
 pub enum PrivacyError {
     /// Its directory is another user's.
-    #[error("the cache {} belongs to user {owner}, not to user {}", dir.display(), Uid::effective())]
+    #[error("the cache {} belongs to user {owner}, not to user {}", dir.escaped(), Uid::effective())]
     OthersCache {
         /// The cache.
         dir: PathBuf,
@@ -33,7 +44,7 @@ pub enum PrivacyError {
         owner: u32,
     },
     /// Something in it is another user's.
-    #[error("{} in the cache belongs to user {owner}", path.display())]
+    #[error("{} in the cache belongs to user {owner}", path.escaped())]
     OthersFile {
         /// What is in it.
         path: PathBuf,
@@ -41,13 +52,16 @@ pub enum PrivacyError {
         owner: u32,
     },
     /// Others may change it.
-    #[error("the cache is not private: others may write to {}", .0.display())]
+    #[error("the cache is not private: others may write to {}", .0.escaped())]
     Writable(PathBuf),
     /// A symbolic link, or a directory in the place of a file.
-    #[error("{} is in the cache, but is no plain file or directory of ferryfs", .0.display())]
+    #[error("{} is in the cache, but is no plain file or directory of ferryfs", .0.escaped())]
     Planted(PathBuf),
+    /// As root: another user can make its path lead elsewhere.
+    #[error("{0}")]
+    Exposed(#[from] Exposed),
     /// It cannot be looked at.
-    #[error("cannot look at the cache: {}: {source}", path.display())]
+    #[error("cannot look at the cache: {}: {source}", path.escaped())]
     Io {
         /// What could not be looked at.
         path: PathBuf,
@@ -65,13 +79,16 @@ impl PrivacyError {
             }
             PrivacyError::OthersFile { path, .. } | PrivacyError::Planted(path) => format!(
                 "nothing was opened: somebody else may have put it there. Find out who, then move it away: {}",
-                path.display()
+                path.escaped()
             ),
             PrivacyError::Writable(path) => format!(
                 "nothing was opened: somebody else may have changed what is in it. Choose a directory of your own; or, if nobody else \
                  uses this machine, take that right away: chmod go-w {}",
-                path.display()
+                quoted(path)
             ),
+            PrivacyError::Exposed(_) => {
+                "nothing was opened. As root, choose a place that only root can change with --cache DIR; or run it as the user whose directory it is".into()
+            }
             PrivacyError::Io { .. } => "check the path, and who may use it".into(),
         }
     }
@@ -88,17 +105,20 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> PrivacyError {
 /// # Errors
 /// What is not as it should be, first of all of the directory itself.
 pub fn check(dir: &Path) -> Result<(), PrivacyError> {
-    let held = match open_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        held => held.map_err(failed(dir))?,
+    check_link(dir)?;
+    let way = match way::walk(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return check_way(dir),
+        way => way.map_err(failed(dir))?,
     };
-    let meta = held.metadata().map_err(failed(dir))?;
+    let held = way.dir.try_clone().map(File::from);
+    let meta = held.and_then(|held| held.metadata()).map_err(failed(dir))?;
     if meta.uid() != Uid::effective().as_raw() {
         return Err(PrivacyError::OthersCache {
             dir: dir.to_path_buf(),
             owner: meta.uid(),
         });
     }
+    safe(way)?;
     if meta.mode() & OTHERS_WRITE != 0 {
         return Err(PrivacyError::Writable(dir.to_path_buf()));
     }
@@ -107,6 +127,113 @@ pub fn check(dir: &Path) -> Result<(), PrivacyError> {
     // Directories of objects, and what a batch keeps, are in these.
     check_entries(&dir.join("batches"), reachable, |_| true)?;
     check_entries(&dir.join("objects"), reachable, |_| true)
+}
+
+/// Somebody could have put a link to a directory of this user's in the cache's place, for instance in /tmp.
+fn check_link(dir: &Path) -> Result<(), PrivacyError> {
+    match fs::symlink_metadata(dir) {
+        Ok(meta) if meta.is_symlink() && !is_trusted(meta.uid()) => {
+            Err(PrivacyError::Planted(dir.to_path_buf()))
+        }
+        // What else is wrong with it is found out next.
+        _ => Ok(()),
+    }
+}
+
+/// This user, and root, who needs no plant.
+fn is_trusted(uid: u32) -> bool {
+    uid == Uid::effective().as_raw() || uid == 0
+}
+
+/// As root, checks that no other user can make the path of `dir` lead elsewhere, as far as there is one.
+///
+/// # Errors
+/// [`PrivacyError::Exposed`] if one can.
+pub fn check_way(dir: &Path) -> Result<(), PrivacyError> {
+    existing(dir).map(drop)
+}
+
+fn safe(way: Way) -> Result<OwnedFd, PrivacyError> {
+    match way.danger() {
+        Some(exposed) => Err(exposed.clone().into()),
+        None => Ok(way.dir),
+    }
+}
+
+/// The last directory on the way to `dir` that there is, and the names that are missing behind it.
+fn existing(dir: &Path) -> Result<(OwnedFd, Vec<OsString>), PrivacyError> {
+    let mut missing = Vec::new();
+    let mut at = std::path::absolute(dir).map_err(failed(dir))?;
+    loop {
+        match way::walk(&at) {
+            Ok(way) => {
+                let place = way.place.clone();
+                let held = safe(way)?;
+                if !missing.is_empty() {
+                    check_parent(&held, &place)?;
+                }
+                return Ok((held, missing));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(&at)(error)),
+        }
+        let (Some(name), Some(parent)) = (at.file_name(), at.parent()) else {
+            return Err(failed(dir)(io::ErrorKind::NotFound.into()));
+        };
+        missing.insert(0, name.to_owned());
+        at = parent.to_path_buf();
+    }
+}
+
+/// As root, a directory is made in one that only root changes, or where nobody takes away what he does not own.
+fn check_parent(held: &OwnedFd, place: &Path) -> Result<(), PrivacyError> {
+    if !Uid::effective().is_root() {
+        return Ok(());
+    }
+    let meta = held
+        .try_clone()
+        .map(File::from)
+        .and_then(|dir| dir.metadata());
+    let meta = meta.map_err(failed(place))?;
+    let is_shared = meta.mode() & OTHERS_WRITE != 0 && meta.mode() & STICKY == 0;
+    match meta.uid() {
+        0 if !is_shared => Ok(()),
+        0 => Err(PrivacyError::Writable(place.to_path_buf())),
+        owner => Err(PrivacyError::OthersCache {
+            dir: place.to_path_buf(),
+            owner,
+        }),
+    }
+}
+
+/// Makes the directory `dir` and those above it that are missing, for their owner only. As root, it makes nothing where another user
+/// leads it.
+///
+/// # Errors
+/// If it cannot be made, or another user made one of them meanwhile.
+pub fn make_dir(dir: &Path) -> Result<(), PrivacyError> {
+    let (mut held, missing) = existing(dir)?;
+    for name in &missing {
+        match mkdirat(&held, name.as_os_str(), Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(failed(dir)(errno.into())),
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = openat(&held, name.as_os_str(), flags, Mode::empty());
+        held = made.map_err(|errno| failed(dir)(errno.into()))?;
+        let meta = held
+            .try_clone()
+            .map(File::from)
+            .and_then(|made| made.metadata());
+        let owner = meta.map_err(failed(dir))?.uid();
+        if !is_trusted(owner) {
+            return Err(PrivacyError::OthersCache {
+                dir: dir.to_path_buf(),
+                owner,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Checks what is in `dir`, which others can reach or not. What `may_be_dir` names may be a directory.
@@ -140,8 +267,7 @@ fn check_entry(
     may_be_dir: bool,
 ) -> Result<(), PrivacyError> {
     let owner = meta.uid();
-    // Root needs no plant.
-    if owner != Uid::effective().as_raw() && owner != 0 {
+    if !is_trusted(owner) {
         return Err(PrivacyError::OthersFile { path, owner });
     }
     let kind = meta.file_type();
@@ -160,13 +286,6 @@ fn is_name_of_ours(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let of_index = name.starts_with("index.db");
     of_index || ["lock", "cache.json", "mountpoint.json", "ferryfs.log"].contains(&&*name)
-}
-
-fn open_dir(dir: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY)
-        .open(dir)
 }
 
 /// Options for opening a file of ours: no symbolic link in its place is followed, and a pipe there is
@@ -298,6 +417,72 @@ mod tests {
             matches!(refused, PrivacyError::OthersCache { owner: 12_345, .. }),
             "{refused}"
         );
+    }
+
+    const SOMEBODY: u32 = 12_345;
+
+    fn is_root() -> bool {
+        Uid::effective().is_root()
+    }
+
+    #[test]
+    fn root_uses_no_cache_whose_path_another_user_can_change() {
+        if !is_root() {
+            return;
+        }
+        let top = tempfile::tempdir().unwrap();
+        let theirs = top.path().join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        for inner in ["a", "a/cache"] {
+            fs::create_dir(theirs.join(inner)).unwrap();
+        }
+        symlink(theirs.join("a/cache"), theirs.join("link")).unwrap();
+        for path in ["a/cache", "link"] {
+            check(&theirs.join(path)).unwrap();
+        }
+        chown(&theirs, Some(SOMEBODY), None).unwrap();
+        for path in ["a/cache", "link", "a/new/cache", "new"] {
+            let path = theirs.join(path);
+            let refused = check(&path).unwrap_err();
+            assert!(
+                matches!(
+                    refused,
+                    PrivacyError::Exposed(_) | PrivacyError::OthersCache { .. }
+                ),
+                "{refused}"
+            );
+            make_dir(&path).unwrap_err();
+        }
+        assert!(!theirs.join("a/new").exists() && !theirs.join("new").exists());
+    }
+
+    #[test]
+    fn root_makes_no_directory_where_a_planted_link_leads() {
+        if !is_root() {
+            return;
+        }
+        let top = tempfile::tempdir().unwrap();
+        let (shared, victim) = (top.path().join("shared"), top.path().join("victim"));
+        for dir in [&shared, &victim] {
+            fs::create_dir(dir).unwrap();
+        }
+        set_mode(&shared, 0o1777);
+        for (name, target) in [("link", "."), ("dangling", "new")] {
+            let link = shared.join(name);
+            symlink(victim.join(target), &link).unwrap();
+            std::os::unix::fs::lchown(&link, Some(SOMEBODY), None).unwrap();
+            make_dir(&link.join("cache")).unwrap_err();
+            make_dir(&link).unwrap_err();
+            check(&link).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+        make_dir(&shared.join("mine/cache")).unwrap();
+        check(&shared.join("mine/cache")).unwrap();
+        let mode = fs::metadata(shared.join("mine")).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        // Where others may remove what is root's, it is theirs.
+        set_mode(&shared, 0o777);
+        make_dir(&shared.join("other/cache")).unwrap_err();
     }
 
     #[test]

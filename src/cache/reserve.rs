@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
+use crate::base::ForeignText;
 use crate::sys::file::{FallocateMode, allocate, space};
 
 /// Name of the file in the cache.
@@ -86,7 +87,7 @@ impl Reserve {
             .open(&self.path)
             .and_then(|file| file.set_len(left));
         if let Err(error) = &cut {
-            tracing::error!(path = %self.path.display(), %error, "the reserve cannot be given up");
+            tracing::error!(path = %self.path.escaped(), %error, "the reserve cannot be given up");
             return false;
         }
         tracing::warn!(left, "the SSD is full; a part of the reserve is given up");

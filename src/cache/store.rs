@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 use super::Reserve;
 use super::damage::{Damage, Damaged};
 use super::fault::{Fault, Faults};
-use crate::base::ObjectId;
 use crate::base::steps::{CacheStep, CacheSteps};
+use crate::base::{ForeignText, ObjectId};
 use crate::sys;
 
 /// Objects in one directory.
@@ -34,7 +34,7 @@ const COPY_BUFFER: usize = 1 << 20;
 
 /// A failed call on an object: what was tried, on which file, and what the system said.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {}: {source}", path.display())]
+#[error("{operation} {}: {source}", path.escaped())]
 pub struct StoreError {
     /// The call, as a verb.
     pub operation: &'static str,

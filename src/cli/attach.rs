@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::exit::{Exit, Failure};
 use super::{json, mounts, reach, render, say};
+use crate::base::ForeignText;
 use crate::control::protocol::{Answer, Request};
 
 /// Tell a mount where its drive is now
@@ -48,7 +49,7 @@ pub(super) fn run(args: &AttachArgs) -> Result<Exit, Failure> {
     let path = path.to_str().ok_or_else(|| {
         Failure::failed(format!(
             "the path {} is not plain text (UTF-8), which `attach` needs",
-            path.display()
+            path.escaped()
         ))
         .hint("unmount, and mount again with this path")
     })?;

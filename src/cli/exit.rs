@@ -12,7 +12,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use super::render::printable;
+use crate::base::printable;
 use crate::control::client::ClientError;
 use crate::control::protocol::{ControlError, ErrorCode};
 use crate::daemon::DaemonError;
@@ -180,7 +180,7 @@ mod tests {
         let failure = Failure::failed("it broke").hint("mend it");
         assert_eq!(failure.to_string(), "ferryfs: it broke\n  hint: mend it");
         let evil = Failure::failed("no such file a\n\x1b[2J").to_string();
-        assert_eq!(evil, "ferryfs: no such file a\\n\\u{1b}[2J");
+        assert_eq!(evil, "ferryfs: no such file a\\n\\x1b[2J");
     }
 
     #[test]

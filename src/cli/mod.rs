@@ -19,16 +19,18 @@ pub mod units;
 pub mod unmount;
 pub mod usage;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
 use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
 
+use crate::base::{printable, printable_json, printable_lines};
 use exit::{Exit, Failure};
 
 /// One path for scripts: every write lands on the local SSD at once, and is carried over to the drive in atomic batches.
 #[derive(Debug, Parser)]
-#[command(name = "ferryfs", version, max_term_width = 100, after_help = OVERVIEW)]
+#[command(name = "ferryfs", bin_name = "ferryfs", version, max_term_width = 100, after_help = OVERVIEW)]
 #[command(arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
@@ -61,13 +63,14 @@ enum Command {
 
 /// Runs the command that `args` (with the program's name in front) spell, and says what came of it.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
+    escape_panics();
     let args: Vec<OsString> = args.into_iter().collect();
     let outcome = match Cli::try_parse_from(&args) {
         Ok(cli) => run(cli.command, &args),
         Err(error) => usage::answer(&error),
     };
     outcome.unwrap_or_else(|failure| {
-        complain(&failure.to_string());
+        complain_of(&failure);
         failure.code
     })
 }
@@ -86,22 +89,42 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
     }
 }
 
-/// Writes to stdout. That nobody reads it (`| head`) changes nothing about what was done, so it is no failure.
-fn say(text: &str) {
+/// Writes lines to stdout. That nobody reads it (`| head`) changes nothing about what was done, so it is no
+/// failure. Names in them are escaped where they are put in; here nothing gets past that could do harm.
+fn say(lines: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes());
+    let _ = stdout.write_all(printable_lines(lines).as_bytes());
     let _ = stdout.flush();
 }
 
-/// Writes a line to stderr.
-pub(crate) fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+/// Writes a line to stderr, as [`say`] does.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", printable(line));
+}
+
+/// Writes why a command failed to stderr, and what to do about it.
+fn complain_of(failure: &Failure) {
+    // Each part is one line already.
+    let _ = writeln!(io::stderr(), "{failure}");
+}
+
+/// A panic is told on stderr as everything is: its message may hold a name.
+fn escape_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        complain(&format!("thread '{name}': {panic}"));
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            let _ = writeln!(io::stderr(), "{}", printable_lines(&trace.to_string()));
+        }
+    }));
 }
 
 /// `value` as JSON for stdout, with a newline at its end.
 fn json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
     match serde_json::to_string_pretty(value) {
-        Ok(text) => Ok(text + "\n"),
+        Ok(text) => Ok(printable_json(&text) + "\n"),
         Err(error) => Err(Failure::failed(format!(
             "cannot write this as JSON: {error}"
         ))),

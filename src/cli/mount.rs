@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::complain;
 use super::exit::{Exit, Failure};
 use super::units::{parse_cache_size, parse_duration};
+use super::{complain, complain_of};
+use crate::base::ForeignText;
 use crate::daemon::DaemonError;
 use crate::daemon::background::{self, CHILD_FLAG, Ready};
 use crate::daemon::options::{
@@ -137,7 +138,7 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
             .map_err(|error| Failure::failed(format!("cannot go to the background: {error}")))?;
         if let Err(error) = serve(options, Ready::background()) {
             let failure = Failure::from(error);
-            complain(&failure.to_string());
+            complain_of(&failure);
             background::give_up(failure.code);
             return Ok(failure.code);
         }
@@ -248,7 +249,7 @@ fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
         return Err(Failure::usage(format!("the {what} is an empty path")));
     }
     std::path::absolute(path).map_err(|error| {
-        Failure::failed(format!("cannot make {} absolute: {error}", path.display()))
+        Failure::failed(format!("cannot make {} absolute: {error}", path.escaped()))
     })
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::exit::Failure;
 use super::render::quoted;
+use crate::base::ForeignText;
 use crate::sys;
 use crate::sys::mounts::Mount;
 
@@ -111,7 +112,7 @@ pub fn find(wanted: Option<&Path>) -> Result<MountEntry, Failure> {
     let wanted = match wanted {
         None => None,
         Some(path) => Some(resolve(path).map_err(|error| {
-            Failure::failed(format!("cannot look at {}: {error}", path.display()))
+            Failure::failed(format!("cannot look at {}: {error}", path.escaped()))
         })?),
     };
     let here = std::env::current_dir().ok();
@@ -200,7 +201,7 @@ fn none_at_all(all: &[MountEntry], is_root: bool) -> Failure {
 }
 
 fn no_mount_at(all: &[MountEntry], wanted: &Path, user: u32) -> Failure {
-    let failure = Failure::failed(format!("{} is not a ferryfs mount", wanted.display()));
+    let failure = Failure::failed(format!("{} is not a ferryfs mount", wanted.escaped()));
     let own = belonging(all, user);
     match own.is_empty() {
         false => failure.hint(format!("these are: {}", list(&own))),

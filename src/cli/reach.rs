@@ -20,6 +20,7 @@ use super::mounts::{self, MountEntry};
 use super::progress::Bar;
 use super::render::quoted;
 use super::{complain, interrupt};
+use crate::base::{ForeignText, path_of_text};
 use crate::cache::private;
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Answer, FlushReport, Request, Status};
@@ -34,7 +35,7 @@ pub const CACHE_ATTRIBUTE: &CStr = c"user.ferryfs.cache";
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
     /// The daemon died, and its mount is still in the table.
-    #[error("the ferryfs daemon of {} is gone; nothing is lost", mountpoint.display())]
+    #[error("the ferryfs daemon of {} is gone; nothing is lost", mountpoint.escaped())]
     DaemonGone {
         /// The mount.
         mountpoint: PathBuf,
@@ -42,10 +43,10 @@ pub enum ReachError {
         backend: PathBuf,
     },
     /// The mount is another user's.
-    #[error("{} is the mount of another user", .0.display())]
+    #[error("{} is the mount of another user", .0.escaped())]
     NotOurs(PathBuf),
     /// The mount does not tell where its daemon is.
-    #[error("{} does not tell where its daemon is: {source}", mountpoint.display())]
+    #[error("{} does not tell where its daemon is: {source}", mountpoint.escaped())]
     Attribute {
         /// The mount.
         mountpoint: PathBuf,
@@ -190,7 +191,7 @@ fn of_cache(cache: &Path) -> Result<Client, Failure> {
         .map_err(|error| Failure::usage(format!("no usable path: {error}")))?;
     Client::connect(&cache).map_err(|error| match error {
         ClientError::Connect { .. } => {
-            Failure::failed(format!("no daemon serves the cache {}", cache.display())).hint(
+            Failure::failed(format!("no daemon serves the cache {}", cache.escaped())).hint(
                 "name the cache directory of a mount that is up, or mount it with `ferryfs mount`",
             )
         }
@@ -249,7 +250,7 @@ fn only_one() -> Option<Client> {
 
 /// The id of the volume whose drive is at `path`, and the user to whom its marker belongs.
 fn volume_at(path: &Path) -> Option<(Uuid, u32)> {
-    let place = path.join(layout::marker_path().to_string());
+    let place = path.join(layout::marker_path().as_os_str());
     // Whoever has the drive may have put anything there.
     let marker = private::own().read(true).open(place).ok()?;
     let meta = marker.metadata().ok()?;
@@ -288,10 +289,10 @@ fn noted_at(place: &Path, believed: impl Fn(&Client, &Path) -> bool) -> Option<C
     (registry::noted().into_iter()).find_map(|(_, cache)| {
         let mut client = Client::connect(&cache).ok()?;
         let status = status_of(&mut client).ok()?;
-        let mountpoint = Path::new(&status.mountpoint);
+        let mountpoint = path_of_text(&status.mountpoint);
         let is_it = !status.mountpoint.is_empty()
-            && place.starts_with(mountpoint)
-            && believed(&client, mountpoint);
+            && place.starts_with(&mountpoint)
+            && believed(&client, &mountpoint);
         is_it.then_some(client)
     })
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::exit::{Exit, Failure};
 use super::{json, mounts, reach, render, say};
+use crate::base::ForeignText;
 use crate::control::protocol::{Answer, RefreshReport, Request};
 
 /// Look for what others have changed on the drive, and show it in the mount
@@ -58,7 +59,7 @@ fn verdict(report: &RefreshReport) -> Exit {
 /// The mount that `path` is in, and the way from its root.
 fn within(path: &Path) -> Result<(mounts::MountEntry, String), Failure> {
     let wanted = mounts::resolve(path)
-        .map_err(|error| Failure::failed(format!("cannot look at {}: {error}", path.display())))?;
+        .map_err(|error| Failure::failed(format!("cannot look at {}: {error}", path.escaped())))?;
     let all = mounts::read()
         .map_err(|error| Failure::failed(format!("cannot read the mount table: {error}")))?;
     let Some(mount) = mounts::holding(&all, &wanted).filter(|mount| mount.is_ferryfs()) else {
@@ -71,7 +72,7 @@ fn within(path: &Path) -> Result<(mounts::MountEntry, String), Failure> {
     let below = below.to_str().ok_or_else(|| {
         Failure::failed(format!(
             "the path {} is not plain text (UTF-8), which `refresh` needs",
-            path.display()
+            path.escaped()
         ))
         .hint("refresh the directory above it")
     })?;

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use super::times;
 use super::units::{human_bytes, human_seconds};
+pub use crate::base::quoted;
+use crate::base::{ForeignText, path_of_text, printable};
 use crate::control::protocol::{
     AttachReport, BackendState, BatchOutcome, Ejected, FlushReport, ImportStatus, IoPath,
     LastBatch, LeftBehind, RefreshReport, Space, Status, UsedBy, Users,
@@ -18,27 +20,9 @@ const LISTED: usize = 20;
 /// How many users of a file system are named.
 const USERS: usize = 10;
 
-/// `text` on one line, with control characters shown instead of obeyed: names of files may hold anything.
-pub fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
-}
-
-/// `path` so that it can be pasted into a shell.
-pub fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.into_owned();
-    }
-    format!("'{}'", printable(&text).replace('\'', "'\\''"))
+/// A path out of a report, as [`quoted`] has it.
+fn quoted_text(path: &str) -> String {
+    quoted(&path_of_text(path))
 }
 
 /// The answer to `ferryfs status`: first what it means for whoever has a hand on the cable.
@@ -95,16 +79,16 @@ fn what_it_is(status: &Status) -> Vec<(&'static str, String)> {
         (BackendState::Detached, _) => "detached".into(),
     };
     let mount = match status.mounted {
-        true => printable(&status.mountpoint),
-        false => format!("{} (not mounted any more)", printable(&status.mountpoint)),
+        true => status.mountpoint.escaped().to_string(),
+        false => format!("{} (not mounted any more)", status.mountpoint.escaped()),
     };
     let mut rows = vec![
         ("mount", mount),
-        ("drive", format!("{} ({state})", printable(&status.backend))),
+        ("drive", format!("{} ({state})", status.backend.escaped())),
         ("volume", printable(&status.volume_id)),
     ];
     if !status.cache.is_empty() {
-        rows.push(("cache", printable(&status.cache)));
+        rows.push(("cache", status.cache.escaped().to_string()));
     }
     rows
 }
@@ -116,8 +100,8 @@ fn what_was_left(status: &Status) -> Vec<(&'static str, String)> {
     };
     let mut rows: Vec<(&'static str, String)> = (last.left_behind.iter().take(LISTED))
         .map(|item| {
-            let line = format!("{}: {}", item.path, item.reason);
-            ("left behind", printable(&line))
+            let line = format!("{}: {}", item.path.escaped(), printable(&item.reason));
+            ("left behind", line)
         })
         .collect();
     let listed = rows.len() as u64;
@@ -131,9 +115,10 @@ fn what_was_left(status: &Status) -> Vec<(&'static str, String)> {
     for conflict in last.conflicts.iter().take(LISTED) {
         let line = format!(
             "{}: the drive's version is {}",
-            conflict.path, conflict.theirs
+            conflict.path.escaped(),
+            conflict.theirs.escaped()
         );
-        rows.push(("conflict", printable(&line)));
+        rows.push(("conflict", line));
     }
     rows
 }
@@ -150,8 +135,8 @@ fn what_is_wrong(status: &Status) -> Vec<(&'static str, String)> {
         rows.push(("attention", printable(line)));
     }
     for item in status.import.unreadable.iter().take(LISTED) {
-        let line = format!("{} cannot be read: {}", item.path, item.reason);
-        rows.push(("attention", printable(&line)));
+        let (path, reason) = (item.path.escaped(), printable(&item.reason));
+        rows.push(("attention", format!("{path} cannot be read: {reason}")));
     }
     rows
 }
@@ -202,15 +187,15 @@ pub fn users(users: &Users) -> String {
 }
 
 fn used_by(user: &UsedBy) -> String {
-    let path = quoted(Path::new(&user.path));
+    let path = quoted_text(&user.path);
     match (&user.program, user.pid, user.is_mount) {
         (Some(program), Some(pid), true) => {
             format!(
                 "{} (pid {pid}), which has it mounted at {path}",
-                printable(program)
+                program.escaped()
             )
         }
-        (Some(program), Some(pid), false) => format!("{} (pid {pid}: {path})", printable(program)),
+        (Some(program), Some(pid), false) => format!("{} (pid {pid}: {path})", program.escaped()),
         _ => format!("a mount at {path}"),
     }
 }
@@ -287,7 +272,7 @@ fn last_batch(batch: Option<&LastBatch>) -> String {
 
 /// What it all means for whoever has a hand on the cable.
 fn advice(status: &Status) -> String {
-    let mount = quoted(Path::new(&status.mountpoint));
+    let mount = quoted_text(&status.mountpoint);
     if !status.mounted {
         return in_use_elsewhere(status);
     }
@@ -325,7 +310,7 @@ fn in_use_elsewhere(status: &Status) -> String {
         "{safe} It was unmounted, but is still in use by {}.\nWhat is written there is flushed as before. To end it: stop \
          that, or `ferryfs unmount --force --cache {}`",
         users(&status.users),
-        quoted(Path::new(&status.cache))
+        quoted_text(&status.cache)
     )
 }
 
@@ -339,7 +324,7 @@ fn after_eject(status: &Status, ejected: &Ejected) -> String {
         Some(path) => format!(
             "You ejected it {when}; it is still mounted at {0}, and {waits}. Unmount it there and unplug it, or go on with it: \
              ferryfs attach {0}",
-            quoted(Path::new(path))
+            quoted_text(path)
         ),
         None => format!(
             "You ejected it {when}; it is not there now, and {waits}. When it is mounted again, work goes on by itself."
@@ -352,7 +337,7 @@ pub fn flush_report(report: &FlushReport) -> String {
     let mut text = carried(report);
     text.push_str(&left_behind(&report.left_behind));
     for conflict in report.conflicts.iter().take(LISTED) {
-        let (path, theirs) = (printable(&conflict.path), printable(&conflict.theirs));
+        let (path, theirs) = (conflict.path.escaped(), conflict.theirs.escaped());
         let _ = writeln!(
             text,
             "changed on both sides: {path}; the drive's version is {theirs}"
@@ -381,7 +366,7 @@ pub fn eject_report(report: &FlushReport) -> String {
 
 /// What `ferryfs attach` did.
 pub fn attach_report(report: &AttachReport) -> String {
-    let backend = printable(&report.backend);
+    let backend = report.backend.escaped().to_string();
     let mut text = match (report.already, report.checked) {
         (true, _) => format!("{backend} is attached already; nothing to do\n"),
         (false, true) => format!("checked {backend} and attached it\n"),
@@ -400,7 +385,7 @@ pub fn refresh_report(report: &RefreshReport) -> String {
         text.push_str("changed on both sides: look for names with .sync-conflict- in them\n");
     }
     for skipped in report.skipped.iter().take(LISTED) {
-        let (path, reason) = (printable(&skipped.path), printable(&skipped.reason));
+        let (path, reason) = (skipped.path.escaped(), printable(&skipped.reason));
         let _ = writeln!(text, "not looked at: {path}: {reason}");
     }
     text
@@ -518,7 +503,7 @@ pub fn rescue_report(report: &RescueReport, out: &Path) -> String {
             let _ = writeln!(
                 text,
                 "  {}: {}",
-                printable(&item.path),
+                item.path.escaped(),
                 printable(&item.problem)
             );
         }
@@ -572,7 +557,7 @@ fn left_behind(left: &[LeftBehind]) -> String {
         let _ = writeln!(
             text,
             "  {}: {}",
-            printable(&item.path),
+            item.path.escaped(),
             printable(&item.reason)
         );
     }

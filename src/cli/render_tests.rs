@@ -1,3 +1,6 @@
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use super::*;
 use crate::control::protocol::{Conflict, LastFlush};
 
@@ -263,6 +266,18 @@ fn a_quoted_path_can_be_pasted() {
     assert_eq!(quoted(Path::new("/home/me/lab")), "/home/me/lab");
     assert_eq!(quoted(Path::new("/a b/it's")), "'/a b/it'\\''s'");
     assert_eq!(quoted(Path::new("$(x)")), "'$(x)'");
+}
+
+#[test]
+fn a_quoted_path_with_what_a_terminal_obeys_is_the_same_path_to_a_shell() {
+    let evil = b"a'\\\n\x1b[2J\xff \xc2\x9b2J\xe2\x80\xae$x\"";
+    let shown = quoted(Path::new(OsStr::from_bytes(evil)));
+    assert!(!shown.contains(crate::base::is_hidden), "{shown}");
+    let script = format!("printf %s {shown}");
+    let bash = std::process::Command::new("bash")
+        .args(["-c", &script])
+        .output();
+    assert_eq!(bash.unwrap().stdout, evil, "{shown}");
 }
 
 #[test]

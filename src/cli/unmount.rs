@@ -9,6 +9,7 @@ use super::mounts::{self, MountEntry};
 use super::progress::Bar;
 use super::reach::{self, NotReached, Reached, Which};
 use super::{complain, render, say};
+use crate::base::ForeignText;
 use crate::control::protocol::Request;
 use crate::daemon::dead_mount;
 
@@ -78,10 +79,12 @@ fn take_away(mount: &MountEntry) -> Result<Exit, Failure> {
         Failure::failed(error.to_string()).hint("try again as root, or as the user who mounted it")
     })?;
     complain(&format!(
-        "ferryfs: the daemon of {} was gone; its dead mount is taken away\n  \
-         hint: what had not been carried over is in the cache, and follows after the next mount",
-        mount.mountpoint.display()
+        "ferryfs: the daemon of {} was gone; its dead mount is taken away",
+        mount.mountpoint.escaped()
     ));
+    complain(
+        "  hint: what had not been carried over is in the cache, and follows after the next mount",
+    );
     Ok(Exit::Done)
 }
 
@@ -100,7 +103,7 @@ fn wait_until_gone(mount: &MountEntry) -> Result<(), Failure> {
         if Instant::now() >= deadline {
             return Err(Failure::failed(format!(
                 "{} is still mounted",
-                mount.mountpoint.display()
+                mount.mountpoint.escaped()
             ))
             .hint("see `ferryfs status` for what uses it"));
         }

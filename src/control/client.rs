@@ -19,6 +19,7 @@ use super::lines::{LineError, LineReader};
 use super::protocol::{
     self, Answer, ControlError, Progress, ProtocolError, Reply, Request, SOCKET_NAME,
 };
+use crate::base::ForeignText;
 
 /// Longest line that is taken from the daemon, in bytes: room for the names of some hundred thousand files left behind.
 const REPLY_LIMIT: usize = 64 << 20;
@@ -30,7 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens there.
-    #[error("cannot reach the daemon at {}: {source}", path.display())]
+    #[error("cannot reach the daemon at {}: {source}", path.escaped())]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -38,7 +39,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// Somebody else listens there, or has put a link there. Nothing was sent.
-    #[error("{} is not to be trusted: {problem}", path.display())]
+    #[error("{} is not to be trusted: {problem}", path.escaped())]
     Stranger {
         /// The socket.
         path: PathBuf,
@@ -46,7 +47,7 @@ pub enum ClientError {
         problem: String,
     },
     /// The connection broke.
-    #[error("cannot {operation} the daemon at {}: {source}", path.display())]
+    #[error("cannot {operation} the daemon at {}: {source}", path.escaped())]
     Io {
         /// What was tried ("write to", "read from").
         operation: &'static str,
@@ -56,7 +57,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The daemon closed the connection before it had answered: it ended, or failed badly.
-    #[error("the daemon at {} went away before it had answered", path.display())]
+    #[error("the daemon at {} went away before it had answered", path.escaped())]
     Closed {
         /// The socket.
         path: PathBuf,
@@ -68,7 +69,7 @@ pub enum ClientError {
         after: Duration,
     },
     /// What came is not of this protocol.
-    #[error("the daemon at {} is not understood: {source}", path.display())]
+    #[error("the daemon at {} is not understood: {source}", path.escaped())]
     Protocol {
         /// The socket.
         path: PathBuf,

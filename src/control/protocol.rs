@@ -203,7 +203,7 @@ pub enum IoPath {
 /// How things stand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// Where the mount is. As text; bytes that are not UTF-8 are replaced, here and in every path of this protocol.
+    /// Where the mount is. As [`crate::base::ForeignText::to_text`] makes it, which is exact; so is every path of this protocol.
     pub mountpoint: String,
     /// The backend's directory.
     pub backend: String,

@@ -28,6 +28,7 @@ use super::protocol::{
     AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, Progress, RefreshReport,
     SOCKET_NAME, Status,
 };
+use crate::base::{ForeignText, quoted};
 
 /// Who waits for an answer.
 pub struct Asker<'a> {
@@ -259,14 +260,14 @@ fn must_be_private(dir: &Path) -> io::Result<()> {
     let meta = fs::metadata(dir)?;
     let refused = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     let (owner, own) = (Uid::from_raw(meta.uid()), Uid::effective());
-    // Root may use the cache of anybody, who then is whom root trusts with it.
-    if owner != own && !own.is_root() {
-        return refused(format!("{} belongs to user {owner}", dir.display()));
+    if owner != own {
+        return refused(format!("{} belongs to user {owner}", dir.escaped()));
     }
     if meta.permissions().mode() & 0o022 != 0 {
         return refused(format!(
-            "others may write to {0}; choose a directory of your own, or take that right away: chmod go-w {0}",
-            dir.display()
+            "others may write to {}; choose a directory of your own, or take that right away: chmod go-w {}",
+            dir.escaped(),
+            quoted(dir)
         ));
     }
     Ok(())
@@ -277,7 +278,7 @@ fn remove_stale(socket: &Path) -> io::Result<()> {
         Ok(found) if found.file_type().is_socket() => fs::remove_file(socket),
         Ok(_) => Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            format!("{} is there and is no socket", socket.display()),
+            format!("{} is there and is no socket", socket.escaped()),
         )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),

@@ -10,7 +10,7 @@ use super::re_enroll::re_enroll;
 use super::verify::{self, Found};
 use super::{DaemonError, preflight};
 use crate::backend::Backend;
-use crate::base::Clock;
+use crate::base::{Clock, ForeignText};
 use crate::cli::exit::Exit;
 use crate::cli::render::quoted;
 use crate::control::protocol::{AttachReport, ControlError, ErrorCode};
@@ -63,7 +63,7 @@ impl Monitor {
             let mut control = super::service::control_error(&error);
             control.message = format!(
                 "what was interrupted cannot be finished on {}: {}",
-                path.display(),
+                path.escaped(),
                 control.message
             );
             control
@@ -155,7 +155,7 @@ impl Monitor {
 
     fn report(&self, path: &Path, already: bool, checked: bool) -> AttachReport {
         AttachReport {
-            backend: path.to_string_lossy().into_owned(),
+            backend: path.to_text(),
             already,
             checked,
             warnings: self.warnings(),
@@ -173,7 +173,7 @@ fn attached_elsewhere(path: &Path) -> ControlError {
         ErrorCode::Busy,
         format!(
             "the volume is attached at {}, and answers there",
-            path.display()
+            path.escaped()
         ),
     )
     .with_hint(format!(

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::base::{EscapingWriter, ForeignText, printable_bytes};
 use crate::cli::exit::Exit;
 use crate::daemon::DaemonError;
 
@@ -66,7 +67,7 @@ impl Ready {
 
     /// Says something on stdout, before the mount works: in the background by the first process.
     pub fn say(&self, line: &str) {
-        let line = crate::cli::render::printable(line);
+        let line = crate::base::printable(line);
         let _ = match self.0 {
             Audience::Nobody => Ok(()),
             Audience::Terminal { .. } => writeln!(io::stdout(), "ferryfs: {line}"),
@@ -85,7 +86,7 @@ impl Ready {
         match self.0 {
             Audience::Nobody => Ok(()),
             Audience::Terminal { message } => {
-                let _ = writeln!(io::stderr(), "{message}");
+                crate::cli::complain(&message);
                 Ok(())
             }
             Audience::Parent => tell_parent(log_path),
@@ -95,7 +96,7 @@ impl Ready {
 
 /// The line that says that a mount works.
 pub fn mounted(backend: &Path, mountpoint: &Path) -> String {
-    format!("mounted {} at {}", backend.display(), mountpoint.display())
+    format!("mounted {} at {}", backend.escaped(), mountpoint.escaped())
 }
 
 fn tell_parent(log_path: &Path) -> io::Result<()> {
@@ -198,8 +199,11 @@ fn first(happened: &Receiver<Event>) -> Event {
 }
 
 fn forward(mut from: impl Read, silent: &Sender<()>) {
-    // Byte by byte through, not by lines, so that a question or a half line shows at once.
-    let _ = io::copy(&mut from, &mut io::stderr());
+    // Not by lines, so that a question or a half line shows at once. Besides the daemon, fusermount3 and
+    // the loader write here, as they like.
+    let mut to = EscapingWriter::new(io::stderr());
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.finish();
     let _ = silent.send(());
 }
 
@@ -212,7 +216,7 @@ fn listen(stdout: impl Read, events: &Sender<Event>) {
                 return;
             }
             Ok(line) if line.starts_with(SAY.as_bytes()) => {
-                let said = String::from_utf8_lossy(&line[SAY.len()..]);
+                let said = printable_bytes(&line[SAY.len()..]);
                 let _ = writeln!(io::stdout(), "ferryfs: {said}");
             }
             Ok(line) => {

@@ -25,7 +25,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use super::mountpoint::{self, Note};
 use super::options::Protect;
 use super::service::Service;
-use crate::base::{Ino, Name, Timestamp};
+use crate::base::{ForeignText, Ino, Name, Timestamp};
 use crate::rules::merge::conflict_name;
 use crate::sys;
 use crate::sys::mounts::{self, Place};
@@ -72,7 +72,7 @@ impl Taken {
             let shown: Vec<String> = paths
                 .iter()
                 .take(NAMED)
-                .map(|path| path.display().to_string())
+                .map(|path| path.escaped().to_string())
                 .collect();
             match paths.len().saturating_sub(NAMED) {
                 0 => shown.join(", "),
@@ -83,7 +83,7 @@ impl Taken {
             lines.push(format!(
                 "{} files were in the bare directory {} while nothing was mounted there; they are in the mount now: {}",
                 self.files.len(),
-                mountpoint.display(),
+                mountpoint.escaped(),
                 list(&self.files)
             ));
         }
@@ -98,8 +98,8 @@ impl Taken {
             lines.push(format!(
                 "{} files in the bare directory {} are hidden under the mount and could not be moved into it: {}: {reason}; unmount, and move them away",
                 self.left.len(),
-                mountpoint.display(),
-                path.display()
+                mountpoint.escaped(),
+                path.escaped()
             ));
         }
         lines
@@ -172,7 +172,7 @@ impl Below {
         if self.is_news {
             lines.push(format!(
                 "while nothing is mounted at {}, it cannot be written to, so that no file gets there by mistake; it is given back by `ferryfs mount --no-protect-mountpoint`",
-                self.service.mountpoint.display()
+                self.service.mountpoint.escaped()
             ));
         }
         let Some(first) = self.first.take() else {
@@ -356,7 +356,7 @@ impl Mover<'_> {
     }
 
     fn leave(&mut self, path: &Path, error: &io::Error) {
-        tracing::warn!(path = %path.display(), %error, "what lies under the mount stays there");
+        tracing::warn!(path = %path.escaped(), %error, "what lies under the mount stays there");
         self.taken.left.push((path.into(), error.to_string()));
     }
 
@@ -365,7 +365,7 @@ impl Mover<'_> {
             Some(name) => wanted.with_file_name(name.as_os_str()),
             None => wanted.to_path_buf(),
         };
-        tracing::info!(path = %path.display(), "moved into the mount from under it");
+        tracing::info!(path = %path.escaped(), "moved into the mount from under it");
         if got.is_some() {
             self.taken.conflicts.push(path.clone());
         }

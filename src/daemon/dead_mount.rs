@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use nix::mount::MntFlags;
 use nix::unistd::Uid;
 
+use crate::base::{ForeignText, printable};
 use crate::cli::mounts;
 use crate::sys::mounting;
 
@@ -14,7 +15,7 @@ use crate::sys::mounting;
 #[derive(Debug, thiserror::Error)]
 pub enum DetachError {
     /// The system call, as root.
-    #[error("cannot unmount {}: {source}", path.display())]
+    #[error("cannot unmount {}: {source}", path.escaped())]
     Unmount {
         /// The mount point.
         path: PathBuf,
@@ -22,7 +23,7 @@ pub enum DetachError {
         source: io::Error,
     },
     /// The set-user-id helper of FUSE is not installed.
-    #[error("cannot run fusermount3 to unmount {}: {source}", path.display())]
+    #[error("cannot run fusermount3 to unmount {}: {source}", path.escaped())]
     Helper {
         /// The mount point.
         path: PathBuf,
@@ -30,7 +31,7 @@ pub enum DetachError {
         source: io::Error,
     },
     /// The helper refused.
-    #[error("fusermount3 cannot unmount {}: {words}", path.display())]
+    #[error("fusermount3 cannot unmount {}: {words}", path.escaped())]
     Refused {
         /// The mount point.
         path: PathBuf,
@@ -115,8 +116,9 @@ fn helper(program: &str, words: &[&str], path: &Path) -> Result<(), DetachError>
 }
 
 fn one_line(words: &[u8]) -> String {
-    let words = String::from_utf8_lossy(words);
-    words.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = words.to_text();
+    let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    printable(&words)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::volume::CacheFacts;
 use super::{DaemonError, known_caches};
 use crate::backend::Backend;
 use crate::backend::mounted::MountedDir;
-use crate::base::RelPath;
+use crate::base::{ForeignText, RelPath};
 use crate::cli::exit::Exit;
 use crate::cli::render::quoted;
 use crate::rules::layout;
@@ -43,7 +43,7 @@ pub(super) fn check(path: &Path, cache: &Path) -> Result<(), DaemonError> {
     };
     Err(DaemonError::failed(format!(
         "{} is empty and on this machine's own disk, and {why}: its drive is probably not mounted",
-        path.display()
+        path.escaped()
     ))
     .hint(format!(
         "nothing was written. Mount the drive there and try again; or, if this directory is really meant: ferryfs mount --enroll {} ...",
@@ -57,7 +57,7 @@ pub(super) fn known_place(path: &Path, cache: &Path, facts: &CacheFacts) -> Daem
         code: Exit::BackendAbsent,
         message: format!(
             "{} is where volume {} was last, and it is not there now: no new volume is made of the directory",
-            path.display(),
+            path.escaped(),
             facts.volume
         ),
         hint: Some(format!(
@@ -70,7 +70,7 @@ pub(super) fn known_place(path: &Path, cache: &Path, facts: &CacheFacts) -> Daem
 
 /// What is said once a directory has been made a volume.
 fn enrolled(path: &Path, cache: &Path) -> String {
-    let said = format!("enrolled a new volume at {}", path.display());
+    let said = format!("enrolled a new volume at {}", path.escaped());
     match is_on_own_disk(path, cache) {
         true => format!(
             "{said}; on the same disk as the cache: if a drive should be mounted there, unmount, mount the drive, and mount again"

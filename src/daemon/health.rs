@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::Uid;
 
+use crate::base::{ForeignText, printable};
 use crate::cli::render::quoted;
 use crate::sys::mounts::{self, Mount};
 use crate::sys::superblock::{self, Kind};
@@ -280,7 +281,7 @@ pub(super) fn check(mount: &Mount) -> Result<(), CheckError> {
     {
         return Err(CheckError::NotPossible(format!(
             "it is also mounted at {}",
-            other.mount_point.display()
+            other.mount_point.escaped()
         )));
     }
     tracing::info!(%commands, "checking the drive");
@@ -310,8 +311,9 @@ fn run(words: &[String], fine: i32) -> Result<String, CheckError> {
         .output()
         .map_err(|error| failed(words, error.to_string()))?;
     let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
+    let said = said.to_text();
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = printable(&said);
     match output.status.code() {
         Some(code) if code & !fine == 0 => Ok(said),
         _ => Err(failed(words, said)),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::mountpoint::Note;
 use super::volume::{self, CacheFacts};
 use super::{DaemonError, MountOptions};
+use crate::base::ForeignText;
 use crate::cache::private;
 use crate::cli::exit::Exit;
 use crate::cli::render::quoted;
@@ -176,8 +177,8 @@ fn ambiguous(found: &[(PathBuf, CacheFacts)], backend: &Path, mountpoint: &Path)
         message: format!(
             "{} volumes were at {}, none of them is there now, and none was mounted at {} before",
             found.len(),
-            backend.display(),
-            mountpoint.display()
+            backend.escaped(),
+            mountpoint.escaped()
         ),
         hint: Some(format!(
             "nothing was written. Mount the drive there first; or, to work without it, say which one is meant: {}",

@@ -15,6 +15,8 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::base::printable_bytes;
+
 /// What is logged unless `FERRYFS_LOG` says otherwise.
 const FILTER: &str = "warn,ferryfs=info,fuser=error";
 
@@ -71,19 +73,27 @@ pub(super) fn to_file(path: &Path) -> io::Result<()> {
 struct Unfailing;
 
 impl Write for Unfailing {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = one_line(event);
         match &mut *TARGET.lock() {
-            Target::Kept(kept) if kept.len() + line.len() <= KEPT => kept.extend_from_slice(line),
+            Target::Kept(kept) if kept.len() + line.len() <= KEPT => kept.extend(line.bytes()),
             Target::Kept(_) => {}
-            Target::File(file) => drop(file.write(line)),
-            Target::Stderr => drop(io::stderr().write(line)),
+            Target::File(file) => drop(file.write(line.as_bytes())),
+            Target::Stderr => drop(io::stderr().write(line.as_bytes())),
         }
-        Ok(line.len())
+        Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// An event as a line of the log. The formatter writes each event as a whole, with a line feed at its end:
+/// any other one came with a name, and would forge a line.
+fn one_line(event: &[u8]) -> String {
+    let event = event.strip_suffix(b"\n").unwrap_or(event);
+    printable_bytes(event) + "\n"
 }
 
 /// Keeps one line out of the log: fuser calls it an error when the kernel no longer wants an answer (ENOENT), which is how each
@@ -124,6 +134,44 @@ impl Visit for Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is written, as a writer for a formatter like the one of the log.
+    #[derive(Clone, Default)]
+    struct Written(std::sync::Arc<Mutex<String>>);
+
+    impl Write for Written {
+        fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+            self.0.lock().push_str(&one_line(event));
+            Ok(event.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_field_of_an_event_can_forge_a_line_or_reach_a_terminal() {
+        use std::os::unix::ffi::OsStrExt;
+        let evil =
+            "a\n2026-01-01T00:00:00Z ERROR forged\x1b[2J\u{9b}1m\u{202e}\u{2028}\u{e0041}\u{feff}";
+        let bytes = Path::new(std::ffi::OsStr::from_bytes(b"\xff\x9b\n"));
+        let seen = Written::default();
+        let to = seen.clone();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(move || to.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+            let error = io::Error::other(evil);
+            tracing::warn!(evil, shown = %evil, debug = ?evil, %error, path = %bytes.display(), "said {evil}");
+            let _span = tracing::info_span!("span", evil).entered();
+            tracing::info!("in a span");
+        });
+        let text = seen.0.lock().clone();
+        assert_eq!(text.matches('\n').count(), 2, "{text}");
+        let hidden = |c| c != '\n' && crate::base::is_hidden(c);
+        assert!(!text.contains(hidden), "{text}");
+    }
 
     #[test]
     fn only_an_answer_that_nobody_wants_any_more_is_left_out() {

@@ -36,7 +36,7 @@ use crate::backend::drive::Withheld;
 use crate::backend::mounted::MountedDir;
 use crate::backend::watched::Watched;
 use crate::backend::{Backend, BackendError, Look};
-use crate::base::Timestamp;
+use crate::base::{ForeignText, Timestamp, quoted};
 use crate::control::protocol::Ejected;
 use crate::flush::{FlushError, Flusher};
 use crate::sys::mounts::{self, Mount};
@@ -274,7 +274,7 @@ impl Monitor {
         let is_there = self.presence() == Presence::Ejected;
         Some(Ejected {
             time: rfc3339(time),
-            mounted_at: is_there.then(|| self.path().to_string_lossy().into_owned()),
+            mounted_at: is_there.then(|| self.path().to_text()),
         })
     }
 
@@ -487,8 +487,9 @@ impl Monitor {
                     return self.come_back(&path, found);
                 }
                 Ok(_) => self.note(format!(
-                    "the volume seems to be at {0} now; attach it with `ferryfs attach {0}`",
-                    path.display()
+                    "the volume seems to be at {} now; attach it with `ferryfs attach {}`",
+                    path.escaped(),
+                    quoted(&path)
                 )),
                 Err(refusal) => self.note(refusal.to_string()),
             }
@@ -574,7 +575,7 @@ impl Monitor {
         };
         self.set_unfinished(unfinished);
         self.remember(path, found.file_system);
-        tracing::info!(path = %path.display(), "the backend is back");
+        tracing::info!(path = %path.escaped(), "the backend is back");
         if let Some(warning) = &warning {
             tracing::warn!(warning, "the drive's file system");
         }

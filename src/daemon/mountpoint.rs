@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::options::Protect;
 use super::preflight::PreflightError;
 use super::{dead_mount, first_contact};
+use crate::base::ForeignText;
 use crate::cache::private;
 use crate::cli::mounts;
 use crate::sys;
@@ -291,7 +292,7 @@ pub(super) fn names_in(path: &Path) -> String {
     const NAMED: usize = 3;
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .map(|entry| entry.file_name().escaped().to_string())
         .collect();
     names.sort();
     let more = names.len().saturating_sub(NAMED);

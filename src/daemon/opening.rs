@@ -18,7 +18,7 @@ use super::volume_lock::VolumeLock;
 use super::{DaemonError, attach, monitor, preflight, starting};
 use crate::backend::Backend;
 use crate::backend::mounted::MountedDir;
-use crate::base::Clock;
+use crate::base::{Clock, ForeignText};
 use crate::cache::CacheLock;
 use crate::cli::exit::Exit;
 use crate::flush::FlushError;
@@ -129,8 +129,9 @@ fn open_with_drive(
         (None, None) => volume::default_caches()?,
     };
     preflight::check_cache(&dir, &path, &options.mountpoint)?;
-    if options.cache.is_some() || marker.is_some() {
-        volume::check_private(&dir)?;
+    match options.cache.is_some() || marker.is_some() {
+        true => volume::check_private(&dir)?,
+        false => volume::check_way(&dir)?,
     }
     let known = CacheFacts::read(&dir)?;
     if let Some(facts) = &known {
@@ -247,7 +248,7 @@ pub(super) fn is_shared(path: &Path) -> bool {
 pub(super) fn say_that_we_wait(path: &Path, holder: &Holder, left: Duration) {
     crate::cli::complain(&format!(
         "{} was last in use by {holder}; asking whether it still is, for up to {} s",
-        path.display(),
+        path.escaped(),
         left.as_secs().max(1)
     ));
 }
@@ -298,11 +299,11 @@ fn locate(options: &MountOptions, clock: &dyn Clock) -> Result<Located, DaemonEr
         && problem.is_none()
         && let Ok(found) = verify::verify(&facts.backend, &facts, false)
     {
-        tracing::info!(named = %options.backend.display(), found = %facts.backend.display(), "the drive is at another place");
+        tracing::info!(named = %options.backend.escaped(), found = %facts.backend.escaped(), "the drive is at another place");
         crate::cli::complain(&format!(
             "ferryfs: the drive is not at {} but at {}: mounting that",
-            options.backend.display(),
-            facts.backend.display()
+            options.backend.escaped(),
+            facts.backend.escaped()
         ));
         let marker = volume::peek(&found.dir)?;
         return Ok(Located::Here(facts.backend, found.dir, marker));
@@ -338,7 +339,7 @@ fn nothing_to_re_enroll(path: &Path) -> DaemonError {
         code: Exit::BackendAbsent,
         message: format!(
             "{} has no .ferryfs/volume.json, and no cache knows a volume that was there",
-            path.display()
+            path.escaped()
         ),
         hint: Some(
             "nothing was written. Name the directory where the drive was, and its cache with --cache; to make a new volume of it, leave --re-enroll out"

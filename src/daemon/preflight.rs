@@ -14,6 +14,7 @@ use super::dead_mount::DetachError;
 use super::known_caches::{self, Place};
 use super::mountpoint::{self, Note};
 use super::{DaemonError, MountOptions};
+use crate::base::ForeignText;
 use crate::cli::exit::Exit;
 use crate::cli::mounts::{self, MountEntry};
 use crate::cli::render::quoted;
@@ -46,13 +47,13 @@ impl std::fmt::Display for Role {
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
     /// There is nothing at the mount point.
-    #[error("the mount point {} does not exist", .0.display())]
+    #[error("the mount point {} does not exist", .0.escaped())]
     MountpointMissing(PathBuf),
     /// The mount point is something else.
-    #[error("the mount point {} is not a directory", .0.display())]
+    #[error("the mount point {} is not a directory", .0.escaped())]
     MountpointNotDirectory(PathBuf),
     /// Files under a mount are hidden, and easily forgotten.
-    #[error("the mount point {} is not empty: {names}", path.display())]
+    #[error("the mount point {} is not empty: {names}", path.escaped())]
     MountpointNotEmpty {
         /// The mount point.
         path: PathBuf,
@@ -60,7 +61,7 @@ pub enum PreflightError {
         names: String,
     },
     /// The mount would hide another one.
-    #[error("in the mount point {} something is mounted: {}", path.display(), inside.display())]
+    #[error("in the mount point {} something is mounted: {}", path.escaped(), inside.escaped())]
     MountInside {
         /// The mount point.
         path: PathBuf,
@@ -68,7 +69,7 @@ pub enum PreflightError {
         inside: PathBuf,
     },
     /// Something is mounted there.
-    #[error("{} is already a mount ({fstype} of {})", path.display(), source_path.display())]
+    #[error("{} is already a mount ({fstype} of {})", path.escaped(), source_path.escaped())]
     MountpointBusy {
         /// The mount point.
         path: PathBuf,
@@ -81,7 +82,7 @@ pub enum PreflightError {
     #[error("a dead mount is in the way: {0}")]
     DeadMountStays(#[from] DetachError),
     /// The backend's directory is not there, or what it lies on does not answer.
-    #[error("the backend {} is not there: {source}", path.display())]
+    #[error("the backend {} is not there: {source}", path.escaped())]
     BackendMissing {
         /// The backend.
         path: PathBuf,
@@ -89,7 +90,7 @@ pub enum PreflightError {
         source: io::Error,
     },
     /// Another user can make the path lead elsewhere, and this is root.
-    #[error("the backend {} is not used as root: {exposed}", path.display())]
+    #[error("the backend {} is not used as root: {exposed}", path.escaped())]
     BackendExposed {
         /// The backend.
         path: PathBuf,
@@ -97,7 +98,7 @@ pub enum PreflightError {
         exposed: Exposed,
     },
     /// A link that another user may have made leads to the mount point, and this is root.
-    #[error("the mount point {} is not used as root: a link leads from it, and {exposed}", path.display())]
+    #[error("the mount point {} is not used as root: a link leads from it, and {exposed}", path.escaped())]
     MountpointExposed {
         /// The mount point, as it was named.
         path: PathBuf,
@@ -105,16 +106,16 @@ pub enum PreflightError {
         exposed: Exposed,
     },
     /// The mount point is not the directory any more that was looked at.
-    #[error("the mount point {} is another directory than a moment ago", .0.display())]
+    #[error("the mount point {} is another directory than a moment ago", .0.escaped())]
     MountpointChanged(PathBuf),
     /// The backend is something else.
-    #[error("the backend {} is not a directory", .0.display())]
+    #[error("the backend {} is not a directory", .0.escaped())]
     BackendNotDirectory(PathBuf),
     /// The whole file system is read-only.
-    #[error("the backend {} is mounted read-only", .0.display())]
+    #[error("the backend {} is mounted read-only", .0.escaped())]
     BackendReadOnly(PathBuf),
     /// This user may not write there.
-    #[error("the backend {} cannot be written to: {source}", path.display())]
+    #[error("the backend {} cannot be written to: {source}", path.escaped())]
     BackendNotWritable {
         /// The backend.
         path: PathBuf,
@@ -122,7 +123,7 @@ pub enum PreflightError {
         source: io::Error,
     },
     /// A ferryfs on a ferryfs.
-    #[error("the backend {} is itself in a ferryfs mount ({})", backend.display(), mountpoint.display())]
+    #[error("the backend {} is itself in a ferryfs mount ({})", backend.escaped(), mountpoint.escaped())]
     BackendIsFerryfs {
         /// The backend.
         backend: PathBuf,
@@ -130,7 +131,7 @@ pub enum PreflightError {
         mountpoint: PathBuf,
     },
     /// Two of the directories are one, or one is inside the other.
-    #[error("the {inner} {} is inside the {outer} {}", inner_path.display(), outer_path.display())]
+    #[error("the {inner} {} is inside the {outer} {}", inner_path.escaped(), outer_path.escaped())]
     Nested {
         /// What is inside.
         inner: Role,
@@ -142,7 +143,7 @@ pub enum PreflightError {
         outer_path: PathBuf,
     },
     /// Something could not even be looked at.
-    #[error("cannot {operation} {}: {source}", path.display())]
+    #[error("cannot {operation} {}: {source}", path.escaped())]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -452,7 +453,7 @@ fn resolve_mountpoint(given: &Path) -> Result<PathBuf, PreflightError> {
 fn busy(path: PathBuf, mount: &MountEntry) -> PreflightError {
     PreflightError::MountpointBusy {
         path,
-        fstype: String::from_utf8_lossy(&mount.fstype).into_owned(),
+        fstype: mount.fstype.to_text(),
         source_path: mount.source.clone(),
     }
 }

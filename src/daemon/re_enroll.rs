@@ -14,7 +14,7 @@ use super::identity::Same;
 use super::verify::{self, Refusal};
 use super::volume::{self, CacheFacts};
 use crate::backend::mounted::MountedDir;
-use crate::base::Timestamp;
+use crate::base::{ForeignText, Timestamp};
 use crate::cli::exit::Exit;
 use crate::flush::FlushError;
 use crate::rules::marker::Marker;
@@ -52,7 +52,7 @@ pub(super) fn re_enroll(
     facts.write(dir)?;
     crate::flush::restore_records(&backend, &dir.join("batches"))?;
     volume::write_marker(&backend, &Marker::new(facts.volume, nonce, now))?;
-    tracing::warn!(path = %path.display(), volume = %facts.volume, "the volume's marker was written anew");
+    tracing::warn!(path = %path.escaped(), volume = %facts.volume, "the volume's marker was written anew");
     Ok(nonce)
 }
 
@@ -87,7 +87,7 @@ fn check_place(path: &Path, facts: &CacheFacts, forced: bool) -> Result<(), Daem
     };
     Err(DaemonError {
         code: Exit::BackendAbsent,
-        message: format!("{} {why}", path.display()),
+        message: format!("{} {why}", path.escaped()),
         hint: Some(hint.into()),
     })
 }

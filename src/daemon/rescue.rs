@@ -20,8 +20,9 @@ use nix::unistd::Uid;
 use serde::Serialize;
 
 use super::DaemonError;
-use crate::base::{FileKind, Ino, ObjectId};
-use crate::cache::{CacheLock, LockError, id_of, private};
+use crate::base::{FileKind, ForeignText, Ino, ObjectId};
+use crate::cache::private::{self, PrivacyError};
+use crate::cache::{CacheLock, LockError, id_of};
 use crate::flush::Journal;
 use crate::index::{Flags, Inode, Location, Salvaged, salvage};
 use copy::{Copied, Owners, copy_file, finish_dir};
@@ -97,7 +98,7 @@ pub fn rescue(cache: &Path, out: &Path, keep_owners: bool) -> Result<RescueRepor
         Ok(()) => Ok(rescuer.report),
         Err(error) => Err(DaemonError::failed(format!(
             "cannot write to {}: {error}",
-            rescuer.out.display()
+            rescuer.out.escaped()
         ))
         .hint("make room, empty the directory, and begin again; the cache is as it was")),
     }
@@ -105,7 +106,7 @@ pub fn rescue(cache: &Path, out: &Path, keep_owners: bool) -> Result<RescueRepor
 
 fn find_cache(cache: &Path) -> Result<PathBuf, DaemonError> {
     let found = fs::canonicalize(cache).map_err(|error| {
-        DaemonError::failed(format!("there is no cache at {}: {error}", cache.display())).hint(
+        DaemonError::failed(format!("there is no cache at {}: {error}", cache.escaped())).hint(
             "the caches of a user are in ~/.local/share/ferryfs, unless --cache said otherwise",
         )
     })?;
@@ -113,7 +114,7 @@ fn find_cache(cache: &Path) -> Result<PathBuf, DaemonError> {
     if known.iter().any(|name| found.join(name).exists()) {
         return Ok(found);
     }
-    Err(DaemonError::failed(format!("{} is no cache of ferryfs", cache.display()))
+    Err(DaemonError::failed(format!("{} is no cache of ferryfs", cache.escaped()))
         .hint("a cache holds `objects`, `index.db` and `cache.json`; those of a user are in ~/.local/share/ferryfs"))
 }
 
@@ -130,7 +131,7 @@ fn locked(error: LockError) -> DaemonError {
 /// Makes the target, which must not be in the cache, and must be empty: nothing is overwritten, and two rescues are not mixed.
 fn prepare(cache: &Path, out: &Path) -> Result<PathBuf, DaemonError> {
     let refused = |error: io::Error| {
-        DaemonError::failed(format!("cannot use {}: {error}", out.display()))
+        DaemonError::failed(format!("cannot use {}: {error}", out.escaped()))
             .hint("choose an empty directory with enough room: --to DIR")
     };
     let absolute = std::path::absolute(out).map_err(refused)?;
@@ -140,22 +141,27 @@ fn prepare(cache: &Path, out: &Path) -> Result<PathBuf, DaemonError> {
     if stands.is_some_and(|at| at.starts_with(cache)) {
         return Err(DaemonError::failed(format!(
             "{} is in the cache, to which nothing must be written",
-            out.display()
+            out.escaped()
         ))
         .hint("choose a directory elsewhere: --to DIR"));
     }
-    make_dirs(&absolute).map_err(refused)?;
+    private::make_dir(&absolute).map_err(|exposed| match exposed {
+        PrivacyError::Io { source, .. } => refused(source),
+        exposed => DaemonError::failed(format!("cannot use {}: {exposed}", out.escaped())).hint(
+            "nothing was copied. As root, choose a place that only root can change: --to DIR",
+        ),
+    })?;
     let meta = fs::metadata(&absolute).map_err(refused)?;
     if meta.uid() != Uid::effective().as_raw() || meta.mode() & 0o022 != 0 {
         return Err(DaemonError::failed(format!(
             "others may write to {}, and could have the copies made elsewhere",
-            out.display()
+            out.escaped()
         ))
         .hint("nothing was copied. Choose a new directory: --to DIR"));
     }
     if fs::read_dir(&absolute).map_err(refused)?.next().is_some() {
         return Err(
-            DaemonError::failed(format!("{} is not empty", out.display())).hint(
+            DaemonError::failed(format!("{} is not empty", out.escaped())).hint(
                 "choose a new directory: nothing is overwritten, and two rescues are not mixed",
             ),
         );
@@ -272,17 +278,14 @@ impl Rescuer {
 
     fn list(&mut self, dir: &Path) -> Vec<PathBuf> {
         if fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_symlink()) {
-            self.fail(
-                dir.display(),
-                &"it is a symbolic link, which is not followed",
-            );
+            self.fail(dir, &"it is a symbolic link, which is not followed");
             return Vec::new();
         }
         match fs::read_dir(dir) {
             Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
-                self.fail(dir.display(), &error);
+                self.fail(dir, &error);
                 Vec::new()
             }
         }
@@ -299,7 +302,7 @@ impl Rescuer {
                     made.push((ino, path));
                 }
                 Err(error) if copy::is_full(&error) => return Err(error),
-                Err(error) => self.fail(path.display(), &error),
+                Err(error) => self.fail(&path, &error),
             }
         }
         Ok(made)
@@ -317,10 +320,7 @@ impl Rescuer {
                     return Ok(());
                 }
                 None => {
-                    self.fail(
-                        first.display(),
-                        &"the cache should have its bytes, and has not",
-                    );
+                    self.fail(first, &"the cache should have its bytes, and has not");
                     return Ok(());
                 }
             },
@@ -339,8 +339,8 @@ impl Rescuer {
             match copy::make_parents(&link).and_then(|()| fs::hard_link(&target, &link)) {
                 Ok(()) => self.report.files += 1,
                 Err(error) => self.fail(
-                    path.display(),
-                    &format!("a further name of {}: {error}", first.display()),
+                    path,
+                    &format!("a further name of {}: {error}", first.escaped()),
                 ),
             }
         }
@@ -361,7 +361,7 @@ impl Rescuer {
         let (target, copied) = match copy_file(from, &target, Some(inode), self.owners) {
             Err(error) if copy::is_full(&error) => return Err(error),
             Err(error) => {
-                self.fail(name.display(), &error);
+                self.fail(name, &error);
                 let Some((object, _)) = object else {
                     return Ok(None);
                 };
@@ -384,7 +384,7 @@ impl Rescuer {
             "what is known of it (inode {}) is lost; its bytes may be in unnamed/",
             ino.0
         );
-        self.fail(paths[0].display(), &problem);
+        self.fail(&paths[0], &problem);
     }
 
     fn link(&mut self, inode: &Inode, paths: &[PathBuf]) {
@@ -397,7 +397,7 @@ impl Rescuer {
             });
             match made {
                 Ok(()) => self.report.links += 1,
-                Err(error) => self.fail(path.display(), &error),
+                Err(error) => self.fail(path, &error),
             }
         }
     }
@@ -490,7 +490,7 @@ impl Rescuer {
             }
             Err(error) if copy::is_full(&error) => Err(error),
             Err(error) => {
-                self.fail(path.display(), &error);
+                self.fail(path, &error);
                 Ok(())
             }
         }
@@ -509,16 +509,16 @@ impl Rescuer {
         }
     }
 
-    fn fail(&mut self, path: impl ToString, problem: &impl ToString) {
+    fn fail(&mut self, path: &Path, problem: &impl ToString) {
         self.report.failed.push(Trouble {
-            path: path.to_string(),
+            path: path.to_text(),
             problem: problem.to_string(),
         });
     }
 
     fn damage(&mut self, target: &Path, problem: String) {
         let path = target.strip_prefix(&self.out).unwrap_or(target);
-        let path = path.display().to_string();
+        let path = path.to_text();
         self.report.damaged.push(Trouble { path, problem });
     }
 }

@@ -22,7 +22,7 @@ use super::starting::Begin;
 use super::tasks::{AutoFlush, Tasks};
 use super::{DaemonError, Ready, ending, log, starting, volume};
 use crate::backend::drive::{Drive, Withheld};
-use crate::base::{Clock, Ino};
+use crate::base::{Clock, ForeignText, Ino, printable};
 use crate::cache::{Reserve, Store};
 use crate::cli::{complain, render};
 use crate::control::registry;
@@ -331,7 +331,7 @@ fn serve(
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ");
-            return Err(DaemonError::failed(format!("cannot mount at {}: {words}", options.mountpoint.display()))
+            return Err(DaemonError::failed(format!("cannot mount at {}: {words}", options.mountpoint.escaped()))
                 .hint("FUSE must be there (/dev/fuse, and fusermount3 for ordinary users); -o allow_other needs user_allow_other in /etc/fuse.conf"));
         }
     };
@@ -367,7 +367,7 @@ fn serve(
         tracing::error!(%error, "whoever started the mount is gone");
         let _ = super::dead_mount::unmount(&options.mountpoint, service.device.get().copied());
     }
-    tracing::info!(backend = %opened.path.display(), mountpoint = %options.mountpoint.display(), open_files = descriptors, "mounted");
+    tracing::info!(backend = %opened.path.escaped(), mountpoint = %options.mountpoint.escaped(), open_files = descriptors, "mounted");
     let (cut_off, patience) = match ending::wait_for_end(&session, &service.life, &end, signals) {
         End::Unmounted => {
             ending::flush_the_rest(&service);
@@ -560,7 +560,7 @@ const LOSSES_TOLD: usize = 10;
 
 fn tell_of_losses(lines: &[String]) {
     for line in lines.iter().take(LOSSES_TOLD) {
-        complain(&format!("ferryfs: warning: {}", render::printable(line)));
+        complain(&format!("ferryfs: warning: {}", printable(line)));
     }
     if lines.len() > LOSSES_TOLD {
         let more = lines.len() - LOSSES_TOLD;

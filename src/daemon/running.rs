@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::DaemonError;
+use crate::base::path_of_text;
 use crate::cli::render;
 use crate::cli::render::quoted;
 use crate::control::client::Client;
@@ -43,7 +44,7 @@ fn with_pid(message: &str, pid: u32) -> String {
 }
 
 fn in_words(status: &Status, refused: DaemonError) -> DaemonError {
-    let place = quoted(Path::new(&status.mountpoint));
+    let place = quoted(&path_of_text(&status.mountpoint));
     if status.mounted {
         return DaemonError {
             message: format!("{}: it is mounted at {place}", refused.message),
@@ -61,7 +62,7 @@ fn in_words(status: &Status, refused: DaemonError) -> DaemonError {
         ),
         hint: Some(format!(
             "end that; or cut it off: ferryfs unmount --force --cache {}",
-            quoted(Path::new(&status.cache))
+            quoted(&path_of_text(&status.cache))
         )),
         ..refused
     }

@@ -16,7 +16,7 @@ use super::monitor::{Monitor, Presence};
 use super::refresh::Refreshing;
 use super::{dead_mount, tasks};
 use crate::backend::drive::Drive;
-use crate::base::{RelPath, Timestamp, Utc};
+use crate::base::{ForeignText, RelPath, Timestamp, Utc};
 use crate::cache::Store;
 use crate::cli::render;
 use crate::control::protocol::{
@@ -321,7 +321,7 @@ impl Service {
             Place::Covered => {
                 let message = format!(
                     "not unmounted: another file system is mounted over {}",
-                    self.mountpoint.display()
+                    self.mountpoint.escaped()
                 );
                 return Err(ControlError::new(ErrorCode::Busy, message).with_hint(
                     "unmount that one first (`umount` with the same path), and try again",
@@ -480,7 +480,7 @@ impl Service {
             Ok((0, _)) => {}
             Ok((count, path)) => lines.push(format!(
                 "{count} files that nothing accounts for are kept in {}: look at them, and remove what you do not miss",
-                path.display()
+                path.escaped()
             )),
             Err(error) => lines.push(error.to_string()),
         }
@@ -602,7 +602,7 @@ fn used_by(holder: Holder) -> UsedBy {
     UsedBy {
         pid,
         program,
-        path: holder.path.to_string_lossy().into_owned(),
+        path: holder.path.to_text(),
         is_mount: matches!(holder.how, Use::Mount | Use::Covered),
     }
 }
@@ -660,8 +660,8 @@ impl Handler for Service {
         let mounted = self.place() != Place::Gone;
         let on_drive = self.drive.space();
         Status {
-            mountpoint: self.mountpoint.to_string_lossy().into_owned(),
-            backend: self.monitor.path().to_string_lossy().into_owned(),
+            mountpoint: self.mountpoint.to_text(),
+            backend: self.monitor.path().to_text(),
             volume_id: self.volume.to_string(),
             backend_state: if attached {
                 BackendState::Attached
@@ -690,7 +690,7 @@ impl Handler for Service {
             io: IoPath::Daemon,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            cache: self.cache.to_string_lossy().into_owned(),
+            cache: self.cache.to_text(),
             mounted,
             users: match mounted {
                 true => Users::default(),
@@ -874,7 +874,7 @@ fn unmount_error(
     }
     let message = format!(
         "not unmounted: {} is in use by {}",
-        mountpoint.display(),
+        mountpoint.escaped(),
         render::users(users)
     );
     ControlError::new(ErrorCode::Busy, message).with_hint(format!(

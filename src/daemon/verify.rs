@@ -16,6 +16,7 @@ use super::volume::{self, CacheFacts};
 use super::{preflight, write_back};
 use crate::backend::mounted::MountedDir;
 use crate::backend::{Backend, BackendError, Look};
+use crate::base::ForeignText;
 use crate::cli::exit::Exit;
 use crate::cli::render::quoted;
 use crate::sys::mounts::{self, Mount};
@@ -45,7 +46,7 @@ pub(super) struct Found {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
     /// It cannot be opened or read.
-    #[error("the drive at {} does not answer: {source}", path.display())]
+    #[error("the drive at {} does not answer: {source}", path.escaped())]
     Unreadable {
         /// The directory.
         path: PathBuf,
@@ -53,7 +54,7 @@ pub(super) enum Refusal {
         source: BackendError,
     },
     /// Another user can make the path lead elsewhere, and this is root.
-    #[error("{} is not used: {exposed}", path.display())]
+    #[error("{} is not used: {exposed}", path.escaped())]
     Exposed {
         /// The directory.
         path: PathBuf,
@@ -61,16 +62,16 @@ pub(super) enum Refusal {
         exposed: Exposed,
     },
     /// It carries no marker.
-    #[error("{} is not a volume of ferryfs: it has no .ferryfs/volume.json", .0.display())]
+    #[error("{} is not a volume of ferryfs: it has no .ferryfs/volume.json", .0.escaped())]
     Unmarked(PathBuf),
     /// It is the volume, by its place and its file system, but our own folder is gone from it.
-    #[error("the folder .ferryfs was deleted from the drive at {}", .0.display())]
+    #[error("the folder .ferryfs was deleted from the drive at {}", .0.escaped())]
     MarkerDeleted(PathBuf),
     /// Its marker cannot be read or understood.
     #[error("{}", .0.message)]
     Marker(DaemonError),
     /// It is another volume.
-    #[error("another volume is at {}: {found}, not {expected}", path.display())]
+    #[error("another volume is at {}: {found}, not {expected}", path.escaped())]
     OtherVolume {
         /// The directory.
         path: PathBuf,
@@ -80,12 +81,12 @@ pub(super) enum Refusal {
         expected: Uuid,
     },
     /// It was enrolled anew since.
-    #[error("the volume at {} has been enrolled anew since this cache knew it", .0.display())]
+    #[error("the volume at {} has been enrolled anew since this cache knew it", .0.escaped())]
     OtherEnrollment(PathBuf),
     /// The marker is right, but not the file system under it.
     #[error(
         "{} carries this volume's marker, but is on another file system ({found}, not {expected}): it looks like a copy",
-        path.display()
+        path.escaped()
     )]
     Copy {
         /// The directory.
@@ -96,7 +97,7 @@ pub(super) enum Refusal {
         expected: String,
     },
     /// It is a file system that writes later than it says.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", path.escaped())]
     WritesLater {
         /// The directory.
         path: PathBuf,
@@ -106,8 +107,8 @@ pub(super) enum Refusal {
     /// Another drive that is mounted now carries the marker, too.
     #[error(
         "{} and {} carry the same volume's marker: one of the drives is a copy of the other",
-        path.display(),
-        other.display()
+        path.escaped(),
+        other.escaped()
     )]
     Twice {
         /// The directory.

@@ -4,9 +4,8 @@
 //! a marker, which is enrolled again. `cache.json` in the cache says which volume it belongs to; it is written before the first
 //! object. A cache whose volume is not where it was is never connected to what is there instead.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +14,7 @@ use uuid::Uuid;
 use super::DaemonError;
 use super::identity::FsIdentity;
 use crate::backend::{Backend, BackendError, Capabilities, probe};
-use crate::base::{RelPath, Timestamp};
+use crate::base::{ForeignText, RelPath, Timestamp};
 use crate::cache::private;
 use crate::cli::exit::Exit;
 use crate::flush::FlushError;
@@ -148,17 +147,14 @@ pub(super) fn default_caches() -> Result<PathBuf, DaemonError> {
 /// # Errors
 /// If it cannot be made.
 pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| {
-            DaemonError::failed(format!(
-                "cannot make the cache directory {}: {error}",
-                dir.display()
-            ))
-            .hint("choose another place with --cache DIR")
-        })
+    private::make_dir(dir).map_err(|refused| match refused {
+        private::PrivacyError::Io { source, .. } => DaemonError::failed(format!(
+            "cannot make the cache directory {}: {source}",
+            dir.escaped()
+        ))
+        .hint("choose another place with --cache DIR"),
+        refused => DaemonError::failed(refused.to_string()).hint(refused.hint()),
+    })
 }
 
 /// Checks that the cache is this user's alone, before anything in it is opened. One that is not there passes.
@@ -167,6 +163,15 @@ pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
 /// If somebody else could have put something there.
 pub(super) fn check_private(dir: &Path) -> Result<(), DaemonError> {
     private::check(dir)
+        .map_err(|refused| DaemonError::failed(refused.to_string()).hint(refused.hint()))
+}
+
+/// As root, checks that no other user can make the path of `dir` lead elsewhere.
+///
+/// # Errors
+/// If one can.
+pub(super) fn check_way(dir: &Path) -> Result<(), DaemonError> {
+    private::check_way(dir)
         .map_err(|refused| DaemonError::failed(refused.to_string()).hint(refused.hint()))
 }
 
@@ -211,18 +216,18 @@ impl CacheFacts {
             Err(error) => {
                 return Err(DaemonError::failed(format!(
                     "cannot read {}: {error}",
-                    path.display()
+                    path.escaped()
                 )));
             }
         };
         let facts: CacheFacts = serde_json::from_slice(&bytes).map_err(|error| {
-            DaemonError::failed(format!("{} cannot be understood: {error}", path.display()))
+            DaemonError::failed(format!("{} cannot be understood: {error}", path.escaped()))
                 .hint("the cache may hold data that is nowhere else: do not delete it; restore this file, or use a newer ferryfs")
         })?;
         if facts.format > CACHE_FORMAT {
             return Err(DaemonError::failed(format!(
                 "the cache {} was made by a newer ferryfs",
-                dir.display()
+                dir.escaped()
             ))
             .hint("use that one"));
         }
@@ -244,7 +249,7 @@ impl CacheFacts {
             File::open(dir)?.sync_all()
         };
         write().map_err(|error| {
-            DaemonError::failed(format!("cannot write {}: {error}", path.display()))
+            DaemonError::failed(format!("cannot write {}: {error}", path.escaped()))
         })
     }
 
@@ -262,7 +267,7 @@ impl CacheFacts {
             Some(marker) if marker.id == self.volume && self.is_enrollment(marker.nonce) => Ok(()),
             Some(marker) => Err(DaemonError::failed(format!(
                 "the cache {} belongs to volume {}, but the drive is volume {}",
-                dir.display(),
+                dir.escaped(),
                 self.volume,
                 marker.id
             ))
@@ -270,9 +275,9 @@ impl CacheFacts {
             None if self.was_at(backend) => Err(self.absent(backend)),
             None => Err(DaemonError::failed(format!(
                 "the cache {} belongs to volume {}, but {} is no volume of ferryfs yet",
-                dir.display(),
+                dir.escaped(),
                 self.volume,
-                backend.display()
+                backend.escaped()
             ))
             .hint("give this drive a cache of its own with --cache, or leave --cache out")),
         }
@@ -364,7 +369,7 @@ impl CacheFacts {
             message: format!(
                 "volume {} is not at {}: the directory has no .ferryfs/volume.json",
                 self.volume,
-                path.display()
+                path.escaped()
             ),
             hint: Some(
                 "mount the drive there first; what was written to it waits in the cache. If another drive is there that is to become a new volume: --enroll, with a cache of its own"

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{DaemonError, verify};
+use crate::base::ForeignText;
 use crate::cli::exit::Exit;
 use crate::sys::mounts::Mount;
 
@@ -42,7 +43,7 @@ pub(super) fn check(path: &Path) -> Result<(), DaemonError> {
     };
     Err(DaemonError {
         code: Exit::Failed,
-        message: format!("{}: {problem}", path.display()),
+        message: format!("{}: {problem}", path.escaped()),
         hint: Some(HINT.into()),
     })
 }

@@ -12,7 +12,7 @@ use super::report::{FlushError, Result};
 use super::untrusted::read_small;
 use super::{catalog, real};
 use crate::backend::{Backend, BackendError, ReadFile};
-use crate::base::{BatchNo, ContentHash, FileKind, RelPath, Timestamp};
+use crate::base::{BatchNo, ContentHash, FileKind, ForeignText, RelPath, Timestamp};
 use crate::rules::catalog::CatalogBatch;
 use crate::rules::known::Known;
 use crate::rules::layout;
@@ -78,7 +78,7 @@ impl Applied {
             .chain(not_linked)
             .chain(not_set)
             .chain(theirs)
-            .map(|(path, reason)| (path.to_string(), reason.to_string()))
+            .map(|(path, reason)| (path.to_text(), reason.to_string()))
     }
 
     /// The directories in which something is not as the batch has it, so that they are to be looked at again.

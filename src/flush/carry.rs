@@ -16,8 +16,8 @@ use super::stage::{Staged, Stager, discard};
 use super::{Flusher, Parts, attributes, catalog, room, told, verify};
 use crate::backend::drive::Withheld;
 use crate::backend::{Backend, Capabilities};
-use crate::base::Ino;
 use crate::base::steps::CacheStep;
+use crate::base::{ForeignText, Ino};
 use crate::control::protocol::{Phase, Progress};
 use crate::index::{ActiveBatch, Flags, State};
 use crate::rules::layout;
@@ -407,13 +407,13 @@ fn settled_attributes(plan: &Plan, gathered: &Gathered) -> Vec<Ino> {
 /// Whose versions were in the way: the path and where it is kept.
 pub(super) fn named_conflicts(applied: &Applied) -> impl Iterator<Item = (String, String)> {
     let conflicts = applied.conflicts.iter();
-    conflicts.map(|(path, kept)| (path.to_string(), kept.to_string()))
+    conflicts.map(|(path, kept)| (path.to_text(), kept.to_text()))
 }
 
 /// The path of a name in the mount; the name alone if its directory is gone.
 fn spell(state: &mut State, key: &NameKey) -> Result<String> {
     let path = state.key_path(key)?;
-    Ok(path.map_or_else(|| key.name.to_string(), |path| path.to_string()))
+    Ok(path.map_or_else(|| key.name.to_text(), |path| path.to_text()))
 }
 
 /// Inodes that the backend has before the batch under a listed name and under none after it.

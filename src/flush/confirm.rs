@@ -11,7 +11,7 @@ use super::refused::{Back, Refusal, StepNo, explain};
 use super::report::{FlushError, Result};
 use super::stage::Staged;
 use crate::base::steps::CacheStep;
-use crate::base::{Ino, Name, RelPath, Seq, Timestamp};
+use crate::base::{ForeignText, Ino, Name, RelPath, Seq, Timestamp};
 use crate::index::{BatchState, BatchSummary, Confirmed, PlacedEntry, State};
 use crate::rules::delta::NOBODY;
 use crate::rules::known::Believed;
@@ -422,12 +422,12 @@ impl Flusher {
                 StepNo::Place(number) => journal.keys.place.get(*number),
             };
             let spelled = match key {
-                Some((key, _)) => state.key_path(key)?.map(|path| path.to_string()),
+                Some((key, _)) => state.key_path(key)?.map(|path| path.to_text()),
                 None => None,
             };
             let reason = explain(*step, why);
             named
-                .entry(spelled.unwrap_or_else(|| path.to_string()))
+                .entry(spelled.unwrap_or_else(|| path.to_text()))
                 .or_insert(reason);
         }
         for (number, back) in &applied.refused.back {
@@ -437,7 +437,7 @@ impl Flusher {
                 let reason = format!(
                     "could neither be moved nor put back on the drive; it is kept there as {kept}"
                 );
-                named.insert(step.path().to_string(), reason);
+                named.insert(step.path().to_text(), reason);
             }
         }
         Ok(named.into_iter().collect())

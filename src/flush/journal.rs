@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keep;
 use super::report::{FlushError, Result};
-use crate::base::{BatchNo, ContentHash, Ino, Name, ObjectId, RelPath, Timestamp};
+use crate::base::{BatchNo, ContentHash, ForeignText, Ino, Name, ObjectId, RelPath, Timestamp};
 use crate::cache::private;
 use crate::index::{Confirmed, PlacedEntry};
 use crate::rules::plan::{NameKey, StageSource, StepKeys};
@@ -237,7 +237,7 @@ fn keep_aside(dir: &Path, damaged: &Path) -> io::Result<PathBuf> {
 }
 
 fn failed(operation: &str, path: &Path) -> impl FnOnce(io::Error) -> FlushError {
-    let operation = format!("{operation} {}", path.display());
+    let operation = format!("{operation} {}", path.escaped());
     move |source| FlushError::Cache { operation, source }
 }
 
@@ -296,7 +296,7 @@ impl Journal {
         let journal = Journal::parse(&bytes);
         if journal.is_none() {
             let kept = keep_aside(dir, &target).map_err(failed("keep", &target))?;
-            tracing::error!(kept = %kept.display(), "the journal of a batch is damaged; it counts as not written, and is kept");
+            tracing::error!(kept = %kept.escaped(), "the journal of a batch is damaged; it counts as not written, and is kept");
         }
         Ok(journal)
     }

@@ -19,7 +19,7 @@ use super::stage::{discard, discard_ended};
 use super::untrusted::{Sealed, read_sealed, read_small};
 use crate::backend::Backend;
 use crate::backend::drive::Withheld;
-use crate::base::{BatchNo, RelPath, Timestamp};
+use crate::base::{BatchNo, ForeignText, RelPath, Timestamp};
 use crate::index::ActiveBatch;
 use crate::rules::known::SLACK_NS;
 use crate::rules::layout;
@@ -726,7 +726,7 @@ fn keep_refused(
                 reason.push_str(&format!("; the new version is kept as {kept}"));
             }
         }
-        left_behind.push((path.to_string(), reason));
+        left_behind.push((path.to_text(), reason));
     }
     Ok(left_behind)
 }

@@ -551,8 +551,8 @@ fn keep(backend: &dyn Backend, dir: &RelPath, path: &RelPath, slot: &Name) -> Re
     let lost_found = layout::lost_found();
     let batch = dir
         .split_last()
-        .map_or_else(String::new, |(_, name)| name.to_string());
-    let name = Name::new(format!("{batch}-{slot}").as_bytes())
+        .map_or_else(Vec::new, |(_, name)| name.as_bytes().to_vec());
+    let name = Name::new(&[&batch, &b"-"[..], slot.as_bytes()].concat())
         .map_err(|_| FlushError::WrongDrive(format!("{path} has an impossible name")))?;
     tracing::error!(%path, "something was left in a staging directory; it is kept in .ferryfs/lost+found on the drive");
     Ok(backend.rename(path, &lost_found.join(&name))?)

@@ -6,6 +6,7 @@ use std::io;
 
 use super::Flusher;
 use super::report::{FlushError, Result};
+use crate::base::ForeignText;
 
 impl Flusher {
     /// Removes the journals of ended batches with what was kept for them, and what writing one has left half done. A daemon that dies between the end of
@@ -17,7 +18,7 @@ impl Flusher {
         let open = open.map(|batch| format!("{:016x}", batch.0));
         let dir = &self.parts.journals;
         let failed = |operation: &str| {
-            let operation = format!("{operation} {}", dir.display());
+            let operation = format!("{operation} {}", dir.escaped());
             move |source: io::Error| FlushError::Cache { operation, source }
         };
         for entry in fs::read_dir(dir).map_err(failed("list"))? {

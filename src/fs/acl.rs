@@ -3,7 +3,7 @@
 
 use super::privileges::is_in_group;
 use super::{Ctx, Fs, FsError, Result};
-use crate::base::{FileKind, Ino};
+use crate::base::{FileKind, ForeignText, Ino};
 use crate::index::{Flags, Inode, State};
 use crate::rules::acl::{self, Acl};
 use crate::rules::given;
@@ -141,7 +141,7 @@ pub(super) fn take(state: &mut State, inode: &mut Inode, name: &[u8], value: &[u
     let found = match Acl::parse(value) {
         Ok(found) => found.filter(|_| has_place),
         Err(error) => {
-            let attribute = String::from_utf8_lossy(name);
+            let attribute = name.escaped();
             tracing::warn!(ino = inode.ino.0, %attribute, %error, "left out");
             None
         }

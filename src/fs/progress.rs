@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{Fs, FsError};
-use crate::base::Ino;
+use crate::base::{ForeignText, Ino};
 
 /// Key of the index's setting that counts what has been imported: directories and entries.
 pub(super) const IMPORTED: &str = "imported";
@@ -122,7 +122,7 @@ impl Fs {
         let path = self.index.lock().mount_path(dir);
         let path = match path {
             Ok(Some(path)) if path.is_root() => "the root".to_owned(),
-            Ok(Some(path)) => path.to_string(),
+            Ok(Some(path)) => path.to_text(),
             _ => format!("directory {}", dir.0),
         };
         let reason = match error.errno() {

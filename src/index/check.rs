@@ -182,8 +182,8 @@ const VFS: &std::ffi::CStr = c"unix-none";
 /// A connection that writes neither rows nor, when it is closed, the WAL back. In the exclusive mode the index of the WAL is in
 /// memory, not in a file beside it.
 fn connect_to_read(path: &Path) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn = Connection::open_with_flags_and_vfs(path, flags, VFS).context("open")?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let conn = super::open_database(path, flags, VFS).context("open")?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         .context("configure")?;
     conn.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY;")

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
+use crate::base::ForeignText;
 use crate::base::steps::{CacheStep, CacheSteps};
 use crate::rules::names::NameRules;
 
@@ -60,7 +61,7 @@ pub enum IndexError {
         source: rusqlite::Error,
     },
     /// The file system said no.
-    #[error("index: {operation} {}: {source}", path.display())]
+    #[error("index: {operation} {}: {source}", path.escaped())]
     Io {
         /// What was being done.
         operation: &'static str,
@@ -78,7 +79,7 @@ pub enum IndexError {
     #[error("index: {0}")]
     Corrupt(String),
     /// The file must not be used as it is.
-    #[error("the index {} is damaged: {problem}", path.display())]
+    #[error("the index {} is damaged: {problem}", path.escaped())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -319,9 +320,24 @@ fn wal_path(path: &Path) -> PathBuf {
     ))
 }
 
+/// Opens a database that is no symbolic link. SQLite would refuse a link above it as well, so the way to it is resolved before.
+fn open_database(
+    path: &Path,
+    flags: OpenFlags,
+    vfs: &std::ffi::CStr,
+) -> rusqlite::Result<Connection> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let parent = path.parent().and_then(|dir| dir.canonicalize().ok());
+    let path = match (parent, path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path.to_path_buf(),
+    };
+    Connection::open_with_flags_and_vfs(path, flags, vfs)
+}
+
 fn connect(path: &Path, extra: OpenFlags) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra;
-    let conn = Connection::open_with_flags_and_vfs(path, flags, VFS).context("open")?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | extra;
+    let conn = open_database(path, flags, VFS).context("open")?;
     conn.set_prepared_statement_cache_capacity(128);
     conn.execute_batch(
         "PRAGMA page_size=4096; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Row};
 
 use super::inode::{COLUMNS, Inode};
@@ -84,14 +85,40 @@ pub fn salvage(copy: &Path) -> Salvaged {
 }
 
 fn open(copy: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn = Connection::open_with_flags_and_vfs(copy, flags, VFS)?;
+    let conn = super::open_database(copy, OpenFlags::SQLITE_OPEN_READ_WRITE, VFS)?;
     conn.execute_batch("PRAGMA cell_size_check=ON; PRAGMA temp_store=MEMORY;")?;
+    // Who has edited an index may have put something in a table's place that computes its rows, without end for instance.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    for (table, _, _) in TABLES {
+        if !is_plain(&conn, table)? {
+            return Err(rusqlite::Error::InvalidParameterName(format!(
+                "{table} is no plain table"
+            )));
+        }
+    }
     // The head names the tables and their columns: it is whole enough if all that will be asked for is known.
     for (table, _, columns) in TABLES {
         conn.prepare(&format!("SELECT {columns} FROM {table}"))?;
     }
     Ok(conn)
+}
+
+/// Whether it is a table, and holds what its rows say: no view, no virtual table, no column that is computed.
+fn is_plain(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
+    let kind: String = conn.query_row(
+        "SELECT type FROM pragma_table_list WHERE schema = 'main' AND name = ?",
+        [table],
+        |row| row.get(0),
+    )?;
+    let computed: i64 = conn.query_row(
+        "SELECT count(*) FROM pragma_table_xinfo(?) WHERE hidden <> 0",
+        [table],
+        |row| row.get(0),
+    )?;
+    Ok(kind == "table" && computed == 0)
 }
 
 /// Opens the copy as it is; if its head is damaged, with the head of a new index, which every index begins with.
@@ -203,4 +230,47 @@ impl Sweep<'_> {
 
 fn int_span(low: i64, high: i64) -> u64 {
     high.abs_diff(low).saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Capabilities;
+    use crate::index::Index;
+    use crate::rules::names::NameRules;
+
+    fn index(dir: &Path) -> Connection {
+        let path = dir.join("index.db");
+        let rules = NameRules::new(&Capabilities::everything());
+        drop(Index::open(&path, rules).unwrap());
+        Connection::open(path).unwrap()
+    }
+
+    /// Each would give rows without end, or of any size.
+    #[test]
+    fn what_computes_its_rows_is_not_read_in_the_place_of_a_table() {
+        let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS object, 0 AS batch FROM n";
+        for planted in [
+            format!("CREATE VIEW dead_objects AS {endless}"),
+            "CREATE TABLE dead_objects(object INTEGER PRIMARY KEY, batch AS (zeroblob(1 << 30)))"
+                .into(),
+            "CREATE VIRTUAL TABLE dead_objects USING dbstat(main)".into(),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let conn = index(dir.path());
+            conn.execute_batch("DROP TABLE dead_objects").unwrap();
+            // Not every build has every kind of virtual table; then this one is not there at all.
+            let _ = conn.execute_batch(&planted);
+            drop(conn);
+            let salvaged = salvage(&dir.path().join("index.db"));
+            assert!(!salvaged.problems.is_empty(), "{planted}");
+            assert!(salvaged.dead.len() < 1000, "{planted}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        drop(index(dir.path()));
+        assert_eq!(
+            salvage(&dir.path().join("index.db")).problems,
+            Vec::<String>::new()
+        );
+    }
 }

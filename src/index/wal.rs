@@ -22,6 +22,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use super::{IndexError, Result};
+use crate::base::ForeignText;
 use crate::sys::file::{Advice, FallocateMode, advise, allocate};
 
 /// Commits between two looks at the room that is left; each writes about six frames, 24 KiB.
@@ -75,7 +76,7 @@ impl Wal {
             // Best effort: the disk has just refused.
             let marker = self.path.with_file_name(MARKER);
             let marked = crate::cache::private::make_new(&marker).and_then(|f| f.sync_all());
-            tracing::error!(path = %self.path.display(), %error, marked = marked.is_ok(),
+            tracing::error!(path = %self.path.escaped(), %error, marked = marked.is_ok(),
                 "the index could not be made durable; nothing more is changed until the next mount");
             failed("fsync", &self.path)(error)
         })
@@ -167,7 +168,7 @@ pub(super) fn forget_cached_pages(index: &Path, wal: &Path) {
         );
     }
     for path in [wal, index].iter().take(if marked { 2 } else { 1 }) {
-        if let Ok(file) = File::open(path) {
+        if let Ok(file) = crate::cache::private::own().read(true).open(path) {
             // A hint; file systems without pages to drop take none.
             let _ = advise(&file, 0, 0, Advice::DontNeed);
         }

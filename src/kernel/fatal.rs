@@ -2,7 +2,7 @@
 //!
 //! What panics in an operation of ours is caught and answered. What panics while `fuser` takes a request apart is not: its event
 //! thread is gone, the caller waits for an answer for ever and cannot even be killed, and once all event threads are gone so does
-//! everybody. (0.18.0 does so at a time 2^63 seconds before 1970.) If the daemon ends instead, callers get an error, and the next
+//! everybody. (Built with overflow checks, 0.18.0 does so at a time 2^63 seconds before 1970.) If the daemon ends instead, callers get an error, and the next
 //! mount finds all that was acknowledged, as after any death.
 
 use std::cell::Cell;

@@ -1,7 +1,7 @@
 //! Where things stand in `.ferryfs/`, the directory at a volume's root that is ours. `docs/on-drive-format.md` has the
 //! whole of it.
 
-use crate::base::{BatchNo, Name, RelPath};
+use crate::base::{BatchNo, ForeignText, Name, RelPath};
 use crate::rules::names;
 use crate::rules::steps::SlotNo;
 
@@ -128,7 +128,7 @@ pub fn lost_found() -> RelPath {
 pub fn kept_path(batch: BatchNo, at: &RelPath, number: u32) -> RelPath {
     let last = at
         .split_last()
-        .map_or_else(String::new, |(_, name)| name.to_string());
+        .map_or_else(String::new, |(_, name)| name.to_text());
     let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let last: String = last.chars().filter(plain).take(100).collect();
     lost_found().join(&own_name(&format!(

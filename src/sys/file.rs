@@ -312,7 +312,8 @@ pub fn set_immutable(file: impl AsFd, on: bool) -> io::Result<()> {
     } else {
         flags & !IMMUTABLE
     };
-    // SAFETY: the kernel reads an int, which lives on this stack until the call returns; the descriptor is open.
+    let wanted: Flags = [wanted, 0];
+    // SAFETY: the kernel reads an int or a long, which are here until the call returns; the descriptor is open.
     let result = unsafe {
         libc::ioctl(
             file.as_fd().as_raw_fd(),
@@ -324,9 +325,13 @@ pub fn set_immutable(file: impl AsFd, on: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// File systems take an int, whatever the number of the call says. That says a long, and so much the kernel copied for a FUSE file
+/// system before Linux 5.8.
+type Flags = [libc::c_int; 2];
+
 fn inode_flags(file: &impl AsFd) -> io::Result<libc::c_int> {
-    let mut flags: libc::c_int = 0;
-    // SAFETY: the kernel writes an int, which lives on this stack until the call returns; the descriptor is open.
+    let mut flags = Flags::default();
+    // SAFETY: the kernel writes an int or a long, for which there is room until the call returns; the descriptor is open.
     let result = unsafe {
         libc::ioctl(
             file.as_fd().as_raw_fd(),
@@ -335,7 +340,7 @@ fn inode_flags(file: &impl AsFd) -> io::Result<libc::c_int> {
         )
     };
     Errno::result(result)?;
-    Ok(flags)
+    Ok(flags[0])
 }
 
 fn to_off(value: u64) -> io::Result<libc::off_t> {

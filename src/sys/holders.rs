@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::mounts::{self, Mount};
+use crate::base::ForeignText;
 
 /// How a file system is kept in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +167,7 @@ fn look_into(pid: u32, dev: u64, namespaces: &mut HashSet<OsString>) -> io::Resu
 
 fn program(dir: &Path) -> String {
     let name = fs::read(dir.join("comm")).unwrap_or_default();
-    String::from_utf8_lossy(&name).trim_end().to_owned()
+    name.strip_suffix(b"\n").unwrap_or(&name).to_text()
 }
 
 fn by_a_file(dir: &Path, dev: u64) -> io::Result<Option<(PathBuf, Use)>> {

@@ -1,5 +1,6 @@
 //! The mount table of this process, from `/proc/self/mountinfo` (format: proc_pid_mountinfo(5)).
 
+use crate::base::ForeignText;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -292,7 +293,7 @@ fn number(field: &[u8]) -> Option<u64> {
 }
 
 fn text(field: &[u8]) -> String {
-    String::from_utf8_lossy(&unescape(field)).into_owned()
+    unescape(field).to_text()
 }
 
 /// Undoes the kernel's escapes: a backslash and three octal digits for space, tab, newline, backslash and `#`.

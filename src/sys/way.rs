@@ -15,6 +15,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::Uid;
 
 use super::mounts::{Facts, facts_of};
+use crate::base::ForeignText;
 
 /// How many links are followed in one path; the kernel follows as many.
 const MOST_LINKS: usize = 40;
@@ -39,7 +40,7 @@ pub struct Way {
 
 /// A directory on the way in which somebody else can put another directory in the place of the one that the path leads through.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} {by}, who can make {} lead elsewhere", dir.display(), next.display())]
+#[error("{} {by}, who can make {} lead elsewhere", dir.escaped(), next.escaped())]
 pub struct Exposed {
     /// The directory.
     pub dir: PathBuf,

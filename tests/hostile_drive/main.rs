@@ -9,6 +9,8 @@ mod engine;
 #[path = "../support/lab/mod.rs"]
 mod lab;
 
+mod caches;
+mod names;
 mod planted;
 mod program;
 mod receipts;

@@ -6,11 +6,18 @@
 
 #[path = "../../fuzz/checks.rs"]
 mod checks;
+#[path = "../../fuzz/drive.rs"]
+mod drive;
+#[path = "../support/engine/mod.rs"]
+mod engine;
 mod mutate;
-#[path = "../support/engine/rng.rs"]
-#[allow(dead_code)]
-mod rng;
+#[path = "../../fuzz/pieces.rs"]
+mod pieces;
+#[path = "../../fuzz/rows.rs"]
+mod rows;
 mod seeds;
+#[path = "../../fuzz/server.rs"]
+mod server;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +34,7 @@ const MUTATIONS: u64 = 1000;
 /// the word of a count or a length is beyond it at once, and ends the process.
 const MEMORY: u64 = 256 << 20;
 
-/// A check, and whether inputs are put under a right checksum again.
+/// A check of a parser, and whether inputs are put under a right checksum again.
 type Check = (fn(&[u8]), bool);
 
 fn checks() -> BTreeMap<&'static str, Check> {
@@ -37,6 +44,17 @@ fn checks() -> BTreeMap<&'static str, Check> {
         ("marker", (checks::marker as fn(&[u8]), false)),
         ("names", (checks::names as fn(&[u8]), false)),
         ("control", (checks::control as fn(&[u8]), false)),
+    ])
+}
+
+/// A check of something larger, and how many mutations of each seed it is given for each thousand that a parser is.
+type LargeCheck = (fn(&[u8]), u64);
+
+fn large_checks() -> BTreeMap<&'static str, LargeCheck> {
+    BTreeMap::from([
+        ("drive", (drive::drive as fn(&[u8]), 30)),
+        ("server", (server::server as fn(&[u8]), 200)),
+        ("rows", (rows::rows as fn(&[u8]), 100)),
     ])
 }
 
@@ -73,10 +91,7 @@ fn limit_memory() {
 #[test]
 fn no_bytes_make_a_parser_panic_or_allocate_what_they_claim() {
     limit_memory();
-    let mutations = std::env::var("FERRYFS_TEST_MUTATIONS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(MUTATIONS);
+    let mutations = mutations();
     for (target, (check, sealed)) in checks() {
         let corpus = corpus(target);
         assert!(corpus.len() >= 8, "{target} has seeds");
@@ -96,6 +111,37 @@ fn no_bytes_make_a_parser_panic_or_allocate_what_they_claim() {
                 check(&mutated);
             }
         }
+    }
+}
+
+fn mutations() -> u64 {
+    let asked = std::env::var("FERRYFS_TEST_MUTATIONS").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(MUTATIONS)
+}
+
+/// The same limit, which more than one thread shares here.
+#[test]
+fn no_drive_no_client_and_no_index_makes_what_reads_it_panic_or_write_elsewhere() {
+    limit_memory();
+    let started = std::time::Instant::now();
+    for (target, (check, share)) in large_checks() {
+        let corpus = corpus(target);
+        assert!(corpus.len() >= 8, "{target} has seeds");
+        let all: Vec<Vec<u8>> = corpus.values().cloned().collect();
+        for (name, bytes) in &corpus {
+            let _seed = mutate::Case::new(target, name, None);
+            check(bytes);
+            for number in 0..mutations() * share / 1000 {
+                let _seed = mutate::Case::new(target, name, Some(number));
+                let seed = mutate::seed_of(name, number);
+                check(&Mutator::new(seed).mutate(bytes, &all));
+            }
+        }
+        println!(
+            "{target}: {} seeds, after {:?}",
+            corpus.len(),
+            started.elapsed()
+        );
     }
 }
 

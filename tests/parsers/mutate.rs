@@ -1,6 +1,6 @@
 //! Mutations that a number brings back: what a worn medium and what somebody with a hex editor does.
 
-use crate::rng::Rng;
+use crate::engine::rng::Rng;
 
 /// Longest input that is made.
 const LONGEST: usize = 64 << 10;

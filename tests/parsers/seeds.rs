@@ -14,6 +14,8 @@ use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo
 use uuid::Uuid;
 
 use crate::checks::resealed;
+use crate::drive::kind;
+use crate::pieces::piece;
 
 pub type Seeds = Vec<(&'static str, Vec<u8>)>;
 
@@ -24,6 +26,9 @@ pub fn all() -> BTreeMap<&'static str, Seeds> {
         ("marker", markers()),
         ("names", names()),
         ("control", control()),
+        ("drive", drives()),
+        ("server", conversations()),
+        ("rows", indexes()),
     ])
 }
 
@@ -403,3 +408,290 @@ fn a_report() -> FlushReport {
 
 /// As text, so that a new member of it is no change here.
 const STATUS: &str = r#"{"v":1,"reply":"done","answer":{"kind":"status","mountpoint":"/home/me/lab","backend":"/media/me/HDD","volume_id":"6f1d3a52-8c0e-4b7a-9d24-51c3e07f88b1","backend_state":"detached","dirty_files":1,"dirty_bytes":2,"open_for_write":3,"cached_bytes":4,"last_batch":{"number":9,"time":"2025-11-20T18:00:00Z","files":1,"bytes":2,"outcome":"failed"},"safe_to_unplug":false,"batch_in_progress":true,"kept_local":5,"last_error":"e","io":"daemon","version":"0.1.0","pid":6}}"#;
+
+/// What hostile drives hold.
+fn drives() -> Seeds {
+    let log = include_bytes!("../fixtures/segment-v1.bin");
+    let full = include_bytes!("../fixtures/segment-full-v1.bin");
+    let record = record::encode(&every_kind());
+    let rich = include_bytes!("../fixtures/record-v2.bin");
+    let file = |number, bytes: &[u8]| piece(kind::FILE, number, bytes);
+    let links: Vec<u8> = (0..10).flat_map(|n| piece(kind::LINK, n, b"")).collect();
+    let slots: Vec<u8> = (0..4)
+        .flat_map(|n| piece(kind::SLOT, n, &[n; 4096]))
+        .collect();
+    let committed = [
+        piece(kind::RECORD, 0, &record),
+        slots.clone(),
+        file(2, b"a"),
+        file(5, b"films"),
+    ]
+    .concat();
+    let segments = |first: u8, all: &[&[u8]]| -> Vec<u8> {
+        let numbered = all.iter().zip(first..);
+        numbered
+            .flat_map(|(bytes, n)| piece(kind::SEGMENT, n, bytes))
+            .collect()
+    };
+    vec![
+        ("nothing", vec![]),
+        ("catalog", segments(0, &[full, log])),
+        (
+            "catalog-of-files",
+            [
+                segments(0, &[full]),
+                file(0, b"a"),
+                file(2, b"da"),
+                file(3, b"db"),
+            ]
+            .concat(),
+        ),
+        ("catalog-without-a-head", segments(3, &[log, log])),
+        ("catalog-unchained", segments(129, &[log, full])),
+        ("catalog-expanding", segments(0, &[full, &expanding()])),
+        ("catalog-raw", piece(kind::RAW_SEGMENT, 0, full)),
+        ("record", committed.clone()),
+        (
+            "record-cleared",
+            [committed.clone(), piece(kind::BARRIER, 0, b"")].concat(),
+        ),
+        (
+            "record-rich",
+            [piece(kind::RECORD, 1, rich), slots.clone()].concat(),
+        ),
+        (
+            "record-raw",
+            [piece(kind::RAW_RECORD, 0, &record), slots.clone()].concat(),
+        ),
+        (
+            "records",
+            [
+                piece(kind::RECORD, 0, &record),
+                piece(kind::RECORD, 7, rich),
+                segments(0, &[log]),
+            ]
+            .concat(),
+        ),
+        ("staged", slots),
+        ("links", links.clone()),
+        ("links-and-record", [committed, links].concat()),
+        ("no-marker", piece(kind::OURS, 0, b"{}")),
+        (
+            "files-for-directories",
+            (0..10).flat_map(|n| piece(kind::OURS, n, b"x")).collect(),
+        ),
+    ]
+}
+
+/// What clients of the control socket send.
+fn conversations() -> Seeds {
+    let line = |message: &Request| encode(message).expect("a request");
+    let (ping, status) = (line(&Request::Ping), line(&Request::Status));
+    let flush = line(&Request::Flush {
+        timeout_ms: Some(1),
+    });
+    let end = line(&Request::Unmount {
+        flush: false,
+        force: true,
+    });
+    vec![
+        ("nothing", vec![]),
+        ("ping", ping.clone()),
+        ("many", ping.repeat(200)),
+        (
+            "several",
+            [
+                &ping[..],
+                &status,
+                &flush,
+                &line(&Request::Eject),
+                &end,
+                &ping,
+            ]
+            .concat(),
+        ),
+        (
+            "cancelled",
+            [&flush[..], &line(&Request::Cancel), &ping].concat(),
+        ),
+        ("only-cancel", line(&Request::Cancel)),
+        ("cut", [&ping[..], &status[..status.len() / 2]].concat()),
+        ("blank", b"\n\n\n".to_vec()),
+        (
+            "long",
+            [&b"{\"v\":1,\"x\":\""[..], &vec![b'a'; 70_000], b"\"}\n"].concat(),
+        ),
+        ("binary", (0..=255).collect()),
+        (
+            "deep",
+            [
+                &b"{\"v\":1,\"request\":\"ping\",\"x\":"[..],
+                &[b'['; 4000],
+                b"\n",
+            ]
+            .concat(),
+        ),
+        (
+            "attach",
+            line(&Request::Attach {
+                path: "/\u{1b}[2J".into(),
+                accept_copy: true,
+                fsck: true,
+                take_over: true,
+            }),
+        ),
+        (
+            "refresh",
+            line(&Request::Refresh {
+                path: "../..".into(),
+            }),
+        ),
+    ]
+}
+
+/// A value of a row, as `rows::values` reads it.
+fn int(value: i64) -> Vec<u8> {
+    [&[2][..], &value.to_le_bytes()].concat()
+}
+
+fn blob(bytes: &[u8]) -> Vec<u8> {
+    [&[4, bytes.len() as u8][..], bytes].concat()
+}
+
+fn inode_row(ino: i64, mode: u32, object: Option<i64>) -> Vec<u8> {
+    let mut row = vec![int(ino), int(mode.into())];
+    row.extend((0..10).map(|_| int(1)));
+    row.push(object.map_or(vec![0], int));
+    row.extend((0..4).map(|_| int(1)));
+    row.push(blob(b"/etc/passwd"));
+    piece(0, 0, &row.concat())
+}
+
+fn name_row(parent: i64, name: &[u8], ino: i64) -> Vec<u8> {
+    piece(1, 0, &[int(parent), blob(name), int(ino)].concat())
+}
+
+/// Rows of edited indexes.
+fn indexes() -> Seeds {
+    let (file, dir, link) = (libc::S_IFREG, libc::S_IFDIR, libc::S_IFLNK);
+    let root = inode_row(1, dir | 0o755, None);
+    let deep = (2..600).flat_map(|n| name_row(n - 1, &[b'd'; 40], n));
+    let circle = [
+        name_row(2, b"a", 3),
+        name_row(3, b"b", 2),
+        name_row(3, b"f", 4),
+    ];
+    let hostile: [&[u8]; 8] = [
+        b"..",
+        b".",
+        b"a/b",
+        b"/etc",
+        b"a\0b",
+        b"",
+        b"\x1b[2J\xff",
+        &[b'n'; 255],
+    ];
+    let hostile = hostile.iter().zip(10..).flat_map(|(name, ino)| {
+        [
+            name_row(1, name, ino),
+            inode_row(ino, file | 0o6777, Some(ino - 10)),
+        ]
+        .concat()
+    });
+    vec![
+        ("nothing", vec![]),
+        (
+            "real",
+            [
+                root.clone(),
+                inode_row(2, dir | 0o700, None),
+                name_row(1, b"d", 2),
+                inode_row(3, file | 0o644, Some(0)),
+                name_row(2, b"f", 3),
+            ]
+            .concat(),
+        ),
+        ("hostile-names", [root.clone(), hostile.collect()].concat()),
+        (
+            "deep",
+            [
+                root.clone(),
+                deep.collect(),
+                inode_row(600, file, Some(1)),
+                name_row(599, b"f", 600),
+            ]
+            .concat(),
+        ),
+        ("circle", circle.concat()),
+        (
+            "through-a-link",
+            [
+                inode_row(2, link | 0o777, None),
+                name_row(1, b"l", 2),
+                inode_row(3, file, Some(1)),
+                name_row(2, b"passwd", 3),
+            ]
+            .concat(),
+        ),
+        (
+            "set-user-id",
+            [
+                inode_row(2, file | 0o6755, Some(1)),
+                name_row(1, b"root", 2),
+                inode_row(3, dir | 0o7777, None),
+                name_row(1, b"d", 3),
+            ]
+            .concat(),
+        ),
+        (
+            "devices",
+            [
+                inode_row(2, libc::S_IFBLK | 0o666, None),
+                name_row(1, b"sda", 2),
+                inode_row(3, libc::S_IFIFO, None),
+                name_row(1, b"p", 3),
+            ]
+            .concat(),
+        ),
+        (
+            "extremes",
+            [
+                inode_row(i64::MAX, file, Some(i64::MAX)),
+                inode_row(i64::MIN, file, Some(-1)),
+                name_row(i64::MIN, b"x", i64::MAX),
+                name_row(1, b"y", -1),
+            ]
+            .concat(),
+        ),
+        (
+            "one-object-many-files",
+            (2..50)
+                .flat_map(|n| {
+                    [
+                        inode_row(n, file | 0o644, Some(1)),
+                        name_row(1, format!("{n}").as_bytes(), n),
+                    ]
+                    .concat()
+                })
+                .collect(),
+        ),
+        (
+            "dead",
+            [
+                piece(2, 0, &int(1)),
+                piece(2, 0, &int(-1)),
+                piece(2, 0, &blob(b"1")),
+            ]
+            .concat(),
+        ),
+        (
+            "wrong-types",
+            [
+                piece(0, 0, &[blob(b"1"), blob(b"x")].concat()),
+                piece(1, 0, &[blob(b"a"), int(1), blob(b"b")].concat()),
+                piece(0, 0, &[3, 0, 0, 0, 0, 0, 0, 0xf8, 0x7f]),
+            ]
+            .concat(),
+        ),
+    ]
+}

@@ -33,9 +33,9 @@ use super::DaemonError;
 use super::options::LeaseMode;
 use super::service::rfc3339;
 use crate::backend::{Backend, BackendError};
+use crate::base::printable;
 use crate::base::{RelPath, Timestamp};
 use crate::cli::exit::Exit;
-use crate::cli::render::printable;
 use crate::rules::layout;
 use crate::rules::lease::{self, Lease, LeaseError};
 

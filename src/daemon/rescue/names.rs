@@ -1,10 +1,13 @@
 //! Paths from rows that may contradict each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::base::{Ino, Name};
 use crate::index::Salvaged;
+
+/// Longest path of a directory, in bytes. Linux takes 4096 in one call, and the target's own path goes before, a name behind.
+const LONGEST: usize = 2048;
 
 /// The tree of the mount, as far as its rows are there.
 pub(super) struct Names {
@@ -24,10 +27,12 @@ impl Names {
                 upwards.entry(*ino).or_insert((*parent, name));
             }
         }
+        let places = places(&dirs, &upwards);
+        let place_of = |dir: &Ino| places.get(dir).map_or(Path::new(""), PathBuf::as_path);
         let mut files: BTreeMap<Ino, Vec<PathBuf>> = BTreeMap::new();
         for ((parent, name), ino) in &salvaged.names {
             if !dirs.contains(ino) && *ino != Ino::ROOT {
-                let path = path_of(*parent, &upwards).join(name.as_os_str());
+                let path = place_of(parent).join(name.as_os_str());
                 files.entry(*ino).or_default().push(path);
             }
         }
@@ -36,7 +41,7 @@ impl Names {
         let mut paths: Vec<(Ino, PathBuf)> = dirs
             .iter()
             .filter(|ino| upwards.contains_key(*ino) || full.contains(*ino))
-            .map(|ino| (*ino, path_of(*ino, &upwards)))
+            .map(|ino| (*ino, place_of(ino).to_path_buf()))
             .collect();
         paths.sort_by(|a, b| a.1.cmp(&b.1));
         Names { dirs: paths, files }
@@ -53,24 +58,37 @@ impl Names {
     }
 }
 
-/// The path of a directory. Where its own name is lost, or it is inside itself, it begins at a name made of its number.
-fn path_of(dir: Ino, upwards: &BTreeMap<Ino, (Ino, &Name)>) -> PathBuf {
-    let mut parts = Vec::new();
-    let mut seen = BTreeSet::new();
-    let mut at = dir;
-    while at != Ino::ROOT {
-        match upwards.get(&at) {
-            Some((parent, name)) if seen.insert(at) => {
-                parts.push(PathBuf::from(name.as_os_str()));
-                at = *parent;
-            }
-            _ => {
-                parts.push(PathBuf::from(format!("lost-directory-{}", at.0)));
-                break;
+/// The paths of all directories but the root. Where a directory's own name is lost, where it is inside itself, or where its path would
+/// be longer than one that can be used, it begins at a name made of its number.
+fn places(dirs: &BTreeSet<Ino>, upwards: &BTreeMap<Ino, (Ino, &Name)>) -> BTreeMap<Ino, PathBuf> {
+    let mut places = BTreeMap::from([(Ino::ROOT, PathBuf::new())]);
+    for dir in dirs {
+        let (mut at, mut below, mut seen) = (*dir, Vec::new(), BTreeSet::new());
+        while !places.contains_key(&at) {
+            match upwards.get(&at) {
+                Some((parent, name)) if seen.insert(at) => {
+                    below.push((at, *name));
+                    at = *parent;
+                }
+                _ => drop(places.insert(at, lost(at))),
             }
         }
+        for (ino, name) in below.into_iter().rev() {
+            let parent = places.get(&at).cloned().unwrap_or_default();
+            let path = parent.join(name.as_os_str());
+            let path = match path.as_os_str().len() > LONGEST {
+                true => lost(ino),
+                false => path,
+            };
+            places.entry(ino).or_insert(path);
+            at = ino;
+        }
     }
-    parts.iter().rev().collect()
+    places
+}
+
+fn lost(dir: Ino) -> PathBuf {
+    format!("lost-directory-{}", dir.0).into()
 }
 
 #[cfg(test)]
@@ -110,6 +128,22 @@ mod tests {
         ));
         assert_eq!(names.directories().count(), 2);
         let (_, paths) = names.files().next().unwrap();
-        assert!(paths[0].ends_with("f") && paths[0].starts_with("lost-directory-3"));
+        assert!(paths[0].ends_with("f") && paths[0].starts_with("lost-directory-2"));
+    }
+
+    #[test]
+    fn a_tree_that_is_too_deep_for_a_path_is_cut_and_costs_no_more_than_its_names() {
+        let name = "d".repeat(200);
+        let names: Vec<_> = (1..5000).map(|n| (n, &*name, n + 1)).collect();
+        let mut all = salvaged(&names, &[1]);
+        all.names
+            .insert((Ino(4999), Name::new(b"f").unwrap()), Ino(9000));
+        let names = Names::new(&all);
+        let paths: Vec<_> = names.directories().map(|(_, path)| path).collect();
+        assert_eq!(paths.len(), 4999 - 1);
+        assert!(paths.iter().all(|path| path.as_os_str().len() <= LONGEST));
+        let tops: BTreeSet<_> = paths.iter().filter_map(|path| path.iter().next()).collect();
+        assert!(tops.len() < 600, "{}", tops.len());
+        assert!(names.files().any(|(_, paths)| paths[0].ends_with("f")));
     }
 }

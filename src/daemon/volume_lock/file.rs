@@ -16,6 +16,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
 use uuid::Uuid;
 
+use crate::base::ForeignText;
 use crate::daemon::volume;
 use crate::sys::mounts::facts_of;
 
@@ -169,7 +170,7 @@ fn private_dir(base: &Path) -> io::Result<OwnedFd> {
         dir = openat(&dir, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?;
         let facts = facts_of(&dir)?;
         if facts.uid != Uid::effective().as_raw() || facts.mode & 0o022 != 0 {
-            let words = format!("{name} in {} is not this user's alone", base.display());
+            let words = format!("{name} in {} is not this user's alone", base.escaped());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, words));
         }
     }

@@ -12,8 +12,9 @@
 mod tree;
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,8 @@ use super::known::{MovedDir, MovedFile};
 use super::refused::is_local;
 use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError};
-use crate::base::{BatchNo, FileKind, Ino, ObjectId, RelPath};
+use crate::base::{BatchNo, FileKind, ForeignText, Ino, ObjectId, RelPath};
+use crate::cache::private;
 use crate::index::Flags;
 use crate::rules::steps::SlotNo;
 
@@ -47,7 +49,7 @@ pub(super) fn dir(journals: &Path, batch: BatchNo) -> PathBuf {
 
 /// The kept file of a slot, if there is one.
 pub(super) fn open(journals: &Path, batch: BatchNo, slot: SlotNo) -> Option<File> {
-    File::open(dir(journals, batch).join(slot.file_name())).ok()
+    open_kept(&dir(journals, batch).join(slot.file_name()))
 }
 
 /// What is kept of the directories that a batch moves.
@@ -65,7 +67,11 @@ pub(super) fn open_in_tree(
     slot: SlotNo,
     number: usize,
 ) -> Option<File> {
-    File::open(dir(journals, batch).join(tree::file_name(slot, number))).ok()
+    open_kept(&dir(journals, batch).join(tree::file_name(slot, number)))
+}
+
+fn open_kept(path: &Path) -> Option<File> {
+    private::own().read(true).open(path).ok()
 }
 
 /// Removes what is kept for a batch; fine if nothing is.
@@ -82,7 +88,7 @@ pub(super) fn remove(journals: &Path, batch: BatchNo) -> Result<()> {
 
 fn failed(operation: &str, path: &Path, source: io::Error) -> FlushError {
     FlushError::Cache {
-        operation: format!("{operation} {}", path.display()),
+        operation: format!("{operation} {}", path.escaped()),
         source,
     }
 }
@@ -139,7 +145,8 @@ struct Keeper<'a> {
 impl<'a> Keeper<'a> {
     fn new(parts: &'a Parts, backend: &'a dyn Backend, batch: BatchNo) -> Result<Keeper<'a>> {
         let dir = dir(&parts.journals, batch);
-        fs::create_dir(&dir).map_err(|error| failed("make", &dir, error))?;
+        let made = DirBuilder::new().mode(0o700).create(&dir);
+        made.map_err(|error| failed("make", &dir, error))?;
         let (_, free) = parts.store.space()?;
         Ok(Keeper {
             parts,
@@ -275,7 +282,7 @@ fn copy(backend: &dyn Backend, path: &RelPath, to: &Path) -> Result<bool> {
         Err(error) => return Err(error.into()),
     };
     let write_failed = |error| failed("write", to, error);
-    let mut out = File::create(to).map_err(write_failed)?;
+    let mut out = private::make_new(to).map_err(write_failed)?;
     let mut buffer = vec![0; BUFFER];
     let mut at = 0;
     loop {

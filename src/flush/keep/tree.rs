@@ -1,6 +1,5 @@
 //! What is in a directory that a batch moves: a list of it beside the kept files.
 
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -8,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failed;
 use crate::base::{RelPath, Timestamp};
+use crate::cache::private;
 use crate::flush::report::Result;
 use crate::rules::steps::SlotNo;
 
@@ -56,7 +56,7 @@ pub(super) fn write(dir: &Path, trees: &[Tree]) -> Result<()> {
     let written = serde_json::to_vec(&facts)
         .map_err(io::Error::from)
         .and_then(|json| {
-            let mut file = File::create(&path)?;
+            let mut file = private::make_new(&path)?;
             file.write_all(&json)?;
             file.sync_all()
         });
@@ -65,7 +65,7 @@ pub(super) fn write(dir: &Path, trees: &[Tree]) -> Result<()> {
 
 pub(super) fn read(dir: &Path) -> Result<Vec<Tree>> {
     let path = dir.join(LIST);
-    let json = match fs::read(&path) {
+    let json = match private::read(&path) {
         Ok(json) => json,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed("read", &path, error)),

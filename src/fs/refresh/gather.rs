@@ -7,7 +7,7 @@ use super::super::{Fs, FsError, Result};
 use super::compare::{Compared, own_dir};
 use super::{HASH_BUDGET, HASH_LIMIT};
 use crate::backend::{Backend, Entry, Metadata};
-use crate::base::{ContentHash, FileKind, Ino, Name, RelPath};
+use crate::base::{ContentHash, FileKind, ForeignText, Ino, Name, RelPath};
 use crate::index::PlacedEntry;
 use crate::rules::merge::{Shift, Trace, pair, shift_of};
 use crate::rules::plan::NameKey;
@@ -205,7 +205,7 @@ impl<'a> Gatherer<'a> {
         }
         tracing::warn!(%path, %error, "a directory of the backend cannot be read; it is left as it is");
         let reason = error.source.to_string();
-        self.found.skipped.push((path.to_string(), reason));
+        self.found.skipped.push((path.to_text(), reason));
         Ok(None)
     }
 

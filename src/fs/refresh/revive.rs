@@ -2,7 +2,7 @@
 
 use super::super::Result;
 use super::{Taking, spelling};
-use crate::base::{Ino, Name};
+use crate::base::{ForeignText, Ino, Name};
 use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::merge::{NAMED_CONFLICTS, conflict_name};
 use crate::rules::plan::NameKey;
@@ -86,7 +86,7 @@ impl Taking<'_> {
         let shown = state.mount_name(key)?;
         let Some(name) = self.free_name(state, key.parent, &shown, is_dir)? else {
             let why = "no name is free for the other version; rename some of them".to_string();
-            self.changes.skipped.push((key.name.to_string(), why));
+            self.changes.skipped.push((key.name.to_text(), why));
             return Ok(None);
         };
         let (inode, placed) = self.fs.found_inode(state, entry)?;
@@ -102,7 +102,7 @@ impl Taking<'_> {
         if self.changes.named.len() < NAMED_CONFLICTS {
             let dir = state.mount_path(key.parent)?.unwrap_or_default();
             let (path, kept) = (dir.join(&shown), dir.join(&name));
-            (self.changes.named).push((path.to_string(), kept.to_string()));
+            (self.changes.named).push((path.to_text(), kept.to_text()));
         }
         Ok(Some(inode.ino))
     }

@@ -11,7 +11,7 @@ use super::gather::{Changed, Differences, hash_of};
 use super::vanish::here;
 use super::{HASH_BUDGET, HASH_LIMIT, Taking};
 use crate::backend::{Entry, Metadata};
-use crate::base::{ContentHash, FileKind, Ino, ObjectId, RelPath, Timestamp};
+use crate::base::{ContentHash, FileKind, ForeignText, Ino, ObjectId, RelPath, Timestamp};
 use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::merge::{Here, Standing, There, Verdict, compare, decide};
 use crate::rules::plan::NameKey;
@@ -83,7 +83,7 @@ impl Taking<'_> {
     ) -> Result<Outcome> {
         let Some(mut content) = open.content.try_write_for(PATIENCE) else {
             let why = "it is being copied into the cache; the next look takes it in".to_string();
-            self.changes.skipped.push((changed.path.to_string(), why));
+            self.changes.skipped.push((changed.path.to_text(), why));
             return Ok(Outcome::Done);
         };
         let outcome = {

@@ -12,7 +12,7 @@ mod run;
 mod tree;
 
 pub use drive::{Drive, SmallSsd, Yank};
-pub use run::{Done, has, python, run, run_for, sh, wait_until};
+pub use run::{Done, has, kill9, python, run, run_for, sh, wait_until};
 pub use tree::{Node, Tree, assert_content, content, write};
 
 use std::ffi::OsStr;
