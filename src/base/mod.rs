@@ -5,7 +5,7 @@ pub mod steps;
 mod time;
 mod units;
 
-pub use name::{NAME_MAX, Name, NameError, RelPath, STORED_NAME_MAX};
+pub use name::{MAX_DEPTH, NAME_MAX, Name, NameError, RelPath, STORED_NAME_MAX};
 pub use time::{Clock, SystemClock, Timestamp, Utc};
 pub use units::human_bytes;
 

@@ -10,6 +10,10 @@ pub const NAME_MAX: usize = 255;
 /// Longest name on a backend, in bytes. Where names are counted in UTF-16 units, 255 of those are up to 765 bytes of UTF-8.
 pub const STORED_NAME_MAX: usize = 1024;
 
+/// How many directories may be one in the other below a root. Deeper ones could be named by no absolute path: `PATH_MAX`, which counts
+/// the NUL at its end, has room for as many names of one byte, each with a slash.
+pub const MAX_DEPTH: usize = 2048;
+
 /// One component of a path: 1 to [`STORED_NAME_MAX`] bytes, any but `/` and NUL, and neither `.` nor `..`. Those of a mount are
 /// shorter, see [`Name::is_mountable`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,6 +116,19 @@ impl RelPath {
     /// If the literal is no path, which is a mistake in the source.
     pub fn fixed(literal: &'static str) -> RelPath {
         RelPath::parse(literal.as_bytes()).expect("a literal path is well formed")
+    }
+
+    /// The path of these names, outermost first.
+    pub fn of_names<'n>(names: impl Iterator<Item = &'n Name> + Clone) -> RelPath {
+        let length = names.clone().map(|name| name.0.len() + 1).sum();
+        let mut bytes = Vec::with_capacity(length);
+        for name in names {
+            if !bytes.is_empty() {
+                bytes.push(b'/');
+            }
+            bytes.extend_from_slice(&name.0);
+        }
+        RelPath(bytes)
     }
 
     /// This path with one more component.

@@ -183,6 +183,9 @@ impl Fs {
             return Err(FsError::EXISTS);
         }
         check_length(name)?;
+        if kind == FileKind::Directory {
+            check_depth(state, parent, None)?;
+        }
         let now = self.clock.now();
         let mut inode = Inode::new(state.new_ino()?, node.mode, ctx.uid, ctx.gid, now);
         if dir.mode & libc::S_ISGID != 0 {
@@ -402,6 +405,9 @@ impl Fs {
         if self.known_dir(state, to.0)?.nlink == 0 {
             return Err(FsError::NOT_FOUND);
         }
+        if moved.is_dir() && from.0 != to.0 {
+            check_depth(state, to.0, Some(moved.ino))?;
+        }
         // Taken away first: what only changes its case is not in its own way.
         state.remove_name(from.0, from.1)?;
         moved.ctime = now;
@@ -460,6 +466,11 @@ impl Fs {
         if one.ino == other.ino {
             return Ok(());
         }
+        for (inode, to) in [(&one, there.0), (&other, at.0)] {
+            if inode.is_dir() {
+                check_depth(state, to, Some(inode.ino))?;
+            }
+        }
         let here = state.remove_name(at.0, at.1)?;
         let beyond = state.remove_name(there.0, there.1)?;
         state.add_name_as(at.0, at.1, &here, &other)?;
@@ -509,6 +520,14 @@ impl Fs {
 /// Names of the backend may be longer.
 fn check_length(name: &Name) -> Result<()> {
     match name.is_mountable() {
+        true => Ok(()),
+        false => Err(FsError::Errno(libc::ENAMETOOLONG)),
+    }
+}
+
+/// A batch names each directory by its path, and there is a bound on how deep these are.
+fn check_depth(state: &mut State, parent: Ino, moved: Option<Ino>) -> Result<()> {
+    match state.may_be_in(parent, moved)? {
         true => Ok(()),
         false => Err(FsError::Errno(libc::ENAMETOOLONG)),
     }

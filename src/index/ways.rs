@@ -1,0 +1,149 @@
+//! Where directories stand: paths from row to row, each directory looked up once.
+//!
+//! A path needs the parent of each directory on its way. In a tree of a thousand levels that would be a thousand queries for each
+//! path; so what was looked up is remembered, a link to the parent per directory, which takes memory in proportion to the directories
+//! and not to the lengths of their paths. Moving a directory changes its own link and no other.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use super::{IndexError, Result, State};
+use crate::base::{Ino, Name, RelPath};
+use crate::rules::plan::NameKey;
+
+/// Links remembered at a time: some 10 MB.
+const REMEMBERED: usize = 65_536;
+
+/// Deeper than any tree is, also where an earlier version or another system made it.
+const DEEPEST: usize = 100_000;
+
+/// The links of one tree, as far as they were asked for.
+#[derive(Default)]
+pub(super) struct Ways {
+    up: HashMap<Ino, NameKey>,
+    down: HashMap<NameKey, Ino>,
+}
+
+impl Ways {
+    fn get(&self, dir: Ino) -> Option<&NameKey> {
+        self.up.get(&dir)
+    }
+
+    fn note(&mut self, dir: Ino, at: NameKey) {
+        if self.up.len() >= REMEMBERED {
+            self.clear();
+        }
+        self.forget(dir);
+        self.down.insert(at.clone(), dir);
+        self.up.insert(dir, at);
+    }
+
+    /// The link of `dir` may be another from now on.
+    pub(super) fn forget(&mut self, dir: Ino) {
+        if let Some(at) = self.up.remove(&dir) {
+            self.down.remove(&at);
+        }
+    }
+
+    /// What stands under `name` in `parent` may be something else from now on.
+    pub(super) fn forget_name(&mut self, parent: Ino, name: &Name) {
+        if self.up.is_empty() {
+            return;
+        }
+        let at = NameKey {
+            parent,
+            name: name.clone(),
+        };
+        if let Some(dir) = self.down.remove(&at) {
+            self.up.remove(&dir);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.up.clear();
+        self.down.clear();
+    }
+}
+
+/// The same for a snapshot, in which nothing changes; `None` for a directory that stands nowhere.
+pub(super) type FixedWays = RefCell<HashMap<Ino, Option<NameKey>>>;
+
+/// The names on the way from the root to `ino`, the last first, where `link_of` tells how each of them hangs from its parent.
+/// `None` if one of them hangs from nothing.
+pub(super) fn names_upwards(
+    ino: Ino,
+    mut link_of: impl FnMut(Ino) -> Result<Option<NameKey>>,
+) -> Result<Option<Vec<Name>>> {
+    let mut names = Vec::new();
+    let mut at = ino;
+    while at != Ino::ROOT {
+        let Some(link) = link_of(at)? else {
+            return Ok(None);
+        };
+        names.push(link.name);
+        at = link.parent;
+        if names.len() > DEEPEST {
+            let problem = format!("directory {} is inside itself", ino.0);
+            return Err(IndexError::Corrupt(problem));
+        }
+    }
+    Ok(Some(names))
+}
+
+/// The path that [`names_upwards`] leads along.
+pub(super) fn path_upwards(
+    ino: Ino,
+    link_of: impl FnMut(Ino) -> Result<Option<NameKey>>,
+) -> Result<Option<RelPath>> {
+    let names = names_upwards(ino, link_of)?;
+    Ok(names.map(|names| RelPath::of_names(names.iter().rev())))
+}
+
+impl State {
+    /// Where the backend has the directory or file `ino`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn backend_path(&mut self, ino: Ino) -> Result<Option<RelPath>> {
+        path_upwards(ino, |at| {
+            if let Some(link) = self.backend_ways.get(at) {
+                return Ok(Some(link.clone()));
+            }
+            let link = self.a_place_of(at)?.map(|(key, _)| key);
+            if let (Some(link), true) = (&link, at != ino) {
+                self.backend_ways.note(at, link.clone());
+            }
+            Ok(link)
+        })
+    }
+
+    /// The path in the mount of `ino`, one of them if it has several names.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn mount_path(&mut self, ino: Ino) -> Result<Option<RelPath>> {
+        path_upwards(ino, |at| self.mount_link(at, at != ino))
+    }
+
+    /// How deep `ino` is in the mount: 0 for the root; `None` for what has no name.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn mount_depth(&mut self, ino: Ino) -> Result<Option<usize>> {
+        let names = names_upwards(ino, |at| self.mount_link(at, at != ino))?;
+        Ok(names.map(|names| names.len()))
+    }
+
+    /// How `at` hangs from its parent in the mount. Remembered only of what is surely a directory.
+    pub(super) fn mount_link(&mut self, at: Ino, is_dir: bool) -> Result<Option<NameKey>> {
+        if let Some(link) = self.mount_ways.get(at) {
+            return Ok(Some(link.clone()));
+        }
+        let link = self.a_name_of(at)?;
+        let link = link.map(|(parent, name)| NameKey { parent, name });
+        if let (Some(link), true) = (&link, is_dir) {
+            self.mount_ways.note(at, link.clone());
+        }
+        Ok(link)
+    }
+}
