@@ -1,5 +1,6 @@
 //! Names and paths: bytes, checked once, so that nothing behind this door meets `..`, a slash or a NUL again.
 
+use std::cmp::Ordering;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -180,6 +181,29 @@ impl RelPath {
         self.0.split(|&b| b == b'/').filter(|c| !c.is_empty())
     }
 
+    /// The order of a walk through a tree: a directory before what is in it, by the bytes of the names.
+    pub fn in_tree_order(&self, other: &RelPath) -> Ordering {
+        let (one, other) = (&self.0[..], &other.0[..]);
+        let same = common_prefix(one, other);
+        match (one.get(same), other.get(same)) {
+            (None, None) => Ordering::Equal,
+            (None, Some(_)) => Ordering::Less,
+            (Some(_), None) => Ordering::Greater,
+            // A name that ends here stands before one that goes on.
+            (Some(b'/'), Some(_)) => Ordering::Less,
+            (Some(_), Some(b'/')) => Ordering::Greater,
+            (Some(one), Some(other)) => one.cmp(other),
+        }
+    }
+
+    /// Whether this is `dir`, or in it at any depth.
+    pub fn is_in_or_at(&self, dir: &RelPath) -> bool {
+        match self.0.strip_prefix(&dir.0[..]) {
+            Some(rest) => rest.is_empty() || rest[0] == b'/' || dir.is_root(),
+            None => false,
+        }
+    }
+
     /// Whether this is the root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
@@ -194,6 +218,15 @@ impl RelPath {
     pub fn as_os_str(&self) -> &OsStr {
         OsStr::from_bytes(&self.0)
     }
+}
+
+/// How many bytes two paths begin with in common. Compared in pieces, as paths of one tree share most of what they are.
+fn common_prefix(one: &[u8], other: &[u8]) -> usize {
+    const PIECE: usize = 64;
+    let pieces = one.chunks_exact(PIECE).zip(other.chunks_exact(PIECE));
+    let begin = PIECE * pieces.take_while(|(one, other)| one == other).count();
+    let rest = one[begin..].iter().zip(&other[begin..]);
+    begin + rest.take_while(|(one, other)| one == other).count()
 }
 
 impl fmt::Debug for RelPath {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Result;
 use super::gather::Gathered;
+use super::portion::Standing;
 use crate::backend::Xattrs;
 use crate::base::{Ino, Name, RelPath};
 use crate::index::{Flags, Inode, Snapshot};
@@ -41,6 +42,7 @@ struct Finder<'a> {
     snapshot: &'a Snapshot,
     rules: &'a NameRules,
     origin: &'a [u8; 16],
+    standing: &'a Standing,
     old_dirs: BTreeMap<Ino, Option<RelPath>>,
     new_dirs: BTreeMap<Ino, Option<RelPath>>,
     found: Subjects,
@@ -58,6 +60,7 @@ pub(super) fn find(
         snapshot,
         rules,
         origin,
+        standing: &gathered.standing,
         old_dirs: BTreeMap::new(),
         new_dirs: BTreeMap::new(),
         found: Subjects::default(),
@@ -160,7 +163,7 @@ impl Finder<'_> {
 
     fn new_path(&mut self, key: &NameKey) -> Result<Option<RelPath>> {
         if !self.new_dirs.contains_key(&key.parent) {
-            let dir = self.snapshot.mount_dir(key.parent)?;
+            let dir = self.standing.path(self.snapshot, key.parent)?;
             self.new_dirs.insert(key.parent, dir);
         }
         let dir = self.new_dirs.get(&key.parent).and_then(Option::as_ref);

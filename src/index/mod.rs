@@ -50,6 +50,7 @@ pub use snapshot::{Snapshot, Waiting};
 pub use state::State;
 pub use tree::{Dirent, PlacedEntry};
 pub use wal::Relief;
+pub(crate) use ways::path_upwards;
 pub use xattrs::XattrSizes;
 
 /// What went wrong in the index.

@@ -91,7 +91,7 @@ pub(super) fn names_upwards(
 }
 
 /// The path that [`names_upwards`] leads along.
-pub(super) fn path_upwards(
+pub(crate) fn path_upwards(
     ino: Ino,
     link_of: impl FnMut(Ino) -> Result<Option<NameKey>>,
 ) -> Result<Option<RelPath>> {
@@ -132,6 +132,19 @@ impl State {
     pub fn mount_depth(&mut self, ino: Ino) -> Result<Option<usize>> {
         let names = names_upwards(ino, |at| self.mount_link(at, at != ino))?;
         Ok(names.map(|names| names.len()))
+    }
+
+    /// The directories from `dir` up to the root, which is not among them; `None` if one of them has no name in the mount.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn mount_way(&mut self, dir: Ino) -> Result<Option<Vec<Ino>>> {
+        let mut way = Vec::new();
+        let names = names_upwards(dir, |at| {
+            way.push(at);
+            self.mount_link(at, true)
+        })?;
+        Ok(names.map(|_| way))
     }
 
     /// How `at` hangs from its parent in the mount. Remembered only of what is surely a directory.

@@ -4,8 +4,6 @@
 //! million files moves in one change. What the steps remove is forgotten. Then every name that the batch brings up to date is
 //! described anew. What stays behind keeps the description of the version that it has.
 
-use std::cmp::Ordering;
-
 use crate::base::RelPath;
 use crate::rules::catalog::{CatalogChange, Description};
 use crate::rules::steps::{ClearStep, PlaceStep, Steps};
@@ -32,7 +30,8 @@ pub fn changes<C>(
     let gone = gone.iter().cloned();
     clear.extend(gone.map(|path| CatalogChange::Remove { path }));
     // Old paths hold as long as nothing above them has moved: what is in a directory before the directory.
-    clear.sort_by(|a, b| in_order(b.path(), a.path()));
+    // In the order of a walk whoever takes the changes finds each name near the one before, however deep the tree is.
+    clear.sort_by(|a, b| b.path().in_tree_order(a.path()));
     let mut changes = clear;
     for step in &steps.place {
         if let PlaceStep::Attach { slot, to, .. } = step {
@@ -42,7 +41,7 @@ pub fn changes<C>(
             });
         }
     }
-    sets.sort_by(|(a, _), (b, _)| in_order(a, b));
+    sets.sort_by(|(a, _), (b, _)| a.in_tree_order(b));
     sets.dedup_by(|(a, _), (b, _)| a == b);
     let described = sets
         .into_iter()
@@ -52,10 +51,4 @@ pub fn changes<C>(
         });
     changes.extend(described);
     changes
-}
-
-/// The order of a walk through the tree: a directory, then what is in it. Whoever takes the changes then finds each name near the one
-/// before, however deep the tree is.
-fn in_order(a: &RelPath, b: &RelPath) -> Ordering {
-    a.components().cmp(b.components())
 }
