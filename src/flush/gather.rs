@@ -273,16 +273,16 @@ impl Gatherer<'_> {
     fn describe(self, gathered: &mut Gathered) -> Result<()> {
         let snapshot = self.snapshot;
         let names = gathered.delta.names.iter();
-        let concerned: HashSet<Ino> = names
-            .flat_map(|change| {
-                let new = change.new.as_ref().map(|new| new.ino);
-                [change.old.map(|old| old.ino), new].into_iter().flatten()
-            })
+        let given: HashSet<Ino> = (names.clone())
+            .filter_map(|change| change.new.as_ref().map(|new| new.ino))
             .chain(gathered.attributes.iter().copied())
+            .collect();
+        let held: HashSet<Ino> = names
+            .filter_map(|change| change.old.map(|old| old.ino))
             .collect();
         let known = self.inodes.into_iter();
         gathered.inodes = known
-            .filter(|(ino, _)| concerned.contains(ino))
+            .filter(|(ino, _)| given.contains(ino) || held.contains(ino))
             .filter_map(|(ino, it)| Some((ino, it?)))
             .collect();
         for dir in gathered.delta.dirs.keys() {
@@ -293,7 +293,7 @@ impl Gatherer<'_> {
             }
         }
         for (ino, inode) in &gathered.inodes {
-            if inode.flags.has(Flags::XATTRS) && concerned.contains(ino) {
+            if inode.flags.has(Flags::XATTRS) && given.contains(ino) {
                 gathered.xattrs.insert(*ino, snapshot.xattrs(*ino)?);
             }
             if inode.is_dir()

@@ -1,6 +1,6 @@
 //! Of which names the catalog is to be told something, read from the snapshot of the cut.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 
 use super::Result;
 use super::gather::Gathered;
@@ -70,7 +70,7 @@ pub(super) fn find(
     for ino in &gathered.attributes {
         keys.extend(snapshot.names_of(*ino)?);
     }
-    for key in keys {
+    for key in finder.in_tree_order(keys)? {
         finder.look_at(key)?;
     }
     if gathered.attributes.contains(&Ino::ROOT) {
@@ -80,6 +80,29 @@ pub(super) fn find(
 }
 
 impl Finder<'_> {
+    /// Names in the order of the directories that hold them on the backend: the mirror of the catalog then finds each near the one before.
+    fn in_tree_order(&mut self, keys: BTreeSet<NameKey>) -> Result<Vec<NameKey>> {
+        for key in &keys {
+            self.old_dir(key.parent)?;
+        }
+        let mut dirs: Vec<(Ino, &RelPath)> = (self.old_dirs.iter())
+            .filter_map(|(ino, path)| Some((*ino, path.as_ref()?)))
+            .collect();
+        dirs.sort_by(|(_, one), (_, other)| one.in_tree_order(other));
+        let ranks = dirs.iter().enumerate();
+        let ranks: HashMap<Ino, usize> = ranks.map(|(rank, (ino, _))| (*ino, rank)).collect();
+        let mut keys: Vec<NameKey> = keys.into_iter().collect();
+        keys.sort_by_key(|key| ranks.get(&key.parent).copied());
+        Ok(keys)
+    }
+
+    fn old_dir(&mut self, dir: Ino) -> Result<Option<&RelPath>> {
+        if let btree_map::Entry::Vacant(unknown) = self.old_dirs.entry(dir) {
+            unknown.insert(self.snapshot.backend_dir(dir)?);
+        }
+        Ok(self.old_dirs.get(&dir).and_then(Option::as_ref))
+    }
+
     fn look_at(&mut self, key: NameKey) -> Result<()> {
         let old = self.old_path(&key)?;
         let known = match &old {
@@ -153,11 +176,7 @@ impl Finder<'_> {
     }
 
     fn old_path(&mut self, key: &NameKey) -> Result<Option<RelPath>> {
-        if !self.old_dirs.contains_key(&key.parent) {
-            let dir = self.snapshot.backend_dir(key.parent)?;
-            self.old_dirs.insert(key.parent, dir);
-        }
-        let dir = self.old_dirs.get(&key.parent).and_then(Option::as_ref);
+        let dir = self.old_dir(key.parent)?;
         Ok(dir.map(|dir| dir.join(&key.name)))
     }
 

@@ -12,6 +12,10 @@ use crate::base::{Ino, MAX_DEPTH};
 /// Heights up to this are not kept.
 const LOW: usize = 64;
 
+/// What is kept is that much more than is needed, so that a chain of directories that grows at its end is not noted anew all the way
+/// up for each of them.
+const SLACK: usize = 128;
+
 /// Directories looked at before a move is refused because of a height that may be out of date.
 const LOOKED_AT: usize = 4096;
 
@@ -49,25 +53,33 @@ impl State {
             return Ok(());
         };
         let kept = self.kept_height(ino)?;
-        let mut height = match kept {
+        let own = match kept {
             Some(kept) => kept,
             None => self.look_for_height(ino, LOOKED_AT_IN_PASSING)?.unwrap_or(LOW),
         };
-        if above.saturating_add(height) < LOW {
+        if above.saturating_add(own) < LOW {
             return Ok(());
         }
-        let mut at = parent;
+        self.raise_above(parent, above, own + 1)
+    }
+
+    /// `dir`, which is `depth` directories deep, is at least so high, and each above it by one more than the one in it.
+    fn raise_above(&mut self, dir: Ino, depth: usize, height: usize) -> Result<()> {
+        let (mut at, mut depth, mut height) = (dir, depth, height);
+        let mut is_first = true;
         loop {
-            height += 1;
             if height > LOW {
-                match self.kept_height(at)? {
-                    Some(kept) if kept >= height => return Ok(()),
-                    _ => self.set_height(at, height)?,
+                // Of a kept height those above have been told.
+                if (self.kept_height(at)?).is_some_and(|kept| kept >= height) {
+                    return Ok(());
                 }
+                height += if is_first { SLACK } else { 0 };
+                is_first = false;
+                self.set_height(at, height.min(MAX_DEPTH.saturating_sub(depth)))?;
             }
-            match self.mount_link(at, true)? {
-                Some(link) if at != Ino::ROOT => at = link.parent,
-                _ => return Ok(()),
+            match self.mount_parent(at)? {
+                Some(parent) => (at, depth, height) = (parent, depth.saturating_sub(1), height + 1),
+                None => return Ok(()),
             }
         }
     }

@@ -83,11 +83,14 @@ pub(super) fn names_upwards(
         names.push(link.name);
         at = link.parent;
         if names.len() > DEEPEST {
-            let problem = format!("directory {} is inside itself", ino.0);
-            return Err(IndexError::Corrupt(problem));
+            return Err(inside_itself(ino));
         }
     }
     Ok(Some(names))
+}
+
+fn inside_itself(dir: Ino) -> IndexError {
+    IndexError::Corrupt(format!("directory {} is inside itself", dir.0))
 }
 
 /// The path that [`names_upwards`] leads along.
@@ -125,13 +128,12 @@ impl State {
         path_upwards(ino, |at| self.mount_link(at, at != ino))
     }
 
-    /// How deep `ino` is in the mount: 0 for the root; `None` for what has no name.
+    /// How deep the directory `ino` is in the mount: 0 for the root; `None` for one that has no name.
     ///
     /// # Errors
     /// If SQLite cannot read.
     pub fn mount_depth(&mut self, ino: Ino) -> Result<Option<usize>> {
-        let names = names_upwards(ino, |at| self.mount_link(at, at != ino))?;
-        Ok(names.map(|names| names.len()))
+        Ok(self.mount_way(ino)?.map(|way| way.len()))
     }
 
     /// The directories from `dir` up to the root, which is not among them; `None` if one of them has no name in the mount.
@@ -140,11 +142,29 @@ impl State {
     /// If SQLite cannot read.
     pub fn mount_way(&mut self, dir: Ino) -> Result<Option<Vec<Ino>>> {
         let mut way = Vec::new();
-        let names = names_upwards(dir, |at| {
+        let mut at = dir;
+        while at != Ino::ROOT {
             way.push(at);
-            self.mount_link(at, true)
-        })?;
-        Ok(names.map(|_| way))
+            match self.mount_parent(at)? {
+                Some(parent) => at = parent,
+                None => return Ok(None),
+            }
+            if way.len() > DEEPEST {
+                return Err(inside_itself(dir));
+            }
+        }
+        Ok(Some(way))
+    }
+
+    /// The directory that directory `dir` is in.
+    pub(super) fn mount_parent(&mut self, dir: Ino) -> Result<Option<Ino>> {
+        if dir == Ino::ROOT {
+            return Ok(None);
+        }
+        if let Some(link) = self.mount_ways.get(dir) {
+            return Ok(Some(link.parent));
+        }
+        Ok(self.mount_link(dir, true)?.map(|link| link.parent))
     }
 
     /// How `at` hangs from its parent in the mount. Remembered only of what is surely a directory.
