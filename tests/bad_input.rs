@@ -6,8 +6,9 @@ mod lab;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use lab::{Backend, Lab, assert_content, content, exit, run, text, write};
+use lab::{Backend, Lab, assert_content, content, exit, run, text, wait_until, write};
 
 fn plain() -> Option<Lab> {
     Lab::new(Backend::Ext4Dir)
@@ -419,5 +420,75 @@ fn root_does_not_use_the_cache_of_another_user_nor_an_index_that_he_has_put_into
     lab.mount(&[]);
     assert_content(lab.m("file"), b"bytes");
     lab.unmount();
+    lab.finish();
+}
+
+/// Makes directories one in the other, each by its own name in the one before. Tells how far that went.
+const CHAIN: &str = r#"
+import errno, os, sys
+at = os.open(sys.argv[1], os.O_RDONLY)
+made = 0
+try:
+    while made < int(sys.argv[2]):
+        os.mkdir("d", dir_fd=at)
+        made += 1
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+except OSError as error:
+    print(errno.errorcode[error.errno], end=" ")
+print(made)
+"#;
+
+/// How many directories are one in the other.
+const LEVELS: &str = r#"
+import os, sys
+at = os.open(sys.argv[1], os.O_RDONLY)
+levels = 0
+try:
+    while True:
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+        levels += 1
+except OSError:
+    print(levels)
+"#;
+
+fn python_at(script: &str, dir: &Path, number: &str) -> String {
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).arg(dir).arg(number);
+    run(&mut python).ok().stdout.trim().to_string()
+}
+
+#[test]
+fn directories_are_as_deep_as_the_bound_whoever_makes_them_and_all_else_is_carried() {
+    let Some(mut lab) = plain() else { return };
+    // Somebody else has made deeper ones, and under names that no path in one call holds.
+    fs::create_dir(lab.d("deep")).expect("mkdir");
+    assert_eq!(python_at(CHAIN, &lab.d("deep"), "2060"), "2060");
+    lab.mount(&[]);
+    fs::create_dir(lab.m("own")).expect("mkdir");
+    assert_eq!(python_at(CHAIN, &lab.m("own"), "2060"), "ENAMETOOLONG 2047");
+    wait_until(
+        "the deep directory to be named",
+        Duration::from_secs(300),
+        || {
+            let import = &lab.status()["import"];
+            let named = &import["unreadable"][0]["reason"];
+            named.as_str().is_some_and(|reason| reason.contains("2048"))
+        },
+    );
+    write(&lab.m("beside"), b"beside");
+    lab.flush();
+    assert_content(lab.d("beside"), b"beside");
+    assert_eq!(python_at(LEVELS, &lab.d("own"), ""), "2047");
+    assert_eq!(python_at(LEVELS, &lab.m("deep"), ""), "2047");
+    // What takes directories away one by one holds a descriptor of each.
+    lab.unmount();
+    run(Command::new("rm")
+        .arg("-rf")
+        .args([lab.d("deep"), lab.d("own")]))
+    .ok();
     lab.finish();
 }

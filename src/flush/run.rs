@@ -31,8 +31,7 @@ const WAIT_FOR_TURN: Duration = Duration::from_millis(50);
 /// How often a flush takes in what others have changed meanwhile before it goes on without that.
 const LOOKS: usize = 3;
 
-const FASTER: &str =
-    "more has come meanwhile than one batch can hold; it waits for the next flush";
+const FASTER: &str = "more has come meanwhile than one batch can hold; it waits for the next flush";
 
 /// Whether all of the cut is carried, or only what makes room on the backend.
 #[derive(Clone, Copy, PartialEq, Eq)]

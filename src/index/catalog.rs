@@ -86,7 +86,9 @@ impl State {
     }
 
     pub(super) fn detach_described(&mut self, from: &RelPath, slot: SlotNo) -> Result<()> {
-        let Some(node) = read::find(&self.conn, &mut self.described_way, from)?.filter(|node| *node != ROOT) else {
+        let Some(node) =
+            read::find(&self.conn, &mut self.described_way, from)?.filter(|node| *node != ROOT)
+        else {
             return Ok(());
         };
         self.hang_from(node, SLOTS, &slot.0.to_be_bytes())

@@ -55,7 +55,9 @@ impl State {
         let kept = self.kept_height(ino)?;
         let own = match kept {
             Some(kept) => kept,
-            None => self.look_for_height(ino, LOOKED_AT_IN_PASSING)?.unwrap_or(LOW),
+            None => self
+                .look_for_height(ino, LOOKED_AT_IN_PASSING)?
+                .unwrap_or(LOW),
         };
         if above.saturating_add(own) < LOW {
             return Ok(());
@@ -92,7 +94,10 @@ impl State {
     fn kept_height(&self, dir: Ino) -> Result<Option<usize>> {
         self.conn
             .prepare_cached("SELECT height FROM tall_dirs WHERE ino=?")
-            .and_then(|mut s| s.query_row([int(dir.0)], |row| row.get::<_, i64>(0)).optional())
+            .and_then(|mut s| {
+                s.query_row([int(dir.0)], |row| row.get::<_, i64>(0))
+                    .optional()
+            })
             .context("look up the height of a directory")
             .map(|height| height.map(|height| usize::try_from(height).unwrap_or(MAX_DEPTH)))
     }

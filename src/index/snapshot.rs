@@ -4,12 +4,12 @@ use std::cell::RefCell;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::catalog::DescribedWay;
 use super::inode::{COLUMNS, Inode};
 use super::names::{look_up_stored, mount_name_of};
 use super::tree::{
     PLACED_COLUMNS, PlacedEntry, name_from_row, placed_from_row, places_of, stored_names_of,
 };
-use super::catalog::DescribedWay;
 use super::ways::{FixedWays, path_upwards};
 use super::{Context, Result, int};
 use crate::base::{Ino, Name, RelPath, Seq};
@@ -32,8 +32,8 @@ pub struct Waiting {
 /// A view as of the moment it was opened. See the functions of the same name on [`super::State`] for what they tell.
 pub struct Snapshot {
     pub(super) conn: Connection,
-    mount_ways: FixedWays,
-    backend_ways: FixedWays,
+    pub(super) mount_ways: FixedWays,
+    pub(super) backend_ways: FixedWays,
     pub(super) described_way: RefCell<DescribedWay>,
 }
 

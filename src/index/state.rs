@@ -12,10 +12,10 @@ use std::time::Instant;
 use lru::LruCache;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::catalog::DescribedWay;
 use super::counters::{Counter, Sums, Totals, load_allocation};
 use super::guard::note_failure;
 use super::inode::{COLUMNS, Flags, Inode};
-use super::catalog::DescribedWay;
 use super::wal::Wal;
 use super::ways::Ways;
 use super::{ActiveBatch, Context, IndexError, Result, int};

@@ -22,6 +22,8 @@ const DEEPEST: usize = 100_000;
 pub(super) struct Ways {
     up: HashMap<Ino, NameKey>,
     down: HashMap<NameKey, Ino>,
+    /// How deep directories are; of each all links on the way up are known. Nothing is known any more once one of them is forgotten.
+    depths: HashMap<Ino, usize>,
 }
 
 impl Ways {
@@ -30,7 +32,7 @@ impl Ways {
     }
 
     fn note(&mut self, dir: Ino, at: NameKey) {
-        if self.up.len() >= REMEMBERED {
+        if self.up.len().max(self.depths.len()) >= REMEMBERED {
             self.clear();
         }
         self.forget(dir);
@@ -42,6 +44,7 @@ impl Ways {
     pub(super) fn forget(&mut self, dir: Ino) {
         if let Some(at) = self.up.remove(&dir) {
             self.down.remove(&at);
+            self.depths.clear();
         }
     }
 
@@ -56,12 +59,14 @@ impl Ways {
         };
         if let Some(dir) = self.down.remove(&at) {
             self.up.remove(&dir);
+            self.depths.clear();
         }
     }
 
     pub(super) fn clear(&mut self) {
         self.up.clear();
         self.down.clear();
+        self.depths.clear();
     }
 }
 
@@ -133,7 +138,25 @@ impl State {
     /// # Errors
     /// If SQLite cannot read.
     pub fn mount_depth(&mut self, ino: Ino) -> Result<Option<usize>> {
-        Ok(self.mount_way(ino)?.map(|way| way.len()))
+        let (mut at, mut steps) = (ino, 0);
+        let above = loop {
+            if at == Ino::ROOT {
+                break 0;
+            }
+            if let Some(depth) = self.mount_ways.depths.get(&at) {
+                break *depth;
+            }
+            steps += 1;
+            match self.mount_parent(at)? {
+                Some(parent) => at = parent,
+                None => return Ok(None),
+            }
+            if steps > DEEPEST {
+                return Err(inside_itself(ino));
+            }
+        };
+        self.mount_ways.depths.insert(ino, above + steps);
+        Ok(Some(above + steps))
     }
 
     /// The directories from `dir` up to the root, which is not among them; `None` if one of them has no name in the mount.
@@ -178,5 +201,92 @@ impl State {
             self.mount_ways.note(at, link.clone());
         }
         Ok(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Capabilities;
+    use crate::base::Timestamp;
+    use crate::index::{Index, Inode};
+    use crate::rules::names::NameRules;
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn make(state: &mut State, parent: Ino, called: &str) -> Ino {
+        let ino = state.new_ino().unwrap();
+        state.put_inode(Inode::new(ino, libc::S_IFDIR | 0o755, 0, 0, Timestamp(0)));
+        let inode = state.expect_inode(ino).unwrap();
+        state.add_name(parent, &name(called), &inode).unwrap();
+        ino
+    }
+
+    fn rename(state: &mut State, from: (Ino, &str), to: (Ino, &str)) {
+        let ino = state.lookup(from.0, &name(from.1)).unwrap().unwrap();
+        let inode = state.expect_inode(ino).unwrap();
+        state.remove_name(from.0, &name(from.1)).unwrap();
+        state.add_name(to.0, &name(to.1), &inode).unwrap();
+    }
+
+    #[test]
+    fn paths_and_depths_follow_directories_that_move() {
+        let dir = tempfile::tempdir().unwrap();
+        let rules = NameRules::new(&Capabilities::everything());
+        let index = Index::open(&dir.path().join("index.db"), rules).unwrap();
+        let mut state = index.lock();
+        let a = make(&mut state, Ino::ROOT, "a");
+        let b = make(&mut state, a, "b");
+        let c = make(&mut state, b, "c");
+        let look = |state: &mut State, ino| {
+            let path = state.mount_path(ino).unwrap().map(|it| it.to_string());
+            (path, state.mount_depth(ino).unwrap())
+        };
+        assert_eq!(look(&mut state, c), (Some("a/b/c".into()), Some(3)));
+        rename(&mut state, (a, "b"), (Ino::ROOT, "d"));
+        assert_eq!(look(&mut state, c), (Some("d/c".into()), Some(2)));
+        rename(&mut state, (Ino::ROOT, "a"), (c, "e"));
+        assert_eq!(look(&mut state, a), (Some("d/c/e".into()), Some(3)));
+        state.commit().unwrap();
+        rename(&mut state, (c, "e"), (Ino::ROOT, "f"));
+        assert_eq!(look(&mut state, a), (Some("f".into()), Some(1)));
+        state.undo();
+        assert_eq!(look(&mut state, a), (Some("d/c/e".into()), Some(3)));
+        state.remove_name(b, &name("c")).unwrap();
+        assert_eq!(look(&mut state, a), (None, None));
+    }
+
+    #[test]
+    fn each_directory_is_looked_up_once_however_many_paths_lead_through_it() {
+        const LEVELS: usize = 300;
+        let dir = tempfile::tempdir().unwrap();
+        let rules = NameRules::new(&Capabilities::everything());
+        let index = Index::open(&dir.path().join("index.db"), rules).unwrap();
+        let mut chain = vec![Ino::ROOT];
+        let mut state = index.lock();
+        for _ in 0..LEVELS {
+            let next = make(&mut state, chain[chain.len() - 1], "d");
+            chain.push(next);
+        }
+        state.commit().unwrap();
+        drop(state);
+        let snapshot = index.snapshot().unwrap();
+        let lookups = std::cell::Cell::new(0);
+        for dir in &chain {
+            let path = path_upwards(*dir, |at| {
+                let before = snapshot.mount_ways.borrow().len();
+                let link = snapshot.mount_link(at);
+                lookups.set(lookups.get() + snapshot.mount_ways.borrow().len() - before);
+                link
+            });
+            assert!(path.unwrap().is_some());
+        }
+        assert_eq!(lookups.get(), LEVELS);
+        assert_eq!(
+            index.lock().mount_depth(chain[LEVELS]).unwrap(),
+            Some(LEVELS)
+        );
     }
 }

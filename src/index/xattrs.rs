@@ -93,7 +93,9 @@ impl State {
     /// If SQLite cannot read.
     pub fn xattr_names(&mut self, ino: Ino) -> Result<Vec<Vec<u8>>> {
         self.conn
-            .prepare_cached("SELECT name FROM xattrs INDEXED BY xattrs_name WHERE ino=? ORDER BY name")
+            .prepare_cached(
+                "SELECT name FROM xattrs INDEXED BY xattrs_name WHERE ino=? ORDER BY name",
+            )
             .and_then(|mut s| s.query_map([int(ino.0)], |row| row.get(0))?.collect())
             .context("list xattrs")
     }
@@ -115,8 +117,10 @@ impl State {
         let before = self.xattr_sizes(ino)?;
         let old = self.xattr_length(ino, name)?;
         let after = before.with(name.len(), old, Some(value.len() as u64));
-        Ok((after.names <= given::MAX_XATTR_LIST || after.names <= before.names)
-            && (after.bytes <= given::MAX_XATTRS || after.bytes <= before.bytes))
+        Ok(
+            (after.names <= given::MAX_XATTR_LIST || after.names <= before.names)
+                && (after.bytes <= given::MAX_XATTRS || after.bytes <= before.bytes),
+        )
     }
 
     /// Sets an extended attribute, or removes it.

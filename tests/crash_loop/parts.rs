@@ -111,7 +111,11 @@ fn the_attributes_of_a_file_have_a_bound_and_one_that_fits_into_no_batch_is_left
         engine.put("light", b"light");
         engine.flusher.limit_batches(1 << 20);
         let report = engine.flush().expect("flush");
-        let left: Vec<&str> = report.left_behind.iter().map(|(path, _)| &path[..]).collect();
+        let left: Vec<&str> = report
+            .left_behind
+            .iter()
+            .map(|(path, _)| &path[..])
+            .collect();
         assert_eq!(left, ["heavy"]);
         let names: Vec<String> = world.drive_tree().keys().map(ToString::to_string).collect();
         assert_eq!(names, ["light"]);
@@ -150,7 +154,7 @@ fn rename(engine: &Engine, from: (Ino, &str), to: (Ino, &str), mode: RenameMode)
 }
 
 #[test]
-fn directories_are_as_deep_as_the_bound_and_no_deeper_and_are_carried() {
+fn directories_are_as_deep_as_the_bound_and_no_deeper() {
     let world = World::new(Kind::Linux);
     let engine = world.start(false);
     let deep = chain(&engine, Ino::ROOT, MAX_DEPTH);
@@ -167,7 +171,10 @@ fn directories_are_as_deep_as_the_bound_and_no_deeper_and_are_carried() {
         rename(&engine, (side, "tall"), at(MAX_DEPTH - 100), mode),
         libc::ENAMETOOLONG
     );
-    assert_eq!(rename(&engine, (side, "tall"), at(MAX_DEPTH - 101), mode), 0);
+    assert_eq!(
+        rename(&engine, (side, "tall"), at(MAX_DEPTH - 101), mode),
+        0
+    );
     let exchanged = rename(
         &engine,
         (Ino::ROOT, "side"),
@@ -178,47 +185,33 @@ fn directories_are_as_deep_as_the_bound_and_no_deeper_and_are_carried() {
     // It is up again, and may be moved down to where it was, but not lower.
     make_dir(&engine, Ino::ROOT, "lower").expect("mkdir");
     let lower = (deep[MAX_DEPTH - 100], "moved");
-    assert_eq!(rename(&engine, (Ino::ROOT, "side"), lower, mode), libc::ENAMETOOLONG);
-    engine.flush_all();
-    world.check(&engine);
-    assert_eq!(world.drive_tree().len(), MAX_DEPTH + 1 + 101 + 1);
-    // To a level as deep, or less deep, everything can be moved.
     assert_eq!(
-        rename(&engine, (deep[1], "d"), (Ino::ROOT, "up"), mode),
-        0
+        rename(&engine, (Ino::ROOT, "side"), lower, mode),
+        libc::ENAMETOOLONG
     );
-    engine.flush_all();
-    assert_mirrored(&world, &engine);
+    // To a level as deep, or less deep, everything can be moved.
+    assert_eq!(rename(&engine, (deep[1], "d"), (Ino::ROOT, "up"), mode), 0);
 }
 
 #[test]
-fn a_new_cache_takes_in_a_deep_tree_of_a_drive_up_to_the_bound() {
-    let first = World::new(Kind::Exfat);
-    for depth in 1..=MAX_DEPTH + 3 {
-        let path = vec!["d"; depth].join("/");
-        let path = ferryfs::base::RelPath::parse(path.as_bytes()).expect("a path");
-        ferryfs::backend::Backend::make_dir(&first.memory, &path).expect("mkdir");
-    }
-    ferryfs::backend::Backend::sync(&first.memory).expect("sync");
-    let world = World::on(Kind::Exfat, first.memory.clone());
+fn a_tall_tree_is_moved_and_removed_as_it_was_made() {
+    let world = World::new(Kind::Linux);
     let engine = world.start(false);
-    let mut after = Ino(0);
-    let mut failed = Vec::new();
-    loop {
-        after = match engine.fs.import_next(after) {
-            Ok(None) => break,
-            Ok(Some(dir)) => dir,
-            Err((dir, error)) => {
-                failed.push(error.errno());
-                dir
-            }
-        };
-    }
-    assert_eq!(failed, [libc::ENAMETOOLONG]);
-    let progress = engine.fs.import_progress().expect("progress");
-    assert_eq!(progress.unreadable_count, 1);
-    assert!(progress.unreadable[0].1.contains("2048"), "{progress:?}");
-    engine.put("beside", b"beside");
+    let deep = chain(&engine, Ino::ROOT, 150);
     engine.flush_all();
-    engine.refresh();
+    let mode = RenameMode::NoReplace;
+    assert_eq!(rename(&engine, (deep[1], "d"), (Ino::ROOT, "up"), mode), 0);
+    assert_eq!(
+        rename(&engine, (deep[70], "d"), (deep[1], "aside"), mode),
+        0
+    );
+    engine.flusher.limit_batches(40_000);
+    engine.flush_all();
+    is_as_it_must_be(&world, &engine);
+    for dir in deep[71..150].iter().rev() {
+        let name = Name::new(b"d").expect("a name");
+        call(|ctx| engine.fs.rmdir(ctx, *dir, &name)).expect("rmdir");
+    }
+    engine.flush_all();
+    is_as_it_must_be(&world, &engine);
 }

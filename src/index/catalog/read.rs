@@ -71,7 +71,9 @@ impl DescribedWay {
     pub(super) fn join<'p>(&mut self, path: &'p RelPath) -> (i64, Vec<&'p [u8]>) {
         let names: Vec<&[u8]> = path.components().collect();
         let known = self.0.iter().zip(&names);
-        let shared = known.take_while(|((known, _), name)| **known == ***name).count();
+        let shared = known
+            .take_while(|((known, _), name)| **known == ***name)
+            .count();
         self.0.truncate(shared);
         let node = self.0.last().map_or(ROOT, |(_, node)| *node);
         (node, names[shared..].to_vec())
