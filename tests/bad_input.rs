@@ -492,3 +492,83 @@ fn directories_are_as_deep_as_the_bound_whoever_makes_them_and_all_else_is_carri
     .ok();
     lab.finish();
 }
+
+/// Sizes, offsets and times at and beyond what can be counted. Whatever is refused is refused with an error.
+const EXTREMES: &str = r#"
+import ctypes, errno, os, sys
+top = sys.argv[1]
+most = 2**63 - 1
+libc = ctypes.CDLL(None, use_errno=True)
+told = set()
+def attempt(call, *args, **named):
+    try:
+        call(*args, **named)
+    except (OSError, OverflowError) as error:
+        told.add(getattr(error, "errno", 0))
+for name in ["one", "other"]:
+    os.close(os.open("%s/%s" % (top, name), os.O_CREAT | os.O_WRONLY))
+    os.truncate("%s/%s" % (top, name), most)
+    assert os.stat("%s/%s" % (top, name)).st_size == most
+small = os.open(top + "/small", os.O_CREAT | os.O_RDWR)
+os.write(small, b"small")
+sizes = [0, 1, 5, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, most - 4096, most - 1, most]
+for fd in [os.open(top + "/one", os.O_RDWR), small]:
+    for at in sizes:
+        attempt(os.pread, fd, 4096, at)
+        attempt(os.pwrite, fd, b"x" * 8192, most - 100)
+        attempt(os.lseek, fd, at, os.SEEK_DATA)
+        attempt(os.lseek, fd, at, os.SEEK_HOLE)
+        for length in sizes:
+            for mode in [0, 1, 2 | 1, 8, 0x10 | 1, 0x10]:
+                # Not so that it would fill the disk.
+                if mode in (0, 1) and 2**20 < length < most - 2**20:
+                    continue
+                if libc.fallocate(fd, mode, ctypes.c_long(at), ctypes.c_long(length)):
+                    told.add(ctypes.get_errno())
+            attempt(os.copy_file_range, fd, small, min(length, 4096), at, max(0, most - length))
+os.ftruncate(small, 5)
+os.truncate(top + "/one", most)
+for seconds in [0, 1, -1, 2**31, -2**31, 2**33, 9223372036, 9223372037, -9223372036, 2**40, 2**62]:
+    attempt(os.utime, top + "/small", (seconds, seconds))
+    attempt(os.utime, top, (seconds, seconds))
+    os.stat(top + "/small")
+os.utime(top + "/small", (1700000000, 1700000000))
+attempt(os.truncate, top + "/small", -1)
+space = os.statvfs(top)
+assert space.f_bavail <= space.f_blocks
+assert not told & {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED}, told
+print("done")
+"#;
+
+#[test]
+fn sizes_offsets_and_times_at_the_edge_of_what_can_be_counted_break_nothing() {
+    let Some(mut lab) = plain() else { return };
+    // Where a file may have as many bytes as a number has.
+    let shm = Path::new("/dev/shm");
+    if !shm.is_dir() {
+        return lab::skip("there is no tmpfs");
+    }
+    let ssd = tempfile::tempdir_in(shm).expect("a directory");
+    lab.cache = ssd.path().join("cache");
+    lab.mount(&[]);
+    assert_eq!(python_at(EXTREMES, &lab.mnt, ""), "done");
+    for round in 0..2 {
+        let status = lab.status();
+        assert!(status.to_string().contains("18446744073709551"), "{status}");
+        // They are too large for any drive.
+        let refused = lab.ferryfs(&["flush", &text(&lab.mnt)]);
+        assert_ne!(refused.code, exit::DONE, "{}", refused.stdout);
+        let size = fs::metadata(lab.m("other")).expect("stat").len();
+        assert_eq!(size, i64::MAX.unsigned_abs());
+        if round == 0 {
+            lab.unmount_with(&["--no-flush"]);
+            lab.mount(&[]);
+        }
+    }
+    for name in ["one", "other"] {
+        fs::remove_file(lab.m(name)).expect("unlink");
+    }
+    lab.flush();
+    assert_content(lab.d("small"), b"small");
+    lab.finish();
+}

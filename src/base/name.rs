@@ -1,6 +1,5 @@
 //! Names and paths: bytes, checked once, so that nothing behind this door meets `..`, a slash or a NUL again.
 
-use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::ffi::OsStr;
 use std::fmt;
@@ -228,13 +227,6 @@ fn common_prefix(one: &[u8], other: &[u8]) -> usize {
     let begin = PIECE * pieces.take_while(|(one, other)| one == other).count();
     let rest = one[begin..].iter().zip(&other[begin..]);
     begin + rest.take_while(|(one, other)| one == other).count()
-}
-
-/// A set of paths can be asked for a part of one without a copy of it: hash and order are those of the bytes.
-impl Borrow<[u8]> for RelPath {
-    fn borrow(&self) -> &[u8] {
-        &self.0
-    }
 }
 
 impl fmt::Debug for RelPath {

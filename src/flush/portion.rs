@@ -128,7 +128,7 @@ impl Lengths {
             }
         };
         for (dir, name) in way.into_iter().rev() {
-            length = length.map(|length| length + name + 1);
+            length = length.map(|length: u64| length.saturating_add(name + 1));
             self.0.insert(dir, length);
         }
         Ok(length)

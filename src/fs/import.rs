@@ -132,7 +132,7 @@ impl Fs {
             .iter()
             .filter(|e| e.meta.kind == FileKind::Directory && !is_own(dir, e))
             .count();
-        inode.nlink = 2 + subdirs as u32;
+        inode.nlink = u32::try_from(subdirs).map_or(u32::MAX, |count| count.saturating_add(2));
         inode.flags.set(Flags::LISTED);
         state.put_inode(inode);
         state.commit()?;

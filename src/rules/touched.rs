@@ -8,7 +8,7 @@ use crate::base::RelPath;
 /// The paths at which a batch takes names away or gives them, in the trees before and after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    paths: HashSet<RelPath>,
+    paths: HashSet<Vec<u8>>,
     /// Their lengths in bytes.
     lengths: HashSet<usize>,
     /// The directories in which they are.
@@ -22,7 +22,7 @@ impl Touched {
         let placed = steps.place.iter().map(PlaceStep::path);
         let mut touched = Touched::default();
         for path in cleared.chain(placed) {
-            touched.paths.insert(path.clone());
+            touched.paths.insert(path.as_bytes().to_vec());
             touched.lengths.insert(path.as_bytes().len());
             touched.dirs.extend(path.split_last().map(|(dir, _)| dir));
         }
@@ -43,9 +43,8 @@ impl Touched {
         let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/');
         let mut prefixes = ends.map(|(at, _)| at).chain([bytes.len()]);
         // Of a deep path few parts are as long as any path here, and only these are looked at.
-        prefixes.any(|end| {
-            end > 0 && self.lengths.contains(&end) && self.paths.contains(&bytes[..end])
-        })
+        prefixes
+            .any(|end| end > 0 && self.lengths.contains(&end) && self.paths.contains(&bytes[..end]))
     }
 
     /// The same for all that is in the directory `dir`.

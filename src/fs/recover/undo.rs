@@ -122,7 +122,7 @@ fn give_name_back(
     match state.inode(before.ino)? {
         // It has other names, and may have been changed under these since.
         Some(mut now) if now.nlink > 0 => {
-            now.nlink += 1;
+            now.nlink = now.nlink.saturating_add(1);
             state.put_inode(now.clone());
             before = now;
         }
