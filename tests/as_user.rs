@@ -510,3 +510,70 @@ fn nor_where_root_mounts_it() {
     }
     lab.finish();
 }
+
+/// Makes files with as many attributes as a file can have. Prints what ended it for the first.
+const STORM: &str = r#"
+import errno, os, sys
+for file in range(int(sys.argv[2])):
+    path = "%s/%d" % (sys.argv[1], file)
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+    try:
+        for attribute in range(20):
+            os.setxattr(path, "user.%d" % attribute, b"x" * 65536)
+    except OSError as error:
+        if file == 0:
+            print(attribute, errno.errorcode[error.errno])
+"#;
+
+/// The peak of a process's memory, in KiB.
+fn peak(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    number.expect("a peak").parse().expect("a number")
+}
+
+#[test]
+fn one_users_attributes_do_not_keep_the_files_of_others_from_the_drive() {
+    let Some(user) = nobody() else { return };
+    let Some(mut lab) = Lab::new(Backend::Ext4Dir) else {
+        return;
+    };
+    lab.mount(&["-o", "allow_other"]);
+    let theirs = lab.m("theirs");
+    fs::create_dir(&theirs).expect("mkdir");
+    chown(&theirs, Some(user.uid), Some(user.gid)).expect("chown");
+    let mut storm = Command::new("setpriv");
+    storm
+        .arg(format!("--reuid={}", user.uid))
+        .arg(format!("--regid={}", user.gid))
+        .args(["--clear-groups", "python3", "-c", STORM])
+        .arg(&theirs)
+        // More than one batch holds, as each byte of an attribute counts four times.
+        .arg("72")
+        .env("PATH", "/usr/bin:/bin")
+        .current_dir("/");
+    let done = run(&mut storm).ok();
+    assert_eq!(done.stdout.trim(), "15 ENOSPC");
+    // And one whose attributes are told of under each of many names.
+    for link in 0..90 {
+        fs::hard_link(theirs.join("0"), theirs.join(format!("link{link}"))).expect("link");
+    }
+    fs::write(lab.m("ours"), b"ours").expect("write");
+    let flushed = lab.flush_code(exit::LEFT_BEHIND);
+    let told = format!("{}{}", flushed.stdout, flushed.stderr);
+    assert!(told.contains("theirs/link0"), "{told}");
+    assert!(told.contains("extended attributes"), "{told}");
+    assert_eq!(fs::read(lab.d("ours")).expect("it is carried"), b"ours");
+    for file in 1..72 {
+        assert!(lab.d(format!("theirs/{file}")).exists(), "{file}");
+    }
+    assert!(!lab.d("theirs/0").exists());
+    let peak = peak(lab.pid());
+    assert!(peak < 1536 << 10, "{peak} KiB at most");
+    for link in 0..90 {
+        fs::remove_file(theirs.join(format!("link{link}"))).expect("unlink");
+    }
+    lab.flush_code(exit::DONE);
+    lab.finish();
+}

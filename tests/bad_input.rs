@@ -6,8 +6,9 @@ mod lab;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use lab::{Backend, Lab, assert_content, content, exit, run, text, write};
+use lab::{Backend, Lab, assert_content, content, exit, run, text, wait_until, write};
 
 fn plain() -> Option<Lab> {
     Lab::new(Backend::Ext4Dir)
@@ -419,5 +420,155 @@ fn root_does_not_use_the_cache_of_another_user_nor_an_index_that_he_has_put_into
     lab.mount(&[]);
     assert_content(lab.m("file"), b"bytes");
     lab.unmount();
+    lab.finish();
+}
+
+/// Makes directories one in the other, each by its own name in the one before. Tells how far that went.
+const CHAIN: &str = r#"
+import errno, os, sys
+at = os.open(sys.argv[1], os.O_RDONLY)
+made = 0
+try:
+    while made < int(sys.argv[2]):
+        os.mkdir("d", dir_fd=at)
+        made += 1
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+except OSError as error:
+    print(errno.errorcode[error.errno], end=" ")
+print(made)
+"#;
+
+/// How many directories are one in the other.
+const LEVELS: &str = r#"
+import os, sys
+at = os.open(sys.argv[1], os.O_RDONLY)
+levels = 0
+try:
+    while True:
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+        levels += 1
+except OSError:
+    print(levels)
+"#;
+
+fn python_at(script: &str, dir: &Path, number: &str) -> String {
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).arg(dir).arg(number);
+    run(&mut python).ok().stdout.trim().to_string()
+}
+
+#[test]
+fn directories_are_as_deep_as_the_bound_whoever_makes_them_and_all_else_is_carried() {
+    let Some(mut lab) = plain() else { return };
+    // Somebody else has made deeper ones, and under names that no path in one call holds.
+    fs::create_dir(lab.d("deep")).expect("mkdir");
+    assert_eq!(python_at(CHAIN, &lab.d("deep"), "2060"), "2060");
+    lab.mount(&[]);
+    fs::create_dir(lab.m("own")).expect("mkdir");
+    assert_eq!(python_at(CHAIN, &lab.m("own"), "2060"), "ENAMETOOLONG 2047");
+    wait_until(
+        "the deep directory to be named",
+        Duration::from_secs(300),
+        || {
+            let import = &lab.status()["import"];
+            let named = &import["unreadable"][0]["reason"];
+            named.as_str().is_some_and(|reason| reason.contains("2048"))
+        },
+    );
+    write(&lab.m("beside"), b"beside");
+    lab.flush();
+    assert_content(lab.d("beside"), b"beside");
+    assert_eq!(python_at(LEVELS, &lab.d("own"), ""), "2047");
+    assert_eq!(python_at(LEVELS, &lab.m("deep"), ""), "2047");
+    // What takes directories away one by one holds a descriptor of each.
+    lab.unmount();
+    run(Command::new("rm")
+        .arg("-rf")
+        .args([lab.d("deep"), lab.d("own")]))
+    .ok();
+    lab.finish();
+}
+
+/// Sizes, offsets and times at and beyond what can be counted. Whatever is refused is refused with an error.
+const EXTREMES: &str = r#"
+import ctypes, errno, os, sys
+top = sys.argv[1]
+most = 2**63 - 1
+libc = ctypes.CDLL(None, use_errno=True)
+told = set()
+def attempt(call, *args, **named):
+    try:
+        call(*args, **named)
+    except (OSError, OverflowError) as error:
+        told.add(getattr(error, "errno", 0))
+for name in ["one", "other"]:
+    os.close(os.open("%s/%s" % (top, name), os.O_CREAT | os.O_WRONLY))
+    os.truncate("%s/%s" % (top, name), most)
+    assert os.stat("%s/%s" % (top, name)).st_size == most
+small = os.open(top + "/small", os.O_CREAT | os.O_RDWR)
+os.write(small, b"small")
+sizes = [0, 1, 5, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, most - 4096, most - 1, most]
+for fd in [os.open(top + "/one", os.O_RDWR), small]:
+    for at in sizes:
+        attempt(os.pread, fd, 4096, at)
+        attempt(os.pwrite, fd, b"x" * 8192, most - 100)
+        attempt(os.lseek, fd, at, os.SEEK_DATA)
+        attempt(os.lseek, fd, at, os.SEEK_HOLE)
+        for length in sizes:
+            for mode in [0, 1, 2 | 1, 8, 0x10 | 1, 0x10]:
+                # Not so that it would fill the disk.
+                if mode in (0, 1) and 2**20 < length < most - 2**20:
+                    continue
+                if libc.fallocate(fd, mode, ctypes.c_long(at), ctypes.c_long(length)):
+                    told.add(ctypes.get_errno())
+            attempt(os.copy_file_range, fd, small, min(length, 4096), at, max(0, most - length))
+os.ftruncate(small, 5)
+os.truncate(top + "/one", most)
+for seconds in [0, 1, -1, 2**31, -2**31, 2**33, 9223372036, 9223372037, -9223372036, 2**40, 2**62]:
+    attempt(os.utime, top + "/small", (seconds, seconds))
+    attempt(os.utime, top, (seconds, seconds))
+    os.stat(top + "/small")
+os.utime(top + "/small", (1700000000, 1700000000))
+attempt(os.truncate, top + "/small", -1)
+space = os.statvfs(top)
+assert space.f_bavail <= space.f_blocks
+assert not told & {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED}, told
+print("done")
+"#;
+
+#[test]
+fn sizes_offsets_and_times_at_the_edge_of_what_can_be_counted_break_nothing() {
+    let Some(mut lab) = plain() else { return };
+    // Where a file may have as many bytes as a number has.
+    let shm = Path::new("/dev/shm");
+    if !shm.is_dir() {
+        return lab::skip("there is no tmpfs");
+    }
+    let ssd = tempfile::tempdir_in(shm).expect("a directory");
+    lab.cache = ssd.path().join("cache");
+    lab.mount(&[]);
+    assert_eq!(python_at(EXTREMES, &lab.mnt, ""), "done");
+    for round in 0..2 {
+        let status = lab.status();
+        assert!(status.to_string().contains("18446744073709551"), "{status}");
+        // They are too large for any drive.
+        let refused = lab.ferryfs(&["flush", &text(&lab.mnt)]);
+        assert_ne!(refused.code, exit::DONE, "{}", refused.stdout);
+        let size = fs::metadata(lab.m("other")).expect("stat").len();
+        assert_eq!(size, i64::MAX.unsigned_abs());
+        if round == 0 {
+            lab.unmount_with(&["--no-flush"]);
+            lab.mount(&[]);
+        }
+    }
+    for name in ["one", "other"] {
+        fs::remove_file(lab.m(name)).expect("unlink");
+    }
+    lab.flush();
+    assert_content(lab.d("small"), b"small");
     lab.finish();
 }

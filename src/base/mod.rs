@@ -10,7 +10,7 @@ pub use escape::{
     Escaped, EscapingWriter, ForeignText, is_hidden, path_of_text, printable, printable_bytes,
     printable_json, printable_lines, quoted,
 };
-pub use name::{NAME_MAX, Name, NameError, RelPath, STORED_NAME_MAX};
+pub use name::{MAX_DEPTH, NAME_MAX, Name, NameError, RelPath, STORED_NAME_MAX};
 pub use time::{Clock, SystemClock, Timestamp, Utc};
 pub use units::human_bytes;
 

@@ -1,5 +1,6 @@
 //! Names and paths: bytes, checked once, so that nothing behind this door meets `..`, a slash or a NUL again.
 
+use std::cmp::Ordering;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +12,10 @@ pub const NAME_MAX: usize = 255;
 
 /// Longest name on a backend, in bytes. Where names are counted in UTF-16 units, 255 of those are up to 765 bytes of UTF-8.
 pub const STORED_NAME_MAX: usize = 1024;
+
+/// How many directories may be one in the other below a root. Deeper ones could be named by no absolute path: `PATH_MAX`, which counts
+/// the NUL at its end, has room for as many names of one byte, each with a slash.
+pub const MAX_DEPTH: usize = 2048;
 
 /// One component of a path: 1 to [`STORED_NAME_MAX`] bytes, any but `/` and NUL, and neither `.` nor `..`. Those of a mount are
 /// shorter, see [`Name::is_mountable`].
@@ -117,6 +122,19 @@ impl RelPath {
         RelPath::parse(literal.as_bytes()).expect("a literal path is well formed")
     }
 
+    /// The path of these names, outermost first.
+    pub fn of_names<'n>(names: impl Iterator<Item = &'n Name> + Clone) -> RelPath {
+        let length = names.clone().map(|name| name.0.len() + 1).sum();
+        let mut bytes = Vec::with_capacity(length);
+        for name in names {
+            if !bytes.is_empty() {
+                bytes.push(b'/');
+            }
+            bytes.extend_from_slice(&name.0);
+        }
+        RelPath(bytes)
+    }
+
     /// This path with one more component.
     pub fn join(&self, name: &Name) -> RelPath {
         self.join_bytes(name.as_bytes())
@@ -166,6 +184,29 @@ impl RelPath {
         self.0.split(|&b| b == b'/').filter(|c| !c.is_empty())
     }
 
+    /// The order of a walk through a tree: a directory before what is in it, by the bytes of the names.
+    pub fn in_tree_order(&self, other: &RelPath) -> Ordering {
+        let (one, other) = (&self.0[..], &other.0[..]);
+        let same = common_prefix(one, other);
+        match (one.get(same), other.get(same)) {
+            (None, None) => Ordering::Equal,
+            (None, Some(_)) => Ordering::Less,
+            (Some(_), None) => Ordering::Greater,
+            // A name that ends here stands before one that goes on.
+            (Some(b'/'), Some(_)) => Ordering::Less,
+            (Some(_), Some(b'/')) => Ordering::Greater,
+            (Some(one), Some(other)) => one.cmp(other),
+        }
+    }
+
+    /// Whether this is `dir`, or in it at any depth.
+    pub fn is_in_or_at(&self, dir: &RelPath) -> bool {
+        match self.0.strip_prefix(&dir.0[..]) {
+            Some(rest) => rest.is_empty() || rest[0] == b'/' || dir.is_root(),
+            None => false,
+        }
+    }
+
     /// Whether this is the root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
@@ -180,6 +221,15 @@ impl RelPath {
     pub fn as_os_str(&self) -> &OsStr {
         OsStr::from_bytes(&self.0)
     }
+}
+
+/// How many bytes two paths begin with in common. Compared in pieces, as paths of one tree share most of what they are.
+fn common_prefix(one: &[u8], other: &[u8]) -> usize {
+    const PIECE: usize = 64;
+    let pieces = one.chunks_exact(PIECE).zip(other.chunks_exact(PIECE));
+    let begin = PIECE * pieces.take_while(|(one, other)| one == other).count();
+    let rest = one[begin..].iter().zip(&other[begin..]);
+    begin + rest.take_while(|(one, other)| one == other).count()
 }
 
 impl fmt::Debug for RelPath {

@@ -90,7 +90,8 @@ impl Carrier<'_> {
             let capabilities = self.capabilities;
             plan.steps.attributes = attributes::steps(&plan, &gathered, capabilities);
             let report = Report {
-                left_behind: self.left_behind(&plan, &foreign, &bad)?,
+                left_behind: self.left_behind(&plan, &gathered, &foreign, &bad)?,
+                more: gathered.more,
                 ..Report::default()
             };
             let leave_out = match self.attempt(&plan, &gathered, report) {
@@ -358,6 +359,7 @@ impl Carrier<'_> {
     fn left_behind(
         &self,
         plan: &Plan,
+        gathered: &Gathered,
         foreign: &Foreign,
         bad: &BTreeMap<Ino, String>,
     ) -> Result<Vec<(String, String)>> {
@@ -381,6 +383,9 @@ impl Carrier<'_> {
         }
         for key in &foreign.kept {
             named.push((spell(&mut state, key)?, KEPT.to_string()));
+        }
+        for (key, reason) in &gathered.unfit {
+            named.push((spell(&mut state, key)?, (*reason).to_string()));
         }
         Ok(named)
     }

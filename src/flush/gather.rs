@@ -4,6 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::Result;
+use super::portion::{Portion, Standing, Waiting};
 use super::stage::BAD;
 use super::subjects::Subjects;
 use crate::backend::{Capabilities, Xattrs};
@@ -39,6 +40,12 @@ pub(super) struct Gathered {
     pub(super) xattrs: BTreeMap<Ino, Xattrs>,
     /// Where the directories among `attributes` stand after the batch.
     pub(super) told_dirs: BTreeMap<Ino, RelPath>,
+    /// What fits into no batch, with the reason.
+    pub(super) unfit: Vec<(NameKey, &'static str)>,
+    /// How many batches are to follow with what does not fit into this one.
+    pub(super) more: u64,
+    /// Where directories stand after the batch.
+    pub(super) standing: Standing,
 }
 
 struct Gatherer<'a> {
@@ -47,6 +54,8 @@ struct Gatherer<'a> {
     capabilities: &'a Capabilities,
     /// What no whole version can be had of.
     live: &'a HashSet<Ino>,
+    /// What a batch may take, see [`super::portion`].
+    budget: u64,
     keys: BTreeSet<NameKey>,
     inodes: BTreeMap<Ino, Option<Inode>>,
     attributes: BTreeSet<Ino>,
@@ -96,12 +105,14 @@ pub(super) fn gather(
     rules: &NameRules,
     capabilities: &Capabilities,
     active: &ActiveBatch,
+    budget: u64,
 ) -> Result<Gathered> {
     let mut gatherer = Gatherer {
         snapshot,
         rules,
         capabilities,
         live: &active.writing,
+        budget,
         keys: BTreeSet::new(),
         inodes: BTreeMap::new(),
         attributes: BTreeSet::new(),
@@ -169,18 +180,9 @@ impl Gatherer<'_> {
     }
 
     fn compare(mut self) -> Result<Gathered> {
-        let mut gathered = Gathered {
-            delta: Delta::default(),
-            before: BTreeMap::new(),
-            sizes: BTreeMap::new(),
-            settled: Vec::new(),
-            attributes: std::mem::take(&mut self.attributes),
-            subjects: Subjects::default(),
-            inodes: BTreeMap::new(),
-            xattrs: BTreeMap::new(),
-            told_dirs: BTreeMap::new(),
-        };
-        gathered.delta.hard_links = self.capabilities.hard_links;
+        let mut settled = Vec::new();
+        let mut before = BTreeMap::new();
+        let mut changes = Vec::new();
         // Asked for once: an inode may have tens of thousands of names, and may have to be looked for under each of them.
         let mut entries: HashMap<Ino, Option<NewEntry>> = HashMap::new();
         for key in std::mem::take(&mut self.keys) {
@@ -197,27 +199,71 @@ impl Gatherer<'_> {
                 kind: entry.kind,
             });
             if let Some(entry) = placed {
-                gathered.before.insert(key.clone(), entry);
+                before.insert(key.clone(), entry);
             }
-            if old.is_none() && new.is_none() {
-                gathered.settled.push(key);
-                continue;
+            match old.is_none() && new.is_none() {
+                true => settled.push(key),
+                false => changes.push(NameChange { key, old, new }),
+            }
+        }
+        drop(entries);
+        let portion = Waiting {
+            snapshot: self.snapshot,
+            rules: self.rules,
+            changes: &changes,
+            inodes: &self.inodes,
+            attributes: &self.attributes,
+        }
+        .choose(self.budget)?;
+        self.gathered(changes, before, settled, portion)
+    }
+
+    /// What is known of that of the changes which goes into the batch.
+    fn gathered(
+        mut self,
+        changes: Vec<NameChange>,
+        mut before: BTreeMap<NameKey, PlacedEntry>,
+        settled: Vec<NameKey>,
+        portion: Portion,
+    ) -> Result<Gathered> {
+        let mut attributes = std::mem::take(&mut self.attributes);
+        attributes.retain(|ino| !portion.without.contains(ino));
+        let mut gathered = Gathered {
+            delta: Delta::default(),
+            before: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+            settled,
+            attributes,
+            subjects: Subjects::default(),
+            inodes: BTreeMap::new(),
+            xattrs: BTreeMap::new(),
+            told_dirs: BTreeMap::new(),
+            unfit: portion.unfit,
+            more: portion.more,
+            standing: portion.standing,
+        };
+        gathered.delta.hard_links = self.capabilities.hard_links;
+        let taken = changes.into_iter().zip(portion.names);
+        for change in taken.filter_map(|(change, taken)| taken.then_some(change)) {
+            if let Some(entry) = before.remove(&change.key) {
+                gathered.before.insert(change.key.clone(), entry);
             }
             if let Some(NewEntry {
                 ino,
                 content: NewContent::Changed(_),
-            }) = &new
+            }) = &change.new
                 && let Some(Some(inode)) = self.inodes.get(ino)
             {
                 gathered.sizes.insert(*ino, inode.size);
             }
-            if let Entry::Vacant(slot) = gathered.delta.dirs.entry(key.parent) {
+            let parent = change.key.parent;
+            if let Entry::Vacant(slot) = gathered.delta.dirs.entry(parent) {
                 slot.insert(DirPaths {
-                    old: self.snapshot.backend_dir(key.parent)?,
-                    new: self.snapshot.mount_dir(key.parent)?,
+                    old: self.snapshot.backend_dir(parent)?,
+                    new: gathered.standing.path(self.snapshot, parent)?,
                 });
             }
-            gathered.delta.names.push(NameChange { key, old, new });
+            gathered.delta.names.push(change);
         }
         self.describe(&mut gathered)?;
         Ok(gathered)
@@ -226,8 +272,19 @@ impl Gatherer<'_> {
     /// Notes what the cut knows of everything that the batch may have to give attributes to.
     fn describe(self, gathered: &mut Gathered) -> Result<()> {
         let snapshot = self.snapshot;
+        let names = gathered.delta.names.iter();
+        let given: HashSet<Ino> = (names.clone())
+            .filter_map(|change| change.new.as_ref().map(|new| new.ino))
+            .chain(gathered.attributes.iter().copied())
+            .collect();
+        let held: HashSet<Ino> = names
+            .filter_map(|change| change.old.map(|old| old.ino))
+            .collect();
         let known = self.inodes.into_iter();
-        gathered.inodes = known.filter_map(|(ino, it)| Some((ino, it?))).collect();
+        gathered.inodes = known
+            .filter(|(ino, _)| given.contains(ino) || held.contains(ino))
+            .filter_map(|(ino, it)| Some((ino, it?)))
+            .collect();
         for dir in gathered.delta.dirs.keys() {
             if !gathered.inodes.contains_key(dir)
                 && let Some(inode) = snapshot.inode(*dir)?
@@ -236,12 +293,12 @@ impl Gatherer<'_> {
             }
         }
         for (ino, inode) in &gathered.inodes {
-            if inode.flags.has(Flags::XATTRS) {
+            if inode.flags.has(Flags::XATTRS) && given.contains(ino) {
                 gathered.xattrs.insert(*ino, snapshot.xattrs(*ino)?);
             }
             if inode.is_dir()
                 && gathered.attributes.contains(ino)
-                && let Some(path) = snapshot.mount_dir(*ino)?
+                && let Some(path) = gathered.standing.path(snapshot, *ino)?
             {
                 gathered.told_dirs.insert(*ino, path);
             }

@@ -28,6 +28,7 @@ mod known;
 mod limited;
 mod mirror;
 mod placing;
+mod portion;
 mod preflight;
 mod real;
 mod recover;
@@ -48,7 +49,7 @@ mod verify;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -194,6 +195,8 @@ pub struct Flusher {
     refreshing: AtomicBool,
     /// The space that is held on the backend for the case that it is full was given up, and is to be taken again.
     gave_reserve_up: AtomicBool,
+    /// What a batch may take, see [`portion`].
+    batch_bytes: AtomicU64,
 }
 
 impl Flusher {
@@ -213,6 +216,7 @@ impl Flusher {
             conflicts_met: Mutex::default(),
             refreshing: AtomicBool::new(false),
             gave_reserve_up: AtomicBool::new(false),
+            batch_bytes: AtomicU64::new(portion::BATCH_BYTES),
         }
     }
 
@@ -235,6 +239,12 @@ impl Flusher {
         drop(state);
         // Whoever asked forgets next that there was another nonce.
         Ok(self.parts.index.sync()?)
+    }
+
+    /// For tests: a batch takes no more than `bytes`, as they are reckoned in [`portion`].
+    #[doc(hidden)]
+    pub fn limit_batches(&self, bytes: u64) {
+        self.batch_bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn nonce(&self) -> [u8; 16] {

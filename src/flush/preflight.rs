@@ -36,7 +36,7 @@ pub(super) fn find_foreign(
 ) -> Result<Foreign> {
     let slack = slack(granularity_ns);
     let mut foreign = Foreign::default();
-    let standing = Standing::new(gathered, rules);
+    let mut standing = Standing::new(gathered, rules);
     let mut listings = Listings {
         backend,
         rules,
@@ -286,10 +286,12 @@ struct Standing<'a> {
     names: HashMap<Ino, &'a NameKey>,
     /// What is known to stand there, as the backend compares names.
     known: HashSet<(Ino, Vec<u8>)>,
+    /// Paths of directories that the batch makes, as far as they were asked for.
+    paths: HashMap<Ino, Option<RelPath>>,
 }
 
-impl Standing<'_> {
-    fn new<'a>(gathered: &'a Gathered, rules: &'a NameRules) -> Standing<'a> {
+impl<'a> Standing<'a> {
+    fn new(gathered: &'a Gathered, rules: &'a NameRules) -> Standing<'a> {
         let changes = gathered.delta.names.iter();
         let names = changes
             .filter_map(|change| match &change.new {
@@ -306,22 +308,50 @@ impl Standing<'_> {
             gathered,
             rules,
             names,
+            paths: HashMap::new(),
         }
     }
 
     /// The path of `dir`: its own, or for one that the batch will make, where somebody else may have made it already.
     /// `None` if something known stands there now: it is cleared away, and all that is known in it, before the directory is
     /// made, so what it holds says nothing of what the new one will.
-    fn path_of(&self, dir: Ino) -> Option<RelPath> {
-        if let Some(old) = &self.gathered.delta.dirs.get(&dir)?.old {
-            return Some(old.clone());
+    fn path_of(&mut self, dir: Ino) -> Option<RelPath> {
+        // Level by level, each directory once: trees may be deep.
+        let mut way = Vec::new();
+        let mut at = dir;
+        let mut path = loop {
+            if let Some(known) = self.paths.get(&at) {
+                break known.clone();
+            }
+            if let Some(old) = (self.gathered.delta.dirs.get(&at)).and_then(|it| it.old.as_ref()) {
+                break Some(old.clone());
+            }
+            match self.new_name(at) {
+                Some(key) if !self.stands_there(key) => {
+                    self.paths.insert(at, None);
+                    way.push((at, key));
+                    at = key.parent;
+                }
+                _ => break None,
+            }
+        };
+        for (dir, key) in way.into_iter().rev() {
+            path = path.map(|path| path.join(&key.name));
+            self.paths.insert(dir, path.clone());
         }
-        let key = self.names.get(&dir)?;
+        path
+    }
+
+    /// The name under which the batch makes the directory `dir`.
+    fn new_name(&self, dir: Ino) -> Option<&'a NameKey> {
+        self.gathered.delta.dirs.get(&dir)?;
+        self.names.get(&dir).copied()
+    }
+
+    /// Whether something known stands there now.
+    fn stands_there(&self, key: &NameKey) -> bool {
         let folded = (key.parent, self.rules.fold(&key.name));
-        if self.gathered.before.contains_key(*key) || self.known.contains(&folded) {
-            return None;
-        }
-        Some(self.path_of(key.parent)?.join(&key.name))
+        self.gathered.before.contains_key(key) || self.known.contains(&folded)
     }
 }
 

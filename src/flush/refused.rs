@@ -187,13 +187,25 @@ impl Moves {
     }
 
     fn new_dir(&self, old: &RelPath) -> RelPath {
-        if let Some(new) = self.dirs.get(old) {
-            return new.clone();
+        // Not recursive: a tree may be deeper than a stack.
+        let mut below = Vec::new();
+        let mut at = old.clone();
+        let mut new = loop {
+            if let Some(new) = self.dirs.get(&at) {
+                break new.clone();
+            }
+            match at.split_last() {
+                Some((above, name)) => {
+                    below.push(name);
+                    at = above;
+                }
+                None => return old.clone(),
+            }
+        };
+        for name in below.iter().rev() {
+            new = new.join(name);
         }
-        match old.split_last() {
-            Some((above, name)) => self.new_dir(&above).join(&name),
-            None => old.clone(),
-        }
+        new
     }
 }
 

@@ -102,6 +102,26 @@ pub struct Report {
     pub left_behind: Vec<(String, String)>,
     /// Where both sides had changed a file: its path, and the name beside it under which the other version is kept.
     pub conflicts: Vec<(String, String)>,
+    /// About how many batches more what still waits would take, because one cannot hold it.
+    pub more: u64,
+}
+
+impl Report {
+    /// Takes in what a later batch of the same flush did.
+    pub(super) fn add(&mut self, later: Report) {
+        self.batch = later.batch.or(self.batch);
+        self.files = self.files.saturating_add(later.files);
+        self.bytes = self.bytes.saturating_add(later.bytes);
+        self.removed = self.removed.saturating_add(later.removed);
+        self.moved = self.moved.saturating_add(later.moved);
+        for named in later.left_behind {
+            if !self.left_behind.iter().any(|(path, _)| *path == named.0) {
+                self.left_behind.push(named);
+            }
+        }
+        self.conflicts.extend(later.conflicts);
+        self.more = later.more;
+    }
 }
 
 /// Why a flush failed. Everything that was dirty still is.

@@ -31,6 +31,8 @@ const WAIT_FOR_TURN: Duration = Duration::from_millis(50);
 /// How often a flush takes in what others have changed meanwhile before it goes on without that.
 const LOOKS: usize = 3;
 
+const FASTER: &str = "more has come meanwhile than one batch can hold; it waits for the next flush";
+
 /// Whether all of the cut is carried, or only what makes room on the backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
@@ -123,7 +125,7 @@ impl Flusher {
         if let Err(error) = self.parts.hooks.settle() {
             tracing::warn!(error, "before the cut");
         }
-        match self.run_batches(backend, Scope::All, wish, progress) {
+        match self.run_parts(backend, wish, progress) {
             Err(full @ FlushError::Full { .. }) if wish.removals_first => {
                 // Where only the record found no space, its batch is open yet.
                 self.recover_open_batch(backend)?;
@@ -131,10 +133,36 @@ impl Flusher {
                 if freed.batch.is_none() {
                     return Err(full);
                 }
-                self.run_batches(backend, Scope::All, wish, progress)
+                self.run_parts(backend, wish, progress)
             }
             result => result,
         }
+    }
+
+    /// All that waits, in as many batches as that takes; as a rule one. What is changed meanwhile does not keep it from ending.
+    fn run_parts(
+        &self,
+        backend: &dyn Backend,
+        wish: &Wish,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Report> {
+        let mut report = self.run_batches(backend, Scope::All, wish, progress)?;
+        // Of what a part leaves, little things that are joined to large ones may make another necessary.
+        let mut left = report.more.saturating_mul(2);
+        while report.more > 0 && left > 0 {
+            left -= 1;
+            tracing::info!(
+                batch = report.batch.map(|batch| batch.0),
+                "more waits than one batch can hold; the rest follows in another"
+            );
+            wish.check()?;
+            report.add(self.run_batches(backend, Scope::All, wish, progress)?);
+        }
+        if report.more > 0 {
+            let named = ("the rest".into(), FASTER.into());
+            report.left_behind.push(named);
+        }
+        Ok(report)
     }
 
     /// A batch; and if others have changed the backend where it was to write, that is taken in and the batch begun anew. If they
@@ -243,7 +271,13 @@ impl Flusher {
         snapshot: Snapshot,
         capabilities: &Capabilities,
     ) -> Result<Gathered> {
-        let mut gathered = gather(&snapshot, &self.parts.rules, capabilities, active)?;
+        let mut gathered = gather(
+            &snapshot,
+            &self.parts.rules,
+            capabilities,
+            active,
+            self.batch_bytes.load(Ordering::Relaxed),
+        )?;
         gathered.subjects =
             subjects::find(&snapshot, &self.parts.rules, &self.parts.origin, &gathered)?;
         // While it lives the index's WAL cannot begin anew.

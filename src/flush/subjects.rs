@@ -1,9 +1,10 @@
 //! Of which names the catalog is to be told something, read from the snapshot of the cut.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 
 use super::Result;
 use super::gather::Gathered;
+use super::portion::Standing;
 use crate::backend::Xattrs;
 use crate::base::{Ino, Name, RelPath};
 use crate::index::{Flags, Inode, Snapshot};
@@ -41,6 +42,7 @@ struct Finder<'a> {
     snapshot: &'a Snapshot,
     rules: &'a NameRules,
     origin: &'a [u8; 16],
+    standing: &'a Standing,
     old_dirs: BTreeMap<Ino, Option<RelPath>>,
     new_dirs: BTreeMap<Ino, Option<RelPath>>,
     found: Subjects,
@@ -58,6 +60,7 @@ pub(super) fn find(
         snapshot,
         rules,
         origin,
+        standing: &gathered.standing,
         old_dirs: BTreeMap::new(),
         new_dirs: BTreeMap::new(),
         found: Subjects::default(),
@@ -67,7 +70,7 @@ pub(super) fn find(
     for ino in &gathered.attributes {
         keys.extend(snapshot.names_of(*ino)?);
     }
-    for key in keys {
+    for key in finder.in_tree_order(keys)? {
         finder.look_at(key)?;
     }
     if gathered.attributes.contains(&Ino::ROOT) {
@@ -77,6 +80,29 @@ pub(super) fn find(
 }
 
 impl Finder<'_> {
+    /// Names in the order of the directories that hold them on the backend: the mirror of the catalog then finds each near the one before.
+    fn in_tree_order(&mut self, keys: BTreeSet<NameKey>) -> Result<Vec<NameKey>> {
+        for key in &keys {
+            self.old_dir(key.parent)?;
+        }
+        let mut dirs: Vec<(Ino, &RelPath)> = (self.old_dirs.iter())
+            .filter_map(|(ino, path)| Some((*ino, path.as_ref()?)))
+            .collect();
+        dirs.sort_by(|(_, one), (_, other)| one.in_tree_order(other));
+        let ranks = dirs.iter().enumerate();
+        let ranks: HashMap<Ino, usize> = ranks.map(|(rank, (ino, _))| (*ino, rank)).collect();
+        let mut keys: Vec<NameKey> = keys.into_iter().collect();
+        keys.sort_by_key(|key| ranks.get(&key.parent).copied());
+        Ok(keys)
+    }
+
+    fn old_dir(&mut self, dir: Ino) -> Result<Option<&RelPath>> {
+        if let btree_map::Entry::Vacant(unknown) = self.old_dirs.entry(dir) {
+            unknown.insert(self.snapshot.backend_dir(dir)?);
+        }
+        Ok(self.old_dirs.get(&dir).and_then(Option::as_ref))
+    }
+
     fn look_at(&mut self, key: NameKey) -> Result<()> {
         let old = self.old_path(&key)?;
         let known = match &old {
@@ -150,17 +176,13 @@ impl Finder<'_> {
     }
 
     fn old_path(&mut self, key: &NameKey) -> Result<Option<RelPath>> {
-        if !self.old_dirs.contains_key(&key.parent) {
-            let dir = self.snapshot.backend_dir(key.parent)?;
-            self.old_dirs.insert(key.parent, dir);
-        }
-        let dir = self.old_dirs.get(&key.parent).and_then(Option::as_ref);
+        let dir = self.old_dir(key.parent)?;
         Ok(dir.map(|dir| dir.join(&key.name)))
     }
 
     fn new_path(&mut self, key: &NameKey) -> Result<Option<RelPath>> {
         if !self.new_dirs.contains_key(&key.parent) {
-            let dir = self.snapshot.mount_dir(key.parent)?;
+            let dir = self.standing.path(self.snapshot, key.parent)?;
             self.new_dirs.insert(key.parent, dir);
         }
         let dir = self.new_dirs.get(&key.parent).and_then(Option::as_ref);

@@ -39,8 +39,8 @@ impl Fs {
             }
         }
         let kept = new.filter(|new| name == acl::DEFAULT || !new.is_mode_only());
-        if kept.is_some() {
-            super::attr::check_list(&mut state, &inode, name)?;
+        if let Some(kept) = &kept {
+            super::attr::check_room(&state, ino, name, &kept.to_bytes())?;
         }
         put(&mut state, &mut inode, name, kept.as_ref())?;
         state.note_attributes(&mut inode)?;
@@ -60,7 +60,7 @@ fn put(state: &mut State, inode: &mut Inode, name: &[u8], acl: Option<&Acl>) -> 
         inode.flags.set(Flags::XATTRS);
     } else if inode.flags.has(Flags::XATTRS) {
         state.put_xattr(inode.ino, name, None)?;
-        if state.xattr_names(inode.ino)?.is_empty() {
+        if !state.has_xattrs(inode.ino)? {
             inode.flags.clear(Flags::XATTRS);
         }
     }
@@ -126,6 +126,11 @@ pub(super) fn inherit(state: &mut State, ctx: &Ctx, dir: &Inode, inode: &mut Ino
 /// step with it.
 pub(super) fn take(state: &mut State, inode: &mut Inode, name: &[u8], value: &[u8]) -> Result<()> {
     if !given::is_carried(name) {
+        return Ok(());
+    }
+    if !state.xattr_fits(inode.ino, name, value)? {
+        let attribute = String::from_utf8_lossy(name);
+        tracing::warn!(ino = inode.ino.0, %attribute, "left out: the attributes of one file have more than 1 MiB");
         return Ok(());
     }
     if !acl::is_acl(name) {

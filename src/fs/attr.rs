@@ -11,9 +11,6 @@ use crate::sys;
 /// Name of the root's virtual attribute that tells where the cache is. Not listed, not writable.
 const CACHE_ATTRIBUTE: &[u8] = b"user.ferryfs.cache";
 
-/// Bytes of the longest list of names of attributes that listxattr(2) gives.
-const XATTR_LIST_MAX: usize = 65536;
-
 /// How often the row of a file is looked at again while somebody else is about to settle it.
 const SETTLING: usize = 1000;
 
@@ -232,8 +229,8 @@ impl Fs {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD, or if the list of names would
-    /// get too long; `EOPNOTSUPP` for a name space that is not kept, and for POSIX ACLs, which
+    /// `EEXIST` or `ENODATA` as `how` asks; `ENOSPC` on a full SSD, or if the list of names or the
+    /// attributes together would get too long; `EOPNOTSUPP` for a name space that is not kept, and for POSIX ACLs, which
     /// [`Fs::set_acl`] sets; `EINVAL` for a name space with no name in it.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         check_xattr_name(ino, name)?;
@@ -245,13 +242,13 @@ impl Fs {
         }
         let mut state = self.index.lock();
         let mut inode = self.known(&mut state, ino)?;
-        let exists = inode.flags.has(Flags::XATTRS) && state.xattr(ino, name)?.is_some();
+        let exists = inode.flags.has(Flags::XATTRS) && state.xattr_length(ino, name)?.is_some();
         match how {
             SetXattr::Create if exists => return Err(FsError::EXISTS),
             SetXattr::Replace if !exists => return Err(FsError::Errno(libc::ENODATA)),
             _ => {}
         }
-        check_list(&mut state, &inode, name)?;
+        check_room(&state, ino, name, value)?;
         state.put_xattr(ino, name, Some(value))?;
         inode.flags.set(Flags::XATTRS);
         state.note_attributes(&mut inode)?;
@@ -272,14 +269,14 @@ impl Fs {
         check_xattr_name(ino, name)?;
         let mut state = self.index.lock();
         let mut inode = self.known(&mut state, ino)?;
-        if !inode.flags.has(Flags::XATTRS) || state.xattr(ino, name)?.is_none() {
+        if !inode.flags.has(Flags::XATTRS) || state.xattr_length(ino, name)?.is_none() {
             if acl::is_acl(name) {
                 return Ok(());
             }
             return Err(FsError::Errno(libc::ENODATA));
         }
         state.put_xattr(ino, name, None)?;
-        if state.xattr_names(ino)?.is_empty() {
+        if !state.has_xattrs(ino)? {
             inode.flags.clear(Flags::XATTRS);
         }
         state.note_attributes(&mut inode)?;
@@ -298,16 +295,10 @@ impl Fs {
     }
 }
 
-/// Whether an attribute called `name` can be listed beside the others: the kernel passes no longer
-/// list on.
-pub(super) fn check_list(state: &mut State, inode: &Inode, name: &[u8]) -> Result<()> {
-    if !inode.flags.has(Flags::XATTRS) {
-        return Ok(());
-    }
-    let names = state.xattr_names(inode.ino)?;
-    let others = names.iter().filter(|other| **other != name);
-    let listed: usize = others.map(|name| name.len() + 1).sum();
-    match listed + name.len() < XATTR_LIST_MAX {
+/// Whether an attribute can be had beside the others: the kernel passes no longer list of names on,
+/// and a batch has to carry all attributes of a file at once.
+pub(super) fn check_room(state: &State, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
+    match state.xattr_fits(ino, name, value)? {
         true => Ok(()),
         false => Err(FsError::NO_SPACE),
     }

@@ -232,7 +232,7 @@ impl Fs {
             state.put_link_group(&group)?;
         } else if let Some(mut inode) = state.inode(group.ino)? {
             // Another machine has made it since the directories were looked into.
-            inode.nlink += 1;
+            inode.nlink = inode.nlink.saturating_add(1);
             state.put_inode(inode);
         }
         Ok(Some(group.ino))

@@ -13,7 +13,7 @@ mod attributes;
 use super::described::{Described, Found, Told};
 use super::{Ctx, Fs, FsError, Result};
 use crate::backend::Entry;
-use crate::base::{FileKind, Ino, Name, RelPath};
+use crate::base::{FileKind, Ino, MAX_DEPTH, Name, RelPath};
 use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::hidden;
 use crate::rules::layout;
@@ -23,9 +23,6 @@ use attributes::{Linked, Listed};
 
 /// Entries taken in under one hold of the index lock.
 const CHUNK: usize = 256;
-
-/// How deep directories are followed: deeper than any path that can be spelled in one call.
-const MAX_DEPTH: usize = 2100;
 
 /// Over how many levels a tree may repeat itself that is still seen to.
 const LONGEST_PERIOD: usize = 8;
@@ -135,7 +132,7 @@ impl Fs {
             .iter()
             .filter(|e| e.meta.kind == FileKind::Directory && !is_own(dir, e))
             .count();
-        inode.nlink = 2 + subdirs as u32;
+        inode.nlink = u32::try_from(subdirs).map_or(u32::MAX, |count| count.saturating_add(2));
         inode.flags.set(Flags::LISTED);
         state.put_inode(inode);
         state.commit()?;
@@ -145,10 +142,11 @@ impl Fs {
 
     /// The entries of `dir`, which the backend has at `path`, that are to be shown.
     ///
-    /// A damaged drive may have a directory that contains itself, and to follow it would fill the SSD: ELOOP.
+    /// A damaged drive may have a directory that contains itself, and to follow it would fill the SSD: ELOOP. One that is deeper than
+    /// directories of the mount can be is not entered: ENAMETOOLONG.
     fn read_sound_dir(&self, dir: Ino, path: &RelPath) -> Result<Listed> {
         if path.depth() > MAX_DEPTH {
-            return Err(FsError::Errno(libc::ELOOP));
+            return Err(FsError::Errno(libc::ENAMETOOLONG));
         }
         let mut listed = self.read_backend_dir(dir)?;
         if self.repeats(dir, &listed.entries)? {

@@ -183,6 +183,9 @@ impl Fs {
             return Err(FsError::EXISTS);
         }
         check_length(name)?;
+        if kind == FileKind::Directory {
+            check_depth(state, parent, None)?;
+        }
         let now = self.clock.now();
         let mut inode = Inode::new(state.new_ino()?, node.mode, ctx.uid, ctx.gid, now);
         if dir.mode & libc::S_ISGID != 0 {
@@ -196,7 +199,7 @@ impl Fs {
         match kind {
             FileKind::Directory => {
                 inode.flags.set(Flags::LISTED);
-                dir.nlink += 1;
+                dir.nlink = one_more_link(dir.nlink)?;
             }
             FileKind::Regular => inode.flags.set(Flags::DATA_DIRTY),
             _ => {}
@@ -263,7 +266,7 @@ impl Fs {
         }
         check_length(name)?;
         let now = self.clock.now();
-        inode.nlink += 1;
+        inode.nlink = one_more_link(inode.nlink)?;
         state.note_attributes(&mut inode)?;
         inode.ctime = now;
         touch(&mut state, &mut dir, now)?;
@@ -325,7 +328,7 @@ impl Fs {
         let now = self.clock.now();
         state.remove_name(parent, name)?;
         drop_link(&mut state, inode, now)?;
-        dir.nlink -= 1;
+        dir.nlink = dir.nlink.saturating_sub(1);
         touch(&mut state, &mut dir, now)?;
         state.put_inode(dir);
         state.commit()?;
@@ -402,6 +405,9 @@ impl Fs {
         if self.known_dir(state, to.0)?.nlink == 0 {
             return Err(FsError::NOT_FOUND);
         }
+        if moved.is_dir() && from.0 != to.0 {
+            check_depth(state, to.0, Some(moved.ino))?;
+        }
         // Taken away first: what only changes its case is not in its own way.
         state.remove_name(from.0, from.1)?;
         moved.ctime = now;
@@ -460,6 +466,11 @@ impl Fs {
         if one.ino == other.ino {
             return Ok(());
         }
+        for (inode, to) in [(&one, there.0), (&other, at.0)] {
+            if inode.is_dir() {
+                check_depth(state, to, Some(inode.ino))?;
+            }
+        }
         let here = state.remove_name(at.0, at.1)?;
         let beyond = state.remove_name(there.0, there.1)?;
         state.add_name_as(at.0, at.1, &here, &other)?;
@@ -506,9 +517,22 @@ impl Fs {
     }
 }
 
+/// No program gets there by counting, but the index of a cache that was edited may say so.
+fn one_more_link(count: u32) -> Result<u32> {
+    count.checked_add(1).ok_or(FsError::Errno(libc::EMLINK))
+}
+
 /// Names of the backend may be longer.
 fn check_length(name: &Name) -> Result<()> {
     match name.is_mountable() {
+        true => Ok(()),
+        false => Err(FsError::Errno(libc::ENAMETOOLONG)),
+    }
+}
+
+/// A batch names each directory by its path, and there is a bound on how deep these are.
+fn check_depth(state: &mut State, parent: Ino, moved: Option<Ino>) -> Result<()> {
+    match state.may_be_in(parent, moved)? {
         true => Ok(()),
         false => Err(FsError::Errno(libc::ENAMETOOLONG)),
     }

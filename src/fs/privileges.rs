@@ -118,7 +118,7 @@ pub(super) fn is_in_group(ctx: &Ctx, gid: u32) -> bool {
 }
 
 fn has_capability(state: &mut State, inode: &Inode) -> Result<bool> {
-    Ok(inode.flags.has(Flags::XATTRS) && state.xattr(inode.ino, CAPABILITY)?.is_some())
+    Ok(inode.flags.has(Flags::XATTRS) && state.xattr_length(inode.ino, CAPABILITY)?.is_some())
 }
 
 fn has_any(state: &mut State, inode: &Inode) -> Result<bool> {
@@ -135,7 +135,7 @@ pub(super) fn strip(state: &mut State, inode: &mut Inode, group: SetGroupId) -> 
     let has_capability = has_capability(state, inode)?;
     if has_capability {
         state.put_xattr(inode.ino, CAPABILITY, None)?;
-        if state.xattr_names(inode.ino)?.is_empty() {
+        if !state.has_xattrs(inode.ino)? {
             inode.flags.clear(Flags::XATTRS);
         }
     }

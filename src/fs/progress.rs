@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{Fs, FsError};
-use crate::base::{ForeignText, Ino};
+use crate::base::{ForeignText, Ino, MAX_DEPTH};
 
 /// Key of the index's setting that counts what has been imported: directories and entries.
 pub(super) const IMPORTED: &str = "imported";
@@ -127,8 +127,10 @@ impl Fs {
         };
         let reason = match error.errno() {
             libc::ELOOP => {
-                "it contains itself or is too deep: the drive's file system is damaged; check it"
-                    .to_owned()
+                "it contains itself: the drive's file system is damaged; check it".to_owned()
+            }
+            libc::ENAMETOOLONG => {
+                format!("it is more than {MAX_DEPTH} directories deep; move it up on the drive")
             }
             _ => error.to_string(),
         };

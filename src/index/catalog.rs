@@ -21,6 +21,7 @@ use crate::rules::catalog::{Description, encode_description};
 use crate::rules::steps::SlotNo;
 
 pub use links::LinkGroup;
+pub(super) use read::DescribedWay;
 
 /// The node of the volume's own directory.
 const ROOT: i64 = 1;
@@ -104,7 +105,9 @@ impl State {
     }
 
     pub(super) fn detach_described(&mut self, from: &RelPath, slot: SlotNo) -> Result<()> {
-        let Some(node) = read::find(&self.conn, from)?.filter(|node| *node != ROOT) else {
+        let Some(node) =
+            read::find(&self.conn, &mut self.described_way, from)?.filter(|node| *node != ROOT)
+        else {
             return Ok(());
         };
         self.hang_from(node, SLOTS, &slot.0.to_be_bytes())
@@ -123,7 +126,7 @@ impl State {
     }
 
     fn forget_described(&mut self, path: &RelPath) -> Result<()> {
-        match read::find(&self.conn, path)? {
+        match read::find(&self.conn, &mut self.described_way, path)? {
             Some(ROOT) => self.clear_catalog(),
             Some(node) => self.hang_from(node, GONE, node.to_string().as_bytes()),
             None => Ok(()),
@@ -149,6 +152,7 @@ impl State {
     /// # Errors
     /// If SQLite cannot.
     pub fn clear_catalog(&mut self) -> Result<()> {
+        self.described_way.clear();
         self.change(
             "clear the catalog",
             "UPDATE catalog_nodes SET parent=?, name=CAST(node AS BLOB) WHERE parent IN (?, ?)",
@@ -212,8 +216,8 @@ impl State {
 
     /// The node of `path`; it and those above it are made if they are not there.
     fn described_dir(&mut self, path: &RelPath) -> Result<i64> {
-        let mut node = ROOT;
-        for name in path.components() {
+        let (mut node, names) = self.described_way.join(path);
+        for name in names {
             node = match read::child(&self.conn, node, name)? {
                 Some(child) => child,
                 None => {
@@ -225,11 +229,13 @@ impl State {
                     self.conn.last_insert_rowid()
                 }
             };
+            self.described_way.push(name, node);
         }
         Ok(node)
     }
 
     fn hang_from(&mut self, node: i64, parent: i64, name: &[u8]) -> Result<()> {
+        self.described_way.leave(node);
         self.change(
             "move a described name",
             "UPDATE catalog_nodes SET parent=?, name=? WHERE node=?",

@@ -11,6 +11,7 @@ mod batch;
 mod catalog;
 mod check;
 mod counters;
+mod depth;
 mod elsewhere;
 mod guard;
 mod inode;
@@ -23,6 +24,8 @@ mod state;
 mod tree;
 mod undo;
 mod wal;
+mod ways;
+mod xattrs;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -48,6 +51,8 @@ pub use snapshot::{Snapshot, Waiting};
 pub use state::State;
 pub use tree::{Dirent, PlacedEntry};
 pub use wal::Relief;
+pub(crate) use ways::path_upwards;
+pub use xattrs::XattrSizes;
 
 /// What went wrong in the index.
 #[derive(Debug, thiserror::Error)]
@@ -372,6 +377,7 @@ fn create(conn: &Connection) -> Result<()> {
         schema::V3,
         schema::V3_CATALOG,
         schema::V4,
+        schema::V5,
     ]
     .concat();
     become_version(conn, &tables).context("create the tables")
@@ -385,6 +391,7 @@ fn extend(conn: &Connection, version: i64) -> Result<()> {
         (2, schema::V3_CATALOG),
         (2, schema::V3_UNTOLD),
         (3, schema::V4),
+        (4, schema::V5),
     ];
     let missing = steps.iter().filter(|(from, _)| version <= *from);
     let sql: String = missing.map(|(_, sql)| *sql).collect();

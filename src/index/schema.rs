@@ -7,7 +7,7 @@
 //! that survives claims bytes that did not.
 
 /// Version of the tables, kept in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 4;
+pub(super) const VERSION: i64 = 5;
 
 /// Makes the tables of version 1.
 ///
@@ -108,4 +108,22 @@ UPDATE dirents SET cookie = n.cookie FROM (SELECT parent, fold, name, 2 + row_nu
 INSERT OR REPLACE INTO meta SELECT 'next_cookie', coalesce(max(cookie), 2) + 1 FROM dirents;
 CREATE INDEX dirents_cookie ON dirents(parent, cookie, ino);
 CREATE INDEX inodes_interrupted ON inodes(ino) WHERE flags & 64 <> 0;
+";
+
+/// What version 5 adds to version 4.
+///
+/// - `xattrs` has its key in an index of its own: a table without row numbers compares whole rows, values of 64 KiB included, and its
+///   names cannot be listed without them.
+/// - `xattr_sizes`: the sums of an inode's attributes, so that a bound on them costs one look-up. `names` is the length of the list that
+///   listxattr(2) gives of them all, `bytes` that of names and values.
+/// - `tall_dirs`: see [`super::depth`].
+pub(super) const V5: &str = "
+ALTER TABLE xattrs RENAME TO xattrs_before;
+CREATE TABLE xattrs(ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL);
+CREATE UNIQUE INDEX xattrs_name ON xattrs(ino, name);
+INSERT INTO xattrs SELECT ino, name, value FROM xattrs_before;
+DROP TABLE xattrs_before;
+CREATE TABLE xattr_sizes(ino INTEGER PRIMARY KEY, names INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO xattr_sizes SELECT ino, sum(length(name) + 1), sum(length(name) + length(value)) FROM xattrs GROUP BY ino;
+CREATE TABLE tall_dirs(ino INTEGER PRIMARY KEY, height INTEGER NOT NULL);
 ";

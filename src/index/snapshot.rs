@@ -1,15 +1,17 @@
 //! A view of the index as of one commit, for long reads that must not hold up writers.
 
+use std::cell::RefCell;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::catalog::DescribedWay;
 use super::inode::{COLUMNS, Inode};
 use super::names::{look_up_stored, mount_name_of};
 use super::tree::{
-    PLACED_COLUMNS, PlacedEntry, name_from_row, path_upwards, placed_from_row, places_of,
-    stored_names_of,
+    PLACED_COLUMNS, PlacedEntry, name_from_row, placed_from_row, places_of, stored_names_of,
 };
+use super::ways::{FixedWays, path_upwards};
 use super::{Context, Result, int};
-use crate::backend::Xattrs;
 use crate::base::{Ino, Name, RelPath, Seq};
 use crate::rules::plan::NameKey;
 use crate::rules::space::Allocation;
@@ -30,6 +32,9 @@ pub struct Waiting {
 /// A view as of the moment it was opened. See the functions of the same name on [`super::State`] for what they tell.
 pub struct Snapshot {
     pub(super) conn: Connection,
+    pub(super) mount_ways: FixedWays,
+    pub(super) backend_ways: FixedWays,
+    pub(super) described_way: RefCell<DescribedWay>,
 }
 
 impl Snapshot {
@@ -37,7 +42,12 @@ impl Snapshot {
         // The read transaction begins with the first read, so one is made at once.
         conn.execute_batch("BEGIN; SELECT 1 FROM meta LIMIT 1;")
             .context("open a snapshot")?;
-        Ok(Snapshot { conn })
+        Ok(Snapshot {
+            conn,
+            mount_ways: FixedWays::default(),
+            backend_ways: FixedWays::default(),
+            described_way: RefCell::default(),
+        })
     }
 
     /// How much waits.
@@ -150,23 +160,6 @@ impl Snapshot {
             .context("read an inode")
     }
 
-    /// The extended attributes of `ino`.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn xattrs(&self, ino: Ino) -> Result<Xattrs> {
-        let bytes = |row: &rusqlite::Row<'_>, column| -> rusqlite::Result<Box<[u8]>> {
-            Ok(row.get::<_, Vec<u8>>(column)?.into())
-        };
-        self.conn
-            .prepare_cached("SELECT name, value FROM xattrs WHERE ino=?")
-            .and_then(|mut s| {
-                s.query_map([int(ino.0)], |row| Ok((bytes(row, 0)?, bytes(row, 1)?)))?
-                    .collect()
-            })
-            .context("read xattrs")
-    }
-
     /// Every name of `ino` in the mount, as it is stored.
     ///
     /// # Errors
@@ -224,13 +217,7 @@ impl Snapshot {
     /// # Errors
     /// If SQLite cannot read.
     pub fn backend_dir(&self, dir: Ino) -> Result<Option<RelPath>> {
-        path_upwards(dir, |at| {
-            Ok(self
-                .places_of(at)?
-                .into_iter()
-                .next()
-                .map(|(key, _)| (key.parent, key.name)))
-        })
+        path_upwards(dir, |at| self.backend_link(at))
     }
 
     /// Where the mount has directory `dir`, in stored names: where it will stand on the backend.
@@ -238,12 +225,32 @@ impl Snapshot {
     /// # Errors
     /// If SQLite cannot read.
     pub fn mount_dir(&self, dir: Ino) -> Result<Option<RelPath>> {
-        path_upwards(dir, |at| {
-            Ok(self
-                .names_of(at)?
-                .into_iter()
-                .next()
-                .map(|key| (key.parent, key.name)))
-        })
+        path_upwards(dir, |at| self.mount_link(at))
+    }
+
+    /// The name of directory `dir` on the backend, and what holds it; looked up once.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn backend_link(&self, dir: Ino) -> Result<Option<NameKey>> {
+        if let Some(known) = self.backend_ways.borrow().get(&dir) {
+            return Ok(known.clone());
+        }
+        let found = self.places_of(dir)?.into_iter().next().map(|(key, _)| key);
+        (self.backend_ways.borrow_mut()).insert(dir, found.clone());
+        Ok(found)
+    }
+
+    /// The same in the mount, the name as it is stored.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn mount_link(&self, dir: Ino) -> Result<Option<NameKey>> {
+        if let Some(known) = self.mount_ways.borrow().get(&dir) {
+            return Ok(known.clone());
+        }
+        let found = self.names_of(dir)?.into_iter().next();
+        (self.mount_ways.borrow_mut()).insert(dir, found.clone());
+        Ok(found)
     }
 }

@@ -12,10 +12,12 @@ use std::time::Instant;
 use lru::LruCache;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::catalog::DescribedWay;
 use super::counters::{Counter, Sums, Totals, load_allocation};
 use super::guard::note_failure;
 use super::inode::{COLUMNS, Flags, Inode};
 use super::wal::Wal;
+use super::ways::Ways;
 use super::{ActiveBatch, Context, IndexError, Result, int};
 use crate::base::steps::{CacheStep, CacheSteps};
 use crate::base::{Ino, Name, ObjectId, Seq};
@@ -50,6 +52,11 @@ pub struct State {
     /// The places of names that were taken away since the last commit: whoever puts a name back in the same moment gives it its
     /// place back, so that a listing under way does not pass it by.
     pub(super) left_places: HashMap<(Ino, Name), u64>,
+    /// How directories hang from each other in the mount, and on the backend.
+    pub(super) mount_ways: Ways,
+    pub(super) backend_ways: Ways,
+    /// The last way that was gone through the mirror of the catalog.
+    pub(super) described_way: DescribedWay,
     /// The inodes that are open for writing right now.
     pub(super) writing: HashSet<Ino>,
     /// Inodes without a name that somebody still uses.
@@ -92,6 +99,9 @@ impl State {
             seqs: Counter::load(&conn, "next_seq", 1)?,
             cookies: Counter::load(&conn, "next_cookie", 3)?,
             left_places: HashMap::new(),
+            mount_ways: Ways::default(),
+            backend_ways: Ways::default(),
+            described_way: DescribedWay::default(),
             conn,
             in_transaction: false,
             commits: 0,
@@ -340,17 +350,20 @@ impl State {
             self.bury_object(&inode, object)?;
         }
         if inode.flags.has(Flags::XATTRS) {
-            self.change(
-                "drop xattrs",
-                "DELETE FROM xattrs WHERE ino=?",
-                [int(ino.0)],
-            )?;
+            self.drop_xattrs(ino)?;
         }
         self.change(
             "drop an inode",
             "DELETE FROM inodes WHERE ino=?",
             [int(ino.0)],
         )?;
+        if inode.is_dir() {
+            self.change(
+                "drop an inode",
+                "DELETE FROM tall_dirs WHERE ino=?",
+                [int(ino.0)],
+            )?;
+        }
         if inode.flags.has(Flags::ON_BACKEND) {
             self.change(
                 "drop an inode",

@@ -3,9 +3,9 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::inode::{Flags, Inode};
-use super::{Context, IndexError, Result, State, int};
+use super::{Context, Result, State, int};
 use crate::backend::{Metadata, Xattrs};
-use crate::base::{ContentHash, Ino, Name, RelPath, Timestamp};
+use crate::base::{ContentHash, Ino, Name, Timestamp};
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
 
@@ -97,36 +97,6 @@ pub(super) fn places_of(conn: &Connection, ino: Ino) -> Result<Vec<(NameKey, Pla
     .context("list the places of an inode")
 }
 
-/// The path of directory `dir`, from where `parent_of` says that each directory stands.
-pub(super) fn path_upwards(
-    dir: Ino,
-    mut parent_of: impl FnMut(Ino) -> Result<Option<(Ino, Name)>>,
-) -> Result<Option<RelPath>> {
-    let mut names = Vec::new();
-    let mut at = dir;
-    while at != Ino::ROOT {
-        match parent_of(at)? {
-            Some((parent, name)) => {
-                names.push(name);
-                at = parent;
-            }
-            None => return Ok(None),
-        }
-        if names.len() > 10_000 {
-            return Err(IndexError::Corrupt(format!(
-                "directory {} is inside itself",
-                dir.0
-            )));
-        }
-    }
-    Ok(Some(
-        names
-            .iter()
-            .rev()
-            .fold(RelPath::root(), |path, name| path.join(name)),
-    ))
-}
-
 /// A place in a listing, as SQLite can compare it: programs may seek to any number.
 fn saturated(cookie: u64) -> i64 {
     i64::try_from(cookie).unwrap_or(i64::MAX)
@@ -186,6 +156,7 @@ impl State {
         stored: &Name,
         ino: Ino,
     ) -> Result<()> {
+        self.mount_ways.forget(ino);
         let fold = self.rules.fold(name);
         let other = (stored != name).then_some(stored);
         let cookie = match self.left_places.get(&(parent, name.clone())) {
@@ -208,7 +179,7 @@ impl State {
                 int(cookie),
             ],
         )?;
-        Ok(())
+        self.note_height(parent, ino)
     }
 
     /// Takes a name away. Gives how it was stored.
@@ -217,6 +188,7 @@ impl State {
     /// If SQLite cannot.
     pub fn remove_name(&mut self, parent: Ino, name: &Name) -> Result<Name> {
         self.begin()?;
+        self.mount_ways.forget_name(parent, name);
         let fold = self.rules.fold(name);
         let removed = self
             .conn
@@ -413,6 +385,10 @@ impl State {
     /// # Errors
     /// If SQLite cannot.
     pub fn put_placed(&mut self, key: &NameKey, entry: Option<&PlacedEntry>) -> Result<()> {
+        self.backend_ways.forget_name(key.parent, &key.name);
+        if let Some(entry) = entry {
+            self.backend_ways.forget(entry.ino);
+        }
         match entry {
             Some(e) => self.change(
                 "note what the backend has",
@@ -449,24 +425,6 @@ impl State {
             .context("find an inode on the backend")
     }
 
-    /// Where the backend has the directory or file `ino`.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn backend_path(&mut self, ino: Ino) -> Result<Option<RelPath>> {
-        path_upwards(ino, |at| {
-            Ok(self.a_place_of(at)?.map(|(key, _)| (key.parent, key.name)))
-        })
-    }
-
-    /// The path in the mount of `ino`, one of them if it has several names.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn mount_path(&mut self, ino: Ino) -> Result<Option<RelPath>> {
-        path_upwards(ino, |at| self.a_name_of(at))
-    }
-
     /// The next directory after `after` all of whose entries are in the index.
     ///
     /// # Errors
@@ -499,6 +457,7 @@ impl State {
     /// If SQLite cannot.
     pub fn remove_clean_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
         self.begin()?;
+        self.mount_ways.forget_name(parent, name);
         let fold = self.rules.fold(name);
         let place: Option<i64> = self
             .conn
@@ -558,55 +517,12 @@ impl State {
             root.mtime = meta.modified;
         }
         for (name, value) in xattrs {
-            self.put_xattr(Ino::ROOT, name, Some(value))?;
-            root.flags.set(Flags::XATTRS);
+            if self.xattr_fits(Ino::ROOT, name, value)? {
+                self.put_xattr(Ino::ROOT, name, Some(value))?;
+                root.flags.set(Flags::XATTRS);
+            }
         }
         self.put_inode(root);
         self.set_meta(ROOT_TAKEN, "1")
-    }
-
-    /// The value of an extended attribute.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn xattr(&mut self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.conn
-            .prepare_cached("SELECT value FROM xattrs WHERE ino=? AND name=?")
-            .and_then(|mut s| {
-                s.query_row(params![int(ino.0), name], |row| row.get(0))
-                    .optional()
-            })
-            .context("read an xattr")
-    }
-
-    /// The names of the extended attributes.
-    ///
-    /// # Errors
-    /// If SQLite cannot read.
-    pub fn xattr_names(&mut self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        self.conn
-            .prepare_cached("SELECT name FROM xattrs WHERE ino=? ORDER BY name")
-            .and_then(|mut s| s.query_map([int(ino.0)], |row| row.get(0))?.collect())
-            .context("list xattrs")
-    }
-
-    /// Sets an extended attribute, or removes it.
-    ///
-    /// # Errors
-    /// If SQLite cannot.
-    pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: Option<&[u8]>) -> Result<()> {
-        match value {
-            Some(value) => self.change(
-                "set an xattr",
-                "INSERT OR REPLACE INTO xattrs VALUES(?,?,?)",
-                params![int(ino.0), name, value],
-            )?,
-            None => self.change(
-                "remove an xattr",
-                "DELETE FROM xattrs WHERE ino=? AND name=?",
-                params![int(ino.0), name],
-            )?,
-        };
-        Ok(())
     }
 }

@@ -17,6 +17,9 @@ impl State {
         self.unmeasured = true;
         self.pending.clear();
         self.left_places.clear();
+        self.mount_ways.clear();
+        self.backend_ways.clear();
+        self.described_way.clear();
         self.totals = self.committed_totals;
         for (ino, became) in std::mem::take(&mut self.orphans_since).into_iter().rev() {
             match became {

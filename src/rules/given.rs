@@ -10,6 +10,12 @@ use crate::rules::trust::without_set_ids;
 /// Value of [`Capabilities::xattr_bytes`] where an attribute may have as many bytes as Linux allows, whatever the others have.
 pub const XATTR_UNBOUNDED: u32 = 65_536;
 
+/// Most bytes of names and values of all extended attributes of one file.
+pub const MAX_XATTRS: u64 = 1 << 20;
+
+/// Bytes of the longest list of names of attributes that listxattr(2) gives, each name with a NUL.
+pub const MAX_XATTR_LIST: u64 = 65_536;
+
 /// What one extended attribute takes beside its name and value, at most.
 const XATTR_OVERHEAD: usize = 32;
 

@@ -13,6 +13,7 @@ pub mod lease;
 pub mod marker;
 pub mod merge;
 pub mod names;
+pub mod parts;
 pub mod plan;
 pub mod record;
 pub mod space;

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 
 use super::steps::{ClearStep, PlaceStep, Steps};
-use crate::base::{Name, RelPath};
+use crate::base::RelPath;
 
 /// The paths at which a batch takes names away or gives them, in the trees before and after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    paths: HashSet<RelPath>,
+    paths: HashSet<Vec<u8>>,
+    /// Their lengths in bytes.
+    lengths: HashSet<usize>,
     /// The directories in which they are.
     dirs: HashSet<RelPath>,
 }
@@ -20,7 +22,8 @@ impl Touched {
         let placed = steps.place.iter().map(PlaceStep::path);
         let mut touched = Touched::default();
         for path in cleared.chain(placed) {
-            touched.paths.insert(path.clone());
+            touched.paths.insert(path.as_bytes().to_vec());
+            touched.lengths.insert(path.as_bytes().len());
             touched.dirs.extend(path.split_last().map(|(dir, _)| dir));
         }
         touched
@@ -29,20 +32,19 @@ impl Touched {
     /// Takes those of another batch as well.
     pub fn extend(&mut self, other: &Touched) {
         self.paths.extend(other.paths.iter().cloned());
+        self.lengths.extend(&other.lengths);
         self.dirs.extend(other.dirs.iter().cloned());
     }
 
     /// Whether `path` may be another file's at the moment, or no one's: it, or a directory that it is in, is moved, made,
     /// replaced or removed.
     pub fn concerns(&self, path: &RelPath) -> bool {
-        let mut at = RelPath::root();
-        path.components().any(|component| {
-            // A path consists of names that were checked when it was made.
-            Name::new(component).is_ok_and(|name| {
-                at = at.join(&name);
-                self.paths.contains(&at)
-            })
-        })
+        let bytes = path.as_bytes();
+        let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let mut prefixes = ends.map(|(at, _)| at).chain([bytes.len()]);
+        // Of a deep path few parts are as long as any path here, and only these are looked at.
+        prefixes
+            .any(|end| end > 0 && self.lengths.contains(&end) && self.paths.contains(&bytes[..end]))
     }
 
     /// The same for all that is in the directory `dir`.

@@ -8,6 +8,7 @@
 mod engine;
 mod full;
 mod loss;
+mod parts;
 mod refused;
 mod scene;
 mod ssd;

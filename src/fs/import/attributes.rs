@@ -151,7 +151,7 @@ impl Fs {
         if !is_it {
             return Ok(false);
         }
-        inode.nlink += 1;
+        inode.nlink = inode.nlink.saturating_add(1);
         let key = NameKey {
             parent: dir,
             name: entry.name.clone(),

@@ -122,7 +122,7 @@ fn give_name_back(
     match state.inode(before.ino)? {
         // It has other names, and may have been changed under these since.
         Some(mut now) if now.nlink > 0 => {
-            now.nlink += 1;
+            now.nlink = now.nlink.saturating_add(1);
             state.put_inode(now.clone());
             before = now;
         }
@@ -149,7 +149,7 @@ fn bring_to_life(state: &mut State, before: &mut Inode, now: Option<&Inode>) -> 
     for (flag, set) in [
         (Flags::ON_BACKEND, placed),
         // Those of an inode that was removed went with it.
-        (Flags::XATTRS, !state.xattr_names(before.ino)?.is_empty()),
+        (Flags::XATTRS, state.has_xattrs(before.ino)?),
     ] {
         match set {
             true => before.flags.set(flag),

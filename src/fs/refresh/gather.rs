@@ -7,7 +7,7 @@ use super::super::{Fs, FsError, Result};
 use super::compare::{Compared, own_dir};
 use super::{HASH_BUDGET, HASH_LIMIT};
 use crate::backend::{Backend, Entry, Metadata};
-use crate::base::{ContentHash, FileKind, ForeignText, Ino, Name, RelPath};
+use crate::base::{ContentHash, FileKind, ForeignText, Ino, MAX_DEPTH, Name, RelPath};
 use crate::index::PlacedEntry;
 use crate::rules::merge::{Shift, Trace, pair, shift_of};
 use crate::rules::plan::NameKey;
@@ -305,7 +305,8 @@ impl<'a> Gatherer<'a> {
             path,
             ..
         } = &self.found.appeared[at];
-        if entry.meta.kind != FileKind::Directory {
+        // What is deeper than directories of the mount can be is not entered, as when it is imported.
+        if entry.meta.kind != FileKind::Directory || path.depth() > MAX_DEPTH {
             return Ok(false);
         }
         let (parent, entry, path) = (*parent, entry.clone(), path.clone());

@@ -8,9 +8,6 @@ use crate::index::{Flags, PlacedEntry, State};
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
 
-/// More directories than this are not one in the other.
-const DEEPEST: usize = 10_000;
-
 impl Taking<'_> {
     /// A directory may have come to where a file was: that is taken out first.
     pub(super) fn make_way(&mut self, found: &mut Differences) -> Result<()> {
@@ -164,15 +161,11 @@ impl Taking<'_> {
         to: &NameKey,
         ino: Ino,
     ) -> Result<Option<Name>> {
-        let mut at = to.parent;
-        for _ in 0..DEEPEST {
-            if at == Ino::ROOT {
-                break;
-            }
-            match state.a_name_of(at)? {
-                Some((parent, _)) if at != ino => at = parent,
-                _ => return Ok(None),
-            }
+        let Some(above) = state.mount_way(to.parent)? else {
+            return Ok(None);
+        };
+        if above.contains(&ino) {
+            return Ok(None);
         }
         // Its own old spelling is not in the way.
         let in_the_way = spelling::in_the_way(state, to)?

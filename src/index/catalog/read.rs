@@ -1,5 +1,7 @@
 //! Looking things up in the mirror, from the writer's side and from a snapshot.
 
+use std::rc::Rc;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::super::tree::name_from_row;
@@ -55,13 +57,51 @@ pub(super) fn child(conn: &Connection, parent: i64, name: &[u8]) -> Result<Optio
         .context("look up a described name")
 }
 
-pub(super) fn find(conn: &Connection, path: &RelPath) -> Result<Option<i64>> {
-    let mut node = ROOT;
-    for name in path.components() {
+/// The way from the root to the name that was last looked up: the next one is often beside or below it, and then costs one query
+/// and not one for each directory above it. To be forgotten when a node gets another parent.
+#[derive(Debug, Default)]
+pub(in crate::index) struct DescribedWay(Vec<(Box<[u8]>, i64)>);
+
+impl DescribedWay {
+    pub(in crate::index) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Goes back to where the way to `path` leaves this one. Gives the node there and the names that are left.
+    pub(super) fn join<'p>(&mut self, path: &'p RelPath) -> (i64, Vec<&'p [u8]>) {
+        let names: Vec<&[u8]> = path.components().collect();
+        let known = self.0.iter().zip(&names);
+        let shared = known
+            .take_while(|((known, _), name)| **known == ***name)
+            .count();
+        self.0.truncate(shared);
+        let node = self.0.last().map_or(ROOT, |(_, node)| *node);
+        (node, names[shared..].to_vec())
+    }
+
+    /// `node` has another parent from now on.
+    pub(super) fn leave(&mut self, node: i64) {
+        let at = self.0.iter().position(|(_, known)| *known == node);
+        self.0.truncate(at.unwrap_or(self.0.len()));
+    }
+
+    pub(super) fn push(&mut self, name: &[u8], node: i64) {
+        self.0.push((name.into(), node));
+    }
+}
+
+pub(super) fn find(
+    conn: &Connection,
+    way: &mut DescribedWay,
+    path: &RelPath,
+) -> Result<Option<i64>> {
+    let (mut node, names) = way.join(path);
+    for name in names {
         match child(conn, node, name)? {
             Some(child) => node = child,
             None => return Ok(None),
         }
+        way.push(name, node);
     }
     Ok(Some(node))
 }
@@ -92,14 +132,15 @@ pub(super) fn path_of(conn: &Connection, node: i64) -> Result<Option<RelPath>> {
             )));
         }
     }
-    let names = names.iter().rev();
-    Ok(Some(
-        names.fold(RelPath::root(), |path, name| path.join(name)),
-    ))
+    Ok(Some(RelPath::of_names(names.iter().rev())))
 }
 
-fn description(conn: &Connection, path: &RelPath) -> Result<Option<Description>> {
-    let Some(node) = find(conn, path)? else {
+fn description(
+    conn: &Connection,
+    way: &mut DescribedWay,
+    path: &RelPath,
+) -> Result<Option<Description>> {
+    let Some(node) = find(conn, way, path)? else {
         return Ok(None);
     };
     let found: Option<Vec<u8>> = conn
@@ -147,7 +188,7 @@ impl State {
     /// # Errors
     /// If SQLite cannot read.
     pub fn description(&mut self, path: &RelPath) -> Result<Option<Description>> {
-        description(&self.conn, path)
+        description(&self.conn, &mut self.described_way, path)
     }
 
     /// Up to `limit` names in the backend's directory `dir` of which anything is known, in order, from right after `after` on.
@@ -160,7 +201,7 @@ impl State {
         after: Option<&Name>,
         limit: usize,
     ) -> Result<Vec<(Name, Option<Description>)>> {
-        let Some(node) = find(&self.conn, dir)? else {
+        let Some(node) = find(&self.conn, &mut self.described_way, dir)? else {
             return Ok(Vec::new());
         };
         let found = children(&self.conn, node, after, limit)?.into_iter();
@@ -182,7 +223,7 @@ impl Snapshot {
     /// # Errors
     /// If SQLite cannot read.
     pub fn description(&self, path: &RelPath) -> Result<Option<Description>> {
-        description(&self.conn, path)
+        description(&self.conn, &mut self.described_way.borrow_mut(), path)
     }
 
     /// Whether anything is known of the backend's name `path`, or of what is below it.
@@ -190,7 +231,7 @@ impl Snapshot {
     /// # Errors
     /// If SQLite cannot read.
     pub fn is_described(&self, path: &RelPath) -> Result<bool> {
-        Ok(find(&self.conn, path)?.is_some())
+        Ok(find(&self.conn, &mut self.described_way.borrow_mut(), path)?.is_some())
     }
 
     /// About how many bytes a segment with everything in it would have.
@@ -232,26 +273,27 @@ impl Snapshot {
         &self,
         mut each: impl FnMut(RelPath, Description) -> Result<()>,
     ) -> Result<()> {
-        if let Some(told) = description(&self.conn, &RelPath::root())? {
+        if let Some(told) = self.description(&RelPath::root())? {
             each(RelPath::root(), told)?;
         }
         // Children not looked at yet, the next on top.
-        let mut open: Vec<(RelPath, Child)> = Vec::new();
-        let push = |open: &mut Vec<(RelPath, Child)>, dir: &RelPath, node: i64| -> Result<()> {
+        let mut open: Vec<(Rc<RelPath>, Child)> = Vec::new();
+        let push = |open: &mut Vec<(Rc<RelPath>, Child)>, dir: RelPath, node: i64| -> Result<()> {
             let found = children(&self.conn, node, None, usize::MAX >> 1)?;
+            let dir = Rc::new(dir);
             open.extend(found.into_iter().rev().map(|child| (dir.clone(), child)));
             if open.len() > usize::MAX >> 2 {
                 return Err(IndexError::Corrupt("the catalog has no end".into()));
             }
             Ok(())
         };
-        push(&mut open, &RelPath::root(), ROOT)?;
+        push(&mut open, RelPath::root(), ROOT)?;
         while let Some((dir, (node, name, told))) = open.pop() {
             let path = dir.join(&name);
             if let Some(told) = told {
                 each(path.clone(), told)?;
             }
-            push(&mut open, &path, node)?;
+            push(&mut open, path, node)?;
         }
         Ok(())
     }

@@ -128,7 +128,7 @@ impl Checker {
 
 /// Whether `a` stands before `b` in the whole of a catalog: a directory, then what is in it, by the bytes of the names.
 fn precedes(a: &RelPath, b: &RelPath) -> bool {
-    a.components().lt(b.components())
+    a.in_tree_order(b).is_lt()
 }
 
 /// Checks that a description can be meant.

@@ -73,7 +73,7 @@ impl CatalogTree {
                 .map_or(0, |(_, name)| name.as_bytes().len());
             let description = node.description.as_deref();
             let description = description.map_or(0, |it| encode_description(it).len());
-            bytes += live_bytes(name, description);
+            bytes = u64::saturating_add(bytes, live_bytes(name, description));
         });
         bytes
     }

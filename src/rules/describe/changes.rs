@@ -4,8 +4,6 @@
 //! million files moves in one change. What the steps remove is forgotten. Then every name that the batch brings up to date is
 //! described anew. What stays behind keeps the description of the version that it has.
 
-use std::cmp::Reverse;
-
 use crate::base::RelPath;
 use crate::rules::catalog::{CatalogChange, Description};
 use crate::rules::steps::{ClearStep, PlaceStep, Steps};
@@ -17,10 +15,9 @@ pub fn changes<C>(
     gone: &[RelPath],
     mut sets: Vec<(RelPath, Description)>,
 ) -> Vec<CatalogChange> {
-    // Old paths hold as long as nothing above them has moved: the deepest first.
-    let mut clear: Vec<(Reverse<usize>, CatalogChange)> = Vec::new();
+    let mut clear: Vec<CatalogChange> = Vec::new();
     for step in &steps.clear {
-        let change = match step {
+        clear.push(match step {
             ClearStep::Detach { from, slot, .. } => CatalogChange::Detach {
                 from: from.clone(),
                 slot: *slot,
@@ -28,15 +25,14 @@ pub fn changes<C>(
             ClearStep::RemoveFile { path } | ClearStep::RemoveDir { path } => {
                 CatalogChange::Remove { path: path.clone() }
             }
-        };
-        clear.push((Reverse(step.path().depth()), change));
+        });
     }
-    for path in gone {
-        let change = CatalogChange::Remove { path: path.clone() };
-        clear.push((Reverse(path.depth()), change));
-    }
-    clear.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.path().cmp(y.path())));
-    let mut changes: Vec<CatalogChange> = clear.into_iter().map(|(_, change)| change).collect();
+    let gone = gone.iter().cloned();
+    clear.extend(gone.map(|path| CatalogChange::Remove { path }));
+    // Old paths hold as long as nothing above them has moved: what is in a directory before the directory.
+    // In the order of a walk whoever takes the changes finds each name near the one before, however deep the tree is.
+    clear.sort_by(|a, b| b.path().in_tree_order(a.path()));
+    let mut changes = clear;
     for step in &steps.place {
         if let PlaceStep::Attach { slot, to, .. } = step {
             changes.push(CatalogChange::Attach {
@@ -45,7 +41,7 @@ pub fn changes<C>(
             });
         }
     }
-    sets.sort_by(|(a, _), (b, _)| a.depth().cmp(&b.depth()).then_with(|| a.cmp(b)));
+    sets.sort_by(|(a, _), (b, _)| a.in_tree_order(b));
     sets.dedup_by(|(a, _), (b, _)| a == b);
     let described = sets
         .into_iter()

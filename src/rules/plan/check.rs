@@ -97,7 +97,7 @@ pub(super) fn directories(
             new_path(delta, key)?;
         }
     }
-    let mut moved: HashMap<Ino, (Option<RelPath>, Option<RelPath>)> = HashMap::new();
+    let mut moved: Moved = HashMap::new();
     for (&ino, links) in inodes {
         if links.kind != PlainKind::Directory || links.old == links.new {
             continue;
@@ -108,15 +108,13 @@ pub(super) fn directories(
         let new = new.map(|key| new_path(delta, key)).transpose()?;
         moved.insert(ino, (old, new));
     }
-    let leaving: HashMap<&RelPath, Option<&RelPath>> = (moved.values())
-        .filter_map(|(old, new)| Some((old.as_ref()?, new.as_ref())))
-        .collect();
+    let along = going_along(delta, &moved);
     // In order of their numbers, so that the same delta fails with the same error.
     let dirs: BTreeMap<_, _> = delta.dirs.iter().collect();
     for (&ino, paths) in dirs {
         let right = match (moved.get(&ino), &paths.old, &paths.new) {
             (Some((old, new)), _, _) => *old == paths.old && *new == paths.new,
-            (None, Some(old), Some(new)) => goes_along(old, new, &leaving),
+            (None, Some(_), Some(_)) => along.contains(&ino),
             (None, None, None) => true,
             (None, _, _) => false,
         };
@@ -140,20 +138,61 @@ fn unique_paths(delta: &Delta) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// Whether a directory whose own name is not listed gets from `old` to `new` by no other move than that of the nearest
-/// directory above it that is in `leaving`.
-fn goes_along(old: &RelPath, new: &RelPath, leaving: &HashMap<&RelPath, Option<&RelPath>>) -> bool {
-    let (mut old, mut new) = (old.clone(), new.clone());
-    loop {
-        if let Some(&to) = leaving.get(&old) {
-            return to == Some(&new);
+/// The directories whose own names are not listed and that get from their old path to the new one by no other move than that of the
+/// nearest directory above them that is moved. One walk over all of them in the order of the tree.
+fn going_along(delta: &Delta, moved: &Moved) -> HashSet<Ino> {
+    let leaving = moved.values().filter_map(|(old, new)| {
+        let to = new.as_ref();
+        Some((old.as_ref()?, Visit::Leaves(to)))
+    });
+    let staying = delta.dirs.iter().filter_map(|(ino, paths)| {
+        let (old, new) = (paths.old.as_ref()?, paths.new.as_ref()?);
+        (!moved.contains_key(ino)).then_some((old, Visit::Stays(*ino, new)))
+    });
+    let mut visits: Vec<(&RelPath, Visit<'_>)> = leaving.chain(staying).collect();
+    visits.sort_by(|(a, x), (b, y)| a.in_tree_order(b).then_with(|| x.rank().cmp(&y.rank())));
+    let mut above: Vec<(&RelPath, Option<&RelPath>)> = Vec::new();
+    let mut along = HashSet::new();
+    for (old, visit) in visits {
+        while above.last().is_some_and(|(dir, _)| !old.is_in_or_at(dir)) {
+            above.pop();
         }
-        match (old.split_last(), new.split_last()) {
-            (None, None) => return true,
-            (Some((old_dir, old_name)), Some((new_dir, new_name))) if old_name == new_name => {
-                (old, new) = (old_dir, new_dir);
+        match visit {
+            Visit::Leaves(to) => above.push((old, to)),
+            Visit::Stays(ino, new) => {
+                let goes = match above.last() {
+                    Some((from, Some(to))) => is_moved_along(old, new, (*from, *to)),
+                    Some((_, None)) => false,
+                    None => old == new,
+                };
+                if goes {
+                    along.insert(ino);
+                }
             }
-            _ => return false,
         }
     }
+    along
+}
+
+/// Where the directories with listed names are before and after.
+type Moved = HashMap<Ino, (Option<RelPath>, Option<RelPath>)>;
+
+/// What is met on a walk through the old tree.
+enum Visit<'a> {
+    /// A directory that goes elsewhere, or ends.
+    Leaves(Option<&'a RelPath>),
+    /// One that keeps its name, and is found under this path afterwards.
+    Stays(Ino, &'a RelPath),
+}
+
+impl Visit<'_> {
+    fn rank(&self) -> u8 {
+        u8::from(matches!(self, Visit::Stays(..)))
+    }
+}
+
+/// Whether `old`, which is at or in `from`, comes to be `new` when `from` is moved to `to`.
+fn is_moved_along(old: &RelPath, new: &RelPath, (from, to): (&RelPath, &RelPath)) -> bool {
+    let rest = old.as_bytes().strip_prefix(from.as_bytes());
+    rest.is_some() && rest == new.as_bytes().strip_prefix(to.as_bytes())
 }

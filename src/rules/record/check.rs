@@ -55,7 +55,6 @@ fn check_catalog(catalog: &CatalogBatch) -> Result<(), RecordError> {
 }
 
 fn check_attributes(steps: &[AttributeStep]) -> Result<(), RecordError> {
-    let mut seen: HashSet<&[u8]> = HashSet::new();
     for step in steps {
         let path = &step.path;
         if !path.is_root() {
@@ -75,16 +74,38 @@ fn check_attributes(steps: &[AttributeStep]) -> Result<(), RecordError> {
             }
             last = Some(name);
         }
-        let bytes = path.as_bytes();
-        let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-        let mut above = ends.map(|(at, _)| &bytes[..at]).chain([&bytes[..0], bytes]);
-        if above.any(|dir| seen.contains(dir)) {
-            let problem = "it gets attributes twice, or after the directory that it is in";
-            return Err(bad_step(path, problem));
-        }
-        seen.insert(bytes);
     }
-    Ok(())
+    match out_of_turn(steps) {
+        Some(step) => {
+            let problem = "it gets attributes twice, or after the directory that it is in";
+            Err(bad_step(&step.path, problem))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A step that comes after one about the same path or a directory above it. One walk in the order of the tree, in which the nearest of
+/// those above is enough to look at: it has been compared with the one above it.
+fn out_of_turn(steps: &[AttributeStep]) -> Option<&AttributeStep> {
+    let mut order: Vec<usize> = (0..steps.len()).collect();
+    order.sort_by(|a, b| steps[*a].path.in_tree_order(&steps[*b].path));
+    let mut above: Vec<usize> = Vec::new();
+    let mut wrong = None;
+    for number in order {
+        let path = &steps[number].path;
+        while (above.last()).is_some_and(|dir| !path.is_in_or_at(&steps[*dir].path)) {
+            above.pop();
+        }
+        if let Some(dir) = above.last() {
+            let is_same = steps[*dir].path == *path;
+            if is_same || *dir < number {
+                let later = number.max(*dir);
+                wrong = Some(wrong.map_or(later, |first: usize| first.min(later)));
+            }
+        }
+        above.push(number);
+    }
+    wrong.map(|number| &steps[number])
 }
 
 fn check_clear(steps: &[ClearStep], slots: &mut HashMap<SlotNo, Slot>) -> Result<(), RecordError> {
