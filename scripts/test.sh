@@ -54,17 +54,16 @@ step() {
 summary=()
 # The checks themselves first. A cargo-deny that is there and reaches the network knows more.
 check_dependencies() { scripts/dependencies.py --test && scripts/dependencies.py; }
-mounts=(--no-fail-fast -- --test-threads=2)
 
 if [ $# -gt 0 ]; then
     for name in "$@"; do
-        step "test $name" cargo test --test "$name" "${mounts[@]}"
+        step "test $name" scripts/tests.py "$name"
     done
 else
     step "dependencies" check_dependencies
     step "format" cargo fmt --check
     step "lints" cargo clippy --all-targets -- -D warnings
-    step "tests" cargo test "${mounts[@]}"
+    step "tests" alive scripts/tests.py
     # Last, as it takes some minutes and tells the least about where a mistake is.
     step "yanks, power cuts, outages" scripts/vm/run.sh --short
 fi

@@ -483,7 +483,7 @@ fn nor_where_root_mounts_it() {
     if nobody().is_none() {
         return;
     }
-    let Some(lab) = Lab::new(Backend::Ext4Dir) else {
+    let Some(mut lab) = Lab::new(Backend::Ext4Dir) else {
         return;
     };
     let drives: Vec<PathBuf> = NAMES.iter().map(|name| lab.root().join(name)).collect();
@@ -491,6 +491,13 @@ fn nor_where_root_mounts_it() {
         fs::create_dir(drive).expect("mkdir");
         let mut args: Vec<std::ffi::OsString> = vec!["mount".into(), "--no-auto-flush".into()];
         args.extend(["--enroll".into(), drive.into(), lab.mnt.clone().into()]);
+        lab.ferryfs(&args).code(exit::DONE);
+        assert_unharmed(&lab, drive);
+        // A dead mount is replaced in another way than one is made.
+        let status: &[&std::ffi::OsStr] =
+            &["status".as_ref(), "--json".as_ref(), drive.as_os_str()];
+        let pid = lab.ferryfs(status).json()["pid"].as_i64().expect("pid");
+        lab.kill(pid as i32);
         lab.ferryfs(&args).code(exit::DONE);
         assert_unharmed(&lab, drive);
         fs::write(lab.m("file"), "text\n").expect("write");

@@ -273,12 +273,20 @@ fn rescue_by_root_gives_the_owner_of_the_cache_nothing_that_is_not_his() {
     const USER: u32 = 12_345;
     write(&lab.m("dir/shell"), b"a shell");
     write(&lab.m("dir/other"), b"other bytes");
+    for name in ["memory", "disk", "climbs"] {
+        write(&lab.m(format!("dir/{name}")), name.as_bytes());
+    }
+    symlink("/etc", lab.m("dir/link")).expect("symlink");
     lab.unmount_with(&["--no-flush"]);
     rusqlite::Connection::open(lab.cache.join("index.db"))
         .and_then(|conn| {
             conn.execute_batch(
                 "UPDATE inodes SET uid=0, gid=0, mode=mode|3565 WHERE mode & 61440 = 32768;
-                 UPDATE inodes SET uid=0, gid=0, mode=mode|3072 WHERE mode & 61440 = 16384;",
+                 UPDATE inodes SET uid=0, gid=0, mode=mode|3072 WHERE mode & 61440 = 16384;
+                 UPDATE inodes SET mode=8630, rdev=257 WHERE ino=(SELECT ino FROM dirents WHERE name=CAST('memory' AS BLOB));
+                 UPDATE inodes SET mode=25014, rdev=2049 WHERE ino=(SELECT ino FROM dirents WHERE name=CAST('disk' AS BLOB));
+                 UPDATE dirents SET name=CAST('../../../climbed' AS BLOB) WHERE name=CAST('climbs' AS BLOB);
+                 UPDATE dirents SET parent=(SELECT ino FROM dirents WHERE name=CAST('link' AS BLOB)) WHERE name=CAST('other' AS BLOB);",
             )
         })
         .expect("edit the index");
@@ -298,7 +306,12 @@ fn rescue_by_root_gives_the_owner_of_the_cache_nothing_that_is_not_his() {
 
     let out = lab.root().join("out");
     let report = rescue(&lab, &out).code(exit::LEFT_BEHIND).json();
-    assert_eq!(report["files"], 2, "{report}");
+    assert_eq!(report["special"], 2, "{report}");
+    assert!(!lab.root().join("climbed").exists(), "a name led upwards");
+    assert!(
+        !Path::new("/etc/other").exists(),
+        "a symbolic link was followed"
+    );
     assert_eq!(
         fs::read(out.join("files/dir/shell")).expect("read"),
         b"a shell"
@@ -312,6 +325,7 @@ fn rescue_by_root_gives_the_owner_of_the_cache_nothing_that_is_not_his() {
     for path in &seen {
         let meta = fs::symlink_metadata(path).expect("stat");
         assert_eq!(meta.mode() & 0o7000, 0, "{}", path.display());
+        assert!(meta.is_file() || meta.is_dir(), "{}", path.display());
         if meta.is_file() && fs::read(path).expect("read") == b"of root" {
             assert_eq!(
                 (meta.uid(), meta.mode() & 0o777),

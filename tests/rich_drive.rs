@@ -396,16 +396,12 @@ fn fail_at(n: u64, after: After, effect: bool) -> bool {
     failed
 }
 
-#[test]
-fn a_flush_that_fails_anywhere_leaves_the_attributes_of_before_or_of_the_cut() {
+/// A flush that fails at each call in turn, with and without effect, and is followed by each of `afters`.
+fn fail_everywhere(afters: impl Fn(u64) -> Vec<After>) {
     let mut turn = 0;
     for n in 1.. {
         let mut failed = false;
-        let losses = [After::Loss(n), After::LossElsewhere(n)];
-        for after in [After::Heal, After::Death, After::Elsewhere]
-            .into_iter()
-            .chain(losses)
-        {
+        for after in afters(n) {
             turn += 1;
             let effect = turn % 2 == 0;
             eprintln!("call {n}, {after:?}, effect {effect}");
@@ -416,6 +412,23 @@ fn a_flush_that_fails_anywhere_leaves_the_attributes_of_before_or_of_the_cut() {
             return;
         }
     }
+}
+
+#[test]
+fn a_flush_that_fails_anywhere_leaves_the_attributes_of_before_or_of_the_cut() {
+    fail_everywhere(|_| vec![After::Heal, After::Death, After::Elsewhere]);
+}
+
+#[test]
+fn a_flush_that_is_cut_off_anywhere_leaves_the_attributes_of_before_or_of_the_cut() {
+    // An odd number of turns at each call: whether the call took effect changes from call to call.
+    fail_everywhere(|n| {
+        vec![
+            After::Loss(n),
+            After::LossElsewhere(n),
+            After::Loss(n + 1000),
+        ]
+    });
 }
 
 #[test]

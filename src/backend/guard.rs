@@ -31,6 +31,7 @@ use super::{
     Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs, gone,
 };
 use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::rules::trust::Trust;
 use health::Health;
 use threads::{GivenUp, Threads, Ticket};
 
@@ -256,6 +257,21 @@ impl Backend for Guard {
             inner: Some(file.into()),
             shared: self.patient.shared.clone(),
         }))
+    }
+
+    fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
+        let theirs = path.clone();
+        let (file, trust) = self.read("open", path, move |inner| inner.open_judged(&theirs))?;
+        let file = GuardedFile {
+            inner: Some(file.into()),
+            shared: self.patient.shared.clone(),
+        };
+        Ok((Box::new(file), trust))
+    }
+
+    fn trust(&self, path: &RelPath) -> Result<Trust> {
+        let theirs = path.clone();
+        self.read("stat", path, move |inner| inner.trust(&theirs))
     }
 
     fn space(&self) -> Result<Space> {

@@ -18,6 +18,7 @@ use std::fmt;
 use std::io;
 
 use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::rules::trust::{Trust, is_privileged};
 
 /// Extended attributes: names with their values.
 pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
@@ -112,6 +113,10 @@ pub struct Capabilities {
     /// Devices can be made.
     #[serde(default)]
     pub devices: bool,
+    /// Files may be given bits that give the rights of their owner or group to who runs them. Always found to be so; see
+    /// [`Capabilities::without_privileges`].
+    #[serde(default = "yes")]
+    pub set_ids: bool,
     /// Longest target of a symbolic link, in bytes.
     #[serde(default)]
     pub target_bytes: u32,
@@ -144,6 +149,7 @@ impl Capabilities {
             own: Some((0, 0)),
             special_files: true,
             devices: true,
+            set_ids: true,
             target_bytes: crate::rules::steps::MAX_TARGET_BYTES as u32,
             xattrs: ["user.", "trusted.", "security.", crate::rules::acl::SPACE]
                 .map(String::from)
@@ -168,6 +174,16 @@ impl Capabilities {
         }
     }
 
+    /// What of these a drive is given to which others may write: nothing that gives somebody's rights to who can put other bytes
+    /// in a file's place. The catalog tells of the rest.
+    #[must_use]
+    pub fn without_privileges(&self) -> Capabilities {
+        let mut left = self.clone();
+        (left.devices, left.set_ids) = (false, false);
+        left.xattrs.retain(|space| !is_privileged(space.as_bytes()));
+        left
+    }
+
     /// Those of a file system that has names, bytes and times and nothing else, like FAT and its kind.
     pub fn plain() -> Capabilities {
         Capabilities {
@@ -183,6 +199,10 @@ impl Capabilities {
             ..Capabilities::everything()
         }
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn linux_name_max() -> usize {
@@ -395,6 +415,23 @@ pub trait Backend: Send + Sync {
     /// As [`Backend::open`].
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         self.open(path)
+    }
+
+    /// The same as [`Backend::open`], and whose word the file is: judged by what was opened and by the directories that led to it.
+    /// A backend that cannot tell says anybody's. A backend around another passes this on.
+    ///
+    /// # Errors
+    /// As [`Backend::open`].
+    fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
+        Ok((self.open(path)?, Trust::ANYBODY))
+    }
+
+    /// Whose word is what stands at `path`. If it is ours it stays so, and nobody else can put anything in its place.
+    ///
+    /// # Errors
+    /// If it is not there, or something on the way is no directory.
+    fn trust(&self, path: &RelPath) -> Result<Trust> {
+        self.metadata(path).map(|_| Trust::ANYBODY)
     }
 
     /// Makes a new, empty regular file at `path`.

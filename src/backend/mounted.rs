@@ -33,6 +33,7 @@ use super::{
     Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
 };
 use crate::base::{FileKind, Name, RelPath, Timestamp};
+use crate::rules::trust::{Holder, Trust};
 use crate::rules::{given, layout};
 use crate::sys;
 use crate::sys::direct::DirectFile;
@@ -145,13 +146,21 @@ impl MountedDir {
 
     fn open_regular(&self, path: &RelPath) -> io::Result<File> {
         let (dir, name) = self.parent(path, Errno::EISDIR)?;
-        // Looked at first, since opening a device or a pipe can have effects.
-        must_be_regular(metadata_at(&dir, &name)?.kind)?;
-        // Non-blocking, should it have become a pipe in between; without effect on regular files.
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = File::from(openat(&dir, name.as_os_str(), flags, Mode::empty())?);
-        must_be_regular(metadata_from(&fstat(&file)?)?.kind)?;
-        Ok(file)
+        open_regular_at(&dir, &name)
+    }
+
+    /// The directory that holds `path`, its name there, and who holds each directory from the root to that one, as they were met.
+    fn way_to(&self, path: &RelPath) -> io::Result<(OwnedFd, Option<Name>, Vec<Holder>)> {
+        let mut at = self.root()?;
+        let mut way = vec![holder(&fstat(&at)?)];
+        let Some((dir, name)) = path.split_last() else {
+            return Ok((at, None, way));
+        };
+        for component in dir.components() {
+            at = sys::path::open_next(at.as_fd(), component)?;
+            way.push(holder(&fstat(&at)?));
+        }
+        Ok((at, Some(name), way))
     }
 
     /// What the system tells of the medium without asking it. None of it proves that it is there; each shows that it is not.
@@ -294,6 +303,30 @@ impl Backend for MountedDir {
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let file = named("open", path, self.open_regular(path))?;
         Ok(Box::new(UncachedReader(DirectFile::new(file))))
+    }
+
+    fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
+        let answer = || {
+            let (dir, name, mut way) = self.way_to(path)?;
+            let name = name.ok_or(Errno::EISDIR)?;
+            let file = open_regular_at(&dir, &name)?;
+            way.push(holder(&fstat(&file)?));
+            Ok((file, judge(&way)))
+        };
+        let (file, trust) = named("open", path, answer())?;
+        Ok((Box::new(MountedReader { file }), trust))
+    }
+
+    fn trust(&self, path: &RelPath) -> Result<Trust> {
+        let answer = || {
+            let (dir, name, mut way) = self.way_to(path)?;
+            if let Some(name) = name {
+                let flag = AtFlags::AT_SYMLINK_NOFOLLOW;
+                way.push(holder(&fstatat(&dir, name.as_os_str(), flag)?));
+            }
+            Ok(judge(&way))
+        };
+        named("stat", path, answer())
     }
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
@@ -651,6 +684,30 @@ fn is_unknown_flag(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOTTY)
     )
+}
+
+fn open_regular_at(dir: &OwnedFd, name: &Name) -> io::Result<File> {
+    // Looked at first, since opening a device or a pipe can have effects.
+    must_be_regular(metadata_at(dir, name)?.kind)?;
+    // Non-blocking, should it have become a pipe in between; without effect on regular files.
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = File::from(openat(dir, name.as_os_str(), flags, Mode::empty())?);
+    must_be_regular(metadata_from(&fstat(&file)?)?.kind)?;
+    Ok(file)
+}
+
+// The width of these fields differs between platforms.
+#[allow(clippy::unnecessary_cast)]
+fn holder(stat: &FileStat) -> Holder {
+    Holder {
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        permissions: stat.st_mode as u32 & 0o7777,
+    }
+}
+
+fn judge(way: &[Holder]) -> Trust {
+    Trust::judge(Uid::effective().as_raw(), sys::behalf::is_own_group, way)
 }
 
 fn must_be_regular(kind: FileKind) -> io::Result<()> {

@@ -104,6 +104,7 @@ impl Probe<'_> {
             own: Some(self.own()?),
             special_files: self.makes(FileKind::Fifo)? && self.makes(FileKind::Socket)?,
             devices: self.makes(FileKind::CharDevice)?,
+            set_ids: true,
             target_bytes: self.target_bytes()?,
             xattrs: self.xattr_spaces()?,
             xattr_bytes: self.xattr_bytes()?,

@@ -30,7 +30,7 @@ pub(super) struct Root {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     place: Place,
-    /// It is what its mount shows at its mount point: then there is no other directory like it on that mount.
+    /// It is what its mount shows at its mount point. There is no other directory like it on that mount, so it needs no number.
     is_mount_root: bool,
     /// Else its number, where the file system does not give it another one in time.
     inode: Option<u64>,
@@ -52,7 +52,8 @@ impl Root {
             let kind = io::ErrorKind::PermissionDenied;
             return Err(io::Error::new(kind, exposed.clone()));
         }
-        let has_inode = sys::file::keeps_inode_numbers(&way.dir);
+        let (_, is_mount_root) = sys::mounts::mount_root(&way.dir)?;
+        let has_inode = !is_mount_root && sys::file::keeps_inode_numbers(&way.dir);
         let identity = Identity::of(&way.dir, has_inode)?;
         Ok(Root {
             path,
@@ -100,18 +101,22 @@ impl Root {
 }
 
 impl Identity {
-    /// That of the directory `dir`, on a file system whose numbers last or not.
+    /// That of the directory `dir`, with its number or without.
     fn of(dir: &OwnedFd, has_inode: bool) -> io::Result<Identity> {
         // A driver behind FUSE is not asked for a number that does not matter.
-        let (place, is_mount_root) = sys::mounts::mount_root(dir)?;
-        let inode = match has_inode && !is_mount_root {
-            true => Some(sys::mounts::facts_of(dir)?.inode),
-            false => None,
-        };
+        if !has_inode {
+            let (place, is_mount_root) = sys::mounts::mount_root(dir)?;
+            return Ok(Identity {
+                place,
+                is_mount_root,
+                inode: None,
+            });
+        }
+        let facts = sys::mounts::facts_of(dir)?;
         Ok(Identity {
-            place,
-            is_mount_root,
-            inode,
+            place: facts.place,
+            is_mount_root: facts.is_mount_root,
+            inode: Some(facts.inode),
         })
     }
 }

@@ -18,6 +18,7 @@ use super::{
     Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
 };
 use crate::base::{FileKind, RelPath, Timestamp};
+use crate::rules::trust::Trust;
 
 /// Told of errors that may mean that the drive is gone. Called from whatever thread met one: it must not wait for anything.
 pub type OnTrouble = dyn Fn() + Send + Sync;
@@ -144,6 +145,15 @@ impl Backend for Watched {
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let file = self.call("open", path, |inner| inner.open_uncached(path))?;
         Ok(self.on_a_leash(file))
+    }
+
+    fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
+        let (file, trust) = self.call("open", path, |inner| inner.open_judged(path))?;
+        Ok((self.on_a_leash(file), trust))
+    }
+
+    fn trust(&self, path: &RelPath) -> Result<Trust> {
+        self.call("stat", path, |inner| inner.trust(path))
     }
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {

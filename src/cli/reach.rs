@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, OsString};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use super::progress::Bar;
 use super::render::quoted;
 use super::{complain, interrupt};
 use crate::base::{ForeignText, path_of_text};
+use crate::cache::private;
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Answer, FlushReport, Request, Status};
 use crate::control::registry;
@@ -249,12 +250,17 @@ fn only_one() -> Option<Client> {
 
 /// The id of the volume whose drive is at `path`, and the user to whom its marker belongs.
 fn volume_at(path: &Path) -> Option<(Uuid, u32)> {
-    let marker = path.join(layout::marker_path().as_os_str());
-    let meta = std::fs::symlink_metadata(&marker).ok()?;
-    if !meta.is_file() || meta.len() > marker::MAX_BYTES as u64 {
+    let place = path.join(layout::marker_path().as_os_str());
+    // Whoever has the drive may have put anything there.
+    let marker = private::own().read(true).open(place).ok()?;
+    let meta = marker.metadata().ok()?;
+    if !meta.is_file() {
         return None;
     }
-    let marker = marker::decode(&std::fs::read(&marker).ok()?).ok()?;
+    let mut bytes = Vec::new();
+    let most = marker::MAX_BYTES as u64 + 1;
+    marker.take(most).read_to_end(&mut bytes).ok()?;
+    let marker = marker::decode(&bytes).ok()?;
     Some((marker.id, meta.uid()))
 }
 

@@ -89,7 +89,13 @@ pub(super) fn run(service: &Service, stop: &AtomicBool) {
                 backoff = Duration::ZERO;
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot look for changes of others");
+                // Whether that is an alarm is told by who watches the drive; it is looked at again when it is back.
+                match error.is_gone() {
+                    true => {
+                        tracing::info!(%error, "the drive went while it was looked at for changes of others")
+                    }
+                    false => tracing::warn!(%error, "cannot look for changes of others"),
+                }
                 backoff = (backoff * 2).clamp(Duration::from_secs(2), LONGEST_BACKOFF);
             }
         }

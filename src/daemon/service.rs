@@ -473,6 +473,7 @@ impl Service {
                 "{line}: modes, owners and other attributes told there are lost, contents are not"
             )
         }));
+        lines.extend(self.flusher.left_of_others());
         lines.extend(self.held_back());
         lines.extend(self.fs.refusal());
         match self.store.lost_and_found() {

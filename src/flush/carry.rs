@@ -14,8 +14,8 @@ use super::report::{FlushError, Report, Result, Wish};
 use super::run::phase;
 use super::stage::{Staged, Stager, discard};
 use super::{Flusher, Parts, attributes, catalog, room, told, verify};
-use crate::backend::Backend;
 use crate::backend::drive::Withheld;
+use crate::backend::{Backend, Capabilities};
 use crate::base::steps::CacheStep;
 use crate::base::{ForeignText, Ino};
 use crate::control::protocol::{Phase, Progress};
@@ -54,6 +54,8 @@ pub(super) struct Carrier<'a> {
     pub(super) progress: &'a dyn Fn(Progress),
     /// What others have changed may be taken in before anything is carried.
     pub(super) may_look_again: bool,
+    /// What the backend is given, of what it can hold.
+    pub(super) capabilities: &'a Capabilities,
 }
 
 impl Carrier<'_> {
@@ -85,7 +87,7 @@ impl Carrier<'_> {
         gathered.leave_out(&bad.keys().copied().collect());
         for _ in 0..PLANS {
             let mut plan = plan(&gathered.delta)?;
-            let capabilities = &self.parts.capabilities;
+            let capabilities = self.capabilities;
             plan.steps.attributes = attributes::steps(&plan, &gathered, capabilities);
             let report = Report {
                 left_behind: self.left_behind(&plan, &foreign, &bad)?,
@@ -120,7 +122,7 @@ impl Carrier<'_> {
                 return Ok(Attempt::Done(report));
             }
         }
-        let capabilities = &self.parts.capabilities;
+        let capabilities = self.capabilities;
         let granted = room::check(self.backend, plan, gathered, capabilities)?;
         let relieved = self.flusher.relieved(self.backend, self.active.batch);
         let stager = Stager {
@@ -133,6 +135,7 @@ impl Carrier<'_> {
             sizes: &gathered.sizes,
             inodes: &gathered.inodes,
             keeps_permissions: capabilities.permissions,
+            hides_all: capabilities.set_ids,
             wish: self.wish,
             progress: self.progress,
             held: granted.held,
@@ -212,7 +215,7 @@ impl Carrier<'_> {
         }
         // Best effort: it is done again when the batch is given up.
         let _ = discard(self.backend, &layout::staging_dir(self.active.batch));
-        let capabilities = &self.parts.capabilities;
+        let capabilities = self.capabilities;
         room::full(self.backend, plan, gathered, capabilities)
     }
 
@@ -233,7 +236,7 @@ impl Carrier<'_> {
                 steps: staged.steps.clone(),
                 known: Before::new(gathered).known(&staged.steps),
                 catalog: told::catalog_of(
-                    self.parts,
+                    (self.parts, self.capabilities),
                     plan,
                     &staged.steps,
                     (&gathered.subjects, left),

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::catalog::read_catalog;
+use super::catalog::{CatalogLog, read_catalog};
 use super::{Flusher, Result};
 use crate::backend::Backend;
 use crate::index::Mirror;
@@ -27,6 +27,7 @@ impl Flusher {
             );
         }
         self.catalog_losses.lock().clone_from(&log.lost);
+        self.note_whose_word(&log)?;
         match log.replay {
             Replay::Nothing if log.state == known => {}
             Replay::Nothing => {
@@ -37,11 +38,30 @@ impl Flusher {
             Replay::Forward(_) | Replay::Anew(_) => {
                 let mut mirror = Mirror::begin(&self.parts.index)?;
                 log.replay(backend, &mut mirror)?;
+                if log.trust.is_ours() && matches!(log.replay, Replay::Anew(_)) {
+                    // Nothing in the mirror is older than what was replayed.
+                    self.parts.index.lock().set_catalog_is_strangers(false)?;
+                }
                 mirror.end(&log.state)?;
                 self.catalog_news.store(true, Ordering::Release);
                 self.believe_catalog();
             }
         }
+        Ok(())
+    }
+
+    /// Remembers, before any of it is taken in, that others could have written the log.
+    fn note_whose_word(&self, log: &CatalogLog) -> Result<()> {
+        let mut state = self.parts.index.lock();
+        if log.trust.is_ours() || state.catalog_is_strangers()? {
+            return Ok(());
+        }
+        tracing::warn!(
+            "users other than yours and root may write to .ferryfs/catalog on the drive: devices, set-user-ID and set-group-ID bits, and \
+             attributes of security.* and trusted.* that it tells of are not believed"
+        );
+        state.set_catalog_is_strangers(true)?;
+        state.commit()?;
         Ok(())
     }
 

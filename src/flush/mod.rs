@@ -25,6 +25,7 @@ mod gather;
 mod journal;
 mod keep;
 mod known;
+mod limited;
 mod mirror;
 mod placing;
 mod preflight;
@@ -181,6 +182,8 @@ pub struct Flusher {
     full_is_refusal: AtomicBool,
     /// What a batch of another machine touches that could not be finished here.
     of_others: Mutex<Touched>,
+    /// What was not done of batches of other machines.
+    left_of_others: Mutex<Vec<String>>,
     /// Files that the backend has refused, when, and why.
     refused: Mutex<HashMap<Ino, (Instant, String)>>,
     /// When a flush first left something behind because the backend refuses it; see [`Flusher::is_retry_due`].
@@ -204,6 +207,7 @@ impl Flusher {
             catalog_news: AtomicBool::new(false),
             full_is_refusal: AtomicBool::new(false),
             of_others: Mutex::default(),
+            left_of_others: Mutex::default(),
             refused: Mutex::default(),
             refusal_met: Mutex::default(),
             conflicts_met: Mutex::default(),

@@ -12,7 +12,7 @@
 //! A crash in the middle leaves what was set aside there; a redo compares it again and does the same ([`super::redo`]).
 
 use super::report::{FlushError, Result};
-use super::stage::{SlotSource, restage};
+use super::stage::{SlotSource, give_attributes, make_lost_found, restage};
 use crate::backend::{Backend, BackendError, Look, Metadata};
 use crate::base::{BatchNo, FileKind, RelPath, Timestamp};
 use crate::rules::describe::is_told_oddly;
@@ -316,11 +316,12 @@ impl Placer<'_> {
         }
         let file = self.backend.open(from)?;
         let source = SlotSource::OnBackend(file, meta.modified);
-        let copied = restage(self.backend, None, source, to, Some(meta.size));
+        let copied = restage(self.backend, None, source, to, Some(meta.size))
+            .and_then(|_| give_attributes(self.backend, from, &meta, to));
         if copied.is_err() {
             let _ = self.backend.remove_file(to);
         }
-        copied.map(drop)
+        copied
     }
 
     /// Notes, durably, that there may be names of ours in the user's directories.
@@ -402,10 +403,7 @@ impl Placer<'_> {
     /// Moves what stands at `at` to `.ferryfs/lost+found`, and tells where it is there.
     pub(super) fn to_lost_found(&self, at: &RelPath) -> Result<RelPath> {
         let dir = layout::lost_found();
-        match self.backend.make_dir(&dir) {
-            Err(error) if !error.is_taken() => return Err(error.into()),
-            _ => {}
-        }
+        make_lost_found(self.backend)?;
         let kept = self.name_in_lost_found(at);
         if kept.is_err() {
             // Fails if there is anything in it.

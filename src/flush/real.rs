@@ -74,7 +74,6 @@ pub(super) fn link(
         return Ok(());
     }
     let between = layout::slot_path(placer.batch, slot);
-    see_to_link(placer, &between, (from, to), expected, applied)?;
     match backend.remove_file(&between) {
         Err(error) if !is_absent(&error) => return Err(error.into()),
         _ => {}
@@ -88,22 +87,23 @@ pub(super) fn link(
     }
 }
 
-/// What an attempt before this one has left under the name in between: the file itself, or what stood at `to` and was swapped with
-/// it. The latter is compared, as it may be somebody else's.
-fn see_to_link(
+/// What an attempt at [`link`] before this one has left in `slot`: one more name of the file, which the next attempt removes, or what
+/// stood at `to` and was swapped with it. The latter is compared, as it may be somebody else's.
+pub(super) fn see_to_link(
     placer: &Placer<'_>,
-    between: &RelPath,
+    slot: SlotNo,
     (from, to): (&RelPath, &RelPath),
-    expected: Option<&Believed>,
+    expected: &Believed,
     applied: &mut Applied,
 ) -> Result<()> {
     let backend = placer.backend;
-    if !exists(backend, between)? || are_one(&backend.metadata(from)?, &backend.metadata(between)?)
+    let between = layout::slot_path(placer.batch, slot);
+    if !exists(backend, &between)?
+        || are_one(&backend.metadata(from)?, &backend.metadata(&between)?)
     {
         return Ok(());
     }
-    let expected = expected.copied().unwrap_or(Believed::ANYTHING);
-    placer.keep_or_drop(between, to, &expected, applied)
+    placer.keep_or_drop(&between, to, expected, applied)
 }
 
 /// A backend may refuse one more name for reasons of its own: too many of one file, another file system in between. The batch cannot

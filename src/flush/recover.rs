@@ -9,6 +9,7 @@ use super::apply::Applied;
 use super::carry::named_conflicts;
 use super::journal::Journal;
 use super::keep;
+use super::limited::{Limited, no_device};
 use super::placing::{Manners, Placer};
 use super::redo::{Redo, Ssd};
 use super::refused::{Refusal, StepNo, Why, explain_alone, is_local};
@@ -24,15 +25,20 @@ use crate::rules::known::SLACK_NS;
 use crate::rules::layout;
 use crate::rules::marker;
 use crate::rules::record::{self, BatchRecord, RecordError};
-use crate::rules::steps::{ClearStep, PlaceStep, PlainKind};
+use crate::rules::steps::{ClearStep, Node, PlaceStep, PlainKind};
 use crate::rules::touched::Touched;
+use crate::rules::trust::{Author, Subject, Trust};
 use crate::sys;
+use crate::sys::behalf::OnBehalf;
 
 /// Suffix of a record that was finished without the cache that wrote it; tells that cache so.
 const DONE: &str = ".done";
 
 /// Key of the index's setting that names the batch of ours whose record is torn.
 const TORN: &str = "torn_record";
+
+/// Names of what was not done of others' batches that are remembered.
+const LEFT_NAMED: usize = 20;
 
 /// What became of a batch that was found on a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +83,8 @@ enum Found {
     Nothing,
     /// Something that is no whole record. Its writing was interrupted, or it was damaged later; nobody can tell.
     Torn,
-    /// A record that belongs there.
-    Record(Box<BatchRecord>),
+    /// A record that belongs there, and whose word it is.
+    Record(Box<BatchRecord>, Trust),
 }
 
 /// The record of `batch` at `path`, checked to belong there.
@@ -88,7 +94,8 @@ fn read_record(
     batch: BatchNo,
     volume: Uuid,
 ) -> Result<Found> {
-    let decoded = match read_sealed(backend, path)? {
+    let (sealed, trust) = read_sealed(backend, path)?;
+    let decoded = match sealed {
         Sealed::Nothing => return Ok(Found::Nothing),
         Sealed::Torn | Sealed::Part { .. } => return Ok(Found::Torn),
         Sealed::TooLong(bytes) => Err(RecordError::TooLong { bytes }),
@@ -96,7 +103,7 @@ fn read_record(
     };
     match decoded {
         Ok(record) if record.volume == volume && record.batch == batch => {
-            Ok(Found::Record(Box::new(record)))
+            Ok(Found::Record(Box::new(record), trust))
         }
         Ok(_) => Err(FlushError::Unfinished {
             batch,
@@ -240,7 +247,7 @@ impl Flusher {
             );
         };
         let volume = self.parts.volume;
-        if let Found::Record(done) =
+        if let Found::Record(done, _) =
             read_record(backend, &done_path(active.batch)?, active.batch, volume)?
             // Not only by its origin, which anybody can read on the drive: what is concluded here lets go of the cache's bytes.
             && *done == journal.record
@@ -253,7 +260,8 @@ impl Flusher {
             active.batch,
             volume,
         )? {
-            Found::Record(record) if record.origin == self.parts.origin => {
+            // What is done is what the journal says, which nobody else can have written.
+            Found::Record(record, _) if record.origin == self.parts.origin => {
                 self.redo(backend, &journal, &active)
             }
             // If it was torn by a crash, nothing has been applied; if it was damaged later, something has. Applying it from
@@ -291,7 +299,10 @@ impl Flusher {
         let touched = Touched::of(&journal.record.steps);
         self.parts.drive.withhold(Withheld::Moving(touched));
         let relieved = self.relieved(backend, active.batch);
-        let applied = self.redo_steps(&relieved, journal)?;
+        let applied = match staging_trust(backend, Some(active.batch))?.is_ours() {
+            true => self.redo_steps(&relieved, journal)?,
+            false => self.redo_limited(&relieved, journal)?,
+        };
         for (path, reason) in applied.surprises() {
             tracing::warn!(path, reason, "not as the batch has it");
         }
@@ -309,6 +320,26 @@ impl Flusher {
         self.clean_up(backend, active.batch, &applied.garbage)?;
         self.look_after(backend, &applied);
         Ok(())
+    }
+
+    /// The same on a drive that others may write to. What they must not get stays in the cache, for the next batch to describe.
+    fn redo_limited(&self, backend: &dyn Backend, journal: &Journal) -> Result<Applied> {
+        let limited = Limited::for_own(backend);
+        let applied = self.redo_steps(&limited, journal)?;
+        let mut state = self.parts.index.lock();
+        for (path, reason) in limited.left_out() {
+            tracing::warn!(%path, reason, "not as the batch has it");
+            // After the batch's cut, so that the confirmation does not take it for done.
+            if let Some(ino) = super::confirm::find(&mut state, &path)?
+                && let Some(mut inode) = state.inode(ino)?
+            {
+                state.note_attributes(&mut inode)?;
+                state.put_inode(inode);
+            }
+        }
+        state.commit()?;
+        drop(state);
+        Ok(applied)
     }
 
     /// Takes the steps of a committed batch again, with the cache at hand.
@@ -449,16 +480,24 @@ impl Flusher {
                 batch,
                 self.parts.volume,
             )? {
-                Found::Record(record) if record.origin != self.parts.origin => {
-                    tracing::info!(%batch, "finishing a batch of another machine");
-                    if let Err(error) = finish_alone(backend, &record) {
-                        // Nothing is written beside it, and its names are left alone, until it is finished.
-                        *self.of_others.lock() = Touched::of(&record.steps);
-                        return Err(error);
+                Found::Record(record, trust) if record.origin != self.parts.origin => {
+                    tracing::info!(%batch, ?trust, "finishing a batch of another machine");
+                    match finish_alone(backend, &record, trust) {
+                        Ok(left_behind) => {
+                            for (path, reason) in left_behind {
+                                tracing::warn!(path, reason, "not as the batch has it");
+                                self.note_left_of_others(batch, &path, &reason);
+                            }
+                        }
+                        Err(error) => {
+                            // Nothing is written beside it, and its names are left alone, until it is finished.
+                            *self.of_others.lock() = Touched::of(&record.steps);
+                            return Err(error);
+                        }
                     }
                 }
                 // Ours, and not open: confirmed, so the record is a leftover, and so is what was staged.
-                Found::Record(record) => self.clean_up(backend, batch, &left_by(&record))?,
+                Found::Record(record, _) => self.clean_up(backend, batch, &left_by(&record))?,
                 Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
                 Found::Torn if self.is_our_torn(batch)? => {
                     self.clean_up(backend, batch, &[])?;
@@ -472,6 +511,22 @@ impl Flusher {
         self.sweep_done(backend)
     }
 
+    fn note_left_of_others(&self, batch: BatchNo, path: &str, reason: &str) {
+        let mut noted = self.left_of_others.lock();
+        match noted.len() {
+            ..LEFT_NAMED => noted.push(format!(
+                "{path}, of batch {batch} that another machine had begun: {reason}"
+            )),
+            LEFT_NAMED => noted.push("there is more of that kind in the log".into()),
+            _ => {}
+        }
+    }
+
+    /// What was not done of batches of other machines that this one has finished since it was started, a line each.
+    pub fn left_of_others(&self) -> Vec<String> {
+        self.left_of_others.lock().clone()
+    }
+
     fn is_our_torn(&self, batch: BatchNo) -> Result<bool> {
         let noted = self.parts.index.lock().meta(TORN)?;
         Ok(noted.as_deref() == Some(&*batch.to_string()))
@@ -482,7 +537,7 @@ impl Flusher {
     fn sweep_done(&self, backend: &dyn Backend) -> Result<()> {
         for batch in done_on(backend)? {
             let path = done_path(batch)?;
-            if let Found::Record(record) = read_record(backend, &path, batch, self.parts.volume)?
+            if let Found::Record(record, _) = read_record(backend, &path, batch, self.parts.volume)?
                 && record.origin == self.parts.origin
             {
                 backend.remove_file(&path)?;
@@ -516,6 +571,64 @@ fn note_different(
     Ok(())
 }
 
+/// Finishes a batch with what is on the backend alone. A stranger's is finished without anything that would give him rights; and
+/// by root only as far as he could have done so himself, so that it moves and shows him nothing that he could not reach.
+///
+/// Gives what was not done, with the reasons.
+fn finish_alone(
+    backend: &dyn Backend,
+    record: &BatchRecord,
+    trust: Trust,
+) -> Result<Vec<(String, String)>> {
+    let (limited, _rights) = match trust {
+        Trust::Ours if staging_trust(backend, Some(record.batch))?.is_ours() => {
+            return carry_out_alone(backend, record);
+        }
+        // What is staged could be swapped for something else before it gets its attributes.
+        Trust::Ours => (Limited::for_own(backend), None),
+        // All of it is ours: nobody else can have made it, but somebody could have put it there.
+        Trust::Stranger(None) => (Limited::for_stranger(backend), None),
+        Trust::Stranger(Some(author)) if nix::unistd::Uid::effective().is_root() => (
+            Limited::for_stranger(backend),
+            Some(rights_of(author, record.batch)?),
+        ),
+        Trust::Stranger(Some(author)) => {
+            let author = Subject {
+                uid: author.uid,
+                groups: sys::behalf::groups(author.uid, author.gid),
+            };
+            (Limited::for_author(backend, author), None)
+        }
+    };
+    let mut left_behind = carry_out_alone(&limited, record)?;
+    let left_out = limited.left_out().into_iter();
+    left_behind.extend(left_out.map(|(path, reason)| (path.to_text(), reason)));
+    Ok(left_behind)
+}
+
+/// Whose word the staging directory of a batch is, or of the next one. One that is not there is made anew.
+pub(super) fn staging_trust(backend: &dyn Backend, batch: Option<BatchNo>) -> Result<Trust> {
+    let own = batch.map(layout::staging_dir);
+    let above = [layout::staging_root(), layout::dir()];
+    for dir in own.into_iter().chain(above) {
+        match backend.trust(&dir) {
+            Err(error) if super::apply::is_absent(&error) => {}
+            trust => return Ok(trust?),
+        }
+    }
+    Ok(Trust::ANYBODY)
+}
+
+/// Has root do on the drive only what the author of a record may do, until the answer is dropped.
+fn rights_of(author: Author, batch: BatchNo) -> Result<OnBehalf> {
+    OnBehalf::of(author.uid, author.gid).map_err(|error| FlushError::Unfinished {
+            batch,
+            problem: format!(
+                "another user wrote its record, and root may not act with that user's rights here ({error}); run `ferryfs recover` as that user"
+            ),
+        })
+}
+
 /// Applies a record with what is on the backend alone, and keeps it under another name, so that its cache learns of it.
 ///
 /// Where a crash has left it under both names, it was finished, and stays so until its cache comes: the names share clusters, and
@@ -523,14 +636,14 @@ fn note_different(
 ///
 /// Gives what the backend refused, with the reasons. What was staged for it is kept in `.ferryfs/lost+found`: its cache may never
 /// come back.
-fn finish_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<(String, String)>> {
+fn carry_out_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<(String, String)>> {
     let done = read_record(
         backend,
         &done_path(record.batch)?,
         record.batch,
         record.volume,
     )?;
-    if matches!(done, Found::Record(done) if *done == *record) {
+    if matches!(done, Found::Record(done, _) if *done == *record) {
         discard(backend, &layout::staging_dir(record.batch))?;
         return Ok(Vec::new());
     }
@@ -598,6 +711,13 @@ fn keep_refused(
     for Refusal { step, path, why } in &applied.refused.steps {
         let mut reason = explain_alone(why);
         if let StepNo::Place(number) = step
+            && let Some(PlaceStep::InstallNode { node, .. }) = record.steps.place.get(*number)
+            && matches!(node, Node::CharDevice { .. } | Node::BlockDevice { .. })
+            && *why == Why::Errno(libc::EPERM)
+        {
+            reason = no_device();
+        }
+        if let StepNo::Place(number) = step
             && let Some(PlaceStep::Install { slot, .. }) = record.steps.place.get(*number)
         {
             let staged = layout::slot_path(record.batch, *slot);
@@ -630,8 +750,8 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
         let found = read_record(backend, &layout::record_path(batch), batch, marker.id)?;
         let mut left_behind = Vec::new();
         let (finished, (files, bytes)) = match &found {
-            Found::Record(record) => {
-                left_behind = finish_alone(backend, record)?;
+            Found::Record(record, trust) => {
+                left_behind = finish_alone(backend, record, *trust)?;
                 (true, totals(record))
             }
             Found::Nothing => {

@@ -16,6 +16,7 @@ use crate::backend::{
 };
 use crate::base::{BatchNo, FileKind, Name, RelPath, Timestamp};
 use crate::rules::layout;
+use crate::rules::trust::Trust;
 
 /// The reserve is at least this large where the drive is not small,
 const LEAST: u64 = 1 << 20;
@@ -238,6 +239,14 @@ impl Backend for Relieved<'_> {
 
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         self.inner.open_uncached(path)
+    }
+
+    fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
+        self.inner.open_judged(path)
+    }
+
+    fn trust(&self, path: &RelPath) -> Result<Trust> {
+        self.inner.trust(path)
     }
 
     /// What is appended to it is not tried again here: see [`super::apply::create_with`].

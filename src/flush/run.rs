@@ -14,8 +14,8 @@ use super::report::{FlushError, Report, Result, Wish};
 use super::reserve::{self, Relieved};
 use super::stage::{discard, discard_ended};
 use super::{Flusher, recover, room, subjects};
-use crate::backend::Backend;
 use crate::backend::drive::Withheld;
+use crate::backend::{Backend, Capabilities};
 use crate::base::steps::CacheStep;
 use crate::base::{BatchNo, RelPath};
 use crate::control::protocol::{Phase, Progress};
@@ -180,6 +180,7 @@ impl Flusher {
         let Some((active, snapshot)) = self.cut(above)? else {
             return Ok(Report::default());
         };
+        let capabilities = self.capabilities_on(backend)?;
         let carrier = Carrier {
             parts: &self.parts,
             flusher: self,
@@ -188,9 +189,10 @@ impl Flusher {
             wish,
             progress,
             may_look_again,
+            capabilities: &capabilities,
         };
         let result = self
-            .difference(scope, &active, snapshot)
+            .difference(scope, &active, snapshot, &capabilities)
             .and_then(|gathered| carrier.carry(gathered));
         // A batch that has not come to its journal is given up here; else it stays open, for recovery to finish.
         let committed = self
@@ -223,19 +225,25 @@ impl Flusher {
         Ok(Some((active, snapshot)))
     }
 
+    /// What a batch gives to the backend, of what it can hold: nothing that gives rights where others could put something else in the
+    /// place of what is staged.
+    fn capabilities_on(&self, backend: &dyn Backend) -> Result<Capabilities> {
+        let all = &self.parts.capabilities;
+        Ok(match recover::staging_trust(backend, None)?.is_ours() {
+            true => all.clone(),
+            false => all.without_privileges(),
+        })
+    }
+
     /// What the batch is to carry.
     fn difference(
         &self,
         scope: Scope,
         active: &ActiveBatch,
         snapshot: Snapshot,
+        capabilities: &Capabilities,
     ) -> Result<Gathered> {
-        let mut gathered = gather(
-            &snapshot,
-            &self.parts.rules,
-            &self.parts.capabilities,
-            active,
-        )?;
+        let mut gathered = gather(&snapshot, &self.parts.rules, capabilities, active)?;
         gathered.subjects =
             subjects::find(&snapshot, &self.parts.rules, &self.parts.origin, &gathered)?;
         // While it lives the index's WAL cannot begin anew.

@@ -9,10 +9,11 @@ use crossbeam_channel::bounded;
 
 use super::gather::EMPTY;
 use super::real;
+use super::recover::staging_trust;
 use super::refused::{StepNo, Why, errno_of, explain, is_local};
 use super::report::{FlushError, Result, Wish};
 use super::reserve::Held;
-use crate::backend::{Backend, BackendError, ReadFile};
+use crate::backend::{Backend, BackendError, Metadata, ReadFile, WriteFile};
 use crate::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
 use crate::cache::Store;
 use crate::control::protocol::{Phase, Progress};
@@ -156,10 +157,9 @@ fn stage_file(
 ) -> Result<FileContent> {
     let from = Source::open(backend, store, source)?;
     let content = write_slot(
-        backend,
+        (backend.create(slot)?, slot),
         &from,
         modified(source),
-        slot,
         expected,
         buffer,
         done,
@@ -212,7 +212,9 @@ pub(super) fn restage(
     let mut buffer = vec![0; BUFFER];
     loop {
         let done = |_| Ok(());
-        match write_slot(backend, &from, time, slot, expected, &mut buffer, done) {
+        // Whose bytes they are is not known here. It gets its mode when it has its name, or from what it is a copy of.
+        let to = create_hidden(backend, slot)?;
+        match write_slot((to, slot), &from, time, expected, &mut buffer, done) {
             // It is written anew where held space makes room for it.
             Err(FlushError::Backend(error)) if error.is_full() => {
                 remove_part(backend, slot)?;
@@ -233,16 +235,63 @@ fn remove_part(backend: &dyn Backend, path: &RelPath) -> Result<()> {
     }
 }
 
-fn write_slot(
+/// Makes an empty file that only its owner may read, where the backend keeps permissions.
+fn create_hidden(backend: &dyn Backend, path: &RelPath) -> Result<Box<dyn WriteFile>> {
+    let file = backend.create(path)?;
+    match backend.set_permissions(path, 0o600) {
+        Err(error) if !error.is_refusal() => Err(error.into()),
+        _ => Ok(file),
+    }
+}
+
+/// Gives a copy owner, mode and extended attributes of what it was made of, as far as the backend has them.
+pub(super) fn give_attributes(
     backend: &dyn Backend,
+    from: &RelPath,
+    meta: &Metadata,
+    to: &RelPath,
+) -> Result<()> {
+    let unless_refused = |set: std::result::Result<(), BackendError>| match set {
+        Err(error) if !error.is_refusal() => Err(error),
+        _ => Ok(()),
+    };
+    unless_refused(backend.set_owner(to, Some(meta.uid), Some(meta.gid)))?;
+    unless_refused(backend.set_permissions(to, meta.permissions))?;
+    match backend.xattrs(from) {
+        Ok(xattrs) if xattrs.is_empty() => Ok(()),
+        Ok(xattrs) => Ok(unless_refused(backend.set_xattrs(to, &xattrs))?),
+        Err(error) => Ok(unless_refused(Err(error))?),
+    }
+}
+
+/// Makes `.ferryfs/lost+found` if it is not there. What is kept in it may have been in a directory that others cannot look into.
+pub(super) fn make_lost_found(backend: &dyn Backend) -> Result<()> {
+    let dir = layout::lost_found();
+    match backend.make_dir(&dir) {
+        Err(error) if error.is_taken() => return Ok(()),
+        made => made?,
+    }
+    match staging_trust(backend, None)?.is_ours() {
+        true => hide_dir(backend, &dir),
+        false => Ok(()),
+    }
+}
+
+fn hide_dir(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
+    match backend.set_permissions(dir, 0o700) {
+        Err(error) if !error.is_refusal() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn write_slot(
+    (mut to, slot): (Box<dyn WriteFile>, &RelPath),
     from: &Source,
     modified: Timestamp,
-    slot: &RelPath,
     expected: Option<u64>,
     buffer: &mut [u8],
     mut done: impl FnMut(u64) -> Result<()>,
 ) -> Result<FileContent> {
-    let mut to = backend.create(slot)?;
     let mut append = |bytes: &[u8]| -> Result<()> {
         to.append(bytes)
             .map_err(|source| BackendError::new("write", slot, source))?;
@@ -278,6 +327,8 @@ pub(super) struct Stager<'a> {
     pub(super) inodes: &'a BTreeMap<Ino, Inode>,
     /// The backend keeps permissions.
     pub(super) keeps_permissions: bool,
+    /// Nobody else could finish the batch, so nobody else needs to look into its staging directory.
+    pub(super) hides_all: bool,
     pub(super) wish: &'a Wish,
     pub(super) progress: &'a dyn Fn(Progress),
     /// Space that is taken for what comes after the commit.
@@ -297,6 +348,9 @@ impl Stager<'_> {
             bytes: 0,
         };
         self.backend.make_dir(&layout::staging_dir(self.batch))?;
+        if self.keeps_permissions && self.hides_all {
+            hide_dir(self.backend, &layout::staging_dir(self.batch))?;
+        }
         let mut progress = self.totals(&plan.place);
         let mut buffer = vec![0; BUFFER];
         let mut bad = Vec::new();
@@ -493,13 +547,8 @@ fn discard_but(backend: &dyn Backend, dir: &RelPath, keeps_set_aside: bool) -> R
 }
 
 fn keep(backend: &dyn Backend, dir: &RelPath, path: &RelPath, slot: &Name) -> Result<()> {
+    make_lost_found(backend)?;
     let lost_found = layout::lost_found();
-    match backend.make_dir(&lost_found) {
-        Err(error) if error.source.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(error.into());
-        }
-        _ => {}
-    }
     let batch = dir
         .split_last()
         .map_or_else(Vec::new, |(_, name)| name.as_bytes().to_vec());

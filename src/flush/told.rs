@@ -5,6 +5,7 @@ use std::fs::File;
 
 use super::subjects::{Subject, Subjects};
 use super::{Flusher, Parts, Result};
+use crate::backend::Capabilities;
 use crate::base::{ContentHash, Ino, RelPath};
 use crate::index::{Inode, Snapshot};
 use crate::rules::catalog::chain::LogState;
@@ -23,14 +24,14 @@ const HOLES: usize = 16_384;
 /// What the batch that takes `steps` does to the catalog; `None` if the backend says all by itself, or nothing has changed.
 /// A log that has merely become long is not rewritten where that would take more than a part of the space that is `left`.
 pub(super) fn catalog_of(
-    parts: &Parts,
+    (parts, capabilities): (&Parts, &Capabilities),
     plan: &Plan,
     steps: &Steps<FileContent>,
     (subjects, left): (&Subjects, u64),
 ) -> Result<Option<CatalogBatch>> {
     // Only a confirmation changes the mirror, and this is the thread that confirms.
     let snapshot = parts.index.snapshot()?;
-    let sets = descriptions(parts, plan, subjects);
+    let sets = descriptions((parts, capabilities), plan, subjects);
     if sets.is_empty() && snapshot.catalog_is_empty()? {
         return Ok(None);
     }
@@ -68,14 +69,17 @@ fn whole(snapshot: &Snapshot, changes: &[CatalogChange]) -> Result<Vec<CatalogCh
 }
 
 /// What is to be said of each name that the batch brings up to date.
-fn descriptions(parts: &Parts, plan: &Plan, subjects: &Subjects) -> Vec<(RelPath, Description)> {
+fn descriptions(
+    (parts, capabilities): (&Parts, &Capabilities),
+    plan: &Plan,
+    subjects: &Subjects,
+) -> Vec<(RelPath, Description)> {
     let carried = Carried::new(plan);
     let owners = sys::owners::system();
     let mut sets = Vec::new();
     for subject in subjects.names.iter().filter(|it| carried.has(it)) {
         let facts = facts(parts, subject);
-        let Some(told) = describe(facts, subject.known.is_some(), &parts.capabilities, owners)
-        else {
+        let Some(told) = describe(facts, subject.known.is_some(), capabilities, owners) else {
             continue;
         };
         match check_description(&told) {

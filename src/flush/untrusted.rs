@@ -4,6 +4,7 @@ use super::report::{FlushError, Result};
 use crate::backend::{Backend, BackendError, Metadata, ReadFile};
 use crate::base::{ContentHash, FileKind, RelPath};
 use crate::rules::record::{CHECKSUM_BYTES, MAGIC, MAX_RECORD_BYTES};
+use crate::rules::trust::Trust;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -75,12 +76,12 @@ pub(crate) fn read_small(
     Ok(Some(bytes))
 }
 
-/// The record at `path`. Its bytes are taken into memory only once the checksum has been found right: a file of any size may
-/// stand there.
+/// The record at `path`, and whose word it is. Its bytes are taken into memory only once the checksum has been found right: a file of
+/// any size may stand there.
 ///
 /// # Errors
 /// If it is no file, or cannot be read.
-pub(super) fn read_sealed(backend: &dyn Backend, path: &RelPath) -> Result<Sealed> {
+pub(super) fn read_sealed(backend: &dyn Backend, path: &RelPath) -> Result<(Sealed, Trust)> {
     read_sealed_as(backend, path, &MAGIC, MAX_RECORD_BYTES, None)
 }
 
@@ -95,33 +96,44 @@ pub(super) fn read_sealed_as(
     expected: &[u8; 8],
     longest: usize,
     head: Option<usize>,
-) -> Result<Sealed> {
+) -> Result<(Sealed, Trust)> {
     let Some(meta) = look(backend, path)? else {
-        return Ok(Sealed::Nothing);
+        return Ok((Sealed::Nothing, Trust::Ours));
     };
-    let file = backend.open(path)?;
-    let failed = |source| BackendError::new("read", path, source);
+    let (file, trust) = backend.open_judged(path)?;
+    let sealed = sealed_in(&*file, meta.size, expected, longest, head)
+        .map_err(|source| BackendError::new("read", path, source))?;
+    Ok((sealed, trust))
+}
+
+fn sealed_in(
+    file: &dyn ReadFile,
+    size: u64,
+    expected: &[u8; 8],
+    longest: usize,
+    head: Option<usize>,
+) -> std::io::Result<Sealed> {
     let mut magic = [0; 8];
-    let got = file.read_at(&mut magic, 0).map_err(failed)?;
-    if got < magic.len() || magic != *expected || meta.size < CHECKSUM_BYTES as u64 {
+    let got = file.read_at(&mut magic, 0)?;
+    if got < magic.len() || magic != *expected || size < CHECKSUM_BYTES as u64 {
         return Ok(Sealed::Torn);
     }
-    let size = usize::try_from(meta.size).unwrap_or(usize::MAX);
-    if size > longest {
-        return Ok(Sealed::TooLong(size));
+    let length = usize::try_from(size).unwrap_or(usize::MAX);
+    if length > longest {
+        return Ok(Sealed::TooLong(length));
     }
-    let Some(hash) = verified(&*file, size).map_err(failed)? else {
+    let Some(hash) = verified(file, length)? else {
         return Ok(Sealed::Torn);
     };
-    let mut bytes = vec![0; head.map_or(size, |head| head.min(size - CHECKSUM_BYTES))];
-    let got = file.read_at(&mut bytes, 0).map_err(failed)?;
+    let mut bytes = vec![0; head.map_or(length, |head| head.min(length - CHECKSUM_BYTES))];
+    let got = file.read_at(&mut bytes, 0)?;
     bytes.truncate(got);
     Ok(match head {
         None => Sealed::Whole(bytes),
         Some(_) => Sealed::Part {
             head: bytes,
             hash,
-            bytes: meta.size,
+            bytes: size,
         },
     })
 }

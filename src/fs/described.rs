@@ -15,6 +15,7 @@ use crate::index::{Flags, Inode, LinkGroup, State};
 use crate::rules::catalog::{Description, Extent};
 use crate::rules::describe::{blocks, describes, group_here, owner_here};
 use crate::rules::plan::NameKey;
+use crate::rules::trust::{SET_IDS, is_privileged, without_set_ids};
 use crate::sys;
 
 /// Names read from the mirror under one hold of the index lock.
@@ -44,6 +45,8 @@ pub(in crate::fs) struct Described {
     pub(super) it: Description,
     uid: u32,
     gid: u32,
+    /// Somebody else than this cache's user and root could have said so.
+    is_strangers: bool,
 }
 
 /// What is said of the names in one directory, in the backend's spelling.
@@ -58,13 +61,40 @@ pub(in crate::fs) struct Told {
 
 impl Described {
     /// Asks who the owners are; not to be called under a lock.
-    fn new(it: Description) -> Described {
+    fn new(it: Description, is_strangers: bool) -> Described {
         let owners = sys::owners::system();
         Described {
+            is_strangers,
             uid: owner_here(&it.owner, owners),
             gid: group_here(&it.group, owners),
             it,
         }
+    }
+
+    /// Whether it is not to be taken in: a device that a stranger describes.
+    fn is_withheld(&self) -> bool {
+        let is_device = matches!(self.it.kind, FileKind::CharDevice | FileKind::BlockDevice);
+        self.is_strangers && is_device
+    }
+
+    /// The permission bits that are believed of what has those of `mode` so far. What a stranger says gives no rights, nor does it
+    /// take any that are known from elsewhere.
+    fn permissions(&self, mode: u32) -> u32 {
+        let told = self.it.permissions & 0o7777;
+        match self.is_strangers {
+            true => {
+                let is_dir = self.it.kind == FileKind::Directory;
+                without_set_ids(is_dir, told) | (told & mode & SET_IDS)
+            }
+            false => told,
+        }
+    }
+
+    /// The extended attributes that are believed.
+    fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let all = self.it.xattrs.iter();
+        all.filter(|(name, _)| !self.is_strangers || !is_privileged(name))
+            .map(|(name, value)| (&name[..], &value[..]))
     }
 
     /// Whether the bytes found are those that were described.
@@ -78,11 +108,11 @@ impl Described {
 
 impl Told {
     /// What is said of one name alone. Its owners are looked up, which is quick for those that were met a moment ago.
-    pub(super) fn of_one(dir: RelPath, name: &Name, it: Description) -> Told {
+    pub(super) fn of_one(dir: RelPath, name: &Name, it: Description, is_strangers: bool) -> Told {
         Told {
             dir,
             own: None,
-            names: BTreeMap::from([(name.clone(), Described::new(it))]),
+            names: BTreeMap::from([(name.clone(), Described::new(it, is_strangers))]),
         }
     }
 
@@ -96,10 +126,10 @@ impl Told {
         self.dir.join(name)
     }
 
-    /// What stands in the catalog only.
+    /// What stands in the catalog only, as far as it is taken in.
     pub(super) fn specials(&self) -> impl Iterator<Item = (&Name, &Described)> {
         let names = self.names.iter();
-        names.filter(|(_, told)| !told.it.kind.is_plain())
+        names.filter(|(_, told)| !told.it.kind.is_plain() && !told.is_withheld())
     }
 }
 
@@ -110,9 +140,10 @@ impl Fs {
             dir: dir.clone(),
             ..Told::default()
         };
+        let is_strangers = self.index.lock().catalog_is_strangers()?;
         if dir.is_root() {
             let own = self.index.lock().description(dir)?;
-            told.own = own.map(Described::new);
+            told.own = own.map(|it| Described::new(it, is_strangers));
         }
         let mut after = None;
         loop {
@@ -123,7 +154,7 @@ impl Fs {
             after = Some(last.clone());
             for (name, it) in found {
                 if let Some(it) = it {
-                    told.names.insert(name, Described::new(it));
+                    told.names.insert(name, Described::new(it, is_strangers));
                 }
             }
         }
@@ -138,11 +169,14 @@ impl Fs {
         found: Option<Found>,
     ) -> Result<()> {
         let it = &told.it;
-        inode.mode = (inode.mode & libc::S_IFMT) | (it.permissions & 0o7777);
-        (inode.uid, inode.gid) = (told.uid, told.gid);
+        inode.mode = (inode.mode & libc::S_IFMT) | told.permissions(inode.mode);
+        // Root would give the file on the drive to whom a stranger names.
+        if !told.is_strangers || !self.capabilities.owners {
+            (inode.uid, inode.gid) = (told.uid, told.gid);
+        }
         // The description says all, and an ACL that it does not say would contradict its mode.
         super::acl::remove_both(state, inode)?;
-        for (name, value) in &it.xattrs {
+        for (name, value) in told.xattrs() {
             super::acl::take(state, inode, name, value)?;
         }
         if found.is_none_or(|found| told.is_of(found, self.capabilities.time_granularity_ns)) {
@@ -158,8 +192,9 @@ impl Fs {
     /// Makes the inode of what stands in the catalog only.
     pub(super) fn special_inode(&self, state: &mut State, told: &Described) -> Result<Inode> {
         let it = &told.it;
-        let mode = it.kind.mode_bits() | (it.permissions & 0o7777);
-        let mut inode = Inode::new(state.new_ino()?, mode, told.uid, told.gid, it.modified);
+        let mode = it.kind.mode_bits() | told.permissions(0);
+        let (uid, gid) = self.owner;
+        let mut inode = Inode::new(state.new_ino()?, mode, uid, gid, it.modified);
         inode.rdev = it.rdev;
         inode.size = it.target.as_ref().map_or(0, |target| target.len() as u64);
         inode.target = it.target.clone();
@@ -354,6 +389,9 @@ impl Fs {
             }
             if let Some(inode) = self.special_at(state, dir, name)? {
                 return self.believe_of_inode(state, inode, described, None, news);
+            }
+            if described.is_withheld() {
+                return Ok(());
             }
             self.import_special(state, dir, name, described, told)?;
             let key = NameKey {

@@ -213,7 +213,8 @@ impl Fs {
         if let Some(path) = state.backend_path(dir)?
             && let Some(it) = state.description(&path.join(&entry.name))?
         {
-            listed.told = Told::of_one(path, &entry.name, it);
+            let is_strangers = state.catalog_is_strangers()?;
+            listed.told = Told::of_one(path, &entry.name, it, is_strangers);
         }
         self.import_entry(state, dir, entry, &listed)
     }

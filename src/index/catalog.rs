@@ -36,6 +36,9 @@ const HEAD: &str = "catalog_head";
 const LOG: &str = "catalog_log";
 const TAKEN: &str = "catalog_taken";
 
+/// Key of the setting that says whether others could have written what the mirror says.
+const STRANGERS: &str = "catalog_strangers";
+
 /// Changes taken in by one transaction of a [`Mirror`].
 const CHUNK: usize = 256;
 
@@ -61,6 +64,22 @@ impl State {
         let broken = u8::from(log.broken);
         self.set_meta(LOG, &format!("{}:{}:{broken}", log.highest, log.bytes))?;
         self.set_meta(TAKEN, "")
+    }
+
+    /// Whether somebody else than this cache's user and root could have written what the mirror says; see [`crate::rules::trust`].
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn catalog_is_strangers(&self) -> Result<bool> {
+        Ok(self.meta(STRANGERS)?.as_deref() == Some("1"))
+    }
+
+    /// Notes that.
+    ///
+    /// # Errors
+    /// If SQLite cannot.
+    pub fn set_catalog_is_strangers(&mut self, are: bool) -> Result<()> {
+        self.set_meta(STRANGERS, if are { "1" } else { "" })
     }
 
     /// How many changes of `segment` have been taken in by a confirmation that was interrupted.

@@ -5,6 +5,7 @@
 use crate::backend::{Capabilities, Xattrs};
 use crate::base::FileKind;
 use crate::rules::acl::{self, Acl};
+use crate::rules::trust::without_set_ids;
 
 /// Value of [`Capabilities::xattr_bytes`] where an attribute may have as many bytes as Linux allows, whatever the others have.
 pub const XATTR_UNBOUNDED: u32 = 65_536;
@@ -85,7 +86,11 @@ impl Given {
             _ => 0o600,
         };
         // A link has no bits that could be set.
-        let permissions = (capabilities.permissions && !is_link).then_some(wanted | own);
+        let takes_bits = match capabilities.set_ids {
+            true => wanted,
+            false => without_set_ids(attributes.kind == FileKind::Directory, wanted),
+        };
+        let permissions = (capabilities.permissions && !is_link).then_some(takes_bits | own);
         let owner = capabilities
             .owners
             .then_some((attributes.uid, attributes.gid));

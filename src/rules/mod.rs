@@ -18,4 +18,5 @@ pub mod record;
 pub mod space;
 pub mod steps;
 pub mod touched;
+pub mod trust;
 mod upcase;

@@ -1,6 +1,7 @@
 //! The operating system: the only room with `unsafe`. Thin, typed wrappers of system calls that the standard library
 //! does not have, each answering with a plain [`std::io::Error`]; callers add the operation and the path.
 
+pub mod behalf;
 pub mod caller;
 pub mod changeable;
 pub mod dir;

@@ -90,6 +90,15 @@ pub fn open_parent(root: BorrowedFd<'_>, path: &RelPath) -> io::Result<Option<(O
     Ok(Some((dir, name)))
 }
 
+/// Takes hold of the directory that has the name `name`, one component of a path, in `dir`.
+///
+/// # Errors
+/// If it is not there, or is a symbolic link or a file.
+pub fn open_next(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    let step = pass_through() | OFlag::O_NOFOLLOW;
+    Ok(openat(dir, OsStr::from_bytes(name), step, Mode::empty())?)
+}
+
 fn open_in_one_call(
     root: BorrowedFd<'_>,
     path: &RelPath,

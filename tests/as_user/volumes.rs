@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use super::paths::python_as;
 use super::*;
@@ -196,4 +197,37 @@ fn two_users_do_not_work_on_one_drive_at_once() {
     let done = as_user(&lab, &first, &program, &mount);
     done.refuses(exit::FAILED, "in use by another ferryfs");
     as_user(&lab, &second, &program, &["unmount", &theirs]).code(exit::DONE);
+}
+
+/// A daemon that began without the drive cannot tell whom to believe before it is there. Then it asks.
+#[test]
+fn a_drive_that_comes_back_is_not_taken_while_another_user_has_it() {
+    let Some(user) = nobody() else { return };
+    let Some(mut lab) = Lab::mounted(Backend::Ext4Dir) else {
+        return;
+    };
+    lab.unmount();
+    let volume = volume_of(lab.drive.path());
+    lab::sh(lab.drive.path(), "chmod -R a+rwX .");
+    let away = lab.root().join("away");
+    fs::rename(lab.drive.path(), &away).expect("rename");
+    lab.mount(&[]);
+    let claim = format!("ferryfs-volume/{volume}/{:032x}", 0);
+    let claimer = claim_as(&user, &[claim]);
+    fs::rename(&away, lab.drive.path()).expect("rename");
+    let refused = || {
+        let status = lab.status();
+        let told = status["last_error"].as_str().unwrap_or_default().to_owned();
+        assert_ne!(status["backend_state"], "attached", "{status}");
+        told.contains("in use by another ferryfs of user")
+    };
+    lab::wait_until("it to be told", Duration::from_secs(30), refused);
+    let attach = ["attach".to_owned(), text(lab.drive.path()), text(&lab.mnt)];
+    lab.ferryfs(&attach)
+        .refuses(exit::FAILED, "in use by another ferryfs");
+    drop(claimer);
+    lab::wait_until("it to be attached", Duration::from_secs(90), || {
+        lab.status()["backend_state"] == "attached"
+    });
+    lab.finish();
 }

@@ -5,6 +5,7 @@ mod crash;
 #[path = "../support/engine/mod.rs"]
 mod engine;
 mod facts;
+mod strangers;
 
 use engine::mirror::assert_mirrored;
 use engine::{Engine, Kind, World};

@@ -16,4 +16,5 @@ mod program;
 mod receipts;
 mod records;
 mod stage;
+mod strangers;
 mod swapped;

@@ -180,6 +180,18 @@ fn helps(done: &crate::lab::Done, what: &str) {
     if done.code == exit::DONE {
         return;
     }
+    if done.code == exit::LEFT_BEHIND {
+        let named = done
+            .stdout
+            .lines()
+            .any(|line| line.starts_with("  ") && line.contains(": "));
+        assert!(
+            named,
+            "{what}: left something behind and did not name it:\n{}",
+            done.stdout
+        );
+        return;
+    }
     // A mount that gives up shows what it has logged before.
     let logged = |line: &&str| line.starts_with("20") && line.contains("ferryfs::");
     let lines: Vec<&str> = done.stderr.lines().filter(|line| !logged(line)).collect();

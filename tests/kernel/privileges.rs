@@ -89,7 +89,7 @@ fn whoever_changes_a_program_takes_its_privileges_as_on_ext4() {
 /// Privileges come and go while the same files are read, mapped, listed and looked up: nothing may
 /// wait for ever for anything.
 const STRESS: &str = r#"
-import mmap, time
+import mmap, signal, time
 base = sys.argv[1]
 os.chmod(base, 0o777)
 END = time.time() + 4
@@ -111,11 +111,15 @@ def read(n):
     with open(path(n), 'rb') as f: f.read()
     for entry in os.scandir(base): entry.stat()
 def map(n):
-    f = os.open(path(n), os.O_RDWR)
-    try:
-        with mmap.mmap(f, 4096) as m: m[n % 4096] = 65; m.flush()
-    except (ValueError, OSError): pass  # It is empty just now.
-    os.close(f)
+    # Whoever touches a mapping of what has just been emptied gets SIGBUS, on any file system.
+    pid = os.fork()
+    if pid == 0:
+        f = os.open(path(n), os.O_RDWR)
+        try:
+            with mmap.mmap(f, 4096) as m: m[n % 4096] = 65; m.flush()
+        except (ValueError, OSError): pass  # It is empty just now.
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] in (0, signal.SIGBUS)
 def forget(n):
     with open('/proc/sys/vm/drop_caches', 'w') as f: f.write('2')
     time.sleep(0.2)

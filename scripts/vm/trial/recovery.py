@@ -15,7 +15,10 @@ def look_at_drive(findings, repair):
         findings.add('broken', 'the drive before recovery', str(error))
     else:
         findings.whole(Found(world.RAW), 'the drive before recovery')
-        world.must('umount', world.RAW)
+        # A daemon may be looking whether it is its drive.
+        busy = world.unmount(world.RAW)
+        if busy:
+            findings.add('broken', 'the drive before recovery', 'it stays busy: %s' % busy)
     if repair:
         code, said = world.fsck(repair=True)
         findings.note('fsck.exfat -y', 'exit code %d: %s' % (code, ' | '.join(said[:12])))

@@ -1,7 +1,8 @@
 //! The lock file: it keeps a user's daemons apart, in whichever network namespace they run.
 //!
 //! It is in a directory that only this user can write to, which is checked by its descriptor: nobody else can hold the lock, and
-//! nobody can have another file locked instead. The files stay; each is a few bytes, most are gone with the next boot.
+//! nobody can have another file locked instead. The file is removed while it is still locked. Whoever has opened it before that
+//! finds that its name is gone, and begins again. One of a killed daemon stays until the next.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::Uid;
+use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
 use uuid::Uuid;
 
 use crate::base::ForeignText;
@@ -22,9 +23,14 @@ use crate::sys::mounts::facts_of;
 /// The directory, below one of this user's.
 const DIRS: [&str; 2] = ["ferryfs", "locks"];
 
+/// How often a file is opened anew that was removed just before it was locked.
+const ATTEMPTS: usize = 100;
+
 /// A locked file; the lock ends with it.
 #[derive(Debug)]
 pub(super) struct LockFile {
+    dir: OwnedFd,
+    name: String,
     _file: File,
 }
 
@@ -44,38 +50,73 @@ impl LockFile {
     pub(super) fn acquire(volume: Uuid) -> Result<Option<LockFile>, Held> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for base in bases() {
-            let dir = private_dir(&base);
-            match dir.and_then(|dir| open_in(&dir, volume)) {
-                Ok(file) => return LockFile::lock(file).map(Some),
-                Err(error) => last = error,
+            let dir = private_dir(&base).map_err(Failure::Io);
+            match dir.and_then(|dir| LockFile::lock(dir, volume)) {
+                Ok(file) => return Ok(Some(file)),
+                Err(Failure::Held(held)) => return Err(held),
+                Err(Failure::Io(error)) => last = error,
             }
         }
         tracing::warn!(error = %last, "there is no place for a lock file of the volume");
         Ok(None)
     }
 
-    fn lock(mut file: File) -> Result<LockFile, Held> {
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Held {
-                    pid: pid_in(&mut file),
+    fn lock(dir: OwnedFd, volume: Uuid) -> Result<LockFile, Failure> {
+        let name = volume.to_string();
+        for _ in 0..ATTEMPTS {
+            let mut file = open_in(&dir, &name).map_err(Failure::Io)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Failure::Held(Held {
+                        pid: pid_in(&mut file),
+                    }));
+                }
+                Err(TryLockError::Error(error)) => return Err(Failure::Io(error)),
+            }
+            if is_named(&dir, &name, &file).map_err(Failure::Io)? {
+                note_pid(&mut file);
+                return Ok(LockFile {
+                    dir,
+                    name,
+                    _file: file,
                 });
             }
-            // No locks on this file system: then claims have to do.
-            Err(TryLockError::Error(error)) => {
-                tracing::warn!(%error, "the lock file of the volume cannot be locked");
-                return Ok(LockFile { _file: file });
-            }
         }
-        let noted = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()));
-        if let Err(error) = noted {
-            tracing::debug!(%error, "the lock file does not tell its process");
-        }
-        Ok(LockFile { _file: file })
+        Err(Failure::Io(io::ErrorKind::ResourceBusy.into()))
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        let _ = unlinkat(&self.dir, self.name.as_str(), UnlinkatFlags::NoRemoveDir);
+    }
+}
+
+/// Why a file is not locked.
+enum Failure {
+    Held(Held),
+    Io(io::Error),
+}
+
+/// Whether `name` still is the name of `file`.
+fn is_named(dir: &OwnedFd, name: &str, file: &File) -> io::Result<bool> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match openat(dir, name, flags, Mode::empty()) {
+        Ok(there) => Ok(facts_of(&there)?.inode == facts_of(file)?.inode),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Without it the lock is as good, and does not tell who has it.
+fn note_pid(file: &mut File) {
+    let noted = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = noted {
+        tracing::debug!(%error, "the lock file does not tell its process");
     }
 }
 
@@ -136,11 +177,10 @@ fn private_dir(base: &Path) -> io::Result<OwnedFd> {
     Ok(dir)
 }
 
-fn open_in(dir: &OwnedFd, volume: Uuid) -> io::Result<File> {
+fn open_in(dir: &OwnedFd, name: &str) -> io::Result<File> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-    let name = volume.to_string();
-    Ok(openat(dir, name.as_str(), flags | OFlag::O_CLOEXEC, mode)?.into())
+    Ok(openat(dir, name, flags | OFlag::O_CLOEXEC, mode)?.into())
 }
 
 #[cfg(test)]
@@ -151,8 +191,11 @@ mod tests {
     use super::*;
 
     fn lock_in(base: &Path, volume: Uuid) -> Result<LockFile, Held> {
-        let dir = private_dir(base).unwrap();
-        LockFile::lock(open_in(&dir, volume).unwrap())
+        match LockFile::lock(private_dir(base).unwrap(), volume) {
+            Ok(file) => Ok(file),
+            Err(Failure::Held(held)) => Err(held),
+            Err(Failure::Io(error)) => panic!("{error}"),
+        }
     }
 
     #[test]
@@ -165,6 +208,31 @@ mod tests {
         lock_in(base.path(), Uuid::new_v4()).unwrap();
         drop(first);
         lock_in(base.path(), volume).unwrap();
+        let locks = base.path().join("ferryfs/locks");
+        assert_eq!(fs::read_dir(locks).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_removed_meanwhile_is_no_lock() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let base = tempfile::tempdir().unwrap();
+        let (volume, inside) = (Uuid::new_v4(), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut turns = 0;
+                    while turns < 200 {
+                        let Ok(lock) = lock_in(base.path(), volume) else {
+                            continue;
+                        };
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        turns += 1;
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        drop(lock);
+                    }
+                });
+            }
+        });
     }
 
     #[test]
@@ -187,7 +255,7 @@ mod tests {
             ferryfs.join("locks").join(volume.to_string()),
         )
         .unwrap();
-        open_in(&dir, volume).unwrap_err();
+        open_in(&dir, &volume.to_string()).unwrap_err();
         if Uid::effective().is_root() {
             chown(ferryfs.join("locks"), Some(12_345), None).unwrap();
             private_dir(base.path()).unwrap_err();

@@ -14,6 +14,7 @@ use crate::rules::catalog::segment::{
 };
 use crate::rules::catalog::store::CatalogStore;
 use crate::rules::layout;
+use crate::rules::trust::Trust;
 
 /// What a volume's log of the catalog holds, for a mirror as of some head.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct CatalogLog {
     pub lost: Vec<String>,
     /// What is wrong with the log and costs nothing, as the mirror has it: for the log of the daemon.
     pub mended: Vec<String>,
+    /// Whose word the log is, all of it that stands on the drive.
+    pub trust: Trust,
     volume: Uuid,
 }
 
@@ -41,9 +44,11 @@ pub fn read_catalog(
     mirror: Option<Head>,
 ) -> Result<CatalogLog> {
     let mut found = BTreeMap::new();
+    let mut trust = Trust::Ours;
     for entry in segments(backend)? {
         if let Some(number) = layout::parse_segment_name(&entry.name) {
             found.insert(number, look_at(backend, volume, number, entry.meta.kind)?);
+            trust = trust.and(trust_of(backend, number)?);
         }
     }
     loop {
@@ -51,8 +56,18 @@ pub fn read_catalog(
         // What is taken is taken whole: that it can be meant is found out before anything is.
         match first_senseless(backend, volume, &chain)? {
             Some((number, problem)) => found.insert(number, Found::Bad(problem)),
-            None => return Ok(CatalogLog::new(chain, volume)),
+            None => return Ok(CatalogLog::new(chain, trust, volume)),
         };
+    }
+}
+
+/// Whose word a segment is. If it is ours, and those that are read later are the same, so are they.
+fn trust_of(backend: &dyn Backend, number: u64) -> Result<Trust> {
+    match backend.trust(&layout::segment_path(number)) {
+        Ok(trust) => Ok(trust),
+        Err(error) if error.is_stalled() || error.is_gone() => Err(error.into()),
+        // What cannot be looked at is not read either.
+        Err(_) => Ok(Trust::ANYBODY),
     }
 }
 
@@ -89,7 +104,7 @@ pub(super) fn look_at(
         MAX_SEGMENT_BYTES,
         Some(HEADER_BYTES),
     ) {
-        Ok(sealed) => sealed,
+        Ok((sealed, _)) => sealed,
         Err(FlushError::Backend(error)) => return unreadable(backend, error),
         Err(error) => return Err(error),
     };
@@ -147,7 +162,7 @@ fn load(
 ) -> Result<std::result::Result<(), String>> {
     let path = layout::segment_path(number);
     let bytes = match read_sealed_as(backend, &path, &MAGIC, MAX_SEGMENT_BYTES, None)? {
-        Sealed::Whole(bytes) => bytes,
+        (Sealed::Whole(bytes), _) => bytes,
         _ => return Ok(Err("has changed while it was read".into())),
     };
     match Segment::decode(&bytes) {
@@ -160,8 +175,9 @@ fn load(
 }
 
 impl CatalogLog {
-    fn new(chain: Chain, volume: Uuid) -> CatalogLog {
+    fn new(chain: Chain, trust: Trust, volume: Uuid) -> CatalogLog {
         CatalogLog {
+            trust,
             state: chain.state,
             replay: chain.replay,
             lost: chain.lost,

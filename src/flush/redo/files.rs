@@ -14,6 +14,7 @@ use crate::base::{FileKind, Name, RelPath};
 use crate::flush::real;
 use crate::flush::refused::{Back, Blocked, Moves, StepNo, Why, is_local, put_back};
 use crate::flush::report::{FlushError, Result};
+use crate::flush::stage::make_lost_found;
 use crate::rules::known::Believed;
 use crate::rules::layout;
 use crate::rules::steps::{ClearStep, PlaceStep, PlainKind, SlotNo};
@@ -539,10 +540,7 @@ impl Redo<'_> {
         what: &str,
     ) -> Result<()> {
         let dir = layout::lost_found();
-        match self.backend.make_dir(&dir) {
-            Err(error) if !error.is_taken() => return Err(error.into()),
-            _ => {}
-        }
+        make_lost_found(self.backend)?;
         let mut number = 0;
         loop {
             let name = format!("{:016x}-{slot}-{what}{number}", self.batch.0);

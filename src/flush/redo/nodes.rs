@@ -92,6 +92,8 @@ impl Redo<'_> {
         }
         let replaced = self.known.removed.get(to);
         self.see_to_old(slot, to, replaced, applied)?;
+        let expected = replaced.unwrap_or(&Believed::ANYTHING);
+        real::see_to_link(&self.placer(), slot, (from, to), expected, applied)?;
         real::link(&self.placer(), slot, (from, to), replaced, applied)
     }
 

@@ -13,7 +13,7 @@ use crate::backend::{BackendError, Entry};
 use crate::base::{Name, RelPath};
 use crate::flush::refused::is_local;
 use crate::flush::report::{FlushError, Result};
-use crate::flush::stage::{SlotSource, restage};
+use crate::flush::stage::{SlotSource, give_attributes, restage};
 use crate::rules::steps::SlotNo;
 
 impl Redo<'_> {
@@ -55,13 +55,12 @@ impl Redo<'_> {
 
     fn copy_file(&self, source: &RelPath, copy: &RelPath) -> Result<()> {
         let file = self.backend.open(source)?;
-        let modified = file
+        let meta = file
             .metadata()
-            .map_err(|error| BackendError::new("stat", source, error))?
-            .modified;
-        let source = SlotSource::OnBackend(file, modified);
-        restage(self.backend, None, source, copy, None)?;
-        Ok(())
+            .map_err(|error| BackendError::new("stat", source, error))?;
+        let bytes = SlotSource::OnBackend(file, meta.modified);
+        restage(self.backend, None, bytes, copy, None)?;
+        give_attributes(self.backend, source, &meta, copy)
     }
 
     /// Whether the directory at `here` is one that stands under one of `names`, too.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::open::OpenInode;
-use super::super::{Fs, Result};
+use super::super::{Fs, Result, privileges};
 use super::compare::believed;
 use super::gather::{Changed, Differences, hash_of};
 use super::vanish::here;
@@ -16,6 +16,7 @@ use crate::index::{Flags, Inode, PlacedEntry, State};
 use crate::rules::merge::{Here, Standing, There, Verdict, compare, decide};
 use crate::rules::plan::NameKey;
 use crate::rules::steps::PlainKind;
+use crate::rules::trust::SET_IDS;
 
 /// How long somebody is waited for who is copying the very file.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -153,7 +154,8 @@ impl Taking<'_> {
                 for (key, entry) in places {
                     state.put_placed(&key, Some(&entry))?;
                 }
-                take_bytes(state, inode, &changed.meta, self.now)?;
+                let is_native = self.fs.capabilities.permissions;
+                take_bytes(state, inode, (&changed.meta, is_native), self.now)?;
                 self.tell_inode(was.ino);
                 self.changes.changed += 1;
                 Ok(Outcome::Done)
@@ -316,7 +318,8 @@ impl Fs {
             return Ok(());
         }
         state.put_placed(key, Some(&seen(was, meta, None)))?;
-        take_bytes(&mut state, inode, meta, self.clock.now())?;
+        let is_native = self.capabilities.permissions;
+        take_bytes(&mut state, inode, (meta, is_native), self.clock.now())?;
         state.commit()?;
         drop(state);
         self.notices.push_now(super::Notice::Inode { ino });
@@ -328,7 +331,7 @@ impl Fs {
 fn take_bytes(
     state: &mut State,
     mut inode: Inode,
-    meta: &Metadata,
+    (meta, is_native): (&Metadata, bool),
     now: crate::base::Timestamp,
 ) -> Result<()> {
     let ino: Ino = inode.ino;
@@ -342,8 +345,18 @@ fn take_bytes(
     inode.ctime = now;
     inode.data_seq = state.next_seq()?;
     inode.flags.clear(Flags::TIME_DIRTY);
+    if !(is_native && gives_the_same_rights(&inode, meta)) {
+        privileges::strip(state, &mut inode, privileges::SetGroupId::Goes)?;
+    }
     state.put_inode(inode);
     Ok(state.settle_dirty_inode(ino)?)
+}
+
+/// Whether a file on the drive gives the same rights to who runs it as the mount's, so that the new bytes may keep them. As with any
+/// other change of its bytes they are gone else: who has changed it on the drive may be anybody.
+fn gives_the_same_rights(inode: &Inode, meta: &Metadata) -> bool {
+    let bits = |permissions: u32| permissions & SET_IDS;
+    (inode.uid, inode.gid, bits(inode.mode)) == (meta.uid, meta.gid, bits(meta.permissions))
 }
 
 fn is_dirty(inode: &Inode) -> bool {
