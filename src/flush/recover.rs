@@ -602,7 +602,7 @@ fn finish_alone(
     };
     let mut left_behind = carry_out_alone(&limited, record)?;
     let left_out = limited.left_out().into_iter();
-    left_behind.extend(left_out.map(|(path, reason)| (path.to_string(), reason)));
+    left_behind.extend(left_out.map(|(path, reason)| (path.to_text(), reason)));
     Ok(left_behind)
 }
 
