@@ -119,13 +119,21 @@ impl Redo<'_> {
     ) -> Result<Task> {
         let found = look(self.backend, here)?;
         let staged = slots.newest(file.slot);
+        let is_theirs = match &staged {
+            Some(path) => self.is_theirs(file.slot, path)?,
+            None => false,
+        };
+        let there = self.state(here, found.as_ref(), file)?;
+        if is_theirs && there == State::Good && self.backend.renames_atomically() {
+            // It was swapped with somebody else's version of what it replaces.
+            return Ok(Task::Done);
+        }
         let in_slot = match &staged {
             // It is moved as it is now.
-            Some(path) if self.is_theirs(file.slot, path)? => State::Good,
+            Some(_) if is_theirs => State::Good,
             Some(path) => self.state(path, look(self.backend, path)?.as_ref(), file)?,
             None => State::Nothing,
         };
-        let there = self.state(here, found.as_ref(), file)?;
         let twice = found.is_some() && counts.of(self, here)? > 1;
         let tangled = match (in_slot, there) {
             (State::Good, State::Good) => true,
