@@ -398,7 +398,9 @@ fn an_index_of_the_first_version_is_taken_over() {
     let back = "DROP INDEX dirents_cookie; DROP INDEX inodes_interrupted; ALTER TABLE dirents DROP COLUMN cookie;
         DELETE FROM meta WHERE key='next_cookie'; DROP TABLE replaced; DROP TABLE catalog_nodes; DROP TABLE link_groups; DROP INDEX dirents_stored; DROP INDEX dirents_stored_fold;
         ALTER TABLE dirents DROP COLUMN stored; ALTER TABLE dirents DROP COLUMN stored_fold;
-        DELETE FROM meta WHERE key='fold'; PRAGMA user_version=1;";
+        DELETE FROM meta WHERE key='fold'; DROP TABLE xattr_sizes; DROP TABLE tall_dirs; DROP TABLE xattrs;
+        CREATE TABLE xattrs(ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY(ino, name)) WITHOUT ROWID;
+        PRAGMA user_version=1;";
     rusqlite::Connection::open(&path)
         .and_then(|conn| conn.execute_batch(back))
         .expect("make it old");

@@ -75,7 +75,14 @@ impl State {
                 if (self.kept_height(at)?).is_some_and(|kept| kept >= height) {
                     return Ok(());
                 }
-                height += if is_first { SLACK } else { 0 };
+                if is_first {
+                    // As high as the one above it allows; else that, and all above, have to be noted anew as well.
+                    let allowed = self.kept_height_above(at)?.saturating_sub(1);
+                    height = match allowed >= height {
+                        true => allowed,
+                        false => height + SLACK,
+                    };
+                }
                 is_first = false;
                 self.set_height(at, height.min(MAX_DEPTH.saturating_sub(depth)))?;
             }
@@ -84,6 +91,14 @@ impl State {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// The height that is kept of the directory above `dir`; 0 for none.
+    fn kept_height_above(&mut self, dir: Ino) -> Result<usize> {
+        Ok(match self.mount_parent(dir)? {
+            Some(parent) => self.kept_height(parent)?.unwrap_or(0),
+            None => 0,
+        })
     }
 
     /// An upper bound of the height of `dir`.
@@ -155,5 +170,71 @@ impl State {
             Some(inode) => Ok(inode.is_dir()),
             None => Ok(self.inode(ino)?.is_some_and(|inode| inode.is_dir())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Capabilities;
+    use crate::base::{Name, Timestamp};
+    use crate::index::{Index, Inode};
+    use crate::rules::names::NameRules;
+
+    fn add(state: &mut State, parent: Ino, name: &str, ino: Ino) {
+        let inode = state.expect_inode(ino).unwrap();
+        let name = Name::new(name.as_bytes()).unwrap();
+        state.add_name(parent, &name, &inode).unwrap();
+    }
+
+    fn chain(state: &mut State, from: Ino, name: &str, levels: usize) -> Vec<Ino> {
+        let mut chain = vec![from];
+        for _ in 0..levels {
+            let ino = state.new_ino().unwrap();
+            let parent = chain[chain.len() - 1];
+            let mut above = state.expect_inode(parent).unwrap();
+            above.nlink += 1;
+            state.put_inode(above);
+            state.put_inode(Inode::new(ino, libc::S_IFDIR | 0o755, 0, 0, Timestamp(0)));
+            let called = if parent == from { name } else { "d" };
+            add(state, parent, called, ino);
+            chain.push(ino);
+        }
+        chain
+    }
+
+    #[test]
+    fn what_is_kept_is_never_less_than_the_height_and_seldom_noted_anew() {
+        const LEVELS: usize = 600;
+        let dir = tempfile::tempdir().unwrap();
+        let rules = NameRules::new(&Capabilities::everything());
+        let index = Index::open(&dir.path().join("index.db"), rules).unwrap();
+        let mut state = index.lock();
+        if state.inode(Ino::ROOT).unwrap().is_none() {
+            let root = Inode::new(Ino::ROOT, libc::S_IFDIR | 0o755, 0, 0, Timestamp(0));
+            state.put_inode(root);
+        }
+        let before = state.conn.total_changes();
+        let tall = chain(&mut state, Ino::ROOT, "tall", LEVELS);
+        let changes = state.conn.total_changes() - before;
+        for (depth, dir) in tall.iter().enumerate() {
+            let height = LEVELS - depth;
+            let bound = state.height_bound(*dir).unwrap();
+            assert!(bound >= height, "{depth}: {bound}");
+            assert!(bound <= (height + SLACK).max(LOW), "{depth}: {bound}");
+        }
+        // A name, a mark and a height for each, and the way up now and then.
+        assert!(changes < 10 * LEVELS as u64, "{changes} rows were changed");
+        // One that is moved takes what is below it along.
+        let other = chain(&mut state, Ino::ROOT, "other", 100);
+        state
+            .remove_name(Ino::ROOT, &Name::new(b"tall").unwrap())
+            .unwrap();
+        add(&mut state, other[100], "moved", tall[1]);
+        for (depth, dir) in other.iter().enumerate().skip(1) {
+            assert!(state.height_bound(*dir).unwrap() >= LEVELS - 1 + 1 + 100 - depth);
+        }
+        assert!(state.may_be_in(other[100], None).unwrap());
+        assert!(!state.may_be_in(tall[LEVELS], Some(other[1])).unwrap() || LEVELS < MAX_DEPTH / 2);
     }
 }
