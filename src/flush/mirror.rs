@@ -56,7 +56,7 @@ impl Flusher {
         if log.trust.is_ours() || state.catalog_is_strangers()? {
             return Ok(());
         }
-        tracing::warn!(
+        tracing::info!(
             "users other than yours and root may write to .ferryfs/catalog on the drive: devices, set-user-ID and set-group-ID bits, and \
              attributes of security.* and trusted.* that it tells of are not believed"
         );

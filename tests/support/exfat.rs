@@ -96,7 +96,9 @@ impl ExfatImage {
     /// If the driver refuses.
     pub fn remount(&mut self) -> Result<(), String> {
         if !self.mounted {
+            // Root uses no directory on it that anybody may exchange.
             run(Command::new("mount.exfat-fuse")
+                .args(["-o", "umask=022"])
                 .arg(self.device())
                 .arg(self.path()))?;
             self.mounted = true;
