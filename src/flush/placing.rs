@@ -28,6 +28,9 @@ use super::refused::is_local;
 /// More tries than others can be faster than we are.
 const TRIES: u32 = 64;
 
+/// The first of the slots that take copies of what stands under two names. No batch has so many.
+const PARTED: u32 = 1 << 31;
+
 /// How conflicts are named, and times compared.
 #[derive(Clone, Debug)]
 pub(super) struct Manners {
@@ -567,11 +570,51 @@ impl Placer<'_> {
                 }
                 // They have taken it away themselves.
                 Err(error) if is_absent(&error) && !exists(self.backend, at)? => return Ok(()),
-                Err(error) if error.is_taken() => {}
+                Err(error) if error.is_taken() => {
+                    if self.is_ghost(at, &kept)? {
+                        self.part(at, &kept)?;
+                        applied.conflicts.push((name.clone(), kept));
+                        return Ok(());
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
         }
         Err(self.taken(name))
+    }
+
+    /// Whether an interrupted rename may have left one file under both names, on the same clusters.
+    fn is_ghost(&self, at: &RelPath, kept: &RelPath) -> Result<bool> {
+        if self.backend.renames_atomically() {
+            return Ok(false);
+        }
+        let (Some(one), Some(other)) = (self.look(at)?, self.look(kept)?) else {
+            return Ok(false);
+        };
+        let is_file = one.kind == FileKind::Regular && other.kind == FileKind::Regular;
+        if !is_file || (one.size, one.modified) != (other.size, other.modified) {
+            return Ok(false);
+        }
+        let hash = |path: &RelPath| hash_file(&*self.backend.open(path)?, path);
+        Ok(hash(at)? == hash(kept)?)
+    }
+
+    /// Gives what stands at `at` and at `kept` clusters of its own, and the second name only. A crash leaves both, or a copy in the
+    /// staging directory, which is kept in `.ferryfs/lost+found`.
+    fn part(&self, at: &RelPath, kept: &RelPath) -> Result<()> {
+        for number in 0..TRIES {
+            let copy = layout::slot_path(self.batch, SlotNo(PARTED + number));
+            if exists(self.backend, &copy)? {
+                continue;
+            }
+            self.copy(at, &copy)?;
+            self.backend.sync()?;
+            self.backend.remove_file(at)?;
+            self.backend.remove_file(kept)?;
+            self.backend.sync()?;
+            return Ok(self.backend.rename_new(&copy, kept)?);
+        }
+        Err(self.taken(kept))
     }
 
     fn taken(&self, path: &RelPath) -> FlushError {

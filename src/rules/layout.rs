@@ -67,6 +67,9 @@ const NEAR: &str = ".ferryfs-";
 /// Suffix of the note that a directory is lost.
 const LOST: &str = ".lost";
 
+/// Suffix of the note that the content of a slot was found under two names.
+const TWIN: &str = ".twin";
+
 /// The directory that ferryfs keeps at the root of a volume.
 pub fn dir() -> RelPath {
     RelPath::fixed(DIR)
@@ -169,6 +172,7 @@ pub fn is_note_name(name: &Name) -> bool {
         .iter()
         .any(|note| name.as_bytes() == note.as_bytes())
         || parse_lost_name(name).is_some()
+        || parse_twin_name(name).is_some()
 }
 
 /// Where what the clear step with this number removes waits for the end of the batch.
@@ -268,6 +272,18 @@ pub fn lost_path(batch: BatchNo, slot: SlotNo) -> RelPath {
 /// The slot of which a name in a staging directory says that its directory is lost.
 pub fn parse_lost_name(name: &Name) -> Option<SlotNo> {
     let slot = name.as_bytes().strip_suffix(LOST.as_bytes())?;
+    parse_slot_name(&Name::new(slot).ok()?)
+}
+
+/// Where it is noted that the content of `slot` was found under two names that may share clusters: whichever of them is removed first
+/// marks the other's clusters free.
+pub fn twin_path(batch: BatchNo, slot: SlotNo) -> RelPath {
+    staging_dir(batch).join(&own_name(&format!("{}{TWIN}", slot.file_name())))
+}
+
+/// The slot of which a name in a staging directory says so.
+pub fn parse_twin_name(name: &Name) -> Option<SlotNo> {
+    let slot = name.as_bytes().strip_suffix(TWIN.as_bytes())?;
     parse_slot_name(&Name::new(slot).ok()?)
 }
 

@@ -49,6 +49,7 @@ impl Redo<'_> {
                 _ => look(self.backend, &here)?,
             });
         }
+        self.note_twins(&wanted, &tasks, &seen, slots)?;
         // Nothing that counts has been touched up to here. What is removed now is gone for good before anything is written.
         for ((file, task), seen) in wanted.iter().zip(&mut tasks).zip(&seen) {
             let here = (&standing.locate_name(file.to), seen.as_ref());
@@ -128,6 +129,40 @@ impl Redo<'_> {
         )?;
         let attributes = allowed_attributes(self.steps, &blocked, &applied.refused);
         real::set_attributes(self.backend, self.batch, attributes, applied)
+    }
+
+    /// Notes, durably, which files are to be written anew though they stand under several names. The first of these that is removed may
+    /// mark the clusters of the others free: should this be cut short, the next attempt must not take what is left for whole.
+    fn note_twins(
+        &self,
+        wanted: &[Wanted<'_>],
+        tasks: &[Task],
+        seen: &[Option<Metadata>],
+        slots: &Slots,
+    ) -> Result<()> {
+        if self.backend.renames_atomically() {
+            return Ok(());
+        }
+        let mut noted = false;
+        for ((file, task), seen) in wanted.iter().zip(tasks).zip(seen) {
+            let names = slots.all(file.slot).len() + usize::from(seen.is_some());
+            let is_rebuilt = matches!(task, Task::Rebuild | Task::RebuildAside);
+            if !is_rebuilt || names < 2 || slots.was_twin(file.slot) {
+                continue;
+            }
+            match create_with(self.backend, &layout::twin_path(self.batch, file.slot), b"") {
+                // Without the note it takes two losses of power to do harm.
+                Err(FlushError::Backend(error)) if error.is_full() => {}
+                made => {
+                    made?;
+                    noted = true;
+                }
+            }
+        }
+        if noted {
+            self.backend.sync()?;
+        }
+        Ok(())
     }
 
     /// Notes the steps that cannot be taken because of what was refused before: their name stays occupied, or what they move has

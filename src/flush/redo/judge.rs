@@ -146,8 +146,17 @@ impl Redo<'_> {
         let aside = found
             .as_ref()
             .is_some_and(|meta| self.is_foreign(file, meta));
+        let was_twin = slots.was_twin(file.slot);
+        let tangled = tangled
+            || was_twin
+                && match (in_slot, there) {
+                    (_, State::Good) => true,
+                    (State::Good, _) => !aside,
+                    _ => false,
+                };
         Ok(match (in_slot, there) {
             _ if tangled && kept => Task::Rebuild,
+            (State::Good, _) if was_twin && kept && aside => Task::RebuildAside,
             (State::Nothing, State::Good) if tangled => Task::CopyApart,
             (State::Good, State::Good)
                 if self.is_older(file, found.as_ref(), staged.as_ref())? =>

@@ -19,6 +19,8 @@ pub(super) struct Slots {
     names: BTreeMap<SlotNo, Vec<u32>>,
     /// Slots of directories that the drive has lost.
     lost: BTreeSet<SlotNo>,
+    /// Slots whose content an earlier attempt has found under two names.
+    twins: BTreeSet<SlotNo>,
 }
 
 impl Slots {
@@ -34,19 +36,26 @@ impl Slots {
             Err(error) => return Err(error.into()),
         };
         let mut names: BTreeMap<SlotNo, Vec<u32>> = BTreeMap::new();
-        let mut lost = BTreeSet::new();
+        let (mut lost, mut twins) = (BTreeSet::new(), BTreeSet::new());
         for entry in entries {
             if let Some((slot, number)) = parse(&entry.name) {
                 names.entry(slot).or_default().push(number);
             } else if let Some(slot) = layout::parse_lost_name(&entry.name) {
                 lost.insert(slot);
+            } else if let Some(slot) = layout::parse_twin_name(&entry.name) {
+                twins.insert(slot);
             }
         }
         for numbers in names.values_mut() {
             numbers.sort_unstable();
             numbers.dedup();
         }
-        Ok(Slots { dir, names, lost })
+        Ok(Slots {
+            dir,
+            names,
+            lost,
+            twins,
+        })
     }
 
     /// Every name under which the content of `slot` stands, in the order in which they were made.
@@ -77,6 +86,12 @@ impl Slots {
     /// Whether an earlier attempt has found the directory of `slot` lost.
     pub(super) fn is_lost(&self, slot: SlotNo) -> bool {
         self.lost.contains(&slot)
+    }
+
+    /// Whether an earlier attempt has found the content of `slot` under two names. What it had not yet removed may stand on clusters
+    /// that are marked free.
+    pub(super) fn was_twin(&self, slot: SlotNo) -> bool {
+        self.twins.contains(&slot)
     }
 
     /// Notes that nothing of `slot` is left.
