@@ -25,6 +25,9 @@ use crate::rules::layout;
 /// The kernel tells of the last close of a file a moment after close(2) has returned; that long a flush waits for it.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// The most that it waits while more and more of them are told.
+const SETTLE_AT_MOST: Duration = Duration::from_secs(10);
+
 /// How long a flush waits for another one before it looks whether it is still wanted.
 const WAIT_FOR_TURN: Duration = Duration::from_millis(50);
 
@@ -187,9 +190,19 @@ impl Flusher {
         self.run_batch(backend, scope, wish, progress, false)
     }
 
+    /// Waits for the kernel to tell of closes that have returned: a moment, and on while there is word of more of them.
     fn wait_for_closes(&self) {
-        let end = Instant::now() + SETTLE;
-        while self.parts.index.lock().writing_count() > 0 && Instant::now() < end {
+        let begun = Instant::now();
+        let mut heard = begun;
+        let mut fewest = usize::MAX;
+        loop {
+            let open = self.parts.index.lock().writing_count();
+            if open < fewest {
+                (fewest, heard) = (open, Instant::now());
+            }
+            if open == 0 || heard.elapsed() > SETTLE || begun.elapsed() > SETTLE_AT_MOST {
+                return;
+            }
             thread::sleep(Duration::from_millis(2));
         }
     }
