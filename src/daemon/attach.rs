@@ -50,6 +50,7 @@ impl Monitor {
         if is_attached && !check {
             return Ok(self.report(path, true, false));
         }
+        self.claim(&found).map_err(control)?;
         if check {
             if is_attached {
                 // Its calls end with an error; a batch under way is finished afterwards, from its journal.
@@ -57,7 +58,6 @@ impl Monitor {
             }
             found = self.checked(path, found, accept_copy)?;
         }
-        self.claim(&found).map_err(control)?;
         self.take_lease(path, &found, take_over)?;
         self.adopt(path, found, check).map_err(|error| {
             let mut control = super::service::control_error(&error);

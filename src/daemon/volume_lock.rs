@@ -71,8 +71,8 @@ impl Writers {
 #[derive(Debug)]
 pub(super) struct VolumeLock {
     volume: Uuid,
-    /// `None` where there is no place for it.
-    _file: Option<LockFile>,
+    /// None where there is no place for them.
+    _files: Vec<LockFile>,
     /// What other users see; from the first time on that the drive was there.
     claim: Mutex<Option<Claim>>,
 }
@@ -109,10 +109,10 @@ impl VolumeLock {
     fn acquire_file(volume: Uuid, end: Instant) -> Result<VolumeLock, DaemonError> {
         loop {
             match LockFile::acquire(volume) {
-                Ok(file) => {
+                Ok(files) => {
                     return Ok(VolumeLock {
                         volume,
-                        _file: file,
+                        _files: files,
                         claim: Mutex::default(),
                     });
                 }
@@ -208,7 +208,7 @@ mod tests {
     fn alone(volume: Uuid) -> VolumeLock {
         VolumeLock {
             volume,
-            _file: None,
+            _files: Vec::new(),
             claim: Mutex::default(),
         }
     }

@@ -24,6 +24,9 @@ pub(super) const BATCH_BYTES: u64 = 256 << 20;
 /// may be under a new path with the rest of its old one.
 const PATH_BYTES: u64 = 32_768;
 
+/// The same for where something stands, which has to be left or moved away. A record takes a little more.
+const OLD_PATH_BYTES: u64 = 2 * PATH_BYTES - 2_048;
+
 /// What a change takes beside its paths: a step, another one for its attributes, its description.
 const CHANGE: u64 = 512;
 
@@ -240,7 +243,7 @@ impl Waiting<'_> {
         if change.old.is_some() {
             let dir = old.of(parent, |dir| self.snapshot.backend_link(dir))?;
             let path = dir.unwrap_or(0) + name;
-            if path > PATH_BYTES {
+            if path > OLD_PATH_BYTES {
                 return Ok(None);
             }
             cost += PATHS * path;

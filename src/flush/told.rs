@@ -42,7 +42,7 @@ pub(super) fn catalog_of(
     }
     let live = snapshot.catalog_bytes()?;
     // Once in the record and once as a segment, and some to spare.
-    let may_rewrite = live.saturating_mul(4) <= left && live <= BATCH_BYTES;
+    let may_rewrite = live.saturating_mul(4) <= left && live <= 2 * BATCH_BYTES;
     let log = snapshot.catalog_log()?;
     let next = log.next(if may_rewrite { live } else { u64::MAX });
     Ok(Some(CatalogBatch {

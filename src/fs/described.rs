@@ -7,11 +7,13 @@
 
 use std::collections::BTreeMap;
 
+use super::privileges::CAPABILITY;
 use super::refresh::Notice;
 use super::{Fs, Result};
 use crate::backend::Metadata;
 use crate::base::{FileKind, Ino, Name, RelPath, Timestamp};
 use crate::index::{Flags, Inode, LinkGroup, State};
+use crate::rules::acl;
 use crate::rules::catalog::{Description, Extent};
 use crate::rules::describe::{blocks, describes, group_here, owner_here};
 use crate::rules::plan::NameKey;
@@ -169,15 +171,26 @@ impl Fs {
         found: Option<Found>,
     ) -> Result<()> {
         let it = &told.it;
-        inode.mode = (inode.mode & libc::S_IFMT) | told.permissions(inode.mode);
+        let is_native = self.is_native(told);
         // Root would give the file on the drive to whom a stranger names.
-        if !told.is_strangers || !self.capabilities.owners {
+        let takes_owner = !told.is_strangers || !self.capabilities.owners;
+        if takes_owner && told.is_strangers && (inode.uid, inode.gid) != (told.uid, told.gid) {
+            // What it may do it may do for the owner that it had.
+            inode.mode = (inode.mode & libc::S_IFMT) | without_set_ids(inode.is_dir(), inode.mode);
+            state.put_xattr(inode.ino, CAPABILITY, None)?;
+        }
+        if takes_owner {
             (inode.uid, inode.gid) = (told.uid, told.gid);
         }
-        // The description says all, and an ACL that it does not say would contradict its mode.
-        super::acl::remove_both(state, inode)?;
+        if !is_native {
+            inode.mode = (inode.mode & libc::S_IFMT) | told.permissions(inode.mode);
+            // The description says all, and an ACL that it does not say would contradict its mode.
+            super::acl::remove_both(state, inode)?;
+        }
         for (name, value) in told.xattrs() {
-            super::acl::take(state, inode, name, value)?;
+            if !is_native || !acl::is_acl(name) {
+                super::acl::take(state, inode, name, value)?;
+            }
         }
         if found.is_none_or(|found| told.is_of(found, self.capabilities.time_granularity_ns)) {
             inode.mtime = it.modified;
@@ -187,6 +200,11 @@ impl Fs {
             }
         }
         Ok(())
+    }
+
+    /// Whether the drive says itself who may do what with something, so that no stranger is asked.
+    fn is_native(&self, told: &Described) -> bool {
+        told.is_strangers && told.it.kind.is_plain() && self.capabilities.permissions
     }
 
     /// Makes the inode of what stands in the catalog only.
@@ -428,7 +446,8 @@ impl Fs {
         let before = inode.clone();
         let acls = super::acl::both(state, &inode)?;
         for name in state.xattr_names(inode.ino)? {
-            if !described.it.xattrs.contains_key(&name[..]) {
+            let stays = acl::is_acl(&name) && self.is_native(described);
+            if !stays && !described.it.xattrs.contains_key(&name[..]) {
                 state.put_xattr(inode.ino, &name, None)?;
             }
         }

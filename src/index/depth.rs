@@ -22,6 +22,9 @@ const LOOKED_AT: usize = 4096;
 /// Directories looked at to find the height of one that has been moved and of which none is kept.
 const LOOKED_AT_IN_PASSING: usize = 512;
 
+/// Names looked at in either case: a directory may have a million files beside one directory.
+const NAMES_LOOKED_AT: usize = 8192;
+
 impl State {
     /// Whether a directory, with what is below it, may come to be in `parent`: the directory `moved`, or a new one for `None`.
     ///
@@ -127,10 +130,10 @@ impl State {
         Ok(())
     }
 
-    /// The height of `dir`, level by level; `None` if too many directories would have to be looked at.
+    /// The height of `dir`, level by level; `None` if too many directories, or too many names in them, would have to be looked at.
     fn look_for_height(&mut self, dir: Ino, most: usize) -> Result<Option<usize>> {
         let mut level = vec![dir];
-        let (mut height, mut looked_at) = (0, 0);
+        let (mut height, mut looked_at, mut names) = (0, 0, 0);
         loop {
             let mut below = Vec::new();
             for dir in level {
@@ -140,7 +143,13 @@ impl State {
                 }
                 // The links of a directory count its subdirectories: most have none.
                 if (self.inode(dir)?).is_some_and(|inode| inode.nlink > 2) {
-                    below.extend(self.dirs_in(dir)?);
+                    let entries = self.entries_in(dir, NAMES_LOOKED_AT)?;
+                    names += entries.len();
+                    if names > NAMES_LOOKED_AT {
+                        return Ok(None);
+                    }
+                    let dirs = entries.iter().filter(|(_, is_dir)| *is_dir);
+                    below.extend(dirs.map(|(ino, _)| *ino));
                 }
             }
             if below.is_empty() {
@@ -151,14 +160,16 @@ impl State {
         }
     }
 
-    fn dirs_in(&self, dir: Ino) -> Result<Vec<Ino>> {
+    /// Some of what is in `dir`, one more than `most` at most, and whether it is a directory.
+    fn entries_in(&self, dir: Ino, most: usize) -> Result<Vec<(Ino, bool)>> {
         self.conn
             .prepare_cached(
-                "SELECT d.ino FROM dirents d INDEXED BY dirents_cookie JOIN inodes i ON i.ino=d.ino
-                 WHERE d.parent=? AND i.mode & 61440 = 16384 LIMIT 4097",
+                "SELECT i.ino, i.mode & 61440 = 16384
+                 FROM (SELECT ino FROM dirents INDEXED BY dirents_cookie WHERE parent=? LIMIT ?) d JOIN inodes i ON i.ino=d.ino",
             )
             .and_then(|mut s| {
-                s.query_map([int(dir.0)], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?
+                let params = [int(dir.0), i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1)];
+                s.query_map(params, |row| Ok((Ino(row.get::<_, i64>(0)? as u64), row.get(1)?)))?
                     .collect()
             })
             .context("look for directories")

@@ -81,15 +81,19 @@ impl Trust {
     /// Judges by everything on the way from the backend's root to the thing itself, in this order. `us` is the number of this
     /// process's user; `is_ours_alone` tells of a group whether nobody else is in it.
     ///
-    /// Who owns a directory on the way could have made all that is below it, so the outermost other owner is the author. What is
-    /// ours in a directory with the sticky bit nobody else can replace.
+    /// Nobody but root can give a file away, so what is somebody else's was written by him. Who owns a directory on the way could have
+    /// put anything there, whoever wrote it; so could whoever may write to it. What is ours in a directory with the sticky bit nobody
+    /// else can replace.
     pub fn judge(us: u32, is_ours_alone: impl Fn(u32) -> bool, way: &[Holder]) -> Trust {
         let is_theirs = |holder: &&Holder| holder.uid != us && holder.uid != 0;
-        if let Some(other) = way.iter().find(is_theirs) {
+        if let Some(author) = way.last().filter(is_theirs) {
             return Trust::Stranger(Some(Author {
-                uid: other.uid,
-                gid: other.gid,
+                uid: author.uid,
+                gid: author.gid,
             }));
+        }
+        if way.iter().any(|holder| is_theirs(&holder)) {
+            return Trust::ANYBODY;
         }
         let last = way.len().saturating_sub(1);
         let is_open = |(at, holder): (usize, &Holder)| {
@@ -156,12 +160,18 @@ mod tests {
     }
 
     #[test]
-    fn one_other_owner_on_the_way_makes_it_his() {
+    fn who_owns_it_has_written_it_whoever_owns_the_way() {
         let his = Trust::Stranger(Some(Author { uid: 7, gid: 8 }));
-        assert_eq!(judge(&[(0, 0, 0o755), (7, 8, 0o700), (0, 0, 0o600)]), his);
         assert_eq!(judge(&[(0, 0, 0o755), (0, 0, 0o755), (7, 8, 0o600)]), his);
-        // Whoever else may write there, he may.
         assert_eq!(judge(&[(0, 0, 0o1777), (7, 8, 0o755)]), his);
+        assert_eq!(judge(&[(9, 9, 0o775), (7, 8, 0o755), (7, 8, 0o600)]), his);
+    }
+
+    #[test]
+    fn what_is_ours_in_a_directory_of_another_user_he_may_have_put_there() {
+        let way = [(0, 0, 0o755), (7, 8, 0o700), (0, 0, 0o600)];
+        assert_eq!(judge(&way), Trust::ANYBODY);
+        assert_eq!(judge(&[(7, 8, 0o755), (US, US, 0o700)]), Trust::ANYBODY);
     }
 
     #[test]

@@ -137,6 +137,9 @@ impl Walker {
                 self.reached.push(Reached { dir, facts, name });
                 continue;
             }
+            if self.is_lure(&facts) {
+                return Err(Errno::EACCES.into());
+            }
             self.links += 1;
             self.led = self.exposed.clone();
             if self.links > MOST_LINKS {
@@ -146,6 +149,14 @@ impl Walker {
             self.put_ahead(Path::new(&target), &mut ahead);
         }
         Ok(())
+    }
+
+    /// Whether it is a link of somebody else in a directory in which everybody may make names: as the kernel does with
+    /// `fs.protected_symlinks`, none is followed.
+    fn is_lure(&self, link: &Facts) -> bool {
+        let (_, here) = self.here();
+        let is_shared = here.mode & STICKY != 0 && here.mode & ALL_WRITE != 0;
+        is_shared && link.uid != Uid::effective().as_raw() && link.uid != here.uid
     }
 
     /// Puts the names of `path` before those that are still `ahead`.
@@ -221,7 +232,8 @@ impl Walker {
         }
         let open_to = match here.mode {
             mode if mode & ALL_WRITE != 0 => Writer::All,
-            mode if mode & GROUP_WRITES != 0 => Writer::Group(here.gid),
+            // Who is in root's group is trusted, as in containers whose directories are all of that group.
+            mode if mode & GROUP_WRITES != 0 && here.gid != 0 => Writer::Group(here.gid),
             _ => return None,
         };
         match here.mode & STICKY != 0 {
@@ -260,6 +272,7 @@ mod tests {
     use super::*;
 
     const SOMEBODY: u32 = 12_345;
+    const GROUP: u32 = 7;
 
     fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -323,8 +336,11 @@ mod tests {
         chown(&path, Some(SOMEBODY), None).unwrap();
         set_mode(&path, 0o777);
         assert_eq!(danger(), None);
+        set_mode(&top.join("a/b"), 0o775);
+        assert_eq!(danger(), None, "root's own group");
+        chown(top.join("a/b"), None, Some(GROUP)).unwrap();
         for (mode, by) in [
-            (0o775, Writer::Group(0)),
+            (0o775, Writer::Group(GROUP)),
             (0o777, Writer::All),
             (0o1777, Writer::OwnerOfNext(SOMEBODY)),
         ] {

@@ -155,31 +155,34 @@ impl Medium {
 
     /// The entry of an open file, and where it stands.
     pub(super) fn by_id(&self, id: u64) -> Option<(Chain, Slot, &Entry)> {
-        let all = self.entries();
-        all.into_iter().find(|(_, _, entry)| entry.id == id)
+        self.each().find(|(_, _, entry)| entry.id == id)
     }
 
     /// How many names a file has.
     pub(super) fn names_of(&self, id: u64) -> u32 {
-        let all = self.entries();
-        all.iter().filter(|(_, _, entry)| entry.id == id).count() as u32
+        self.each().filter(|(_, _, entry)| entry.id == id).count() as u32
     }
 
     /// All entries, those of directories that nothing leads to any more as well.
     pub(super) fn entries(&self) -> Vec<(Chain, Slot, &Entry)> {
-        let mut all = Vec::new();
-        for (chain, cluster) in &self.chains {
-            if let Cluster::Directory(slots) = cluster {
-                all.extend(slots.iter().map(|(slot, entry)| (*chain, *slot, entry)));
-            }
-        }
-        all
+        self.each().collect()
+    }
+
+    fn each(&self) -> impl Iterator<Item = (Chain, Slot, &Entry)> {
+        let directories = self
+            .chains
+            .iter()
+            .filter_map(|(chain, cluster)| match cluster {
+                Cluster::Directory(slots) => Some((*chain, slots)),
+                Cluster::Bytes(_) => None,
+            });
+        directories
+            .flat_map(|(chain, slots)| slots.iter().map(move |(slot, entry)| (chain, *slot, entry)))
     }
 
     /// Whether any entry points at `chain`.
     pub(super) fn is_referenced(&self, chain: Chain) -> bool {
-        let all = self.entries();
-        all.iter().any(|(_, _, entry)| entry.chain == Some(chain))
+        self.each().any(|(_, _, entry)| entry.chain == Some(chain))
     }
 
     /// The bytes of a file as a reader gets them: what its chain holds, and garbage where that ends before its size.

@@ -42,23 +42,37 @@ pub(super) struct Held {
 }
 
 impl LockFile {
-    /// Locks the file of `volume`. `None`, which the log tells, where this user has no place for it: then other
-    /// daemons are seen by their claims only.
+    /// Locks the files of `volume` in each place that there is: which of them are there changes as a user logs in and out. None, which the
+    /// log tells, where this user has no place: then other daemons are seen by their claims only.
     ///
     /// # Errors
-    /// If another daemon has it.
-    pub(super) fn acquire(volume: Uuid) -> Result<Option<LockFile>, Held> {
+    /// If another daemon has one.
+    pub(super) fn acquire(volume: Uuid) -> Result<Vec<LockFile>, Held> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
+        let (mut files, mut seen) = (Vec::new(), Vec::new());
         for base in bases() {
-            let dir = private_dir(&base).map_err(Failure::Io);
-            match dir.and_then(|dir| LockFile::lock(dir, volume)) {
-                Ok(file) => return Ok(Some(file)),
+            let locked = private_dir(&base)
+                .and_then(|dir| Ok((facts_of(&dir)?, dir)))
+                .map_err(Failure::Io)
+                .and_then(|(facts, dir)| {
+                    // Two of the places may be one.
+                    let place = (facts.place.device, facts.inode);
+                    if seen.contains(&place) {
+                        return Ok(None);
+                    }
+                    seen.push(place);
+                    LockFile::lock(dir, volume).map(Some)
+                });
+            match locked {
+                Ok(file) => files.extend(file),
                 Err(Failure::Held(held)) => return Err(held),
                 Err(Failure::Io(error)) => last = error,
             }
         }
-        tracing::warn!(error = %last, "there is no place for a lock file of the volume");
-        Ok(None)
+        if files.is_empty() {
+            tracing::warn!(error = %last, "there is no place for a lock file of the volume");
+        }
+        Ok(files)
     }
 
     fn lock(dir: OwnedFd, volume: Uuid) -> Result<LockFile, Failure> {
@@ -127,17 +141,16 @@ fn pid_in(file: &mut File) -> Option<String> {
     pid.parse::<u32>().ok().map(|pid| pid.to_string())
 }
 
-/// Where the directory may be, the best place first. Root has one place, whatever its environment says.
+/// Where the directory may be. Root has one place, whatever its environment says.
 fn bases() -> Vec<PathBuf> {
     let own = Uid::effective();
     let mut bases: Vec<PathBuf> = Vec::new();
     if own.is_root() {
-        bases.push("/run".into());
-    } else {
-        let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        bases.extend(named.filter(|dir| dir.is_absolute()));
-        bases.push(format!("/run/user/{own}").into());
+        return vec!["/run".into()];
     }
+    let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    bases.extend(named.filter(|dir| dir.is_absolute()));
+    bases.push(format!("/run/user/{own}").into());
     // The caches are in a directory of the same name.
     let caches = volume::default_caches().ok();
     let data = caches.and_then(|caches| Some(caches.parent()?.to_path_buf()));

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ pub(super) struct Claim {
     name: String,
     listener: Arc<UnixListener>,
     answering: Option<JoinHandle<()>>,
+    ended: Arc<AtomicBool>,
 }
 
 /// A claim of somebody else.
@@ -57,14 +59,17 @@ impl Claim {
         let address = SocketAddr::from_abstract_name(&name)?;
         let listener = Arc::new(UnixListener::bind_addr(&address)?);
         let theirs = listener.clone();
-        let answering = thread::Builder::new()
-            .name("ferryfs-claim".into())
-            .spawn(move || answer(&theirs))?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let answering = thread::Builder::new().name("ferryfs-claim".into()).spawn({
+            let ended = Arc::clone(&ended);
+            move || answer(&theirs, &ended)
+        })?;
         Ok(Claim {
             volume,
             name,
             listener,
             answering: Some(answering),
+            ended,
         })
     }
 
@@ -87,6 +92,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        // Where there are no descriptors left the thread does not see the end of the socket.
+        self.ended.store(true, Ordering::Release);
         // Wakes the thread; the name goes with the last of the two.
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
         if let Some(answering) = self.answering.take() {
@@ -96,8 +103,8 @@ impl Drop for Claim {
 }
 
 /// Empties the queue: whoever connects has been told by the kernel all that there is to know.
-fn answer(listener: &UnixListener) {
-    loop {
+fn answer(listener: &UnixListener, ended: &AtomicBool) {
+    while !ended.load(Ordering::Acquire) {
         match listener.accept() {
             Ok(_) => {}
             Err(error) => match error.raw_os_error() {
@@ -139,7 +146,7 @@ fn ask_all(mut names: Vec<String>) -> Vec<Other> {
                 others.push(other);
                 false
             }
-            Err(errno) => errno == Errno::EAGAIN,
+            Err(errno) => !matches!(errno, Errno::ECONNREFUSED | Errno::ENOENT),
         });
         if names.is_empty() {
             return others;
