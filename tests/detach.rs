@@ -402,7 +402,11 @@ impl SecondDrive {
         .stdout
         .trim()
         .to_owned();
-        run(Command::new("mount.exfat-fuse").arg(&node).arg(&place)).ok();
+        run(Command::new("mount.exfat-fuse")
+            .args(["-o", "umask=022"])
+            .arg(&node)
+            .arg(&place))
+        .ok();
         SecondDrive { place, node }
     }
 
@@ -610,7 +614,13 @@ fn a_clean_umount_of_an_idle_drive_is_no_alarm_and_it_is_found_where_it_is_mount
         let status = lab.status();
         assert_eq!(status["warnings"], serde_json::json!([]), "{status}");
         assert_eq!(status["last_error"], serde_json::Value::Null, "{status}");
-        lab::run(std::process::Command::new("mount.exfat-fuse").args([&device, &text(to)])).ok();
+        lab::run(std::process::Command::new("mount.exfat-fuse").args([
+            "-o",
+            "umask=022",
+            &device,
+            &text(to),
+        ]))
+        .ok();
         wait_for(&lab, "attached");
         let status = lab.status();
         assert_eq!(status["backend"], text(to), "{status}");

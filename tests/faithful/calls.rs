@@ -354,26 +354,3 @@ os.setxattr(f, 'user.big', big)
     );
     lab.finish();
 }
-
-#[test]
-fn a_request_that_cannot_be_read_costs_the_mount_but_nothing_written() {
-    let Some(mut lab) = lab() else { return };
-    write(&lab.m("f"), b"written before");
-    // Half a second after the earliest time there is. Nothing but an error to the caller may come of it.
-    let script = r"
-import ctypes, sys
-class timespec(ctypes.Structure): _fields_ = [('sec', ctypes.c_long), ('nsec', ctypes.c_long)]
-at = timespec(-2 ** 63, 500_000_000)
-assert ctypes.CDLL(None).utimensat(-100, sys.argv[1].encode(), (timespec * 2)(at, at), 0) == -1
-";
-    let file = lab.m("f");
-    python(script, &[&file]);
-    let pid = lab.pid();
-    wait_until("the daemon to end", Duration::from_secs(10), || {
-        !std::path::Path::new(&format!("/proc/{pid}/fd/0")).exists()
-    });
-    lab.remount();
-    assert_content(lab.m("f"), b"written before");
-    lab.flush_interrupted();
-    lab.finish();
-}

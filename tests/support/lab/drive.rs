@@ -109,7 +109,11 @@ impl Drive {
                     Some(node) => node.clone(),
                     None => device.insert(attach(image)?).clone(),
                 };
-                let mounted = run(Command::new("mount.exfat-fuse").arg(node).arg(&self.path));
+                // As Linux mounts exFAT for root: nobody else may write there.
+                let mounted = run(Command::new("mount.exfat-fuse")
+                    .args(["-o", "umask=022"])
+                    .arg(node)
+                    .arg(&self.path));
                 // exfat-fuse warns and goes on, so only the mount table tells.
                 if is_mount(&self.path) {
                     Ok(())
@@ -132,10 +136,22 @@ impl Drive {
             }
             Kind::Exfat { .. } => {
                 if is_mount(&self.path) {
-                    run(Command::new("umount").arg(&self.path)).ok();
+                    self.unmount();
                 }
             }
         }
+    }
+
+    /// A call that is under way holds it for a moment.
+    #[track_caller]
+    fn unmount(&self) {
+        for _ in 0..20 {
+            if run(Command::new("umount").arg(&self.path)).code == 0 {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        run(Command::new("umount").arg(&self.path)).ok();
     }
 
     /// The checker of the drive's file system finds nothing wrong. The drive is away.

@@ -67,7 +67,11 @@ impl Drive {
         let node = self.image_and_device().1.clone().expect("it is plugged in");
         let waiting = self.path.with_extension("coming");
         fs::create_dir_all(&waiting).expect("a place to mount it at first");
-        run(Command::new("mount.exfat-fuse").arg(&node).arg(&waiting)).ok();
+        run(Command::new("mount.exfat-fuse")
+            .args(["-o", "umask=022"])
+            .arg(&node)
+            .arg(&waiting))
+        .ok();
         assert!(is_mount(&waiting), "exfat-fuse did not mount {node}");
         run(Command::new("mount")
             .arg("--move")
