@@ -324,7 +324,11 @@ impl Fs {
         };
         let mut root = self.known(state, Ino::ROOT)?;
         if own.it.kind == FileKind::Directory && !root.flags.has(Flags::ATTR_DIRTY) {
+            let before = root.clone();
             self.believe(state, &mut root, own, None)?;
+            if root != before {
+                self.notices.push(vec![Notice::Inode { ino: Ino::ROOT }]);
+            }
             state.put_inode(root);
         }
         Ok(())
@@ -351,6 +355,7 @@ impl Fs {
     /// # Errors
     /// If the index fails.
     pub fn believe_anew(&self) -> Result<()> {
+        self.believe_of_top()?;
         let mut after = Ino(0);
         loop {
             let next = self.index.lock().a_listed_dir(after)?;
@@ -358,6 +363,23 @@ impl Fs {
             self.believe_of_dir(dir)?;
             after = dir;
         }
+    }
+
+    /// The same for the root, which is asked for before anything has listed it.
+    fn believe_of_top(&self) -> Result<()> {
+        let (own, is_strangers) = {
+            let mut state = self.index.lock();
+            let own = state.description(&RelPath::root())?;
+            (own, state.catalog_is_strangers()?)
+        };
+        let told = Told {
+            own: own.map(|it| Described::new(it, is_strangers)),
+            ..Told::default()
+        };
+        let mut state = self.index.lock();
+        self.believe_of_root(&mut state, &told)?;
+        state.commit()?;
+        Ok(())
     }
 
     /// The same for one directory.
@@ -369,11 +391,6 @@ impl Fs {
             return Ok(());
         };
         let told = self.told_in(&path)?;
-        if dir == Ino::ROOT {
-            let mut state = self.index.lock();
-            self.believe_of_root(&mut state, &told)?;
-            state.commit()?;
-        }
         let names: Vec<_> = told.names.iter().collect();
         // The kernel is told with nothing locked, see `refresh::notices`.
         let mut news = Vec::new();
