@@ -144,8 +144,7 @@ impl Fs {
         };
         let is_strangers = self.index.lock().catalog_is_strangers()?;
         if dir.is_root() {
-            let own = self.index.lock().description(dir)?;
-            told.own = own.map(|it| Described::new(it, is_strangers));
+            told.own = self.told_of_root()?;
         }
         let mut after = None;
         loop {
@@ -160,6 +159,16 @@ impl Fs {
                 }
             }
         }
+    }
+
+    /// What is said of the backend's root itself.
+    fn told_of_root(&self) -> Result<Option<Described>> {
+        let (own, is_strangers) = {
+            let mut state = self.index.lock();
+            let own = state.description(&RelPath::root())?;
+            (own, state.catalog_is_strangers()?)
+        };
+        Ok(own.map(|it| Described::new(it, is_strangers)))
     }
 
     /// Gives an inode that is being taken in what is said of it.
@@ -367,13 +376,8 @@ impl Fs {
 
     /// The same for the root, which is asked for before anything has listed it.
     fn believe_of_top(&self) -> Result<()> {
-        let (own, is_strangers) = {
-            let mut state = self.index.lock();
-            let own = state.description(&RelPath::root())?;
-            (own, state.catalog_is_strangers()?)
-        };
         let told = Told {
-            own: own.map(|it| Described::new(it, is_strangers)),
+            own: self.told_of_root()?,
             ..Told::default()
         };
         let mut state = self.index.lock();

@@ -93,25 +93,30 @@ fn no_bytes_make_a_parser_panic_or_allocate_what_they_claim() {
     limit_memory();
     let mutations = mutations();
     for (target, (check, sealed)) in checks() {
-        let corpus = corpus(target);
-        assert!(corpus.len() >= 8, "{target} has seeds");
-        let all: Vec<Vec<u8>> = corpus.values().cloned().collect();
-        for (name, bytes) in &corpus {
-            let _seed = mutate::Case::new(target, name, None);
-            check(bytes);
-        }
-        for (name, bytes) in &corpus {
-            for number in 0..mutations {
-                let seed = mutate::seed_of(name, number);
-                let _seed = mutate::Case::new(target, name, Some(number));
-                let mut mutated = Mutator::new(seed).mutate(bytes, &all);
-                if sealed {
-                    mutated = checks::resealed(&mutated);
-                }
-                check(&mutated);
+        feed(target, mutations, |bytes, is_seed| {
+            match sealed && !is_seed {
+                true => check(&checks::resealed(bytes)),
+                false => check(bytes),
             }
+        });
+    }
+}
+
+/// Gives `check` each seed of a target, and so many mutations of each; true with a seed itself. How many seeds there are.
+fn feed(target: &'static str, mutations: u64, check: impl Fn(&[u8], bool)) -> usize {
+    let corpus = corpus(target);
+    assert!(corpus.len() >= 8, "{target} has seeds");
+    let all: Vec<Vec<u8>> = corpus.values().cloned().collect();
+    for (name, bytes) in &corpus {
+        let _seed = mutate::Case::new(target, name, None);
+        check(bytes, true);
+        for number in 0..mutations {
+            let seed = mutate::seed_of(name, number);
+            let _seed = mutate::Case::new(target, name, Some(number));
+            check(&Mutator::new(seed).mutate(bytes, &all), false);
         }
     }
+    corpus.len()
 }
 
 fn mutations() -> u64 {
@@ -125,23 +130,8 @@ fn no_drive_no_client_and_no_index_makes_what_reads_it_panic_or_write_elsewhere(
     limit_memory();
     let started = std::time::Instant::now();
     for (target, (check, share)) in large_checks() {
-        let corpus = corpus(target);
-        assert!(corpus.len() >= 8, "{target} has seeds");
-        let all: Vec<Vec<u8>> = corpus.values().cloned().collect();
-        for (name, bytes) in &corpus {
-            let _seed = mutate::Case::new(target, name, None);
-            check(bytes);
-            for number in 0..mutations() * share / 1000 {
-                let _seed = mutate::Case::new(target, name, Some(number));
-                let seed = mutate::seed_of(name, number);
-                check(&Mutator::new(seed).mutate(bytes, &all));
-            }
-        }
-        println!(
-            "{target}: {} seeds, after {:?}",
-            corpus.len(),
-            started.elapsed()
-        );
+        let seeds = feed(target, mutations() * share / 1000, |bytes, _| check(bytes));
+        println!("{target}: {seeds} seeds, after {:?}", started.elapsed());
     }
 }
 
