@@ -1,6 +1,6 @@
 //! One daemon per volume on this machine.
 //!
-//! Two things keep daemons apart. Those of one user by a locked file in a directory that is that user's alone ([`file`]): it is
+//! Two things keep daemons apart. Those of one user by locked files in directories that are that user's alone ([`file`]): they are
 //! seen from every network namespace. Those of different users by sockets with abstract names ([`socket`]), which all users see
 //! and any user can make: so one is believed only of a user who could write to the drive anyway, and could harm it without
 //! ferryfs. The kernel takes both away when their holder dies; a process that is stuck in a call to the drive keeps them. A lock

@@ -1,6 +1,6 @@
-//! The lock file: it keeps a user's daemons apart, in whichever network namespace they run.
+//! Lock files: they keep a user's daemons apart, in whichever network namespace they run.
 //!
-//! It is in a directory that only this user can write to, which is checked by its descriptor: nobody else can hold the lock, and
+//! Each is in a directory that only this user can write to, which is checked by its descriptor: nobody else can hold the lock, and
 //! nobody can have another file locked instead. The file is removed while it is still locked. Whoever has opened it before that
 //! finds that its name is gone, and begins again. One of a killed daemon stays until the next.
 
