@@ -8,6 +8,7 @@ pub mod faulty;
 pub mod guard;
 pub mod memory;
 pub mod mounted;
+pub(crate) mod pass_on;
 pub mod probe;
 mod root;
 mod unsynced;

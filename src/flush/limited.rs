@@ -12,12 +12,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use parking_lot::Mutex;
 
-use crate::backend::{
-    Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
-};
+use crate::backend::{Backend, BackendError, Metadata, ReadFile, Result, WriteFile, Xattrs};
 use crate::base::{FileKind, Name, RelPath, Timestamp};
 use crate::rules::layout;
-use crate::rules::trust::{Holder, Subject, Trust, is_privileged, without_set_ids};
+use crate::rules::trust::{Holder, Subject, is_privileged, without_set_ids};
 
 /// Something that a batch wants and does not get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -203,6 +201,8 @@ impl<'a> Limited<'a> {
 }
 
 impl Backend for Limited<'_> {
+    crate::backend::pass_on::pass_on_looks!();
+
     fn make_node(&self, kind: FileKind, rdev: u32, path: &RelPath) -> Result<()> {
         if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) {
             let source = std::io::Error::from_raw_os_error(libc::EPERM);
@@ -261,14 +261,6 @@ impl Backend for Limited<'_> {
         self.inner.relieve()
     }
 
-    fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
-        self.inner.read_dir(dir)
-    }
-
-    fn metadata(&self, path: &RelPath) -> Result<Metadata> {
-        self.inner.metadata(path)
-    }
-
     fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         self.check_file(path, 4)?;
         self.inner.open(path)
@@ -277,14 +269,6 @@ impl Backend for Limited<'_> {
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         self.check_file(path, 4)?;
         self.inner.open_uncached(path)
-    }
-
-    fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
-        self.inner.open_judged(path)
-    }
-
-    fn trust(&self, path: &RelPath) -> Result<Trust> {
-        self.inner.trust(path)
     }
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
@@ -315,18 +299,6 @@ impl Backend for Limited<'_> {
         self.inner.exchange(one, other)
     }
 
-    fn check_changeable(&self, dir: &RelPath) -> Result<()> {
-        self.inner.check_changeable(dir)
-    }
-
-    fn check_replaceable(&self, path: &RelPath) -> Result<()> {
-        self.inner.check_replaceable(path)
-    }
-
-    fn renames_atomically(&self) -> bool {
-        self.inner.renames_atomically()
-    }
-
     fn remove_file(&self, path: &RelPath) -> Result<()> {
         self.check_name(path)?;
         self.inner.remove_file(path)
@@ -344,22 +316,6 @@ impl Backend for Limited<'_> {
         self.inner.set_modified(path, modified)
     }
 
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
-    }
-
-    fn space(&self) -> Result<Space> {
-        self.inner.space()
-    }
-
-    fn answers(&self) -> Result<()> {
-        self.inner.answers()
-    }
-
-    fn check_alive(&self, look: Look) -> Result<()> {
-        self.inner.check_alive(look)
-    }
-
     fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {
         self.check_name(path)?;
         self.inner.make_symlink(target, path)
@@ -369,14 +325,6 @@ impl Backend for Limited<'_> {
         self.check_name(to)?;
         self.check_file(from, 6)?;
         self.inner.make_hard_link(from, to)
-    }
-
-    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
-        self.inner.xattrs(path)
-    }
-
-    fn xattrs_in(&self, dir: &RelPath, names: &[Name]) -> Result<Vec<(Name, Xattrs)>> {
-        self.inner.xattrs_in(dir, names)
     }
 }
 

@@ -11,12 +11,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::apply::is_absent;
-use crate::backend::{
-    Backend, BackendError, Entry, Look, Metadata, ReadFile, Result, Space, WriteFile, Xattrs,
-};
-use crate::base::{BatchNo, FileKind, Name, RelPath, Timestamp};
+use crate::backend::{Backend, BackendError, ReadFile, Result, Space, WriteFile, Xattrs};
+use crate::base::{BatchNo, FileKind, RelPath, Timestamp};
 use crate::rules::layout;
-use crate::rules::trust::Trust;
 
 /// The reserve is at least this large where the drive is not small,
 const LEAST: u64 = 1 << 20;
@@ -216,6 +213,8 @@ impl<'a> Relieved<'a> {
 }
 
 impl Backend for Relieved<'_> {
+    crate::backend::pass_on::pass_on_looks!();
+
     fn relieve(&self) -> Result<bool> {
         if free(self.inner, &layout::spare_path(self.batch))? {
             return Ok(true);
@@ -225,28 +224,12 @@ impl Backend for Relieved<'_> {
         Ok(freed)
     }
 
-    fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
-        self.inner.read_dir(dir)
-    }
-
-    fn metadata(&self, path: &RelPath) -> Result<Metadata> {
-        self.inner.metadata(path)
-    }
-
     fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         self.inner.open(path)
     }
 
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         self.inner.open_uncached(path)
-    }
-
-    fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
-        self.inner.open_judged(path)
-    }
-
-    fn trust(&self, path: &RelPath) -> Result<Trust> {
-        self.inner.trust(path)
     }
 
     /// What is appended to it is not tried again here: see [`super::apply::create_with`].
@@ -270,18 +253,6 @@ impl Backend for Relieved<'_> {
         self.retry(|inner| inner.exchange(one, other))
     }
 
-    fn check_changeable(&self, dir: &RelPath) -> Result<()> {
-        self.inner.check_changeable(dir)
-    }
-
-    fn check_replaceable(&self, path: &RelPath) -> Result<()> {
-        self.inner.check_replaceable(path)
-    }
-
-    fn renames_atomically(&self) -> bool {
-        self.inner.renames_atomically()
-    }
-
     fn remove_file(&self, path: &RelPath) -> Result<()> {
         self.retry(|inner| inner.remove_file(path))
     }
@@ -292,22 +263,6 @@ impl Backend for Relieved<'_> {
 
     fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
         self.retry(|inner| inner.set_modified(path, modified))
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
-    }
-
-    fn space(&self) -> Result<Space> {
-        self.inner.space()
-    }
-
-    fn answers(&self) -> Result<()> {
-        self.inner.answers()
-    }
-
-    fn check_alive(&self, look: Look) -> Result<()> {
-        self.inner.check_alive(look)
     }
 
     fn make_symlink(&self, target: &[u8], path: &RelPath) -> Result<()> {
@@ -328,14 +283,6 @@ impl Backend for Relieved<'_> {
 
     fn set_owner(&self, path: &RelPath, owner: Option<u32>, group: Option<u32>) -> Result<()> {
         self.retry(|inner| inner.set_owner(path, owner, group))
-    }
-
-    fn xattrs(&self, path: &RelPath) -> Result<Xattrs> {
-        self.inner.xattrs(path)
-    }
-
-    fn xattrs_in(&self, dir: &RelPath, names: &[Name]) -> Result<Vec<(Name, Xattrs)>> {
-        self.inner.xattrs_in(dir, names)
     }
 
     fn set_xattrs(&self, path: &RelPath, xattrs: &Xattrs) -> Result<()> {
