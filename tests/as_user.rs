@@ -75,15 +75,40 @@ impl Drop for OpenFuse {
     }
 }
 
+/// Whether users other than root can mount here; said loudly if not.
+fn users_can_mount() -> bool {
+    let can = fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 != 0;
+    if !can {
+        skip("fusermount3 is not installed setuid");
+    }
+    can
+}
+
+/// What has setpriv(1) become the user.
+fn becoming(user: &User) -> [String; 4] {
+    [
+        format!("--reuid={}", user.uid),
+        format!("--regid={}", user.gid),
+        "--clear-groups".into(),
+        "--inh-caps=-all".into(),
+    ]
+}
+
+/// A copy of the program where any user can reach it.
+fn program_in(lab: &Lab) -> PathBuf {
+    let program = lab.root().join("ferryfs");
+    fs::copy(lab::ferryfs_binary(), &program).expect("copy the program");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    program
+}
+
 /// A lab whose directories are the user's, and a copy of the program where the user can reach it.
 fn lab_of(user: &User) -> Option<(Lab, PathBuf)> {
     let lab = Lab::new(Backend::Ext4Dir)?;
     for dir in ["mnt", "drive", "home"] {
         chown(lab.root().join(dir), Some(user.uid), Some(user.gid)).expect("chown");
     }
-    let program = lab.root().join("ferryfs");
-    fs::copy(lab::ferryfs_binary(), &program).expect("copy the program");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let program = program_in(&lab);
     Some((lab, program))
 }
 
@@ -91,9 +116,8 @@ fn as_user(lab: &Lab, user: &User, program: &Path, args: &[&str]) -> Done {
     let home = lab.root().join("home");
     let mut command = Command::new("setpriv");
     command
-        .arg(format!("--reuid={}", user.uid))
-        .arg(format!("--regid={}", user.gid))
-        .args(["--clear-groups", "--inh-caps=-all", "--"])
+        .args(becoming(user))
+        .arg("--")
         .arg(program)
         .args(args)
         .current_dir("/")
@@ -106,8 +130,8 @@ fn as_user(lab: &Lab, user: &User, program: &Path, args: &[&str]) -> Done {
 #[test]
 fn ordinary_user_mounts_writes_flushes_and_unmounts() {
     let Some(user) = nobody() else { return };
-    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
-        return skip("fusermount3 is not installed setuid");
+    if !users_can_mount() {
+        return;
     }
     let _fuse = OpenFuse::new();
     let Some((lab, program)) = lab_of(&user) else {
@@ -162,8 +186,8 @@ fn daemon_of(lab: &Lab, user: &User, program: &Path) -> i32 {
 #[test]
 fn dead_mount_of_a_user_is_cleared_by_the_same_user() {
     let Some(user) = nobody() else { return };
-    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
-        return skip("fusermount3 is not installed setuid");
+    if !users_can_mount() {
+        return;
     }
     let _fuse = OpenFuse::new();
     let Some((mut lab, program)) = lab_of(&user) else {
@@ -194,8 +218,8 @@ fn dead_mount_of_a_user_is_cleared_by_the_same_user() {
 #[test]
 fn a_users_program_that_retries_across_a_kill_and_a_remount_loses_nothing() {
     let Some(user) = nobody() else { return };
-    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
-        return skip("fusermount3 is not installed setuid");
+    if !users_can_mount() {
+        return;
     }
     let _fuse = OpenFuse::new();
     let Some((mut lab, program)) = lab_of(&user) else {
@@ -213,10 +237,8 @@ fn a_users_program_that_retries_across_a_kill_and_a_remount_loses_nothing() {
         let (mnt, stop) = (mnt.clone(), text(&stop));
         let mut command = Command::new("setpriv");
         command
-            .arg(format!("--reuid={}", user.uid))
-            .arg(format!("--regid={}", user.gid))
-            .args(["--clear-groups", "--inh-caps=-all", "--"])
-            .args(["/bin/sh", "-c", script, "sh", &mnt, &stop]);
+            .args(becoming(&user))
+            .args(["--", "/bin/sh", "-c", script, "sh", &mnt, &stop]);
         move || run(&mut command)
     });
     let mut ends = Vec::new();
@@ -265,9 +287,7 @@ fn another_user_cannot_command_the_daemon() {
     };
     // Others may use the files here, and still not flush, eject or unmount.
     lab.mount(&["-o", "allow_other"]);
-    let program = lab.root().join("ferryfs");
-    fs::copy(lab::ferryfs_binary(), &program).expect("copy the program");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let program = program_in(&lab);
     let mnt = text(&lab.mnt);
     for command in ["status", "flush", "eject", "unmount"] {
         let done = as_user(&lab, &user, &program, &[command, &mnt]);
@@ -354,8 +374,8 @@ fn the_kernel_goes_by_what_is_shown() {
 #[test]
 fn a_user_is_shown_what_he_asks_for_too() {
     let Some(user) = nobody() else { return };
-    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
-        return skip("fusermount3 is not installed setuid");
+    if !users_can_mount() {
+        return;
     }
     let _fuse = OpenFuse::new();
     let Some((lab, program)) = lab_of(&user) else {
@@ -381,8 +401,8 @@ fn a_user_is_shown_what_he_asks_for_too() {
 #[test]
 fn a_users_acls_come_back_and_lock_nobody_out_of_the_drive() {
     let Some(user) = nobody() else { return };
-    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
-        return skip("fusermount3 is not installed setuid");
+    if !users_can_mount() {
+        return;
     }
     if Command::new("setfacl").arg("--version").output().is_err() {
         return skip("setfacl is not installed");
@@ -450,8 +470,8 @@ fn assert_unharmed(lab: &Lab, drive: &Path) {
 #[test]
 fn no_part_of_a_drives_path_becomes_an_option_of_the_mount() {
     let Some(user) = nobody() else { return };
-    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
-        return skip("fusermount3 is not installed setuid");
+    if !users_can_mount() {
+        return;
     }
     let _fuse = OpenFuse::new();
     let Some((lab, program)) = lab_of(&user) else {

@@ -97,11 +97,8 @@ fn mount_apart(lab: &Lab, user: &User, program: &Path, name: &str) -> Done {
     let mut command = Command::new("unshare");
     command
         .args(["--net", "--", "setpriv"])
-        .args([
-            format!("--reuid={}", user.uid),
-            format!("--regid={}", user.gid),
-        ])
-        .args(["--clear-groups", "--inh-caps=-all", "--"])
+        .args(becoming(user))
+        .arg("--")
         .arg(program)
         .args(["mount", "--no-auto-flush", "--cache"])
         .arg(home.join(format!("cache-{name}")))
@@ -115,8 +112,8 @@ fn mount_apart(lab: &Lab, user: &User, program: &Path, name: &str) -> Done {
 #[test]
 fn two_daemons_of_one_user_in_two_network_namespaces_do_not_share_a_volume() {
     let Some(nobody) = nobody() else { return };
-    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
-        return skip("fusermount3 is not installed setuid");
+    if !users_can_mount() {
+        return;
     }
     let _fuse = OpenFuse::new();
     for user in [User { uid: 0, gid: 0 }, nobody] {
@@ -151,8 +148,8 @@ fn two_daemons_of_one_user_in_two_network_namespaces_do_not_share_a_volume() {
 #[test]
 fn two_users_do_not_work_on_one_drive_at_once() {
     let Some(first) = nobody() else { return };
-    if fs::metadata("/usr/bin/fusermount3").map_or(0, |m| m.mode()) & 0o4000 == 0 {
-        return skip("fusermount3 is not installed setuid");
+    if !users_can_mount() {
+        return;
     }
     let Some(second) = nix::unistd::User::from_name("daemon").ok().flatten() else {
         return skip("there is no user daemon");
