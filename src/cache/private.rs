@@ -18,6 +18,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::Uid;
 
 use crate::base::{ForeignText, quoted};
+use crate::sys::mounts::facts_of;
 use crate::sys::way::{self, Exposed, Way};
 
 /// Permission bits that let others write.
@@ -110,19 +111,18 @@ pub fn check(dir: &Path) -> Result<(), PrivacyError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return check_way(dir),
         way => way.map_err(failed(dir))?,
     };
-    let held = way.dir.try_clone().map(File::from);
-    let meta = held.and_then(|held| held.metadata()).map_err(failed(dir))?;
-    if meta.uid() != Uid::effective().as_raw() {
+    let facts = facts_of(&way.dir).map_err(failed(dir))?;
+    if facts.uid != Uid::effective().as_raw() {
         return Err(PrivacyError::OthersCache {
             dir: dir.to_path_buf(),
-            owner: meta.uid(),
+            owner: facts.uid,
         });
     }
     safe(way)?;
-    if meta.mode() & OTHERS_WRITE != 0 {
+    if facts.mode & OTHERS_WRITE != 0 {
         return Err(PrivacyError::Writable(dir.to_path_buf()));
     }
-    let reachable = meta.mode() & OTHERS_REACH != 0;
+    let reachable = facts.mode & OTHERS_REACH != 0;
     check_entries(dir, reachable, |name| INNER.contains(&name))?;
     // Directories of objects, and what a batch keeps, are in these.
     check_entries(&dir.join("batches"), reachable, |_| true)?;
@@ -190,13 +190,9 @@ fn check_parent(held: &OwnedFd, place: &Path) -> Result<(), PrivacyError> {
     if !Uid::effective().is_root() {
         return Ok(());
     }
-    let meta = held
-        .try_clone()
-        .map(File::from)
-        .and_then(|dir| dir.metadata());
-    let meta = meta.map_err(failed(place))?;
-    let is_shared = meta.mode() & OTHERS_WRITE != 0 && meta.mode() & STICKY == 0;
-    match meta.uid() {
+    let facts = facts_of(held).map_err(failed(place))?;
+    let is_shared = facts.mode & OTHERS_WRITE != 0 && facts.mode & STICKY == 0;
+    match facts.uid {
         0 if !is_shared => Ok(()),
         0 => Err(PrivacyError::Writable(place.to_path_buf())),
         owner => Err(PrivacyError::OthersCache {
@@ -221,11 +217,7 @@ pub fn make_dir(dir: &Path) -> Result<(), PrivacyError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let made = openat(&held, name.as_os_str(), flags, Mode::empty());
         held = made.map_err(|errno| failed(dir)(errno.into()))?;
-        let meta = held
-            .try_clone()
-            .map(File::from)
-            .and_then(|made| made.metadata());
-        let owner = meta.map_err(failed(dir))?.uid();
+        let owner = facts_of(&held).map_err(failed(dir))?.uid;
         if !is_trusted(owner) {
             return Err(PrivacyError::OthersCache {
                 dir: dir.to_path_buf(),
