@@ -1,18 +1,18 @@
-//! A hostile drive end to end: what the input says is planted on an enrolled drive, which is attached by a cache that knows it, by a
-//! new one, and recovered by a machine without one.
+//! A hostile drive end to end: what the input says is planted on an enrolled drive, which is
+//! attached by a cache that knows it, by a new one, and recovered by a machine without one.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use ferryfs::backend::Backend;
-use ferryfs::backend::memory::MemoryBackend;
-use ferryfs::backend::mounted::MountedDir;
-use ferryfs::base::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
-use ferryfs::flush::recover_without_cache;
-use ferryfs::rules::layout;
-use ferryfs::rules::marker::{self, Marker};
-use ferryfs::rules::steps::SlotNo;
+use ferryfs::core::{BatchNo, ContentHash, Ino, Name, RelPath, Timestamp};
+use ferryfs::drive::Backend;
+use ferryfs::drive::memory::MemoryBackend;
+use ferryfs::drive::mounted::MountedDir;
+use ferryfs::format::marker::Marker;
+use ferryfs::format::steps::SlotNo;
+use ferryfs::format::{layout, marker};
+use ferryfs::recovery::interrupted::recover_without_cache;
 use uuid::Uuid;
 
 use crate::checks::resealed;
@@ -93,7 +93,7 @@ fn planted(
                 false => numbered,
             };
             let bytes = resealed(&chained);
-            *before = ferryfs::rules::catalog::segment::hash_of(&bytes).unwrap_or(*before);
+            *before = ferryfs::format::catalog::segment::hash_of(&bytes).unwrap_or(*before);
             Planted::File(layout::segment_path(number), bytes)
         }
         kind::RAW_RECORD | kind::RECORD => {
@@ -156,7 +156,8 @@ fn make_parents(memory: &MemoryBackend, path: &RelPath) {
     }
 }
 
-/// A drive that holds what the input says: nobody panics, nothing outside is touched, and what only the cache has stays there.
+/// A drive that holds what the input says: nobody panics, nothing outside is touched, and what only
+/// the cache has stays there.
 pub fn drive(input: &[u8]) {
     // One of them, as each takes a while.
     match input.len() % 2 {

@@ -1,5 +1,5 @@
-//! Inputs that are a list of things: each a kind, a number, a length of two bytes and as many bytes. What is cut short counts as far
-//! as it goes.
+//! Inputs that are a list of things: each a kind, a number, a length of two bytes and as many
+//! bytes. What is cut short counts as far as it goes.
 
 /// One of them.
 pub struct Piece<'a> {

@@ -1,13 +1,14 @@
-//! A cache whose index somebody has edited: the input's rows, in tables that take anything, are rescued.
+//! A cache whose index somebody has edited: the input's rows, in tables that take anything, are
+//! rescued.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use ferryfs::daemon::rescue::rescue;
 use ferryfs::index::Index;
-use ferryfs::rules::names::NameRules;
+use ferryfs::plan::names::NameRules;
+use ferryfs::recovery::rescue::rescue;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 
@@ -74,7 +75,7 @@ fn template() -> &'static [u8] {
     TEMPLATE.get_or_init(|| {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("index.db");
-        let rules = NameRules::new(&ferryfs::backend::Capabilities::everything());
+        let rules = NameRules::new(&ferryfs::core::Capabilities::everything());
         drop(Index::open(&path, rules).expect("an index"));
         let conn = Connection::open(&path).expect("open");
         conn.execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE;")
@@ -92,8 +93,8 @@ fn template() -> &'static [u8] {
     })
 }
 
-/// What an edited index makes a rescue do: it ends, and writes below its target only, for its owner, and nothing that runs with
-/// another's rights.
+/// What an edited index makes a rescue do: it ends, and writes below its target only, for its
+/// owner, and nothing that runs with another's rights.
 pub fn rows(input: &[u8]) {
     let shm = Path::new("/dev/shm");
     let top = match shm.is_dir() {

@@ -7,11 +7,11 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ferryfs::control::Limits;
 use ferryfs::control::protocol::{
-    self, Answer, ControlError, ErrorCode, FlushReport, Reply, Request, SOCKET_NAME, Status,
+    Answer, ControlError, ErrorCode, FlushReport, FlushWish, Reply, Request, SOCKET_NAME, Status,
 };
 use ferryfs::control::server::{Asker, Handler, ServerHandle, serve_within};
+use ferryfs::control::{Limits, protocol};
 use tempfile::TempDir;
 
 /// Longest answer that a request may get here.
@@ -31,7 +31,7 @@ impl Handler for Instant {
         }
     }
 
-    fn flush(&self, _: Option<Duration>, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
+    fn flush(&self, _: &FlushWish, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
         match asker.has_cancelled() {
             true => Err(ControlError::new(ErrorCode::Cancelled, "cancelled")),
             false => Ok(FlushReport::default()),
@@ -68,7 +68,8 @@ fn served() -> &'static Served {
     })
 }
 
-/// Each request gets an answer that a client can read, at most one more than there are lines; and the next client is served.
+/// Each request gets an answer that a client can read, at most one more than there are lines; and
+/// the next client is served.
 pub fn server(input: &[u8]) {
     let socket = served().dir.path().join(SOCKET_NAME);
     let replies = exchange(&socket, input);

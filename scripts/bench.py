@@ -47,6 +47,18 @@ def native(root, stack, _args):
     return place
 
 
+def floor(root, stack, args):
+    """A FUSE daemon that does nothing but make, write and remove objects."""
+    place, objects = f"{root}/floor", f"{root}/floor-objects"
+    os.makedirs(place)
+    os.makedirs(objects)
+    process = subprocess.Popen([args.floor, objects, place], stdin=subprocess.DEVNULL)
+    stack.callback(process.wait)
+    stack.callback(unmount, place)
+    wait_mounted(place)
+    return place
+
+
 def ferryfs(root, stack, args, io):
     place, drive = f"{root}/ferryfs-{io}", f"{root}/ferryfs-{io}-drive"
     os.makedirs(place)
@@ -100,6 +112,8 @@ def sides(root, stack, args):
     """The mounted sides, by name; a side that cannot be mounted is named and left out."""
     made = {}
     makers = [("native", native, None)]
+    if args.floor:
+        makers.append(("floor", floor, None))
     for io in args.io.split(","):
         makers.append((f"ferryfs {io}", lambda r, s, a, io=io: ferryfs(r, s, a, io), None))
     makers += [
@@ -230,6 +244,8 @@ def flushes(root, args):
 def arguments():
     parser = argparse.ArgumentParser(description="Compare ferryfs with the native file system and its peers.")
     parser.add_argument("--ferryfs", required=True, help="the program, a release build")
+    parser.add_argument("--floor", help="the floor of FUSE, tests/support/floor.rs; left out if not given")
+    parser.add_argument("--one-cpu", action="store_true", help="all programs and daemons share one CPU")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are printed (default 5)")
     parser.add_argument("--quick", dest="scale", action="store_const", const=10, default=1, help="a tenth of the work")
     parser.add_argument("--only", default="", help="only work whose name has one of these words, comma-separated")
@@ -245,6 +261,9 @@ def arguments():
 
 def main():
     args = arguments()
+    if args.one_cpu:
+        # All that is started from here inherits it.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     words = [word for word in args.only.split(",") if word]
     chosen = {n: w for n, w in bench_work.WORK.items() if not words or any(word in n for word in words)}
     root = tempfile.mkdtemp(prefix="ferryfs-bench.", dir=args.dir)
@@ -252,7 +271,7 @@ def main():
         with contextlib.ExitStack() as stack:
             places = sides(root, stack, args)
             kernel = os.uname().release
-            print(f"{args.rounds} rounds, medians; x = ratio to native; kernel {kernel}, {os.cpu_count()} cores, {root}")
+            print(f"{args.rounds} rounds, medians; x = ratio to native; kernel {kernel}, {len(os.sched_getaffinity(0))} cores, {root}")
             results = {}
             for what, work in chosen.items():
                 print(f"... {what}", file=sys.stderr)

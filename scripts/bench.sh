@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Measures ferryfs against the machine's own file system and what else is installed, all in one run, interleaved,
-# so that a ratio means something on any machine. Never part of the tests: a timed test is a test that fails.
-#   scripts/bench.sh [--rounds N] [--quick] [--only NAME,...] [--dir DIR]      see --help
+# Measures ferryfs against the machine's own file system and what else is installed, all in one run,
+# interleaved, so that a ratio means something on any machine. Never part of the tests: a timed test
+# is a test that fails.
+#   scripts/bench.sh [--one-cpu] [--rounds N] [--quick] [--only NAME,...] [--dir DIR]   see --help
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"
@@ -11,4 +12,7 @@ for peer in rclone mergerfs fuse-overlayfs; do
     command -v "$peer" >/dev/null || say "$peer is not installed: not compared (apt-get install $peer)"
 done
 build_release
-exec python3 scripts/bench.py --ferryfs "${CARGO_TARGET_DIR:-target}/release/ferryfs" "$@"
+say "building the floor of FUSE, to compare with"
+alive cargo build --release --locked --example floor
+release=${CARGO_TARGET_DIR:-target}/release
+exec python3 scripts/bench.py --ferryfs "$release/ferryfs" --floor "$release/examples/floor" "$@"

@@ -8,8 +8,10 @@ import mmap
 import os
 import random
 import sqlite3
+import shutil
 import subprocess
 import tempfile
+import threading
 import time
 
 BLOCK = b"x" * 4096
@@ -47,6 +49,44 @@ def create(place, scale):
     with Clock() as clock:
         for name in names:
             put(name, BLOCK)
+    return len(names), clock.seconds
+
+
+def create_by_four(place, scale):
+    """Four threads; the time counts until the last is done."""
+    os.makedirs(place)
+    count = 500 // scale
+    data = BLOCK * 5
+
+    def some(thread):
+        for n in range(count):
+            put(f"{place}/{thread}-{n:05}", data)
+
+    threads = [threading.Thread(target=some, args=(thread,)) for thread in range(4)]
+    with Clock() as clock:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return 4 * count, clock.seconds
+
+
+def replace(place, scale):
+    """What a careful program does to change a file: write another one, rename it over."""
+    names = files(place, 1000 // scale)
+    with Clock() as clock:
+        for name in names:
+            put(f"{place}/new", BLOCK)
+            os.rename(f"{place}/new", name)
+    return len(names), clock.seconds
+
+
+def mkdir(place, scale):
+    os.makedirs(place)
+    names = [f"{place}/{n:05}" for n in range(2000 // scale)]
+    with Clock() as clock:
+        for name in names:
+            os.mkdir(name)
     return len(names), clock.seconds
 
 
@@ -200,6 +240,29 @@ def untar(place, scale):
     return 20 // scale * 50, clock.seconds
 
 
+def tree(place, scale):
+    """A tree of small files, as `cp -r` and `rm -rf` find it."""
+    for d in range(20 // scale):
+        files(f"{place}/d{d}", 50)
+    return 20 // scale * 50
+
+
+def copy_tree(place, scale):
+    with tempfile.TemporaryDirectory() as elsewhere:
+        count = tree(elsewhere, scale)
+        os.makedirs(place)
+        with Clock() as clock:
+            subprocess.run(["cp", "-r", elsewhere, f"{place}/copy"], check=True)
+    return count, clock.seconds
+
+
+def remove_tree(place, scale):
+    count = tree(place, scale)
+    with Clock() as clock:
+        shutil.rmtree(place)
+    return count, clock.seconds
+
+
 def git(place, scale):
     count = 500 // scale
     files(place, count, b"")
@@ -227,6 +290,9 @@ def git(place, scale):
 
 WORK = {
     "create+write 4 KiB+close": create,
+    "4 threads create 20 KiB": create_by_four,
+    "write new, rename over": replace,
+    "mkdir": mkdir,
     "stat": stat,
     "open+read 4 KiB": open_read,
     "readdir (entries)": readdir,
@@ -240,5 +306,7 @@ WORK = {
     "mapped write (pages)": mapped_write,
     "SQLite transactions": sqlite,
     "untar (files)": untar,
+    "cp -r (files)": copy_tree,
+    "rm -rf (files)": remove_tree,
     "git add+commit (files)": git,
 }

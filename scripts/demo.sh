@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Shows in a minute what ferryfs does: a scraper works in the mount, the drive gets all of it at once, as plain files.
-# Installs what is missing; leaves nothing behind but the build.
+# Shows in a minute what ferryfs does: a scraper works in the mount, the drive gets all of it at
+# once, as plain files. Installs what is missing; leaves nothing behind but the build.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"

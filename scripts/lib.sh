@@ -1,4 +1,5 @@
-# What the scripts here share: getting the tools they need, and where the checkout is. Sourced, not run.
+# What the scripts here share: getting the tools they need, and where the checkout is. Sourced, not
+# run.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -31,27 +32,49 @@ if [ -d "${CARGO_HOME:-${HOME:-/root}/.cargo}/bin" ]; then
     export PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
 fi
 
-# need_cargo: says how to get Rust where it is missing or too old.
+# is_new_enough WANTED HAVE: compares two versions. A beta or nightly counts as its release.
+is_new_enough() {
+    [ "$(printf '%s\n%s\n' "$1" "${2%%-*}" | sort -V | head -n 1)" = "$1" ]
+}
+
+# need_cargo: sees to it that cargo is there and new enough. That of Debian stable is too old:
+# rustup then installs the current stable Rust beside it, in ~/.cargo and ~/.rustup.
 need_cargo() {
     local wanted have
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$top/Cargo.toml")
-    if ! command -v cargo >/dev/null 2>&1; then
-        echo "cargo is missing: ferryfs is built with Rust ${wanted:-1.89} or later. Get it from https://rustup.rs, or by" >&2
-        echo "\`apt-get install rustup && rustup default stable\` where your distribution has that, and run this again." >&2
-        return 1
+    have=$(cargo --version 2>/dev/null | cut -d' ' -f2) || true
+    if [ -n "$have" ] && is_new_enough "$wanted" "$have"; then
+        return 0
     fi
-    have=$(cargo --version 2>/dev/null | cut -d' ' -f2)
-    if [ -z "$have" ]; then
-        echo "cargo does not run (\`cargo --version\` failed): try \`rustup default stable\`, and run this again." >&2
-        return 1
+    if [ -n "$have" ]; then
+        say "cargo is $have, but ferryfs needs Rust $wanted or later"
+    else
+        say "there is no cargo that runs"
     fi
-    if [ -n "$wanted" ] && [ "$(printf '%s\n%s\n' "$wanted" "${have%%-*}" | sort -V | head -n 1)" != "$wanted" ]; then
-        echo "cargo is $have, but ferryfs needs $wanted or later: \`rustup update stable\`, and run this again." >&2
+    if ! command -v rustup >/dev/null 2>&1; then
+        say "getting rustup and the current stable Rust from https://rustup.rs"
+        need curl=curl
+        curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+            RUSTUP_INIT_SKIP_PATH_CHECK=yes sh -s -- -y --quiet --profile minimal --no-modify-path >/dev/null
+        export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    fi
+    have=$(RUSTUP_AUTO_INSTALL=0 rustup run stable cargo --version 2>/dev/null | cut -d' ' -f2) || true
+    if [ -z "$have" ] || ! is_new_enough "$wanted" "$have"; then
+        say "rustup installs the current stable Rust"
+        rustup --quiet toolchain install stable --profile minimal --no-self-update
+    fi
+    # For this script only: a default or a pin of the user's stays as it is.
+    export RUSTUP_TOOLCHAIN=stable
+    hash -r
+    have=$(cargo --version 2>/dev/null | cut -d' ' -f2) || true
+    if [ -z "$have" ] || ! is_new_enough "$wanted" "$have"; then
+        echo "cargo is ${have:-missing} still: install Rust $wanted or later from https://rustup.rs" >&2
         return 1
     fi
 }
 
-# alive COMMAND...: runs it, and says now and then that it is still at work if it is silent where nobody sees a progress bar.
+# alive COMMAND...: runs it, and says now and then that it is still at work if it is silent where
+# nobody sees a progress bar.
 alive() {
     if [ -t 2 ]; then
         "$@"

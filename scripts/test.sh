@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The whole test: format, lints, unit tests, and the real program on real mounts. Installs what is missing.
+# All tests: format, lints, unit tests, and the program on real mounts. Installs what is missing.
 #   scripts/test.sh            everything
-#   scripts/test.sh NAME...    only these test files (as in `cargo test --test NAME`)
-# Fails on leftover mounts, loop devices and daemons, too. In CI (CI=true) no test may be skipped when run as root.
+#   scripts/test.sh NAME...    only these tests: a group (`crash`) or a module (`crash_loop`)
+# Fails on leftover mounts, loop devices and daemons, too. In CI (CI=true) no test may be skipped
+# when run as root.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"
@@ -54,6 +55,11 @@ step() {
 summary=()
 # The checks themselves first. A cargo-deny that is there and reaches the network knows more.
 check_dependencies() { scripts/dependencies.py --test && scripts/dependencies.py; }
+check_width() { scripts/width.py --test && scripts/width.py; }
+check_docs() {
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --quiet &&
+        cargo test --doc --quiet
+}
 
 if [ $# -gt 0 ]; then
     for name in "$@"; do
@@ -62,7 +68,11 @@ if [ $# -gt 0 ]; then
 else
     step "dependencies" check_dependencies
     step "format" cargo fmt --check
+    step "width" check_width
     step "lints" cargo clippy --all-targets -- -D warnings
+    step "documentation" alive check_docs
+    # A step of its own, so that the summary says how long building took, and how long the tests.
+    step "build of the tests" alive cargo test --no-run
     step "tests" alive scripts/tests.py
     # Last, as it takes some minutes and tells the least about where a mistake is.
     step "yanks, power cuts, outages" scripts/vm/run.sh --short

@@ -1,30 +1,49 @@
 #!/usr/bin/env python3
-"""Builds all tests and runs their programs, several at once: most of them wait for mounts, daemons and clocks, or use one thread.
+"""Builds all tests and runs their programs in parts, several at once: most of them wait for mounts,
+daemons and clocks, or use one thread.
 
     scripts/tests.py             all of them
-    scripts/tests.py NAME...     only these test files (as in `cargo test --test NAME`)
+    scripts/tests.py NAME...     only these: a group (`crash`, all that is in tests/crash/), or a
+                                 module of a group (`crash_loop`, in tests/crash/crash_loop/)
 
-What a program prints is shown when it ends, as a whole. The exit code is 1 if one failed, or does not build.
+Each tests/GROUP/main.rs is one program, as linking takes time. Each module of a group is run as a
+process of its own, so that what it does to its process concerns no other module. What a process
+prints is shown when it ends, as a whole. The exit code is 1 if a test failed, was not run, or does
+not build.
 """
 import concurrent.futures
 import json
 import os
+import pathlib
+import re
 import subprocess
 import sys
 import time
 
+TOP = pathlib.Path(__file__).resolve().parent.parent
 # Those that take longest begin first, so that none is left alone at the end.
-LONG = ['crash_loop', 'rich_drive', 'elsewhere', 'simulation', 'catalog_format', 'ferryfs', 'parsers', 'bad_input', 'kernel', 'refusals', 'posix']
-# Those that hold the mounts of everybody in mount namespaces of their own run one by one, after the others.
+LONG = ['crash_loop', 'rich_drive', 'elsewhere', 'simulation', 'catalog_format', 'ferryfs', 'parsers',
+        'bad_input', 'kernel', 'refusals', 'posix']
+# Those that hold the mounts of everybody in mount namespaces of their own run one by one, after the
+# others.
 ALONE = ['detach', 'ending', 'lease', 'mounting']
-# Programs at once, and tests at once in each of them.
+# Processes at once, and tests at once in each of them.
 AT_ONCE = os.environ.get('FERRYFS_TESTS_AT_ONCE', '3')
 THREADS = '2'
 
 
-def build(names):
-    """The programs of the tests, by name."""
-    which = [word for name in names for word in ('--test', name)]
+def group_of(name):
+    """The group that is called so, or has a module that is called so."""
+    for main in sorted(TOP.glob('tests/*/main.rs')):
+        group = main.parent
+        if name == group.name or (group / (name + '.rs')).exists() or (group / name / 'mod.rs').exists():
+            return group.name
+    sys.exit('there is no group and no module of tests called %s' % name)
+
+
+def build(groups):
+    """The programs of these groups, or of all and of the crate itself, by name."""
+    which = [word for group in sorted(set(groups)) for word in ('--test', group)]
     command = ['cargo', 'test', '--no-run', '--message-format=json-render-diagnostics', *which]
     built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if built.returncode:
@@ -39,36 +58,81 @@ def build(names):
     return programs
 
 
-def run(name, program):
-    """Runs one. Whether it passed, and what it printed."""
-    begun = time.monotonic()
-    done = subprocess.run([program, '--test-threads', THREADS], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, check=False)
-    took = time.monotonic() - begun
-    head = '     Running %s (%.0f s, exit code %d)\n' % (name, took, done.returncode)
-    return done.returncode == 0, head.encode() + done.stdout
+class Part:
+    """Some tests of a program, which one process runs: those of a module, or all of them."""
+
+    def __init__(self, group, module, program):
+        self.group = group
+        self.module = module
+        self.program = program
+        self.tests = []
+
+    def __str__(self):
+        return self.group if self.group == self.module else '%s/%s' % (self.group, self.module)
+
+    def order(self):
+        """Its place among all."""
+        return LONG.index(self.module) if self.module in LONG else len(LONG), self.module
+
+    def run(self):
+        """Runs it. Whether it passed, and what it printed."""
+        begun = time.monotonic()
+        # Whole names: a part of a name would be found in the names of other modules as well.
+        command = [self.program, '--test-threads', THREADS, '--exact', *self.tests]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, check=False)
+        took = time.monotonic() - begun
+        head = '     Running %s (%.0f s, exit code %d)\n' % (self, took, done.returncode)
+        said = head.encode() + done.stdout
+        counts = re.findall(rb'^test result: .*?(\d+) passed; (\d+) failed; (\d+) ignored', done.stdout, re.M)
+        ran = sum(map(int, counts[-1])) if counts else 0
+        if ran != len(self.tests):
+            said += ('%s: %d of %d tests were run\n' % (self, ran, len(self.tests))).encode()
+        return done.returncode == 0 and ran == len(self.tests), said
 
 
-def run_all(programs, at_once):
-    """Runs programs in this order, so many at once, and shows what they print. The names of those that failed."""
+def parts_of(group, program):
+    """The parts of a program: one for each module of a group, one for the whole of any other."""
+    listed = subprocess.run([program, '--list', '--format', 'terse'], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    parts = {}
+    for line in listed:
+        test, kind = line.rsplit(': ', 1)
+        assert kind == 'test', line
+        in_module = '::' in test and (TOP / 'tests' / group).is_dir()
+        module = test.split('::')[0] if in_module else group
+        parts.setdefault(module, Part(group, module, program)).tests.append(test)
+    return list(parts.values())
+
+
+def run_all(parts, at_once):
+    """Runs parts in this order, so many at once, and shows what they print. Those that failed."""
     failed = []
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        runs = {pool.submit(run, name, program): name for name, program in programs.items()}
+        runs = {pool.submit(part.run): part for part in parts}
         for done in concurrent.futures.as_completed(runs):
             passed, said = done.result()
             sys.stdout.buffer.write(said)
             sys.stdout.flush()
             if not passed:
-                failed.append(runs[done])
+                failed.append(str(runs[done]))
     return failed
 
 
 def main():
-    programs = build(sys.argv[1:])
-    order = sorted(programs, key=lambda name: (LONG.index(name) if name in LONG else len(LONG), name))
-    failed = run_all({name: programs[name] for name in order if name not in ALONE}, int(AT_ONCE))
-    failed += run_all({name: programs[name] for name in order if name in ALONE}, 1)
-    if not sys.argv[1:] and subprocess.run(['cargo', 'test', '--doc'], check=False).returncode:
+    names = sys.argv[1:]
+    programs = build([group_of(name) for name in names])
+    parts = [part for group, program in programs.items() for part in parts_of(group, program)]
+    parts = [part for part in parts if not names or part.group in names or part.module in names]
+    parts.sort(key=Part.order)
+    empty = set(names) - {name for part in parts for name in (part.group, part.module)}
+    if empty:
+        sys.exit('without a test: ' + ', '.join(sorted(empty)))
+    failed = run_all([part for part in parts if part.module not in ALONE], int(AT_ONCE))
+    failed += run_all([part for part in parts if part.module in ALONE], 1)
+    count = sum(len(part.tests) for part in parts)
+    print('%d tests in %d parts of %d programs' % (count, len(parts), len(programs)))
+    if not names and subprocess.run(['cargo', 'test', '--doc'], check=False).returncode:
         failed.append('examples in the documentation')
     if failed:
         print('failed: ' + ', '.join(sorted(failed)))

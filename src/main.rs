@@ -1,4 +1,5 @@
-//! The `ferryfs` command: parse, run, exit code. Everything else is in the library, so that tests reach it.
+//! The `ferryfs` command: parse, run, exit code. Everything else is in the library, so that tests
+//! reach it.
 
 use std::process::ExitCode;
 

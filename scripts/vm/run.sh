@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Yanks, power cuts and NAS outages on a real kernel, in QEMU. See README.md here, and `run.sh --help`.
+# Yanks, power cuts and NAS outages on a real kernel, in QEMU. See README.md and `run.sh --help`.
 #   scripts/vm/run.sh             all of it (about an hour where the processor has to be emulated)
 #   scripts/vm/run.sh --short     some of each, in a few minutes
-# Installs QEMU, fetches a Debian kernel once, builds ferryfs. Where that cannot be had, --short says SKIPPED and ends with 0.
+# Installs QEMU, fetches a Debian kernel once, builds ferryfs. Where that cannot be had,
+# --short says SKIPPED and ends with 0.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../lib.sh"
@@ -28,6 +29,9 @@ need qemu-system-x86_64=qemu-system-x86 mkfs.exfat=exfatprogs mkfs.ext4=e2fsprog
     zstd=zstd dpkg-deb=dpkg || cannot "QEMU is not to be had"
 python3 -B "$here/run.py" --prepare || cannot "a kernel for the guest is not to be had"
 
-(cd "$top" && cargo build --release --quiet)
+profile=release
+# The short form is a part of the gate, where the build would take longer than the guests.
+! $short || profile=vm
+(cd "$top" && cargo build --profile $profile --quiet)
 target=${CARGO_TARGET_DIR:-$top/target}
-exec python3 -B "$here/run.py" --ferryfs "${FERRYFS:-$target/release/ferryfs}" "$@"
+exec python3 -B "$here/run.py" --ferryfs "${FERRYFS:-$target/$profile/ferryfs}" "$@"

@@ -1,13 +1,16 @@
-//! Objects of which the SSD has refused bytes.
+//! Objects whose bytes the SSD failed to store.
 //!
-//! A failed fsync says that bytes which were written before are not on the disk. Linux says it once and may mark their pages
-//! clean: they can be read until memory is needed, then what the disk has takes their place; and the next fsync succeeds without
-//! having done anything. So the failure is remembered for the object, not for the call: its fsync fails from then on, no batch carries it,
-//! `status` names it. It is forgotten when the bytes are: when the object is removed, or emptied, because its file was written
-//! anew, removed, or, where the backend has the same version, let go of by the cache.
+//! A failed fsync means that bytes written before are not on the disk. Linux reports this once and
+//! may mark their pages clean. The bytes then stay readable until the kernel needs the memory;
+//! after that a read returns what the disk has. The next fsync succeeds without having written
+//! anything. So the failure belongs to the object, not to the call: from then on the object's fsync
+//! fails, no batch writes it to the drive, and `status` names it. The failure is forgotten together
+//! with the bytes: when the object is removed or emptied because its file was rewritten or removed,
+//! or, if the backend has the same version, because the cache evicted it.
 //!
-//! The memory must outlive the daemon, since the page cache does. It is kept in the index (table `meta`) by `fs`; a crash between the
-//! failure and the index's next commit loses it along with nothing else that was promised: nobody was told success.
+//! The record must outlive the daemon, since the page cache does. The file system keeps it in the
+//! index (table `meta`). A crash between the failure and the index's next commit loses the record,
+//! but breaks no other promise: no caller was given success.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,12 +18,12 @@ use std::io;
 
 use parking_lot::Mutex;
 
-use crate::base::ObjectId;
+use crate::core::ObjectId;
 
-/// That the SSD has refused an object's bytes.
+/// A failure of the SSD to store an object's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// What the system said, as errno.
+    /// The errno of the failed call.
     pub errno: i32,
 }
 
@@ -54,7 +57,7 @@ impl Damaged {
         self.0.lock().get(&object).map(|entry| entry.damage)
     }
 
-    /// All of them, and whether the index has each.
+    /// Returns all of them, each with whether the index has it.
     pub(super) fn all(&self) -> Vec<(ObjectId, Damage, bool)> {
         let all = self.0.lock();
         all.iter()
@@ -62,7 +65,7 @@ impl Damaged {
             .collect()
     }
 
-    /// True if it was there.
+    /// Removes an object. Returns whether it was damaged.
     pub(super) fn remove(&self, object: ObjectId) -> bool {
         self.0.lock().remove(&object).is_some()
     }

@@ -1,37 +1,38 @@
-//! One daemon per cache: an exclusive lock that the kernel drops when its holder dies.
+//! The exclusive lock of a cache: one daemon per cache. The kernel releases the lock when the
+//! process that holds it dies.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::private;
-use crate::base::ForeignText;
+use crate::core::ForeignText;
 
-/// Why a cache could not be locked.
+/// The reason why a cache could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another daemon has it.
+    /// Another daemon holds the lock.
     #[error("the cache {} is in use by another ferryfs{}", dir.escaped(), pid.as_ref().map(|p| format!(" (pid {p})")).unwrap_or_default())]
     InUse {
-        /// Which cache.
+        /// The cache directory.
         dir: PathBuf,
-        /// The process that says it has it.
+        /// The process id in the lock file.
         pid: Option<String>,
     },
-    /// The lock file cannot be made.
+    /// The lock file cannot be created or locked.
     #[error("cannot lock the cache {}: {source}", dir.escaped())]
     Io {
-        /// Which cache.
+        /// The cache directory.
         dir: PathBuf,
         /// What the system said.
         source: io::Error,
     },
 }
 
-/// The lock on a cache directory, held as long as this lives.
+/// The lock of a cache directory, held while this value lives.
 #[derive(Debug)]
 pub struct CacheLock {
-    /// `None` where nobody has ever locked the cache.
+    /// `None` if the cache has never been locked.
     _file: Option<File>,
 }
 
@@ -39,7 +40,7 @@ impl CacheLock {
     /// Locks the cache in `dir`.
     ///
     /// # Errors
-    /// [`LockError::InUse`] if another process has it.
+    /// [`LockError::InUse`] if another process holds the lock.
     pub fn acquire(dir: &Path) -> Result<CacheLock, LockError> {
         let failed = |source| LockError::Io {
             dir: dir.to_path_buf(),
@@ -64,10 +65,11 @@ impl CacheLock {
         Ok(CacheLock { _file: Some(file) })
     }
 
-    /// Keeps daemons off the cache in `dir` without writing anything there, for as long as this lives.
+    /// Keeps daemons from using the cache in `dir` while the returned value lives, and writes
+    /// nothing there.
     ///
     /// # Errors
-    /// As [`CacheLock::acquire`].
+    /// As for [`CacheLock::acquire`].
     pub fn acquire_to_read(dir: &Path) -> Result<CacheLock, LockError> {
         let failed = |source| LockError::Io {
             dir: dir.to_path_buf(),
@@ -90,7 +92,7 @@ impl CacheLock {
 
 fn in_use(dir: &Path, file: &mut File) -> LockError {
     let mut pid = String::new();
-    // Only to name the other one; without it the message is still true.
+    // The pid only names the other process; the message is true without it.
     let _ = file.read_to_string(&mut pid);
     let pid = pid.trim().to_string();
     LockError::InUse {

@@ -1,5 +1,6 @@
-//! The SSD side below the index: objects, their lock, the space they take.
+//! The SSD below the index: objects, the lock of the cache, and the reserved space.
 
+mod before_images;
 mod damage;
 mod fault;
 mod lock;
@@ -9,7 +10,8 @@ mod store;
 
 pub use damage::Damage;
 #[doc(hidden)]
-pub use fault::Fault;
+#[cfg(any(test, feature = "testing"))]
+pub use fault::ObjectFault;
 pub use lock::{CacheLock, LockError};
 pub use reserve::Reserve;
 pub(crate) use store::id_of;

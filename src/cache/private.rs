@@ -1,9 +1,10 @@
-//! Whether a cache is its user's alone, and how its files are opened.
+//! Checks that a cache belongs to its user alone, and opens its files.
 //!
-//! What the cache holds is believed: which file of the mount has which bytes, and what may be removed. Somebody who could write to
-//! it could have planted a symbolic link in the place of a file, so that a start as root would write elsewhere, or an index that
-//! says what he wants. So all of this is checked before the first file of a cache is opened. Once the
-//! directory is the user's and nobody else may write to it, nobody can change what has been checked.
+//! The daemon trusts the contents of the cache: which file of the mount has which bytes, and what
+//! may be removed. Another user with write access could plant a symbolic link in place of a file,
+//! so that a daemon of root writes elsewhere, or an index with contents of his choice. So all of
+//! this is checked before the first file of a cache is opened. Once the directory belongs to the
+//! user and no other user may write to it, no other user can change what has been checked.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -17,54 +18,55 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::Uid;
 
-use crate::base::{ForeignText, quoted};
+use crate::core::{ForeignText, quoted};
 use crate::sys::mounts::facts_of;
-use crate::sys::way::{self, Exposed, Way};
+use crate::sys::way;
+use crate::sys::way::{Exposed, Way};
 
 /// Permission bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Permission bits that let others reach what is in a directory.
+/// Permission bits that let others reach the entries of a directory.
 const OTHERS_REACH: u32 = 0o011;
 
-/// Only owners may remove or rename what is in the directory.
+/// Only owners may remove or rename entries of the directory.
 const STICKY: u32 = 0o1000;
 
-/// Directories of a cache in which others could plant something as well.
+/// Directories of a cache in which others could also plant something.
 const INNER: [&str; 3] = ["batches", "objects", "lost+found"];
 
-/// Why a cache is not used.
+/// The reason why a cache is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivacyError {
-    /// Its directory is another user's.
+    /// Its directory belongs to another user.
     #[error("the cache {} belongs to user {owner}, not to user {}", dir.escaped(), Uid::effective())]
     OthersCache {
         /// The cache.
         dir: PathBuf,
-        /// Whose it is.
+        /// The owner.
         owner: u32,
     },
-    /// Something in it is another user's.
+    /// An entry in it belongs to another user.
     #[error("{} in the cache belongs to user {owner}", path.escaped())]
     OthersFile {
-        /// What is in it.
+        /// The entry.
         path: PathBuf,
-        /// Whose it is.
+        /// The owner.
         owner: u32,
     },
     /// Others may change it.
     #[error("the cache is not private: others may write to {}", .0.escaped())]
     Writable(PathBuf),
-    /// A symbolic link, or a directory in the place of a file.
+    /// A symbolic link, or a directory in place of a file.
     #[error("{} is in the cache, but is no plain file or directory of ferryfs", .0.escaped())]
     Planted(PathBuf),
-    /// As root: another user can make its path lead elsewhere.
+    /// For root: another user can redirect its path.
     #[error("{0}")]
     Exposed(#[from] Exposed),
-    /// It cannot be looked at.
+    /// It cannot be inspected.
     #[error("cannot look at the cache: {}: {source}", path.escaped())]
     Io {
-        /// What could not be looked at.
+        /// The path that could not be inspected.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -72,19 +74,19 @@ pub enum PrivacyError {
 }
 
 impl PrivacyError {
-    /// What to do about it.
+    /// Returns what the user can do about it.
     pub fn hint(&self) -> String {
         match self {
             PrivacyError::OthersCache { .. } => {
                 "nothing was opened. Run it as the user whose cache it is, or choose another directory with --cache DIR".into()
             }
             PrivacyError::OthersFile { path, .. } | PrivacyError::Planted(path) => format!(
-                "nothing was opened: somebody else may have put it there. Find out who, then move it away: {}",
+                "nothing was opened: another user may have put it there. Find out who, then move it away: {}",
                 path.escaped()
             ),
             PrivacyError::Writable(path) => format!(
-                "nothing was opened: somebody else may have changed what is in it. Choose a directory of your own; or, if nobody else \
-                 uses this machine, take that right away: chmod go-w {}",
+                "nothing was opened: another user may have changed its contents. Choose a directory of your own; or, if no other user \
+                 uses this machine, remove that permission: chmod go-w {}",
                 quoted(path)
             ),
             PrivacyError::Exposed(_) => {
@@ -100,11 +102,11 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> PrivacyError {
     move |source| PrivacyError::Io { path, source }
 }
 
-/// Checks that the cache in `dir` and what is in it are this user's, and that nobody else may change them. A cache that is not
-/// there passes.
+/// Checks that the cache in `dir` and its entries belong to this user, and that no other user may
+/// change them. A missing cache passes.
 ///
 /// # Errors
-/// What is not as it should be, first of all of the directory itself.
+/// The first problem found, beginning with the directory itself.
 pub fn check(dir: &Path) -> Result<(), PrivacyError> {
     check_link(dir)?;
     let way = match way::walk(dir) {
@@ -124,28 +126,29 @@ pub fn check(dir: &Path) -> Result<(), PrivacyError> {
     }
     let reachable = facts.mode & OTHERS_REACH != 0;
     check_entries(dir, reachable, |name| INNER.contains(&name))?;
-    // Directories of objects, and what a batch keeps, are in these.
+    // These contain the directories of objects, and the backups of a batch.
     check_entries(&dir.join("batches"), reachable, |_| true)?;
     check_entries(&dir.join("objects"), reachable, |_| true)
 }
 
-/// Somebody could have put a link to a directory of this user's in the cache's place, for instance in /tmp.
+/// Refuses a symbolic link of another user in place of the cache. In a directory like /tmp he could
+/// lead it to a directory of this user.
 fn check_link(dir: &Path) -> Result<(), PrivacyError> {
     match fs::symlink_metadata(dir) {
         Ok(meta) if meta.is_symlink() && !is_trusted(meta.uid()) => {
             Err(PrivacyError::Planted(dir.to_path_buf()))
         }
-        // What else is wrong with it is found out next.
+        // The later checks report any other problem.
         _ => Ok(()),
     }
 }
 
-/// This user, and root, who needs no plant.
+/// Returns whether the user is this one or root, who has no need to plant anything.
 fn is_trusted(uid: u32) -> bool {
     uid == Uid::effective().as_raw() || uid == 0
 }
 
-/// As root, checks that no other user can make the path of `dir` lead elsewhere, as far as there is one.
+/// Checks, for root, that no other user can redirect the existing part of the path of `dir`.
 ///
 /// # Errors
 /// [`PrivacyError::Exposed`] if one can.
@@ -160,7 +163,8 @@ fn safe(way: Way) -> Result<OwnedFd, PrivacyError> {
     }
 }
 
-/// The last directory on the way to `dir` that there is, and the names that are missing behind it.
+/// Returns the last existing directory on the way to `dir`, and the names that are missing after
+/// it.
 fn existing(dir: &Path) -> Result<(OwnedFd, Vec<OsString>), PrivacyError> {
     let mut missing = Vec::new();
     let mut at = std::path::absolute(dir).map_err(failed(dir))?;
@@ -185,7 +189,8 @@ fn existing(dir: &Path) -> Result<(OwnedFd, Vec<OsString>), PrivacyError> {
     }
 }
 
-/// As root, a directory is made in one that only root changes, or where nobody takes away what he does not own.
+/// Checks, for root, that a new directory may be created here: only root may change the parent, or
+/// the sticky bit keeps users from removing what they do not own.
 fn check_parent(held: &OwnedFd, place: &Path) -> Result<(), PrivacyError> {
     if !Uid::effective().is_root() {
         return Ok(());
@@ -202,11 +207,11 @@ fn check_parent(held: &OwnedFd, place: &Path) -> Result<(), PrivacyError> {
     }
 }
 
-/// Makes the directory `dir` and those above it that are missing, for their owner only. As root, it makes nothing where another user
-/// leads it.
+/// Creates the directory `dir` and its missing parents, for the owner only. For root it creates
+/// nothing where another user can redirect the path.
 ///
 /// # Errors
-/// If it cannot be made, or another user made one of them meanwhile.
+/// If it cannot be created, or another user created one of them meanwhile.
 pub fn make_dir(dir: &Path) -> Result<(), PrivacyError> {
     let (mut held, missing) = existing(dir)?;
     for name in &missing {
@@ -228,7 +233,8 @@ pub fn make_dir(dir: &Path) -> Result<(), PrivacyError> {
     Ok(())
 }
 
-/// Checks what is in `dir`, which others can reach or not. What `may_be_dir` names may be a directory.
+/// Checks the entries of `dir`; `reachable` says whether others can reach them. Entries accepted by
+/// `may_be_dir` may be directories.
 fn check_entries(
     dir: &Path,
     reachable: bool,
@@ -273,15 +279,15 @@ fn check_entry(
     Ok(())
 }
 
-/// Whether this is the name of a file of ours. Directories of other names are nobody's business.
+/// Returns whether this is the name of one of our files. Directories with other names do no harm.
 fn is_name_of_ours(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let of_index = name.starts_with("index.db");
     of_index || ["lock", "cache.json", "mountpoint.json", "ferryfs.log"].contains(&&*name)
 }
 
-/// Options for opening a file of ours: no symbolic link in its place is followed, and a pipe there is
-/// not waited for.
+/// Returns the options to open a file of the cache. They follow no symbolic link and do not block
+/// on a pipe in its place.
 pub fn own() -> OpenOptions {
     let mut options = OpenOptions::new();
     options
@@ -290,10 +296,10 @@ pub fn own() -> OpenOptions {
     options
 }
 
-/// Makes the file `path` for its owner only. What is there under its name, left over from before, is removed.
+/// Creates the file `path` for its owner only. Removes a file left under that name.
 ///
 /// # Errors
-/// If it cannot be made.
+/// If it cannot be created.
 pub fn make_new(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -302,10 +308,10 @@ pub fn make_new(path: &Path) -> io::Result<File> {
     own().write(true).create_new(true).open(path)
 }
 
-/// Reads a whole file of ours.
+/// Reads a whole file of the cache.
 ///
 /// # Errors
-/// If it is not there, is a symbolic link or no plain file, or cannot be read.
+/// If it is missing, is a symbolic link or no regular file, or cannot be read.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = own().read(true).open(path)?;
     if !file.metadata()?.is_file() {
@@ -343,7 +349,7 @@ mod tests {
         let dir = cache();
         check(dir.path()).unwrap();
         check(&dir.path().join("not there")).unwrap();
-        // A umask of 002: what others cannot reach they cannot write to.
+        // A umask of 002: others cannot write to what they cannot reach.
         set_mode(&dir.path().join("index.db"), 0o664);
         check(dir.path()).unwrap();
         set_mode(dir.path(), 0o755);
@@ -411,7 +417,7 @@ mod tests {
         );
     }
 
-    const SOMEBODY: u32 = 12_345;
+    const OTHER_USER: u32 = 12_345;
 
     fn is_root() -> bool {
         Uid::effective().is_root()
@@ -432,7 +438,7 @@ mod tests {
         for path in ["a/cache", "link"] {
             check(&theirs.join(path)).unwrap();
         }
-        chown(&theirs, Some(SOMEBODY), None).unwrap();
+        chown(&theirs, Some(OTHER_USER), None).unwrap();
         for path in ["a/cache", "link", "a/new/cache", "new"] {
             let path = theirs.join(path);
             let refused = check(&path).unwrap_err();
@@ -462,7 +468,7 @@ mod tests {
         for (name, target) in [("link", "."), ("dangling", "new")] {
             let link = shared.join(name);
             symlink(victim.join(target), &link).unwrap();
-            std::os::unix::fs::lchown(&link, Some(SOMEBODY), None).unwrap();
+            std::os::unix::fs::lchown(&link, Some(OTHER_USER), None).unwrap();
             make_dir(&link.join("cache")).unwrap_err();
             make_dir(&link).unwrap_err();
             check(&link).unwrap_err();
@@ -472,7 +478,7 @@ mod tests {
         check(&shared.join("mine/cache")).unwrap();
         let mode = fs::metadata(shared.join("mine")).unwrap().mode();
         assert_eq!(mode & 0o777, 0o700);
-        // Where others may remove what is root's, it is theirs.
+        // Without the sticky bit others may replace root's directories there.
         set_mode(&shared, 0o777);
         make_dir(&shared.join("other/cache")).unwrap_err();
     }

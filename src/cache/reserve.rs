@@ -1,16 +1,21 @@
-//! Space on the SSD that is held for what must still be possible when it is full.
+//! Reserved space on the SSD, for operations that must still work when the SSD is full.
 //!
-//! Writers are refused before the last of the SSD is taken, see `fs`. But others write there too, and may take it to the last
-//! byte. Then rename, unlink, truncate and a flush still need a little: a directory's block, a new empty object, the journal of a
-//! batch, growth of the index beyond what its WAL holds for itself. For that the cache keeps a file of allocated blocks that
-//! nobody reads. Whoever of us meets ENOSPC in such work gives up a part of it and tries again; in parts, because what is given up
-//! anybody may take, and should the first part go to a log that grows without end, there are three more. It is allocated
-//! again, part by part, once there is plenty of room.
+//! The mount refuses writers before they use the last free space of the SSD. But other programs
+//! write there too and may use the last byte. Then rename, unlink, truncate and a flush still need
+//! a little: a directory block, a new empty object, the journal of a batch, growth of the index
+//! beyond the space that its WAL has. For these the cache keeps a file of allocated blocks that is
+//! never read. An operation that fails with ENOSPC releases a part of the file and tries again. It
+//! releases only a part, because any program may use the space: if a log that grows without bound
+//! takes the first part, three more are left. The file is allocated again, part by part, when the
+//! SSD has enough free space.
 //!
-//! A file, not a mere margin in the count of free bytes, since a count holds nobody back but ourselves. Not one large hole in
-//! the index either: what SQLite frees it does not give to the journal.
+//! A mere margin in the count of free bytes would bind ferryfs only, not other programs. One large
+//! hole in the index would not do either: SQLite does not give the space that it frees to the
+//! journal.
 //!
-//! A crash leaves the file at any length; the next start takes it as it is. Its bytes mean nothing.
+//! Invariant: `held` is at most the allocated size of the file. A crash leaves the file at any
+//! length; the next start accepts it as it is. Its bytes have no meaning. Lock order: `sizes` is
+//! the only lock, held during the file calls.
 
 use std::fs::File;
 use std::io;
@@ -19,16 +24,17 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-use crate::base::ForeignText;
+use crate::core::ForeignText;
 use crate::sys::file::{FallocateMode, allocate, space};
 
 /// Name of the file in the cache.
 const NAME: &str = "reserve";
 
-/// Parts in which it is given up.
+/// The number of parts.
 const PARTS: u64 = 4;
 
-/// A start on an SSD with less free space than this gives up a part first: opening the index needs a few pages.
+/// A start on an SSD with less free space than this releases a part first: opening the index needs
+/// a few pages.
 const START: u64 = 1 << 20;
 
 /// The reserve file of one cache.
@@ -45,35 +51,37 @@ struct Sizes {
 }
 
 impl Reserve {
-    /// The reserve of the cache directory `cache`, as an earlier daemon has left it. Nothing is taken before [`Reserve::want`].
+    /// Opens the reserve of the cache directory `cache`, as an earlier daemon left it. Allocates
+    /// nothing before [`Reserve::want`].
     pub fn open(cache: &Path) -> Reserve {
         let path = cache.join(NAME);
-        // A sparse file of an interrupted fallocate holds less than it is long.
+        // After an interrupted fallocate a sparse file has fewer blocks than its length says.
         let held = std::fs::symlink_metadata(&path)
             .map_or(0, |meta| meta.size().min(meta.blocks().saturating_mul(512)));
         let sizes = Mutex::new(Sizes { wanted: held, held });
         Reserve { path, sizes }
     }
 
-    /// Before anything else is opened in `cache`: frees what a start needs if the SSD is full to the last byte.
+    /// Releases a part if the SSD is full to the last byte. A start calls it before it opens
+    /// anything else in `cache`.
     pub fn make_room_to_start(cache: &Path) {
         let free = File::open(cache).and_then(space);
-        if free.is_ok_and(|(_, free)| free < START) {
+        if free.is_ok_and(|space| space.available < START) {
             Reserve::open(cache).give_up();
         }
     }
 
-    /// Sets how many bytes are wanted in all.
+    /// Sets the wanted size in bytes. Does not allocate.
     pub fn want(&self, bytes: u64) {
         self.sizes.lock().wanted = bytes;
     }
 
-    /// Bytes that are held now.
+    /// Returns the reserved bytes.
     pub fn held(&self) -> u64 {
         self.sizes.lock().held
     }
 
-    /// Frees one part for others; false if nothing is left to free.
+    /// Releases one part for other files. Returns `false` if none is left.
     pub fn give_up(&self) -> bool {
         let mut sizes = self.sizes.lock();
         if sizes.held == 0 {
@@ -87,15 +95,18 @@ impl Reserve {
             .open(&self.path)
             .and_then(|file| file.set_len(left));
         if let Err(error) = &cut {
-            tracing::error!(path = %self.path.escaped(), %error, "the reserve cannot be given up");
+            tracing::error!(path = %self.path.escaped(), %error, "cannot release the reserved space");
             return false;
         }
-        tracing::warn!(left, "the SSD is full; a part of the reserve is given up");
+        tracing::warn!(
+            left,
+            "the SSD is full; released a part of the reserved space"
+        );
         sizes.held = left;
         true
     }
 
-    /// Takes parts anew as long as more than `keep` bytes stay free beside them, of `free` that are.
+    /// Allocates missing parts while more than `keep` bytes of the `free` bytes stay free.
     pub fn refill(&self, mut free: u64, keep: u64) {
         let mut sizes = self.sizes.lock();
         while sizes.held < sizes.wanted {
@@ -104,7 +115,7 @@ impl Reserve {
                 return;
             }
             if let Err(error) = self.extend(sizes.held, more) {
-                tracing::debug!(%error, "no reserve can be held");
+                tracing::debug!(%error, "cannot allocate reserved space");
                 return;
             }
             sizes.held += more;
@@ -119,7 +130,7 @@ impl Reserve {
             .truncate(false)
             .open(&self.path)?;
         allocate(&file, FallocateMode::empty(), held, more).inspect_err(|_| {
-            // What was allocated before it failed must not pass for held.
+            // Blocks that were allocated before the failure must not count as held.
             let _ = file.set_len(held);
         })
     }

@@ -1,42 +1,51 @@
-//! Objects: plain files `objects/<id / 4096>/<id>` with the bytes of one file of the mount each. Numbers go up, so files that
-//! are made one after another share a directory, and with it the blocks that the SSD's file system keeps inodes in; spread over
-//! many directories, making one costs ext4 many times as much.
+//! Objects: plain files `objects/<id / 4096>/<id>`, each with the bytes of one file of the mount.
+//! Numbers ascend, so files that are created one after another share a directory, and with it the
+//! blocks in which the SSD's file system stores inodes. Objects spread over many directories would
+//! make a create on ext4 several times as expensive.
 //!
-//! An object is made before the row that names it and removed after the row that buries it, so at every instant each row's
-//! object is there. What a crash leaves beyond that has no row: [`Store::quarantine`] moves it to `lost+found`, never to the void.
-//! New objects' names become durable with [`Store::sync_object`], which syncs the directory too while the object is new. What a
-//! failed sync means for an object is told in [`super::damage`].
+//! Invariant: the object of each row exists at every instant. An object is created before the row
+//! that names it, and removed after the row is deleted. A crash can leave objects without a row:
+//! [`Store::quarantine`] moves them to `lost+found` and deletes none. [`Store::sync_object`] makes
+//! the name of a new object durable: it syncs the directory too while the object is new. For the
+//! meaning of a failed sync see [`super::damage`].
+//!
+//! Locks: `fresh`, and those of the damaged objects and of the reserve. None is held while another
+//! one is taken.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
 use super::Reserve;
+use super::before_images::BeforeImages;
 use super::damage::{Damage, Damaged};
-use super::fault::{Fault, Faults};
-use crate::base::steps::{CacheStep, CacheSteps};
-use crate::base::{ForeignText, ObjectId};
+use super::fault::Faults;
+#[cfg(any(test, feature = "testing"))]
+use super::fault::ObjectFault;
+use crate::core::cache_step::{CacheStep, CacheSteps};
+use crate::core::{ForeignText, ObjectId};
 use crate::sys;
 
 /// Objects in one directory.
 const PER_DIRECTORY: u64 = 4096;
 
-/// Permissions of an object, and of one that bears the mark of [`Store::mark_whole`].
+/// Permissions of an object, and of an object with the mark of [`Store::mark_whole`].
 const PLAIN: u32 = 0o600;
 const WHOLE: u32 = 0o700;
 
 /// Size of the buffer of a plain copy.
 const COPY_BUFFER: usize = 1 << 20;
 
-/// A failed call on an object: what was tried, on which file, and what the system said.
+/// A failed call on an object: the operation, the file, and what the system said.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}: {source}", path.escaped())]
 pub struct StoreError {
-    /// The call, as a verb.
+    /// The operation, as a verb.
     pub operation: &'static str,
     /// The object's file.
     pub path: PathBuf,
@@ -44,7 +53,7 @@ pub struct StoreError {
     pub source: io::Error,
 }
 
-/// The outcome of a call to the store.
+/// The result of a call to the store.
 pub(super) type Result<T> = std::result::Result<T, StoreError>;
 
 /// The objects of one cache.
@@ -55,19 +64,22 @@ pub struct Store {
     /// Objects whose directory entry is not known to be durable.
     fresh: Mutex<HashSet<ObjectId>>,
     steps: CacheSteps,
-    /// Held from the start: the kernel tells a descriptor of every error of the file system since it was opened, but one that is
-    /// opened later only of errors that nobody has been told.
+    /// Open from the start: the kernel reports each error of the file system to the descriptors
+    /// that were open at the time. To a descriptor opened later it only reports errors that no
+    /// other one has seen.
     whole: File,
     damaged: Damaged,
     reserve: Reserve,
     faults: Faults,
+    before_images: BeforeImages,
 }
 
 impl Store {
-    /// The store in the cache directory `cache`; its directories are made if they are not there, for the owner only.
+    /// Opens the store in the cache directory `cache`. Creates missing directories, for the owner
+    /// only.
     ///
     /// # Errors
-    /// If they cannot be made.
+    /// If they cannot be created.
     pub fn open(cache: &Path) -> Result<Store> {
         let root = cache.join("objects");
         let lost_found = cache.join("lost+found");
@@ -89,10 +101,12 @@ impl Store {
             damaged: Damaged::default(),
             reserve: Reserve::open(cache),
             faults: Faults::default(),
+            before_images: BeforeImages::default(),
         })
     }
 
-    /// Whether there is any object in the cache directory `cache`. One that cannot be looked into is taken to hold some.
+    /// Returns whether the cache directory `cache` contains an object. An unreadable directory
+    /// counts as one with objects.
     pub fn holds_objects(cache: &Path) -> bool {
         match list(&cache.join("objects")) {
             Ok(shards) => shards
@@ -102,7 +116,7 @@ impl Store {
         }
     }
 
-    /// Where a test may stop what is done to this cache.
+    /// Returns the points at which a test may stop the changes of this cache.
     pub fn steps(&self) -> &CacheSteps {
         &self.steps
     }
@@ -112,7 +126,7 @@ impl Store {
         stopped.map_err(failed("change", path))
     }
 
-    /// Where an object is, or would be.
+    /// Returns the path of an object, whether it exists or not.
     pub fn path(&self, object: ObjectId) -> PathBuf {
         self.shard(object).join(object.to_string())
     }
@@ -121,10 +135,10 @@ impl Store {
         self.root.join(format!("{:08x}", object.0 / PER_DIRECTORY))
     }
 
-    /// Makes a new, empty object.
+    /// Creates a new, empty object.
     ///
     /// # Errors
-    /// If it exists, or the SSD has no room.
+    /// If it exists, or the SSD is full.
     pub fn create(&self, object: ObjectId) -> Result<File> {
         let path = self.path(object);
         self.before(CacheStep::CreateObject, &path)?;
@@ -157,7 +171,7 @@ impl Store {
     /// Opens an object for reading and writing.
     ///
     /// # Errors
-    /// If it is not there.
+    /// If it does not exist.
     pub fn open_object(&self, object: ObjectId) -> Result<File> {
         let path = self.path(object);
         super::private::own()
@@ -167,9 +181,9 @@ impl Store {
             .map_err(failed("open", &path))
     }
 
-    /// Marks an object as whole, or takes the mark away: while it is there, the object's bytes are what they were when a program last
-    /// closed the file or asked for it to be synced, and nothing has been written since. It is for the start after a daemon
-    /// that was killed, costs no sync, and means nothing after a power cut.
+    /// Sets or removes the mark "whole" of an object. A marked object has the bytes of the last
+    /// close or sync by a program, and no write has followed. The mark serves the start after a
+    /// daemon was killed. It costs no sync, and means nothing after a power failure.
     ///
     /// # Errors
     /// If the SSD's file system refuses.
@@ -177,7 +191,7 @@ impl Store {
         let mode = if whole { WHOLE } else { PLAIN };
         let set = file.set_permissions(fs::Permissions::from_mode(mode));
         match set {
-            // A file system without permissions never had the mark either, see `is_marked_whole`.
+            // A file system without permissions has never stored the mark, see `is_marked_whole`.
             Err(error)
                 if !whole
                     && matches!(
@@ -191,10 +205,11 @@ impl Store {
         }
     }
 
-    /// Whether an object bears the mark. Where the file system does not keep what it is told, none does.
+    /// Returns whether an object has the mark. On a file system that does not store permissions no
+    /// object has it.
     ///
     /// # Errors
-    /// If the object cannot be asked.
+    /// If the object cannot be inspected.
     pub fn is_marked_whole(&self, object: ObjectId, file: &File) -> Result<bool> {
         let is_marked = || {
             let meta = file
@@ -211,7 +226,7 @@ impl Store {
         Ok(!stays)
     }
 
-    /// Removes an object; fine if it is gone already.
+    /// Removes an object. Succeeds if it is already gone.
     ///
     /// # Errors
     /// If it cannot be removed.
@@ -226,11 +241,82 @@ impl Store {
         }
     }
 
-    /// Makes `to` a copy of the open object `from`: sharing its blocks where the SSD's file system can, else byte by byte with
-    /// its holes kept.
+    /// Keeps the bytes of `object`, which has `size` bytes, as they are now, for the batch under
+    /// way. The caller ensures that nobody changes them meanwhile, and calls
+    /// [`Store::keep_before`] before each change.
     ///
     /// # Errors
-    /// If it cannot be made whole; it is then removed.
+    /// If the SSD gives no space for what changes.
+    pub fn begin_image(&self, object: ObjectId, size: u64) -> Result<()> {
+        let side = self.nameless().map_err(failed("create in", &self.root))?;
+        self.before_images.begin(object, size, side);
+        Ok(())
+    }
+
+    /// Ends all of [`Store::begin_image`].
+    pub fn end_images(&self) {
+        self.before_images.end();
+    }
+
+    /// Keeps the bytes of the open object in `range`, which are about to change, if the batch under
+    /// way reads them.
+    pub fn keep_before(&self, object: ObjectId, file: &File, range: Range<u64>) {
+        let allowed = self.faults.check("keep", object);
+        self.before_images.keep(object, file, range, allowed);
+    }
+
+    /// Reads the open object as it was at the cut of the batch under way.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read_as_of_cut(
+        &self,
+        object: ObjectId,
+        file: &File,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> io::Result<usize> {
+        self.before_images.read(object, file, buffer, offset)
+    }
+
+    /// Whether the object cannot be read as it was at the cut any more, because the SSD had no
+    /// space for its old bytes.
+    pub fn is_torn(&self, object: ObjectId) -> bool {
+        self.before_images.is_torn(object)
+    }
+
+    /// Creates a file without a name.
+    fn nameless(&self) -> io::Result<File> {
+        let open = |flags, path: &Path| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .mode(PLAIN)
+                .custom_flags(flags)
+                .open(path)
+        };
+        match open(libc::O_TMPFILE, &self.root) {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)
+                ) =>
+            {
+                // A crash in between leaves an empty file, which the next one takes.
+                let path = self.root.join("before-images");
+                let file = open(libc::O_CREAT | libc::O_NOFOLLOW, &path)?;
+                fs::remove_file(&path)?;
+                Ok(file)
+            }
+            result => result,
+        }
+    }
+
+    /// Makes `to` a copy of the open object `from`. It shares the blocks if the SSD's file system
+    /// can; else it copies the bytes and keeps the holes.
+    ///
+    /// # Errors
+    /// If the copy is incomplete; it is then removed.
     pub fn clone_object(&self, from: &File, to: ObjectId) -> Result<File> {
         let target = self.create(to)?;
         let copied = match sys::file::clone_file(from, &target) {
@@ -248,15 +334,17 @@ impl Store {
         }
     }
 
-    /// Makes the object's bytes durable, and its name if it is new. If it fails, the object counts as damaged from then on.
+    /// Makes the object's bytes durable, and its name if the object is new. After a failure the
+    /// object counts as damaged.
     ///
     /// # Errors
-    /// If a write has failed since the last sync; its bytes are then not to be taken as written. Also if that was so before.
+    /// If a write has failed since the last sync, or the object was damaged before; its bytes then
+    /// do not count as written.
     pub fn sync_object(&self, object: ObjectId, file: &File) -> Result<()> {
         let before = self.damaged.get(object);
         let path = self.path(object);
         self.before(CacheStep::SyncObject, &path)?;
-        // Opened before anything is synced: that it cannot be says nothing of the object.
+        // Opened before the sync: a failed open says nothing about the object.
         let dir = self.directory_if_fresh(object, &path)?;
         self.sync_bytes_and_name(object, file, dir.as_ref(), &path)
             .inspect_err(|error| {
@@ -264,7 +352,7 @@ impl Store {
                 self.damaged.add(object, Damage { errno }, false);
             })?;
         match before {
-            // This sync may have covered what was written since, but not what was lost before.
+            // This sync may cover the bytes written since, but not those that were lost before.
             Some(damage) => {
                 let source = io::Error::from_raw_os_error(damage.errno);
                 Err(failed("fsync", &path)(source))
@@ -273,7 +361,7 @@ impl Store {
         }
     }
 
-    /// The directory of an object whose name is not known to be durable.
+    /// Opens the directory of an object whose name is not known to be durable.
     fn directory_if_fresh(&self, object: ObjectId, path: &Path) -> Result<Option<File>> {
         if !self.fresh.lock().contains(&object) {
             return Ok(None);
@@ -301,47 +389,51 @@ impl Store {
         Ok(())
     }
 
-    /// Whether bytes of the object are known to be lost, see [`super::damage`].
+    /// Returns the damage of the object, see [`super::damage`].
     pub fn damage(&self, object: ObjectId) -> Option<Damage> {
         self.damaged.get(object)
     }
 
-    /// Every damaged object, and whether that has been noted in the index.
+    /// Returns all damaged objects, each with whether the index has it.
     pub fn damaged(&self) -> Vec<(ObjectId, Damage, bool)> {
         self.damaged.all()
     }
 
-    /// Has the object count as damaged; it is so noted in the index.
+    /// Marks the object as damaged, and as noted in the index.
     pub fn note_damage(&self, object: ObjectId, damage: Damage) {
         self.damaged.add(object, damage, true);
     }
 
-    /// The object's bytes are needed no more, or are new. True if it was damaged.
+    /// Forgets the damage of an object whose bytes are replaced or no longer needed. Returns
+    /// whether it was damaged.
     pub fn forget_damage(&self, object: ObjectId) -> bool {
         self.damaged.remove(object)
     }
 
-    /// What is held of the SSD for when it is full.
+    /// Returns the reserved space of the SSD.
     pub fn reserve(&self) -> &Reserve {
         &self.reserve
     }
 
-    /// For tests: has calls on objects fail.
-    #[doc(hidden)]
-    pub fn inject(&self, fault: Option<Fault>) {
+    /// Makes calls on objects fail.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn inject(&self, fault: Option<ObjectFault>) {
         self.faults.set(fault);
     }
 
-    /// For tests: whether `operation` on `object` is to work.
-    #[doc(hidden)]
-    pub fn check_fault(&self, operation: &'static str, object: ObjectId) -> io::Result<()> {
+    /// Checks whether a test makes `operation` on `object` fail.
+    ///
+    /// # Errors
+    /// The injected error.
+    pub(crate) fn check_fault(&self, operation: &'static str, object: ObjectId) -> io::Result<()> {
         self.faults.check(operation, object)
     }
 
-    /// The same for one that nobody has open; fine if it is gone, as nothing then needs it.
+    /// As [`Store::sync_object`], for an object that is not open. Succeeds if it is gone, since
+    /// nothing then needs it.
     ///
     /// # Errors
-    /// As [`Store::sync_object`].
+    /// As for [`Store::sync_object`].
     pub fn sync_closed_object(&self, object: ObjectId) -> Result<()> {
         match self.open_object(object) {
             Ok(file) => self.sync_object(object, &file),
@@ -350,11 +442,12 @@ impl Store {
         }
     }
 
-    /// Makes the bytes and names of all of `objects` durable with one sync of the whole file system.
+    /// Makes the bytes and names of all of `objects` durable with one sync of the whole file
+    /// system.
     ///
     /// # Errors
-    /// If a write anywhere on the file system has failed since the last call. That says nothing of any one object: the caller
-    /// has to sync each by itself.
+    /// If a write anywhere on the file system has failed since the last call. The error says
+    /// nothing about one object: the caller must sync each object by itself.
     pub fn sync_all(&self, objects: &[ObjectId]) -> Result<()> {
         self.before(CacheStep::SyncObject, &self.root)?;
         objects
@@ -369,15 +462,16 @@ impl Store {
         Ok(())
     }
 
-    /// Total and free bytes of the SSD's file system, as a user may take them.
+    /// Returns the total bytes of the SSD's file system, and those free for an unprivileged user.
     ///
     /// # Errors
-    /// If it does not tell.
+    /// If the file system does not report them.
     pub fn space(&self) -> Result<(u64, u64)> {
-        sys::file::space(&self.whole).map_err(failed("statfs", &self.root))
+        let space = sys::file::space(&self.whole).map_err(failed("statfs", &self.root))?;
+        Ok((space.total, space.available))
     }
 
-    /// Every object that there is.
+    /// Returns all objects.
     ///
     /// # Errors
     /// If the directories cannot be read.
@@ -389,7 +483,7 @@ impl Store {
         Ok(present)
     }
 
-    /// What is in `lost+found`: how many files, and where.
+    /// Returns the number of files in `lost+found`, and its path.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -397,7 +491,7 @@ impl Store {
         Ok((list(&self.lost_found)?.len(), &self.lost_found))
     }
 
-    /// Moves every object that is not `known` to `lost+found`, and tells which.
+    /// Moves every object that is not `known` to `lost+found` and returns their new paths.
     ///
     /// # Errors
     /// If the directories cannot be read or a file cannot be moved.
@@ -438,7 +532,7 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sto
     }
 }
 
-/// The number that an object's file has for its name.
+/// Returns the number in the name of an object's file.
 pub(crate) fn id_of(path: &Path) -> Option<ObjectId> {
     let name = path.file_name()?.to_str()?;
     u64::from_str_radix(name, 16).ok().map(ObjectId)
@@ -450,7 +544,7 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
         .map_err(failed("list", dir))
 }
 
-/// Copies the data of `from`, skipping its holes, and gives `to` the same length.
+/// Copies the data of `from`, skips its holes, and gives `to` the same length.
 fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     let length = from.metadata()?.size();
     to.set_len(length)?;
@@ -463,7 +557,8 @@ fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
             let wanted = usize::try_from(end - at).map_or(COPY_BUFFER, |n| n.min(COPY_BUFFER));
             let got = from.read_at(&mut buffer[..wanted], at)?;
             if got == 0 {
-                return Ok(()); // The file was cut short meanwhile; the caller holds the lock that rules this out.
+                // The file became shorter meanwhile. The caller holds the lock that prevents this.
+                return Ok(());
             }
             to.write_all_at(&buffer[..got], at)?;
             at += got as u64;

@@ -2,39 +2,41 @@
 
 use std::path::PathBuf;
 
-use super::exit::{Exit, Failure};
-use super::{json, mounts, reach, render, say};
-use crate::base::ForeignText;
+use super::{json, reach, render, say};
+use crate::control::mounts;
 use crate::control::protocol::{Answer, Request};
+use crate::core::{Exit, Failure, ForeignText};
 
 /// Tell a mount where its drive is now
 ///
-/// For a drive that was plugged in again and mounted at another place; at its old place, and usually at another one too, it
-/// is found without this. The volume's marker is looked at first: another drive, a copy, or an empty directory is not taken.
-/// A batch that was interrupted is then finished, and flushing goes on. Exit code 4 means: this mount's drive is not there.
+/// For a drive that was plugged in again and mounted at another path. At its old path, and usually
+/// at a new one, too, it is attached without this command. The volume's marker is checked first:
+/// another drive, a copy, or an empty directory is not attached. An interrupted batch is then
+/// finished, and flushing continues. Exit code 4 means: this mount's drive is not there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct AttachArgs {
-    /// Have the drive's file system checked first (unmount, fsck, mount again), unless it says that it was unmounted in
-    /// order; the daemon must run as root for it
+    /// Check the drive's file system first (unmount, fsck, mount again), unless it was unmounted
+    /// cleanly; the daemon must run as root
     #[arg(long)]
     fsck: bool,
-    /// Take it though it looks like a copy of the drive that was enrolled: look at it first
+    /// Attach it although it looks like a copy of the drive that was enrolled: look at it first
     #[arg(long)]
     accept_copy: bool,
-    /// The folder .ferryfs was deleted from the drive: write its marker anew and go on with the same cache. Nothing that waits is
-    /// lost; what others have changed meanwhile is taken in
+    /// The folder .ferryfs was deleted from the drive: write its marker again and keep the cache.
+    /// Nothing that waits is lost, and changes of other machines are imported
     #[arg(long, conflicts_with_all = ["fsck", "take_over"])]
     re_enroll: bool,
-    /// Take the directory over, though another machine has it in use; that one goes on without it
+    /// Take the directory over although another machine uses it; that machine continues without it
     #[arg(long)]
     take_over: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
     /// The drive's directory
+    #[arg(value_name = "DRIVE")]
     path: PathBuf,
-    /// The mount; may be left out where there is only one
+    /// The mount; may be left out if there is only one
     mountpoint: Option<PathBuf>,
 }
 
@@ -64,7 +66,7 @@ pub(super) fn run(args: &AttachArgs) -> Result<Exit, Failure> {
         },
     };
     let mount = mounts::find(args.mountpoint.as_deref())?;
-    // Checking a drive and finishing a batch take as long as they take.
+    // Checking a drive and finishing a batch have no time limit.
     let answer = reach::daemon_of(&mount)?.call(&request, None, &mut |_| {})?;
     let Answer::Attached(report) = answer else {
         return Err(reach::unexpected());

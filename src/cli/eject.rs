@@ -1,17 +1,17 @@
 //! `ferryfs eject`
 
-use super::exit::{Exit, Failure};
 use super::flush::verdict;
 use super::progress::Bar;
 use super::reach::Which;
 use super::{reach, render, say};
 use crate::control::protocol::Request;
+use crate::core::{Exit, Failure};
 
-/// Flush, then let go of the drive, so that it can be unplugged; the mount goes on without it
+/// Flush, then release the drive, so that it can be unplugged; the mount stays usable without it
 ///
-/// Names, and files that are in the cache, stay usable, and so do new writes: they wait on the SSD. When the drive is
-/// back, work resumes by itself. Exit code 0 means: everything is on the drive, synced, and nothing holds it. After Ctrl-C
-/// (130) the drive is not let go of.
+/// Names, and files in the cache, stay usable, and so do new writes, which wait on the SSD. When
+/// the drive is back, it is attached without a command. Exit code 0 means: everything is on the
+/// drive, synced, and nothing keeps it in use. After Ctrl-C (130) the drive stays attached.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct EjectArgs {

@@ -2,11 +2,9 @@
 
 pub mod attach;
 pub mod eject;
-pub mod exit;
 pub mod flush;
 mod interrupt;
 pub mod mount;
-pub mod mounts;
 pub mod progress;
 pub mod reach;
 pub mod recover;
@@ -25,10 +23,11 @@ use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
 
-use crate::base::{printable, printable_json, printable_lines};
-use exit::{Exit, Failure};
+use crate::core::{Exit, Failure, printable_json, printable_lines};
+use crate::sys::terminal::complain;
 
-/// One path for scripts: every write lands on the local SSD at once, and is carried over to the drive in atomic batches.
+/// One path for scripts: every write goes to the local SSD at once, and is flushed to the drive in
+/// atomic batches.
 #[derive(Debug, Parser)]
 #[command(name = "ferryfs", bin_name = "ferryfs", version, max_term_width = 100, after_help = OVERVIEW)]
 #[command(arg_required_else_help = true)]
@@ -41,12 +40,12 @@ const OVERVIEW: &str = "\
 A day with it:
   ferryfs mount /media/me/HDD ~/lab   # ~/lab is the drive, at the speed of the SSD
   ferryfs status                      # what waits, and whether it is safe to unplug
-  ferryfs flush                       # carry everything over now; returns when it is on the drive
-  ferryfs eject                       # flush and let go of the drive; ~/lab goes on without it
+  ferryfs flush                       # flush everything now; returns when it is on the drive
+  ferryfs eject                       # flush and release the drive; ~/lab stays usable
   ferryfs unmount                     # flush and end the mount
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 flushed, but something was left behind (and named);
-4 the backend is not there; 130 cancelled by Ctrl-C.";
+4 the drive is not there; 130 cancelled by Ctrl-C.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -61,7 +60,7 @@ enum Command {
     Rescue(rescue::RescueArgs),
 }
 
-/// Runs the command that `args` (with the program's name in front) spell, and says what came of it.
+/// Runs the command in `args` (with the program's name first), and prints its result.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     escape_panics();
     let args: Vec<OsString> = args.into_iter().collect();
@@ -89,26 +88,22 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
     }
 }
 
-/// Writes lines to stdout. That nobody reads it (`| head`) changes nothing about what was done, so it is no
-/// failure. Names in them are escaped where they are put in; here nothing gets past that could do harm.
+/// Writes lines to stdout. A closed stdout (`| head`) is not a failure, because the command itself
+/// has succeeded. Names in the lines are escaped where they are inserted; here the rest is made
+/// harmless.
 fn say(lines: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(printable_lines(lines).as_bytes());
     let _ = stdout.flush();
 }
 
-/// Writes a line to stderr, as [`say`] does.
-pub(crate) fn complain(line: &str) {
-    let _ = writeln!(io::stderr(), "{}", printable(line));
-}
-
-/// Writes why a command failed to stderr, and what to do about it.
+/// Writes to stderr why a command failed, and what the user can do.
 fn complain_of(failure: &Failure) {
     // Each part is one line already.
     let _ = writeln!(io::stderr(), "{failure}");
 }
 
-/// A panic is told on stderr as everything is: its message may hold a name.
+/// A panic is printed like other messages, because its text may contain a name.
 fn escape_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();

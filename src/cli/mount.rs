@@ -6,55 +6,62 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::exit::{Exit, Failure};
-use super::units::{parse_cache_size, parse_duration};
-use super::{complain, complain_of};
-use crate::base::ForeignText;
-use crate::daemon::DaemonError;
-use crate::daemon::background::{self, CHILD_FLAG, Ready};
+use super::complain_of;
+use super::units::{UnitError, parse_cache_size, parse_duration};
+use crate::core::{Exit, Failure, ForeignText};
+use crate::daemon::background;
+use crate::daemon::background::{CHILD_FLAG, Ready};
 use crate::daemon::options::{
     CacheSize, FuseOptions, IoMode, LeaseMode, MountOptions, Protect, Refresh, Verify,
 };
+use crate::sys::terminal::complain;
 
-/// This very program, also after the file it was started from has been replaced.
+/// This program, also after its file has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// A drive that is well takes longer than less for a read now and then.
+/// A working drive now and then takes nearly this long for a read.
 const SHORTEST_IO_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A look reads every directory that is known.
+/// Looking for changes reads every known directory of the drive.
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 
-/// Whoever holds a lease looks twelve times as often.
+/// The holder of a lease looks at it twelve times in this time.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
-/// What others wait for at most.
+/// How long another machine waits at most.
 const LONGEST_LEASE: Duration = Duration::from_secs(120);
 
-/// Mount a drive's directory somewhere, with the SSD in front of it
+/// Mount a drive's directory, with the SSD in front of it
 ///
-/// The mount shows everything that is on the drive. Every write lands on the SSD, and is carried over to the drive in
-/// atomic batches: after a while of quiet, when the oldest change gets too old, or on `ferryfs flush`. The drive may be
-/// unplugged after `ferryfs eject`; the mount goes on without it.
+/// The mount shows everything that is on the drive. Every write goes to the SSD, and is flushed to
+/// the drive in atomic batches: when nothing has changed for a while, when the oldest change gets
+/// too old, or on `ferryfs flush`. The drive may be unplugged after `ferryfs eject`; the mount
+/// stays usable without it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct MountArgs {
     /// The cache directory, on an SSD [default: $XDG_DATA_HOME/ferryfs/<volume id>]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// How much the cache may hold: "10G", "512M", "1.5T", or a share of the free space such as "80%" [default: 80%]
+    /// How much the cache may hold: "10G", "512M", "1.5T", or a share of the free space such as
+    /// "80%" [default: 80%]
     #[arg(long, value_name = "SIZE", value_parser = parse_cache_size)]
     cache_size: Option<CacheSize>,
     /// Flush once nothing has changed for this long: "500ms", "30s", "15m", "2h", "1d"
     #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "30s")]
     flush_after: Duration,
-    /// Flush once the oldest change is this old, however busy it is
+    /// Flush once the oldest change is this old, even if changes go on
     #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "15m")]
     max_age: Duration,
     /// Flush only on `ferryfs flush`, `eject` and `unmount`
     #[arg(long)]
     no_auto_flush: bool,
-    /// Give up on a read from the drive that has not been answered for this long, at least 100ms; writes never wait for it
+    /// Leave files that are open for writing behind at each flush until they are closed, instead of
+    /// writing them as they are at one moment
+    #[arg(long)]
+    wait_closed: bool,
+    /// Give up on a read from the drive that has not been answered for this long, at least 100ms;
+    /// writes never wait for it
     #[arg(long, value_name = "DUR", value_parser = parse_io_timeout, default_value = "10s")]
     io_timeout: Duration,
     /// Who reads and writes the bytes of cached files
@@ -63,62 +70,68 @@ pub struct MountArgs {
     /// When to read back what was written to the drive, past the kernel's memory, and compare it
     #[arg(long, value_enum, default_value_t)]
     verify: Verify,
-    /// How often to look for what others have changed on the drive: "30s", "5m", or "off"; when the drive is plugged in that is
-    /// done in any case [default: 1m on network file systems, else off]
+    /// How often to look for changes by other machines and programs: "30s", "5m", or "off"; after
+    /// the drive was plugged in that is done in any case [default: 1m on network file systems, else
+    /// off]
     #[arg(long, value_name = "DUR", value_parser = parse_refresh)]
     refresh: Option<Refresh>,
-    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the default; uid=N, gid=N,
-    /// umask=OCTAL: shown for every file in the place of what it has
+    /// Mount options as in mount(8): allow_other, suid, dev, exec, noexec; nosuid and nodev are the
+    /// default; uid=N, gid=N, umask=OCTAL: shown for every file instead of its own
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
-    /// Have the drive's file system checked first, unless it says that it was unmounted in order; needs root
+    /// Check the drive's file system first, unless it was unmounted cleanly; needs root
     #[arg(long)]
     fsck: bool,
-    /// Take the drive though it is on another file system than before: it looks like a copy of the one that was enrolled
+    /// Mount the drive although it is on another file system than before: it looks like a copy of
+    /// the one that was enrolled
     #[arg(long)]
     accept_copy: bool,
-    /// Take an `rclone mount` that uploads files later (--vfs-cache-mode writes or full): a flush may then be called done before
-    /// the upload is
+    /// Accept an `rclone mount` that uploads files later (--vfs-cache-mode writes or full): a flush
+    /// may then be reported as done before the upload is
     #[arg(long)]
     allow_write_back_drive: bool,
-    /// Which directories only one machine at a time may work on: "auto" those on network file systems, "always" also local
-    /// ones, for containers that share one
+    /// Which directories only one machine at a time may use: "auto" those on network file systems,
+    /// "always" also local ones, for containers that share one
     #[arg(long, value_enum, default_value_t)]
     lease: LeaseMode,
-    /// How long this mount may be silent before another machine may take the directory over, 1s to 2m
+    /// How long this mount may be silent before another machine may take the directory over, 1s to
+    /// 2m
     #[arg(long, value_name = "DUR", value_parser = parse_lease_timeout, default_value = "1m")]
     lease_timeout: Duration,
-    /// Take the directory over, though another machine has it in use; that one goes on without it
+    /// Take the directory over although another machine uses it; that machine continues without it
     #[arg(long)]
     take_over: bool,
-    /// Show what other systems keep for themselves at the root of the drive as well: "System Volume Information", ".Trashes" and
-    /// the like. What was shown once stays shown with this cache
+    /// Show also what other systems keep for themselves at the root of the drive: "System Volume
+    /// Information", ".Trashes" and the like. What was shown once stays shown with this cache
     #[arg(long)]
     show_system: bool,
-    /// Make a new volume of the directory, though it looks like the mount point of a drive that is not mounted, or was the place
-    /// of another volume
+    /// Make a new volume of the directory, although it looks like the mount point of a drive that
+    /// is not mounted, or another volume was mounted there
     #[arg(long)]
     enroll: bool,
-    /// The folder .ferryfs was deleted from the drive: write its marker anew and go on with the same cache
+    /// The folder .ferryfs was deleted from the drive: write its marker again and keep the cache
     #[arg(long)]
     re_enroll: bool,
-    /// Move what lies in the mount point into the mount, instead of refusing a mount point that is not empty
+    /// Move the files in the mount point into the mount, instead of refusing a mount point that is
+    /// not empty
     #[arg(long)]
     adopt: bool,
-    /// Make the bare mount point immutable (chattr +i), so that not even root writes into it while nothing is mounted; needs root.
-    /// Without this it loses its write permission only, unless fstab or a unit of systemd names it
+    /// Make the bare mount point immutable (chattr +i), so that not even root can write to it while
+    /// nothing is mounted; needs root. Without this it loses its write permission only, unless
+    /// fstab or a systemd unit names it
     #[arg(long, conflicts_with = "no_protect_mountpoint")]
     protect_mountpoint: bool,
-    /// Leave the bare mount point writable, and undo what was done to it before
+    /// Leave the bare mount point writable, and undo an earlier protection
     #[arg(long)]
     no_protect_mountpoint: bool,
-    /// Do not go to the background
+    /// Stay in the foreground
     #[arg(long)]
     foreground: bool,
-    /// Set for the process in the background by the one that starts it
+    /// Set by the first process for the one in the background
     #[arg(long, hide = true)]
     background_child: bool,
     /// The drive's directory
+    #[arg(value_name = "DRIVE")]
     backend: PathBuf,
     /// Where to mount it: an empty directory
     mountpoint: PathBuf,
@@ -137,7 +150,7 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
         background::begin_child()
             .map_err(|error| Failure::failed(format!("cannot go to the background: {error}")))?;
         if let Err(error) = serve(options, Ready::background()) {
-            let failure = Failure::from(error);
+            let failure = error;
             complain_of(&failure);
             background::give_up(failure.code);
             return Ok(failure.code);
@@ -156,16 +169,16 @@ pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Fa
     Ok(exit)
 }
 
-fn serve(options: MountOptions, ready: Ready) -> Result<(), DaemonError> {
+fn serve(options: MountOptions, ready: Ready) -> Result<(), Failure> {
     let checked = crate::daemon::check(options)?;
     crate::daemon::run(checked, ready)
 }
 
-/// The same command once more, with the flag that says which of the two it is. The flag stands right behind the
-/// command's name: further back a `--` might make a path of it.
+/// The same command with the flag that marks the second process. The flag is directly after the
+/// command's name, because after a `--` it would be a path.
 fn second_process(command_line: &[OsString]) -> Command {
     let mut command = Command::new(THIS_PROGRAM);
-    // As `ps` shows it.
+    // The name that `ps` shows.
     command.arg0("ferryfs");
     for (place, argument) in command_line.iter().enumerate().skip(1) {
         command.arg(argument);
@@ -182,13 +195,14 @@ impl MountArgs {
             .map_err(|error| Failure::usage(error.to_string()).hint(error.hint))?;
         let cache = self.cache.as_deref().map(|path| absolute("cache", path));
         Ok(MountOptions {
-            backend: absolute("backend", &self.backend)?,
+            backend: absolute("drive", &self.backend)?,
             mountpoint: absolute("mount point", &self.mountpoint)?,
             cache: cache.transpose()?,
             cache_size: self.cache_size.unwrap_or_default(),
             flush_after: self.flush_after,
             max_age: self.max_age,
             auto_flush: !self.no_auto_flush,
+            wait_closed: self.wait_closed,
             io_timeout: self.io_timeout,
             io: self.io,
             verify: self.verify,
@@ -214,36 +228,52 @@ impl MountArgs {
     }
 }
 
-/// As [`parse_duration`], but nothing that no drive can keep.
-fn parse_io_timeout(text: &str) -> Result<Duration, String> {
-    let timeout = parse_duration(text).map_err(|error| error.to_string())?;
+/// Why a duration is not accepted by an option that takes only some.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum DurationError {
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    #[error("{0}; or \"off\"")]
+    UnitOrOff(UnitError),
+    #[error("must be at least 100ms")]
+    IoTimeout,
+    #[error("must be at least 1s, or \"off\"")]
+    Refresh,
+    #[error("must be 1s to 2m")]
+    LeaseTimeout,
+}
+
+/// Parses a duration that is at least [`SHORTEST_IO_TIMEOUT`].
+fn parse_io_timeout(text: &str) -> Result<Duration, DurationError> {
+    let timeout = parse_duration(text)?;
     if timeout < SHORTEST_IO_TIMEOUT {
-        return Err("must be at least 100ms".into());
+        return Err(DurationError::IoTimeout);
     }
     Ok(timeout)
 }
 
-fn parse_refresh(text: &str) -> Result<Refresh, String> {
+/// Parses "off", or a duration that is at least [`SHORTEST_REFRESH`].
+fn parse_refresh(text: &str) -> Result<Refresh, DurationError> {
     if text == "off" {
         return Ok(Refresh::Off);
     }
-    let every = parse_duration(text).map_err(|error| format!("{error}; or \"off\""))?;
+    let every = parse_duration(text).map_err(DurationError::UnitOrOff)?;
     if every < SHORTEST_REFRESH {
-        return Err("must be at least 1s, or \"off\"".into());
+        return Err(DurationError::Refresh);
     }
     Ok(Refresh::Every(every))
 }
 
-/// As [`parse_duration`], within what a lease may say.
-fn parse_lease_timeout(text: &str) -> Result<Duration, String> {
-    let timeout = parse_duration(text).map_err(|error| error.to_string())?;
+/// Parses a duration from [`SHORTEST_LEASE`] to [`LONGEST_LEASE`].
+fn parse_lease_timeout(text: &str) -> Result<Duration, DurationError> {
+    let timeout = parse_duration(text)?;
     if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&timeout) {
-        return Err("must be 1s to 2m".into());
+        return Err(DurationError::LeaseTimeout);
     }
     Ok(timeout)
 }
 
-/// `path` made absolute now, as the daemon leaves the working directory.
+/// `path` made absolute now, because the daemon leaves the working directory.
 fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
     if path.as_os_str() == OsStr::new("") {
         return Err(Failure::usage(format!("the {what} is an empty path")));
@@ -282,6 +312,7 @@ mod tests {
             flush_after: Duration::from_secs(30),
             max_age: Duration::from_secs(900),
             auto_flush: true,
+            wait_closed: false,
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             verify: Verify::Off,
@@ -306,7 +337,7 @@ mod tests {
     #[test]
     fn every_option_arrives() {
         let options = options(
-            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --io-timeout 1.5s --io daemon \
+            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --wait-closed --io-timeout 1.5s --io daemon \
              --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
              --no-protect-mountpoint -o allow_other -o noexec,suid --foreground rel /m",
         )
@@ -317,7 +348,7 @@ mod tests {
         assert_eq!(options.flush_after, Duration::from_secs(7200));
         assert_eq!(options.max_age, Duration::from_secs(86_400));
         assert_eq!(options.refresh, Refresh::Every(Duration::from_secs(300)));
-        assert!(!options.auto_flush && options.foreground);
+        assert!(!options.auto_flush && options.wait_closed && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
         assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
         assert!(options.enroll && options.re_enroll && options.adopt);

@@ -1,4 +1,4 @@
-//! The progress bar of commands that carry files over.
+//! The progress bar of commands that flush.
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
@@ -8,34 +8,35 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::render::files;
 use super::units::{human_bytes, human_seconds};
-use crate::control::protocol::{Phase, Progress};
+use crate::core::{Phase, Progress};
 
-/// Drawn on stderr, so that stdout stays what was asked for.
+/// Drawn on stderr, so that stdout has only the result.
 const TEMPLATE: &str = "{prefix} {bar:28} {msg}";
-/// For phases of which nothing is counted.
+/// For phases without a count.
 const SPINNER: &str = "{prefix} {spinner} {msg}";
 
-/// The speed is that of the last so many seconds: a drive's cache fills up, and then it is slower for good.
+/// The speed is that of the last so many seconds: once a drive's own cache is full, the drive stays
+/// slower.
 const WINDOW: Duration = Duration::from_secs(20);
 
-/// No time is foretold from less than this.
+/// No time is estimated from less than this.
 const TOO_SOON: Duration = Duration::from_secs(3);
 
-/// How often the spinner turns, so that a command that waits is seen to be alive.
+/// How often the spinner turns, so that a command that waits is visibly alive.
 const TICK: Duration = Duration::from_millis(120);
 
-/// A progress bar that appears with the first sign of progress, on a terminal only.
+/// A progress bar that appears with the first progress, on a terminal only.
 pub(super) struct Bar {
     wanted: bool,
     quiet: bool,
-    /// It has been said that the backend does not answer.
+    /// It has been printed that the drive does not answer.
     complained: bool,
     shown: Option<(Phase, ProgressBar)>,
     pace: Pace,
 }
 
 impl Bar {
-    /// A bar where stderr is a terminal, and nothing elsewhere or when `quiet`.
+    /// A bar if stderr is a terminal; otherwise, or when `quiet`, nothing.
     pub(super) fn new(quiet: bool) -> Bar {
         Bar {
             wanted: !quiet && io::stderr().is_terminal(),
@@ -46,7 +47,7 @@ impl Bar {
         }
     }
 
-    /// Shows `step`. A new phase begins a new bar: it counts anew, and its speed is another.
+    /// Shows `step`. A new phase starts a new bar, with a count and a speed of its own.
     pub(super) fn show(&mut self, step: &Progress) {
         if !self.wanted {
             self.complain_once(step);
@@ -70,16 +71,16 @@ impl Bar {
         }
     }
 
-    /// Where there is no bar, one line each time that the backend stops to answer.
+    /// Without a bar, prints one line each time that the drive stops answering.
     fn complain_once(&mut self, step: &Progress) {
         let silent = step.silent_seconds > 0;
         if silent && !self.complained && !self.quiet {
-            super::complain(&format!("ferryfs: {}", waiting(step.silent_seconds)));
+            crate::sys::terminal::complain(&format!("ferryfs: {}", waiting(step.silent_seconds)));
         }
         self.complained = silent;
     }
 
-    /// Takes it off the screen.
+    /// Removes it from the screen.
     pub(super) fn clear(&mut self) {
         if let Some((_, bar)) = self.shown.take() {
             bar.finish_and_clear();
@@ -88,7 +89,7 @@ impl Bar {
     }
 }
 
-/// What a phase is measured by: bytes if it moves any, else files or names.
+/// The measure of a phase: bytes if it moves any, else files or names.
 struct Count {
     done: u64,
     total: u64,
@@ -112,31 +113,31 @@ impl Count {
     }
 }
 
-/// How fast a phase has been of late.
+/// The speed of a phase in the last seconds.
 #[derive(Default)]
 struct Pace {
     seen: VecDeque<(Instant, u64)>,
 }
 
-/// What is foretold of a phase.
+/// The estimate for a phase.
 #[derive(Debug, PartialEq)]
 enum Outlook {
-    /// Nothing yet.
+    /// Unknown yet.
     Unknown,
-    /// So much a second, and so many seconds left.
-    Known { per_second: f64, left: f64 },
-    /// All of it is done but for what the drive still has to do on its own.
+    /// So many units a second, and so many seconds left.
+    Expectations { per_second: f64, left: f64 },
+    /// All of it is written, and the drive stores it.
     Finishing,
 }
 
 impl Pace {
     fn note(&mut self, now: Instant, done: u64) {
-        // What begins anew within a phase is another batch.
+        // A count that starts again within a phase is that of another batch.
         if self.seen.back().is_some_and(|&(_, before)| done < before) {
             self.seen.clear();
         }
         self.seen.push_back((now, done));
-        // The one before the window stays, so that the window is always filled.
+        // The last sample before the window stays, so that the window is always filled.
         while self.seen.len() > 2 && now.duration_since(self.seen[1].0) > WINDOW {
             self.seen.pop_front();
         }
@@ -155,7 +156,7 @@ impl Pace {
             return Outlook::Unknown;
         }
         let per_second = moved as f64 / took.as_secs_f64();
-        Outlook::Known {
+        Outlook::Expectations {
             per_second,
             left: count.total.saturating_sub(count.done) as f64 / per_second,
         }
@@ -200,8 +201,8 @@ fn message(step: &Progress, outlook: &Outlook) -> String {
     }
     match outlook {
         Outlook::Unknown => {}
-        Outlook::Finishing => parts.push("waiting for the drive to have all of it".into()),
-        Outlook::Known { per_second, left } => {
+        Outlook::Finishing => parts.push("waiting for the drive to store it".into()),
+        Outlook::Expectations { per_second, left } => {
             if count.in_bytes {
                 parts.push(format!("{}/s", human_bytes(*per_second as u64)));
             }
@@ -216,7 +217,7 @@ fn message(step: &Progress, outlook: &Outlook) -> String {
 
 fn waiting(seconds: u64) -> String {
     let silent = human_seconds(seconds as f64);
-    format!("the backend has not answered for {silent}; waiting")
+    format!("the drive has not answered for {silent}; waiting")
 }
 
 fn name(phase: Phase) -> &'static str {
@@ -257,14 +258,14 @@ mod tests {
         at.silent_seconds = 12;
         assert_eq!(
             message(&at, &Outlook::Unknown),
-            "the backend has not answered for 12 s; waiting"
+            "the drive has not answered for 12 s; waiting"
         );
     }
 
     #[test]
     fn names_are_counted_while_placing_and_all_done_is_no_second_left() {
         let at = step(Phase::Apply, (30, 200), (0, 0));
-        let known = Outlook::Known {
+        let known = Outlook::Expectations {
             per_second: 10.0,
             left: 17.0,
         };
@@ -274,7 +275,7 @@ mod tests {
         assert_eq!(outlook, Outlook::Finishing);
         assert_eq!(
             message(&all, &outlook),
-            "200 of 200 names, waiting for the drive to have all of it"
+            "200 of 200 names, waiting for the drive to store it"
         );
     }
 
@@ -291,20 +292,20 @@ mod tests {
         pace.note(at(0), 0);
         pace.note(at(1), 1000);
         assert_eq!(pace.at(at(1), &count(1000)), Outlook::Unknown, "too soon");
-        // Fast at first, then ten times as slow: what is left goes by the latter.
+        // Fast at first, then ten times as slow: the estimate uses the latter.
         let mut done = 5000;
         pace.note(at(5), done);
         for second in 6..40 {
             done += 100;
             pace.note(at(second), done);
         }
-        let Outlook::Known { per_second, left } = pace.at(at(39), &count(done)) else {
+        let Outlook::Expectations { per_second, left } = pace.at(at(39), &count(done)) else {
             panic!("known by now");
         };
         assert!((99.0..101.0).contains(&per_second), "{per_second}");
         assert!((15.0..17.0).contains(&left), "{left}");
-        // One that stands still takes longer and longer, and is never nearly done.
-        let Outlook::Known { left: later, .. } = pace.at(at(99), &count(done)) else {
+        // Without progress the estimate grows, and never reports that it is nearly done.
+        let Outlook::Expectations { left: later, .. } = pace.at(at(99), &count(done)) else {
             panic!("known by now");
         };
         assert!(later > 3.0 * left, "{later}");

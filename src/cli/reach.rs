@@ -1,8 +1,9 @@
-//! From a mount to the daemon behind it.
+//! Finds the daemon behind a mount.
 //!
-//! The mount itself tells where its daemon's socket is: its root has a virtual extended attribute with the cache
-//! directory. A dead daemon shows by the kernel's own word. A daemon whose mount is gone but still in use elsewhere is named by
-//! its cache, its volume, its drive, or the place where its mount was.
+//! The mount itself says where its daemon's socket is: its root has a virtual extended attribute
+//! with the cache directory. The kernel reports a dead daemon. A daemon whose mount is gone but
+//! whose file system is still in use is found by its cache, its volume, its drive, or the path
+//! where its mount was.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, OsString};
@@ -15,23 +16,22 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 use uuid::Uuid;
 
-use super::exit::Failure;
-use super::mounts::{self, MountEntry};
+use super::interrupt;
 use super::progress::Bar;
-use super::render::quoted;
-use super::{complain, interrupt};
-use crate::base::{ForeignText, path_of_text};
 use crate::cache::private;
 use crate::control::client::{Client, ClientError};
+use crate::control::mounts::MountEntry;
 use crate::control::protocol::{Answer, FlushReport, Request, Status};
-use crate::control::registry;
-use crate::rules::{layout, marker};
+use crate::control::{mounts, registry};
+use crate::core::{Failure, ForeignText, path_of_text, quoted};
+use crate::format::{layout, marker};
+use crate::sys::terminal::complain;
 use crate::sys::xattr;
 
 /// The virtual attribute of the mount's root; its value is the cache directory, in bytes.
 pub const CACHE_ATTRIBUTE: &CStr = c"user.ferryfs.cache";
 
-/// Why there is no way to a mount's daemon.
+/// Why a mount's daemon cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
     /// The daemon died, and its mount is still in the table.
@@ -39,18 +39,18 @@ pub enum ReachError {
     DaemonGone {
         /// The mount.
         mountpoint: PathBuf,
-        /// Its backend.
+        /// Its drive.
         backend: PathBuf,
     },
-    /// The mount is another user's.
+    /// The mount belongs to another user.
     #[error("{} is the mount of another user", .0.escaped())]
     NotOurs(PathBuf),
-    /// The mount does not tell where its daemon is.
-    #[error("{} does not tell where its daemon is: {source}", mountpoint.escaped())]
+    /// The mount does not say where its daemon is.
+    #[error("{} does not say where its daemon is: {source}", mountpoint.escaped())]
     Attribute {
         /// The mount.
         mountpoint: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The daemon does not listen.
@@ -90,7 +90,7 @@ pub fn daemon_of(mount: &MountEntry) -> Result<Client, ReachError> {
     match xattr::get(&mountpoint, CACHE_ATTRIBUTE) {
         Ok(cache) => {
             let client = Client::connect(&PathBuf::from(OsString::from_vec(cache)))?;
-            // A mount may name any cache; only its own user's daemon speaks for it.
+            // A mount may name any cache, so the daemon must belong to the user of the mount.
             Ok(match mount.user {
                 Some(user) => client.of_user(user)?,
                 None => client,
@@ -107,13 +107,14 @@ pub fn daemon_of(mount: &MountEntry) -> Result<Client, ReachError> {
     }
 }
 
-/// Which daemon a command is meant for.
+/// The daemon for which a command is meant.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Which {
-    /// The cache of the mount: reaches the daemon also where the mount is gone
+    /// The cache of the mount: reaches the daemon also if the mount is gone
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
-    /// The mount, a path in it, its drive, or the id of its volume; may be left out in a mount, and where you have only one
+    /// The mount, a path in it, its drive, or the id of its volume; may be left out inside a mount,
+    /// and if you have only one
     pub mountpoint: Option<PathBuf>,
 }
 
@@ -129,7 +130,7 @@ pub(super) struct Reached {
 pub(super) enum NotReached {
     /// The mount is there, and its daemon is dead.
     Dead(MountEntry),
-    /// Anything else.
+    /// Another failure.
     Failed(Failure),
 }
 
@@ -145,7 +146,7 @@ impl From<NotReached> for Failure {
     }
 }
 
-/// Connects to the daemon that is meant.
+/// Connects to the daemon that `which` names.
 ///
 /// # Errors
 /// [`NotReached`].
@@ -174,7 +175,7 @@ pub(super) fn reach(which: &Which) -> Result<Reached, NotReached> {
             mount: Some(mount),
         }),
         Err(ReachError::DaemonGone { .. }) => Err(NotReached::Dead(mount)),
-        // Root may not look into a user's mount, but may talk to its daemon.
+        // Root may not access a user's mount, but may command its daemon.
         Err(error @ ReachError::NotOurs(_)) => match at_mount(&mount) {
             Some(client) => Ok(Reached {
                 client,
@@ -192,18 +193,20 @@ fn of_cache(cache: &Path) -> Result<Client, Failure> {
     Client::connect(&cache).map_err(|error| match error {
         ClientError::Connect { .. } => {
             Failure::failed(format!("no daemon serves the cache {}", cache.escaped())).hint(
-                "name the cache directory of a mount that is up, or mount it with `ferryfs mount`",
+                "name the cache directory of a running mount, or mount it with `ferryfs mount`",
             )
         }
         error => error.into(),
     })
 }
 
-/// The daemon that is meant by `wanted` although no mount of it is there: by the id of its volume, its drive, or the place where
-/// its mount was; or the only one of this user, if nothing is named and there is no mount.
+/// Finds the daemon of `wanted` although no mount of it is there: by the id of its volume, its
+/// drive, or the path where its mount was; or the only one of this user, if nothing is named and
+/// there is no mount.
 ///
-/// Any user may note a daemon that says of itself what it likes. So root believes one of another user
-/// only about a drive or a place that belongs to that user; about a mere id, only its own.
+/// Any user may register a daemon that makes false statements about itself. So root believes a
+/// daemon of another user only about a drive or a path that belongs to that user; about an id, only
+/// its own daemons.
 fn without_mount(wanted: Option<&Path>) -> Option<Client> {
     let Some(wanted) = wanted else {
         return only_one();
@@ -227,14 +230,14 @@ fn is_believed(client: &Client, owner: Option<u32>) -> bool {
     may_speak(client.server(), geteuid().as_raw(), owner)
 }
 
-/// Whether a daemon of user `server` is believed by a command of user `own` about what belongs to
+/// Whether a command of user `own` believes a daemon of user `server` about what belongs to
 /// `owner`.
 fn may_speak(server: u32, own: u32, owner: Option<u32>) -> bool {
     server == own || server == 0 || owner == Some(server)
 }
 
 fn only_one() -> Option<Client> {
-    // With mounts about, it cannot be told whether one of them is meant instead.
+    // If there are mounts, the command may be meant for one of them.
     if mounts::has_any() {
         return None;
     }
@@ -251,7 +254,7 @@ fn only_one() -> Option<Client> {
 /// The id of the volume whose drive is at `path`, and the user to whom its marker belongs.
 fn volume_at(path: &Path) -> Option<(Uuid, u32)> {
     let place = path.join(layout::marker_path().as_os_str());
-    // Whoever has the drive may have put anything there.
+    // The user of the drive may have put any file there.
     let marker = private::own().read(true).open(place).ok()?;
     let meta = marker.metadata().ok()?;
     if !meta.is_file() {
@@ -264,14 +267,14 @@ fn volume_at(path: &Path) -> Option<(Uuid, u32)> {
     Some((marker.id, meta.uid()))
 }
 
-/// The daemon of a mount that does not let this user look into it.
+/// The daemon of a mount that this user may not access.
 fn at_mount(mount: &MountEntry) -> Option<Client> {
     let user = mount.user?;
     noted_at(&mount.mountpoint, |client, _| client.server() == user)
 }
 
-/// The daemon whose mount was at `place`, or above it. No mount is left there: the directories tell
-/// whose it was.
+/// The daemon whose mount was at `place` or above it. The mount is gone, so the owner of the
+/// directories is the user to believe.
 fn at_place(place: &Path) -> Option<Client> {
     noted_at(place, |client, mountpoint| {
         let owner = owner_of(mountpoint);
@@ -283,8 +286,8 @@ fn owner_of(path: &Path) -> Option<u32> {
     std::fs::symlink_metadata(path).ok().map(|meta| meta.uid())
 }
 
-/// The first noted daemon that says that its mount is or was at `place`, or above it, and whose word on
-/// its mount point is `believed`.
+/// The first registered daemon that reports that its mount is or was at `place` or above it, and
+/// that is `believed` about its mount point.
 fn noted_at(place: &Path, believed: impl Fn(&Client, &Path) -> bool) -> Option<Client> {
     (registry::noted().into_iter()).find_map(|(_, cache)| {
         let mut client = Client::connect(&cache).ok()?;
@@ -297,13 +300,13 @@ fn noted_at(place: &Path, believed: impl Fn(&Client, &Path) -> bool) -> Option<C
     })
 }
 
-/// A daemon answers this from memory and the index; longer means that it is stuck.
+/// A daemon answers this from memory and the index; one that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// How things stand with the daemon.
+/// The status of the daemon.
 ///
 /// # Errors
-/// If it does not say so.
+/// If it does not answer.
 pub(super) fn status_of(client: &mut Client) -> Result<Status, Failure> {
     match client.call(&Request::Status, Some(PATIENCE), &mut |_| {})? {
         Answer::Status(status) => Ok(status),
@@ -311,10 +314,10 @@ pub(super) fn status_of(client: &mut Client) -> Result<Status, Failure> {
     }
 }
 
-/// Asks the daemon that is meant for something that carries files over, showing `bar`. Ctrl-C cancels it.
+/// Asks the daemon for a request that flushes, showing `bar`. Ctrl-C cancels the request.
 ///
 /// # Errors
-/// A [`Failure`] if there is no such mount, no daemon, or the daemon's own.
+/// A [`Failure`] if there is no such mount, no daemon, or the request fails.
 pub(super) fn ask_for_report(
     which: &Which,
     request: &Request,
@@ -325,7 +328,7 @@ pub(super) fn ask_for_report(
     report(&mut client, request, timeout, bar)
 }
 
-/// As [`ask_for_report`], on a connection that is there.
+/// As [`ask_for_report`], on an existing connection.
 pub(super) fn report(
     client: &mut Client,
     request: &Request,
@@ -357,7 +360,7 @@ pub(super) fn report(
 }
 
 pub(super) fn unexpected() -> Failure {
-    Failure::failed("the daemon answered something else than it was asked")
+    Failure::failed("the daemon gave the answer to another request")
         .hint("unmount, and mount again with this version of ferryfs")
 }
 

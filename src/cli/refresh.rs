@@ -2,25 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use super::exit::{Exit, Failure};
-use super::{json, mounts, reach, render, say};
-use crate::base::ForeignText;
+use super::{json, reach, render, say};
+use crate::control::mounts;
 use crate::control::protocol::{Answer, RefreshReport, Request};
+use crate::core::{Exit, Failure, ForeignText};
 
-/// Look for what others have changed on the drive, and show it in the mount
+/// Look for changes by other machines and programs on the drive, and show them in the mount
 ///
-/// New, changed, moved and deleted files and directories are taken in. Where the mount has changed a file, too, both
-/// versions are kept: the other one as name.sync-conflict-DATE-TIME-HOST.ext. This happens by itself when a drive is
-/// plugged in, and every minute on a network share. Exit code 3 means that some directories could not be read; they are
-/// named, and nothing is concluded from them.
+/// New, changed, moved and deleted files and directories are imported. If the mount has changed a
+/// file, too, both versions are kept: the other one as name.sync-conflict-DATE-TIME-HOST.ext. This
+/// is done without a command when a drive is plugged in, and every minute on a network share. Exit
+/// code 3 means that some directories could not be read; they are named, and nothing is concluded
+/// from them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RefreshArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// The mount, or a directory in it to look at with all that is below; may be left out in a mount (all of it is looked at), and
-    /// where you have only one
+    /// The mount, or a directory in it to compare with all that is below; may be left out inside a
+    /// mount (all of it is compared), and if you have only one
     path: Option<PathBuf>,
 }
 
@@ -36,7 +37,7 @@ pub(super) fn run(args: &RefreshArgs) -> Result<Exit, Failure> {
         None => (mounts::find(None)?, String::new()),
     };
     let request = Request::Refresh { path: below };
-    // Reading all directories of a slow drive takes as long as it takes.
+    // Reading all directories of a slow drive has no time limit.
     let answer = reach::daemon_of(&mount)?.call(&request, None, &mut |_| {})?;
     let Answer::Refreshed(report) = answer else {
         return Err(reach::unexpected());
@@ -56,14 +57,14 @@ fn verdict(report: &RefreshReport) -> Exit {
     }
 }
 
-/// The mount that `path` is in, and the way from its root.
+/// The mount that contains `path`, and the path below its root.
 fn within(path: &Path) -> Result<(mounts::MountEntry, String), Failure> {
     let wanted = mounts::resolve(path)
         .map_err(|error| Failure::failed(format!("cannot look at {}: {error}", path.escaped())))?;
     let all = mounts::read()
         .map_err(|error| Failure::failed(format!("cannot read the mount table: {error}")))?;
     let Some(mount) = mounts::holding(&all, &wanted).filter(|mount| mount.is_ferryfs()) else {
-        // Says what is the matter with it.
+        // Explains the problem.
         return mounts::find(Some(&wanted)).map(|mount| (mount, String::new()));
     };
     let below = wanted

@@ -1,31 +1,29 @@
-//! What people read: reports as text. No I/O here.
+//! Reports as text for the user. No I/O here.
 
 use std::fmt::Write;
 use std::path::Path;
 
 use super::times;
 use super::units::{human_bytes, human_seconds};
-pub use crate::base::quoted;
-use crate::base::{ForeignText, path_of_text, printable};
 use crate::control::protocol::{
-    AttachReport, BackendState, BatchOutcome, Ejected, FlushReport, ImportStatus, IoPath,
-    LastBatch, LeftBehind, RefreshReport, Space, Status, UsedBy, Users,
+    AttachReport, BackendState, BatchOutcome, CopiedOpen, Ejected, FlushReport, ImportStatus,
+    IoPath, LastBatch, LeftBehind, RefreshReport, Space, Status,
 };
-use crate::daemon::rescue::RescueReport;
+pub use crate::control::users::users;
+pub use crate::core::quoted;
+use crate::core::{ForeignText, path_of_text, printable};
 use crate::daemon::{RecoverReport, Recovery};
+use crate::recovery::rescue::RescueReport;
 
-/// How many left-behind files are listed one by one; `--json` has them all.
+/// The most left-behind files that are listed one by one; `--json` has all.
 const LISTED: usize = 20;
 
-/// How many users of a file system are named.
-const USERS: usize = 10;
-
-/// A path out of a report, as [`quoted`] has it.
+/// A path in a report, as [`quoted`] formats it.
 fn quoted_text(path: &str) -> String {
     quoted(&path_of_text(path))
 }
 
-/// The answer to `ferryfs status`: first what it means for whoever has a hand on the cable.
+/// The answer to `ferryfs status`: first the advice for a user who wants to unplug the drive.
 pub fn status(status: &Status) -> String {
     let mut rows = what_it_is(status);
     rows.push(("waiting", waiting(status)));
@@ -163,43 +161,6 @@ fn free(space: Space) -> String {
     )
 }
 
-/// What uses a file system, in one line.
-pub fn users(users: &Users) -> String {
-    let mut named: Vec<String> = users.found.iter().take(USERS).map(used_by).collect();
-    if users.found.len() > USERS {
-        named.push(format!("{} more", users.found.len() - USERS));
-    }
-    match (named.is_empty(), users.some_unseen) {
-        (true, true) => {
-            named.push("a process that this user may not look into (try it as root)".into())
-        }
-        (true, false) => named.push("something that cannot be seen from here".into()),
-        (false, true) => {
-            named.push("perhaps processes that may not be looked into".into());
-        }
-        (false, false) => {}
-    }
-    match named.split_last() {
-        Some((last, [])) => last.clone(),
-        Some((last, others)) => format!("{} and {last}", others.join(", ")),
-        None => String::new(),
-    }
-}
-
-fn used_by(user: &UsedBy) -> String {
-    let path = quoted_text(&user.path);
-    match (&user.program, user.pid, user.is_mount) {
-        (Some(program), Some(pid), true) => {
-            format!(
-                "{} (pid {pid}), which has it mounted at {path}",
-                program.escaped()
-            )
-        }
-        (Some(program), Some(pid), false) => format!("{} (pid {pid}: {path})", program.escaped()),
-        _ => format!("a mount at {path}"),
-    }
-}
-
 fn table(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     let mut text = String::new();
@@ -210,15 +171,15 @@ fn table(rows: &[(&str, String)]) -> String {
 }
 
 fn waiting(status: &Status) -> String {
-    let on_its_way = if status.batch_in_progress {
-        ", a batch is on its way"
+    let in_progress = if status.batch_in_progress {
+        ", a batch is being written"
     } else {
         ""
     };
     match status.dirty_files {
-        0 => format!("nothing{on_its_way}"),
+        0 => format!("nothing{in_progress}"),
         count => format!(
-            "{}, {}{}{on_its_way}",
+            "{}, {}{}{in_progress}",
             files(count),
             human_bytes(status.dirty_bytes),
             on_drive(status)
@@ -226,7 +187,7 @@ fn waiting(status: &Status) -> String {
     }
 }
 
-/// What it takes on the drive, where that is another number.
+/// The space that it takes on the drive, if that is a different number.
 fn on_drive(status: &Status) -> String {
     let (bytes, needed) = (
         human_bytes(status.dirty_bytes),
@@ -238,14 +199,14 @@ fn on_drive(status: &Status) -> String {
     }
 }
 
-/// How far what the drive had before has been taken in.
+/// How much of the drive's earlier contents has been imported.
 fn importing(import: &ImportStatus) -> String {
     let unreadable = match import.unreadable_count {
         0 => String::new(),
         count => format!(", {count} cannot be read"),
     };
     format!(
-        "{} of {} directories that are known so far, {}{unreadable}; all of it can be used meanwhile",
+        "{} of {} known directories, {}{unreadable}; all of them can be used meanwhile",
         import.directories_done,
         import.directories_known,
         files(import.files)
@@ -259,7 +220,7 @@ fn last_batch(batch: Option<&LastBatch>) -> String {
     let outcome = match batch.outcome {
         BatchOutcome::Complete => "complete",
         BatchOutcome::LeftBehind => "something was left behind",
-        BatchOutcome::Failed => "failed, to be tried again",
+        BatchOutcome::Failed => "failed, will be tried again",
     };
     format!(
         "{} at {}: {}, {}, {outcome}",
@@ -270,7 +231,7 @@ fn last_batch(batch: Option<&LastBatch>) -> String {
     )
 }
 
-/// What it all means for whoever has a hand on the cable.
+/// The advice for a user who wants to unplug the drive.
 fn advice(status: &Status) -> String {
     let mount = quoted_text(&status.mountpoint);
     if !status.mounted {
@@ -280,8 +241,9 @@ fn advice(status: &Status) -> String {
         return after_eject(status, ejected);
     }
     if status.backend_state == BackendState::Attached && status.stalled_since.is_some() {
-        return "The backend does not answer. Go on working: what is in the cache works, what is only on the backend \
-                gives an error,\nand what waits is carried over when it answers again."
+        return "The drive does not answer. Programs can continue: cached files work, files that \
+                are only on the drive give an error,\nand what waits is flushed when it answers \
+                again."
             .into();
     }
     match (status.backend_state, status.safe_to_unplug) {
@@ -292,14 +254,17 @@ fn advice(status: &Status) -> String {
             format!("NOT safe to unplug. To make it so: ferryfs eject {mount}")
         }
         (BackendState::Detached, _) if status.dirty_files > 0 => {
-            "The backend is not there. Go on working; what waits is carried over when it is back."
+            "The drive is not attached. Programs can continue; what waits is flushed when it is \
+             back."
                 .into()
         }
-        (BackendState::Detached, _) => "The backend is not there, and nothing waits for it.".into(),
+        (BackendState::Detached, _) => {
+            "The drive is not attached, and nothing waits for it.".into()
+        }
     }
 }
 
-/// A mount that was unmounted, and whose file system lives on.
+/// A mount that was unmounted while its file system is still in use.
 fn in_use_elsewhere(status: &Status) -> String {
     let safe = match (status.backend_state, status.safe_to_unplug) {
         (BackendState::Attached, true) => "Nothing waits now.",
@@ -322,19 +287,21 @@ fn after_eject(status: &Status, ejected: &Ejected) -> String {
     };
     match &ejected.mounted_at {
         Some(path) => format!(
-            "You ejected it {when}; it is still mounted at {0}, and {waits}. Unmount it there and unplug it, or go on with it: \
-             ferryfs attach {0}",
-            quoted_text(path)
+            "You ejected it {when}; it is still mounted at {}, and {waits}. {}",
+            quoted_text(path),
+            ejected.advice()
         ),
         None => format!(
-            "You ejected it {when}; it is not there now, and {waits}. When it is mounted again, work goes on by itself."
+            "You ejected it {when}; it is not there now, and {waits}. {}",
+            ejected.advice()
         ),
     }
 }
 
 /// What `ferryfs flush` did.
 pub fn flush_report(report: &FlushReport) -> String {
-    let mut text = carried(report);
+    let mut text = written(report);
+    text.push_str(&copied_open(&report.copied_open));
     text.push_str(&left_behind(&report.left_behind));
     for conflict in report.conflicts.iter().take(LISTED) {
         let (path, theirs) = (conflict.path.escaped(), conflict.theirs.escaped());
@@ -353,13 +320,39 @@ pub fn flush_report(report: &FlushReport) -> String {
     text
 }
 
+/// The files that were written while programs had them open.
+fn copied_open(copies: &[CopiedOpen]) -> String {
+    let mut text = String::new();
+    if copies.is_empty() {
+        return text;
+    }
+    let _ = writeln!(text, "written while open: {}", files(copies.len() as u64));
+    for copy in copies.iter().take(LISTED) {
+        let what = match copy.database {
+            true => "database, consistent with its journal",
+            false => "complete",
+        };
+        let _ = writeln!(
+            text,
+            "  {} ({what}, as of {})",
+            copy.path.escaped(),
+            printable(&copy.as_of)
+        );
+    }
+    if copies.len() > LISTED {
+        let more = copies.len() - LISTED;
+        let _ = writeln!(text, "  and {more} more (all of them: --json)");
+    }
+    text
+}
+
 /// What `ferryfs eject` did.
 pub fn eject_report(report: &FlushReport) -> String {
     let mut text = flush_report(report);
     text.push_str(if report.left_behind.is_empty() {
-        "Safe to unplug. The mount goes on without the drive.\n"
+        "Safe to unplug. The mount stays usable without the drive.\n"
     } else {
-        "The drive is let go of, and may be unplugged; what was left behind is not on it.\n"
+        "The drive is released and may be unplugged; what was left behind is not on it.\n"
     });
     text
 }
@@ -386,7 +379,7 @@ pub fn refresh_report(report: &RefreshReport) -> String {
     }
     for skipped in report.skipped.iter().take(LISTED) {
         let (path, reason) = (skipped.path.escaped(), printable(&skipped.reason));
-        let _ = writeln!(text, "not looked at: {path}: {reason}");
+        let _ = writeln!(text, "not compared: {path}: {reason}");
     }
     text
 }
@@ -398,14 +391,14 @@ fn found(report: &RefreshReport) -> String {
         (report.moved, "moved"),
         (report.deleted, "deleted"),
         (report.conflicts, "in conflict"),
-        (report.skipped.len() as u64, "not looked at"),
+        (report.skipped.len() as u64, "not compared"),
     ];
     let counts: Vec<String> = (counts.iter())
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
     match counts.is_empty() {
-        true => "nothing was changed on the drive by others".into(),
+        true => "no changes by another machine or program".into(),
         false => counts.join(", "),
     }
 }
@@ -430,9 +423,9 @@ pub fn unmount_report(report: &FlushReport, flushed: bool, mountpoint: &Path) ->
         None => writeln!(text, "unmounted {place}"),
         Some(still) => writeln!(
             text,
-            "NOT ended: {place} is unmounted, but its file system is still in use by {}.\n\
-             The daemon goes on for that, and flushes what is written there. Stop it, then the daemon ends by itself; or cut it \
-             off: ferryfs unmount --force {place}",
+            "NOT ended: {place} is unmounted, but its file system is still in use by {}.\nThe \
+             daemon continues to serve it, and flushes what is written there. When it is no longer \
+             in use, the daemon ends; to cut it off: ferryfs unmount --force {place}",
             users(still)
         ),
     };
@@ -453,7 +446,7 @@ pub fn recover_report(report: &RecoverReport) -> String {
             human_bytes(bytes)
         ),
         Recovery::Discarded { batch } => format!(
-            "took back batch {batch}, which had not been committed: the files are as they were before it\n"
+            "discarded batch {batch}, which was not committed: the files are as they were before it\n"
         ),
     };
     text.push_str(&left_behind(&report.left_behind));
@@ -518,12 +511,12 @@ pub fn rescue_report(report: &RescueReport, out: &Path) -> String {
     text
 }
 
-fn carried(report: &FlushReport) -> String {
+fn written(report: &FlushReport) -> String {
     match report.batch {
         None if report.left_behind.is_empty() => {
             "nothing to do: everything is on the drive\n".into()
         }
-        None => "nothing was carried over\n".into(),
+        None => "nothing was flushed\n".into(),
         Some(batch) => {
             let mut names = String::new();
             for (count, what) in [(report.removed, "removed"), (report.moved, "moved")] {
@@ -585,5 +578,4 @@ pub fn files(count: u64) -> String {
 }
 
 #[cfg(test)]
-#[path = "render_tests.rs"]
 mod tests;

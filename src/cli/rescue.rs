@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::exit::{Exit, Failure};
 use super::{json, render, say};
+use crate::core::{Exit, Failure};
 
-/// Copy out everything that a cache still holds, when it cannot be mounted any more
+/// Copy out everything that a cache still holds, when it can no longer be mounted
 ///
-/// For a cache whose index is damaged, or whose drive is gone for good. Needs neither the drive nor a mount, and writes nothing
-/// into the cache. Files get the names that are still known; what has none is copied by number. Exit code 3 means that something
-/// was damaged or could not be copied, and was named.
+/// For a cache whose index is damaged, or whose drive is gone for good. Needs neither the drive nor
+/// a mount, and writes nothing into the cache. Files get the names that are still known; a file
+/// without one is named by its number. Exit code 3 means that some files were damaged or could not
+/// be copied; they are named.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RescueArgs {
@@ -21,7 +22,8 @@ pub struct RescueArgs {
     to: PathBuf,
     /// As root: give the copies the owners that the index names, not the cache's owner
     ///
-    /// The cache's owner can make the index say anything. Set-user-id and set-group-id bits are left out in any case.
+    /// The cache's owner can put any owner into the index. Set-user-id and set-group-id bits are
+    /// left out in any case.
     #[arg(long)]
     keep_owners: bool,
     /// Print one JSON object instead of text
@@ -34,7 +36,7 @@ Example:
   ferryfs rescue --cache ~/.local/share/ferryfs/0b9c... --to /mnt/big/rescued";
 
 pub(super) fn run(args: &RescueArgs) -> Result<Exit, Failure> {
-    let report = crate::daemon::rescue::rescue(&args.cache, &args.to, args.keep_owners)?;
+    let report = crate::recovery::rescue::rescue(&args.cache, &args.to, args.keep_owners)?;
     if args.json {
         say(&json(&report)?);
     } else {

@@ -1,10 +1,10 @@
 //! `ferryfs status`
 
-use super::exit::{Exit, Failure};
 use super::reach::Which;
 use super::{json, reach, render, say};
+use crate::core::{Exit, Failure};
 
-/// Show what waits to be carried over, and whether it is safe to unplug
+/// Show what waits for the next flush, and whether it is safe to unplug
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct StatusArgs {

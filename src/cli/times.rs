@@ -1,10 +1,10 @@
-//! Times as people read them: those of the protocol are UTC, what is shown is local.
+//! Times for the user: those of the protocol are UTC, these are local.
 
-use crate::base::printable;
-use crate::base::{Timestamp, Utc};
+use crate::core::{Timestamp, Utc, printable};
 use crate::sys::time::{Local, local};
 
-/// The time `text` (RFC 3339, UTC, to the second) as a local date and time; as it is if it is no such time.
+/// The time `text` (RFC 3339, UTC, to the second) as a local date and time. Any other text is not
+/// changed.
 pub(super) fn date_and_time(text: &str) -> String {
     match parse(text).and_then(local) {
         Some(Local { at, .. }) => format!("{} {}:{:02}", date(at), clock(at), at.second),
@@ -12,7 +12,7 @@ pub(super) fn date_and_time(text: &str) -> String {
     }
 }
 
-/// The same as a time of day, with "at" before it, and with its date unless that is the one of `now`.
+/// The same as a time of day, after "at", and with its date unless that is the date of `now`.
 pub(super) fn at(text: &str, now: Timestamp) -> String {
     let Some(Local { at, .. }) = parse(text).and_then(local) else {
         return format!("at {}", printable(text));

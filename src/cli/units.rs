@@ -1,23 +1,23 @@
-//! Sizes and durations, as people write them and as they are shown.
+//! Sizes and durations as the user writes and reads them.
 
 use std::time::Duration;
 
-pub use crate::base::human_bytes;
+pub use crate::core::human_bytes;
 use crate::daemon::options::CacheSize;
 
-/// Why text is no size or duration.
+/// Why text is not a size or duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// No number at the front.
+    /// It does not begin with a number.
     #[error("does not begin with a number; write it like {0}")]
     NoNumber(&'static str),
-    /// A unit that is not known.
+    /// The unit is not known.
     #[error("unknown unit '{0}'; known are {1}")]
     UnknownUnit(String, &'static str),
-    /// Beyond what can be meant.
+    /// It is too large.
     #[error("too large")]
     TooLarge,
-    /// Zero, where that makes no sense.
+    /// It is zero, which is not accepted here.
     #[error("must be more than zero")]
     Zero,
     /// A share outside 1% to 100%.
@@ -30,10 +30,10 @@ const DURATION_UNITS: &str = "ms, s, m, h, d";
 const SIZE_EXAMPLE: &str = "10G, 512M, 1.5T or 80%";
 const SIZE_UNITS: &str = "K, M, G, T (powers of 1024), KB, MB, GB, TB (powers of 1000)";
 
-/// Longest duration taken: a hundred years, far enough from where clock arithmetic overflows.
+/// The longest accepted duration: a hundred years, far below the overflow of clock arithmetic.
 const LONGEST: Duration = Duration::from_secs(36_500 * 24 * 3600);
 
-/// Reads `30s`, `15m`, `2h`, `1d`, `500ms`, `1.5h`; a bare number counts seconds.
+/// Parses `30s`, `15m`, `2h`, `1d`, `500ms`, `1.5h`; a bare number is in seconds.
 ///
 /// # Errors
 /// [`UnitError`].
@@ -56,7 +56,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     Ok(duration)
 }
 
-/// Reads `10G`, `512M`, `1.5T` (powers of 1024), `10GB` (powers of 1000), or a bare number of bytes.
+/// Parses `10G`, `512M`, `1.5T` (powers of 1024), `10GB` (powers of 1000), or a bare number of
+/// bytes.
 ///
 /// # Errors
 /// [`UnitError`].
@@ -70,14 +71,14 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
         return Err(UnitError::UnknownUnit(unit.into(), SIZE_UNITS));
     };
     let bytes = number.times(bytes_per_unit).ok_or(UnitError::TooLarge)?;
-    // The system counts file sizes in i64.
+    // The system stores file sizes in an i64.
     match u64::try_from(bytes) {
         Ok(bytes) if bytes <= i64::MAX as u64 => Ok(bytes),
         _ => Err(UnitError::TooLarge),
     }
 }
 
-/// Reads a size as [`parse_size`], or a share of the free space such as `80%`.
+/// Parses a size as [`parse_size`], or a share of the free space such as `80%`.
 ///
 /// # Errors
 /// [`UnitError`].
@@ -111,7 +112,7 @@ fn power(unit: &str) -> Option<u128> {
     Some(base.pow(exponent))
 }
 
-/// A decimal number, kept exact: `digits` divided by ten to the `decimals`.
+/// An exact decimal number: `digits` divided by ten to the `decimals`.
 struct Decimal {
     digits: u128,
     decimals: u32,
@@ -124,7 +125,7 @@ impl Decimal {
     }
 }
 
-/// The number at the front of `text`, and the unit behind it.
+/// The number at the start of `text`, and the unit after it.
 fn split<'a>(text: &'a str, example: &'static str) -> Result<(Decimal, &'a str), UnitError> {
     let text = text.trim();
     let end = text
@@ -143,7 +144,7 @@ fn split<'a>(text: &'a str, example: &'static str) -> Result<(Decimal, &'a str),
     Ok((number, unit.trim_start()))
 }
 
-/// `seconds` for people: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`.
+/// `seconds` for the user: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`.
 pub fn human_seconds(seconds: f64) -> String {
     if seconds < 9.95 {
         return format!("{seconds:.1} s");

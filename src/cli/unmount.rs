@@ -3,31 +3,34 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::exit::{Exit, Failure};
 use super::flush::verdict;
-use super::mounts::{self, MountEntry};
 use super::progress::Bar;
-use super::reach::{self, NotReached, Reached, Which};
-use super::{complain, render, say};
-use crate::base::ForeignText;
+use super::reach::{NotReached, Reached, Which};
+use super::{reach, render, say};
+use crate::control::mounts;
+use crate::control::mounts::MountEntry;
 use crate::control::protocol::Request;
+use crate::core::{Exit, Failure, ForeignText};
 use crate::daemon::dead_mount;
+use crate::sys::terminal::complain;
 
-/// How long the mount may take to leave the table after the daemon said that it is done.
+/// How long the mount may take to leave the mount table after the daemon's answer.
 const LEAVING: Duration = Duration::from_secs(10);
 
 /// Flush and end the mount
 ///
-/// Nothing is lost either way: what is not carried over stays in the cache, and is carried over after the next mount.
-/// Also takes away a mount whose daemon is gone. Where a container or a bind mount keeps the file system in use, that is named, the
-/// daemon goes on for it, and the exit code is 3. After Ctrl-C (130) it stays mounted.
+/// Nothing is lost in any case: what is not flushed stays in the cache, and is flushed after the
+/// next mount. Also removes a mount whose daemon is gone. If a container or a bind mount keeps the
+/// file system in use, that is named, the daemon continues to serve it, and the exit code is 3.
+/// After Ctrl-C (130) it stays mounted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct UnmountArgs {
     /// Do not flush: what waits stays in the cache until the next mount
     #[arg(long)]
     no_flush: bool,
-    /// Cut off whoever still uses the file system, here or in a container: their open files fail from then on
+    /// Cut off the programs that still use the file system, here or in a container: their open
+    /// files fail from then on
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -46,7 +49,7 @@ pub(super) fn run(args: &UnmountArgs) -> Result<Exit, Failure> {
         Err(NotReached::Dead(mount)) => return take_away(&mount),
         Err(error) => return Err(error.into()),
     };
-    // One that was not found by its mount may have none any more.
+    // The daemon may have no mount any more if it was not found by one.
     let mountpoint = match &mount {
         Some(mount) => mount.mountpoint.clone(),
         None => reach::status_of(&mut client)?.mountpoint.into(),
@@ -79,17 +82,16 @@ fn take_away(mount: &MountEntry) -> Result<Exit, Failure> {
         Failure::failed(error.to_string()).hint("try again as root, or as the user who mounted it")
     })?;
     complain(&format!(
-        "ferryfs: the daemon of {} was gone; its dead mount is taken away",
+        "ferryfs: the daemon of {} was gone; its dead mount was removed",
         mount.mountpoint.escaped()
     ));
-    complain(
-        "  hint: what had not been carried over is in the cache, and follows after the next mount",
-    );
+    complain("  hint: what was not flushed is in the cache, and is flushed after the next mount");
     Ok(Exit::Done)
 }
 
-/// So that after exit code 0 the next command of a script finds the mount point free. The kernel's number of the mount
-/// tells it from another one that somebody makes there meanwhile; the place, from another that has got its number since.
+/// Waits until the mount has left the table, so that after exit code 0 the next command of a script
+/// finds the mount point free. Another mount that is made there meanwhile has another number;
+/// another mount that gets the number since is at another place.
 fn wait_until_gone(mount: &MountEntry) -> Result<(), Failure> {
     let deadline = Instant::now() + LEAVING;
     loop {

@@ -1,10 +1,10 @@
-//! Help, and what a command line that makes no sense is answered.
+//! Help, and the answer to a wrong command line.
 
 use clap::error::ErrorKind;
 
-use super::exit::{Exit, Failure};
+use crate::core::{Exit, Failure};
 
-/// What parsing ended with, where that is not a command: help on stdout, or a [`Failure`].
+/// The result of parsing, if it is not a command: help on stdout, or a [`Failure`].
 pub(super) fn answer(error: &clap::Error) -> Result<Exit, Failure> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -19,8 +19,8 @@ pub(super) fn answer(error: &clap::Error) -> Result<Exit, Failure> {
     }
 }
 
-/// The parser's words in the form that all our failures have. It writes a first paragraph that says what is wrong,
-/// further ones with tips, and then the usage.
+/// The parser's message in the form of all our failures. Its first paragraph says what is wrong,
+/// further ones have tips, then the usage follows.
 fn in_one_line(words: &str) -> Failure {
     let mut paragraphs = words.split("\n\n");
     let first = paragraphs.next().unwrap_or_default();
@@ -50,17 +50,17 @@ mod tests {
     #[test]
     fn several_lines_become_one_and_the_usage_becomes_the_hint() {
         let failure = in_one_line(
-            "error: the following required arguments were not provided:\n  <BACKEND>\n  <MOUNTPOINT>\n\n\
-             Usage: ferryfs mount <BACKEND> <MOUNTPOINT>\n\nFor more information, try '--help'.\n",
+            "error: the following required arguments were not provided:\n  <DRIVE>\n  <MOUNTPOINT>\n\n\
+             Usage: ferryfs mount <DRIVE> <MOUNTPOINT>\n\nFor more information, try '--help'.\n",
         );
         assert_eq!(failure.code, Exit::Usage);
         assert_eq!(
             failure.message,
-            "the following required arguments were not provided: <BACKEND> <MOUNTPOINT>"
+            "the following required arguments were not provided: <DRIVE> <MOUNTPOINT>"
         );
         assert_eq!(
             failure.hint.unwrap(),
-            "usage: ferryfs mount <BACKEND> <MOUNTPOINT>"
+            "usage: ferryfs mount <DRIVE> <MOUNTPOINT>"
         );
     }
 

@@ -1,4 +1,4 @@
-//! Where the socket is, also where its path is longer than a socket address can hold.
+//! The path of the socket, also where it is too long for a socket address.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use super::protocol::SOCKET_NAME;
 
-/// Longest path that `sun_path` takes: 108 bytes with the closing NUL.
+/// The longest path in `sun_path`: 108 bytes with the closing NUL.
 const LONGEST: usize = 107;
 
 /// Calls `act` with a path to the socket in `dir` that is short enough to bind or connect to.
 ///
-/// A longer one is reached through a descriptor of its directory, which is held open for as long as `act` runs.
+/// A longer one is reached through a descriptor of its directory, which stays open while `act`
+/// runs.
 pub(super) fn at_socket<T>(dir: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let path = dir.join(SOCKET_NAME);
     if path.as_os_str().as_bytes().len() <= LONGEST {

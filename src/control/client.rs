@@ -1,7 +1,8 @@
 //! The command's end of the control socket.
 //!
-//! Whom a command believes: the socket must be one itself, not a link to one, and the kernel's word on the process that listens is
-//! taken before anything is sent. What a daemon answers decides exit codes, so nobody else may answer in its place.
+//! A command does not trust every listener. The socket must be a socket and not a link to one, and
+//! the kernel must confirm the user of the listening process before anything is sent. A daemon's
+//! answer decides exit codes, so no other process may answer in its place.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,21 +17,21 @@ use nix::unistd::Uid;
 
 use super::address::at_socket;
 use super::lines::{LineError, LineReader};
-use super::protocol::{
-    self, Answer, ControlError, Progress, ProtocolError, Reply, Request, SOCKET_NAME,
-};
-use crate::base::ForeignText;
+use super::protocol;
+use super::protocol::{Answer, ControlError, ProtocolError, Reply, Request, SOCKET_NAME};
+use crate::core::{ForeignText, Progress};
 
-/// Longest line that is taken from the daemon, in bytes: room for the names of some hundred thousand files left behind.
+/// The longest line accepted from the daemon, in bytes: enough for the names of some hundred
+/// thousand files left behind.
 const REPLY_LIMIT: usize = 64 << 20;
 
-/// How often it is looked whether the request has been cancelled.
+/// How often the client checks whether the request was cancelled.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Why a request got no answer.
+/// The reason why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
+    /// No process listens there.
     #[error("cannot reach the daemon at {}: {source}", path.escaped())]
     Connect {
         /// The socket.
@@ -38,45 +39,45 @@ pub enum ClientError {
         /// What the system said.
         source: io::Error,
     },
-    /// Somebody else listens there, or has put a link there. Nothing was sent.
-    #[error("{} is not to be trusted: {problem}", path.escaped())]
+    /// Another user's process listens there, or the path is a link. Nothing was sent.
+    #[error("{} is not trusted: {problem}", path.escaped())]
     Stranger {
         /// The socket.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
-    /// The connection broke.
+    /// The connection failed.
     #[error("cannot {operation} the daemon at {}: {source}", path.escaped())]
     Io {
-        /// What was tried ("write to", "read from").
+        /// The failed operation ("write to", "read from").
         operation: &'static str,
         /// The socket.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// The daemon closed the connection before it had answered: it ended, or failed badly.
-    #[error("the daemon at {} went away before it had answered", path.escaped())]
+    /// The daemon closed the connection before it answered: it ended, or crashed.
+    #[error("the daemon at {} ended before it answered", path.escaped())]
     Closed {
         /// The socket.
         path: PathBuf,
     },
-    /// No answer in time. The daemon may still be at it.
+    /// No answer in time. The daemon may still work on the request.
     #[error("no answer within {} s", after.as_secs_f32())]
     TimedOut {
-        /// How long was waited.
+        /// How long the client waited.
         after: Duration,
     },
-    /// What came is not of this protocol.
-    #[error("the daemon at {} is not understood: {source}", path.escaped())]
+    /// The answer does not follow this protocol.
+    #[error("the answer of the daemon at {} cannot be decoded: {source}", path.escaped())]
     Protocol {
         /// The socket.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         source: ProtocolError,
     },
-    /// The daemon answered that it failed.
+    /// The daemon reported a failure.
     #[error(transparent)]
     Refused(#[from] ControlError),
 }
@@ -93,17 +94,19 @@ impl Client {
     /// Connects to the daemon whose cache is `cache`.
     ///
     /// # Errors
-    /// [`ClientError::Connect`] if nobody listens there, or it may not be reached; [`ClientError::Stranger`] if it is neither this
-    /// user's, nor root's, nor, where root asks, that of the user whose cache it is.
+    /// [`ClientError::Connect`] if no process listens there, or it may not be reached;
+    /// [`ClientError::Stranger`] if the listening process belongs neither to this user, nor to
+    /// root, nor, if root asks, to the owner of the cache.
     pub fn connect(cache: &Path) -> Result<Client, ClientError> {
         let path = cache.join(SOCKET_NAME);
         let stranger = |problem: String| ClientError::Stranger {
             path: path.clone(),
             problem,
         };
-        // A link is followed by connect(2). Whoever can exchange it after this look still has to pass the next one.
+        // connect(2) follows a link. A user who replaces the socket by a link after this check
+        // still has to pass the next one.
         if fs::symlink_metadata(&path).is_ok_and(|found| !found.file_type().is_socket()) {
-            return Err(stranger("it is no socket".into()));
+            return Err(stranger("it is not a socket".into()));
         }
         let connected = at_socket(cache, |short| {
             let stream = UnixStream::connect(short)?;
@@ -126,15 +129,15 @@ impl Client {
         })
     }
 
-    /// The user whose process listens, as the kernel says.
+    /// Returns the user of the listening process, as the kernel reports it.
     pub fn server(&self) -> u32 {
         self.server.as_raw()
     }
 
-    /// Passes if the process that listens is that of user `uid`.
+    /// Returns the client if the listening process belongs to user `uid`.
     ///
     /// # Errors
-    /// [`ClientError::Stranger`].
+    /// [`ClientError::Stranger`] if it does not.
     pub fn of_user(self, uid: u32) -> Result<Client, ClientError> {
         if self.server.as_raw() == uid {
             return Ok(self);
@@ -145,12 +148,14 @@ impl Client {
         })
     }
 
-    /// Asks `request` and waits for what comes of it, for at most `timeout` in all; each sign of progress goes to `progress`.
+    /// Sends `request` and waits for its result, for at most `timeout` in all. Passes each progress
+    /// message to `progress`.
     ///
-    /// After an error the connection is of no further use.
+    /// After an error the connection is no longer usable.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] with the daemon's own words if it failed there; the others if no answer came.
+    /// [`ClientError::Refused`] with the daemon's own words if it failed there; the others if no
+    /// answer came.
     pub fn call(
         &mut self,
         request: &Request,
@@ -160,10 +165,11 @@ impl Client {
         self.call_until(request, timeout, progress, &|| false)
     }
 
-    /// As [`Client::call`], and asks the daemon to give the request up once `cancelled`; what has become of it is in the answer.
+    /// As [`Client::call`], and asks the daemon to cancel the request once `cancelled` returns
+    /// `true`. The answer says what has become of the request.
     ///
     /// # Errors
-    /// As [`Client::call`].
+    /// As for [`Client::call`].
     pub fn call_until(
         &mut self,
         request: &Request,
@@ -176,7 +182,8 @@ impl Client {
         let _ = self
             .stream
             .set_write_timeout(timeout.filter(|t| !t.is_zero()));
-        // A daemon that turns us away may have said why and closed before we wrote; so its words are looked for first.
+        // A daemon that refuses the connection may have sent the reason and closed it before this
+        // write. So a failed write is reported only if there is no reason to read.
         let written = (&self.stream).write_all(&line);
         let mut asked_to_cancel = false;
         loop {
@@ -184,7 +191,7 @@ impl Client {
                 asked_to_cancel = true;
                 let cancel = protocol::encode(&Request::Cancel);
                 let cancel = cancel.map_err(|source| self.not_understood(source))?;
-                // If it cannot be written, the next read says why.
+                // If the write fails, the next read returns the reason.
                 let _ = (&self.stream).write_all(&cancel);
             }
             let soon = Instant::now() + LOOK_EVERY;
@@ -207,11 +214,11 @@ impl Client {
         }
     }
 
-    /// Waits, for at most `patience`, until the daemon has closed the connection: after an unmount it does so when it has
-    /// let go of everything.
+    /// Waits, for at most `patience`, until the daemon has closed the connection. After an unmount
+    /// the daemon does so when it has released everything.
     pub fn wait_until_closed(mut self, patience: Duration) {
         let deadline = Instant::now().checked_add(patience);
-        // Whatever ends the wait, there is nothing more to wait for.
+        // Any result ends the wait.
         let _ = self.reader.next_line(&self.stream, REPLY_LIMIT, deadline);
     }
 
@@ -257,8 +264,9 @@ impl Client {
     }
 }
 
-/// Whether a daemon of user `server` may answer a command of user `own` about the cache of user `owner`. Root asks after other
-/// users' mounts, and must not take a third one's word for theirs.
+/// Returns whether a daemon of user `server` may answer a command of user `own` about the cache of
+/// user `owner`. Root may ask about other users' mounts, and must not accept the answer of a third
+/// user for theirs.
 fn may_answer(server: Uid, own: Uid, owner: Uid) -> bool {
     server == own || server.is_root() || (own.is_root() && server == owner)
 }

@@ -1,4 +1,4 @@
-//! One connection of the control socket: requests in, progress and answers out.
+//! One connection of the control socket: it reads requests and sends progress and answers.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
@@ -11,23 +11,23 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, send};
 
 use super::lines::{LineError, LineReader};
-use super::protocol::{
-    self, Answer, ControlError, ErrorCode, FlushReport, Phase, Progress, Reply, Request,
-};
+use super::protocol;
+use super::protocol::{Answer, ControlError, ErrorCode, FlushReport, Reply, Request};
 use super::server::{Asker, Handler};
+use crate::core::{Phase, Progress};
 
-/// Bounds on what clients may take of the daemon.
+/// Limits on the resources that clients may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Longest request line, in bytes.
+    /// The longest request line, in bytes.
     pub request_bytes: usize,
-    /// How long a request may take to come in, and a connection may be idle.
+    /// How long a request may take to arrive, and how long a connection may be idle.
     pub read_timeout: Duration,
-    /// How long the last line of an answer may take to go out.
+    /// How long the last line of an answer may take to send.
     pub write_timeout: Duration,
-    /// How many connections there may be at once.
+    /// The most connections at once.
     pub connections: usize,
-    /// How long a stopping server waits for answers under way.
+    /// How long a stopping server waits for answers in progress.
     pub drain: Duration,
 }
 
@@ -43,17 +43,18 @@ impl Default for Limits {
     }
 }
 
-/// Progress within one phase goes out no more often than this.
+/// The shortest time between progress messages of one phase.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
-/// Tells a client that it gets no service, without ever waiting for it.
+/// Sends a client the reason why it gets no service. Never waits.
 pub(super) fn turn_away(stream: &UnixStream, error: ControlError) {
     if let Ok(line) = protocol::encode(&Reply::Error(error)) {
         let _ = send_now(stream, &line);
     }
 }
 
-/// Answers the requests of one connection until it closes, misbehaves, or is idle for too long.
+/// Answers the requests of one connection until it closes, breaks the protocol, or is idle for too
+/// long.
 pub(super) fn converse(
     stream: &UnixStream,
     handler: &dyn Handler,
@@ -69,8 +70,8 @@ pub(super) fn converse(
             Err(error) => {
                 let message = match error {
                     LineError::TooLong => "the request is too long",
-                    LineError::TimedOut { .. } => "the request did not come in time",
-                    _ => "the request breaks off",
+                    LineError::TimedOut { .. } => "the request did not arrive in time",
+                    _ => "the request is incomplete",
                 };
                 let error = ControlError::new(ErrorCode::BadRequest, message);
                 Outgoing::new(stream, limits).finish(&Reply::Error(error));
@@ -78,8 +79,9 @@ pub(super) fn converse(
             }
         };
         match protocol::decode::<Request>(&line) {
-            // Whoever does not take his answer is not asked for the next request, which may be there already: each would hold his
-            // place for as long again. And what is left of the answer would stand before the next one.
+            // A client that does not read its answer gets no further answer, though its next
+            // request may be there already: each would occupy the connection for as long again.
+            // Also, the rest of the first answer would precede the next one.
             Ok(request) => {
                 if !respond(stream, handler, limits, &request, &mut reader) {
                     return;
@@ -95,7 +97,8 @@ pub(super) fn converse(
     }
 }
 
-/// Whether the answer went out. What the peer says meanwhile stays in `reader`, unless it cancels this request.
+/// Runs one request. Returns whether its answer was sent. Lines that the peer sends meanwhile stay
+/// in `reader`, except one that cancels this request.
 fn respond(
     stream: &UnixStream,
     handler: &dyn Handler,
@@ -120,10 +123,7 @@ fn respond(
             pid: std::process::id(),
         }),
         Request::Status => Ok(Answer::Status(handler.status())),
-        Request::Flush { timeout_ms } => {
-            report(handler.flush(timeout_ms.map(Duration::from_millis), &asker))
-        }
-        Request::FlushAs { wish } => report(handler.flush_as(wish, &asker)),
+        Request::Flush(wish) => report(handler.flush(wish, &asker)),
         Request::IncludeInterrupted => handler
             .include_interrupted()
             .map(|files| Answer::Included { files }),
@@ -143,7 +143,7 @@ fn respond(
         Request::Unmount { flush, force } => report(handler.unmount(*flush, *force, &asker)),
         Request::Cancel => Err(ControlError::new(
             ErrorCode::BadRequest,
-            "there is nothing under way to be cancelled",
+            "there is no request to cancel",
         )),
     };
     let reply = match outcome {
@@ -161,10 +161,11 @@ fn report(outcome: Result<FlushReport, ControlError>) -> Result<Answer, ControlE
     outcome.map(Answer::Report)
 }
 
-/// Lines on their way out.
+/// The lines that are being sent.
 ///
-/// Invariant: what was sent, followed by `pending`, is whole lines. So a line that the socket took only in part is
-/// completed before another begins, while progress that finds no room is simply dropped: the next one says more.
+/// Invariant: the bytes sent so far, followed by `pending`, are complete lines. So a line that the
+/// socket took only in part is completed before another begins. A progress message that finds no
+/// space is dropped, since the next one replaces it.
 struct Outgoing<'a> {
     stream: &'a UnixStream,
     write_timeout: Duration,
@@ -182,7 +183,7 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// Sends a sign of progress if that needs no waiting. A client that is gone is found out at the end.
+    /// Sends a progress message if that needs no waiting. A closed connection shows at the end.
     fn progress(&mut self, step: Progress) {
         let now = Instant::now();
         let too_soon = self
@@ -198,7 +199,7 @@ impl<'a> Outgoing<'a> {
         }
         if let Ok(line) = protocol::encode(&Reply::Progress(step)) {
             self.pending = line;
-            // Nothing of this line is out yet, so it may also be dropped whole.
+            // No byte of this line has been sent, so it can be dropped as a whole.
             if self.push_pending() == 0 {
                 self.pending.clear();
             }
@@ -214,17 +215,18 @@ impl<'a> Outgoing<'a> {
         sent
     }
 
-    /// Sends the last line of an answer, waiting a bounded time for room; tells whether it went out.
+    /// Sends the last line of an answer and waits a bounded time for space in the socket. Returns
+    /// whether the line was sent.
     fn finish(mut self, reply: &Reply) -> bool {
         match protocol::encode(reply) {
             Ok(line) => self.pending.extend_from_slice(&line),
             Err(error) => {
-                tracing::error!(%error, "an answer was not sent");
+                tracing::error!(%error, "cannot encode an answer");
                 return false;
             }
         }
         if let Err(error) = self.drain(Instant::now() + self.write_timeout) {
-            tracing::debug!(%error, "a control client did not wait for its answer");
+            tracing::debug!(%error, "cannot send an answer to a control client");
             return false;
         }
         true

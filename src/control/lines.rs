@@ -1,6 +1,7 @@
-//! Lines from a socket, with a bound on their length and on the time they may take.
+//! Lines from a socket, with a limit on their length and a deadline.
 //!
-//! The time is a deadline for the whole line, not for each read: a peer that sends a byte now and then gets no further.
+//! The deadline counts for the whole line, not for each read: a peer that sends a byte now and then
+//! does not extend it.
 
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
@@ -9,20 +10,20 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv};
 
-/// Why there is no line.
+/// The reason why there is no line.
 #[derive(Debug)]
 pub(super) enum LineError {
-    /// It is longer than the bound. The stream is of no further use.
+    /// It is longer than the limit. The stream is no longer usable.
     TooLong,
-    /// The deadline has passed; `partial` if some of the line had come.
+    /// The deadline has passed; `partial` if a part of the line had arrived.
     TimedOut { partial: bool },
-    /// The peer closed in the middle of a line.
+    /// The peer closed the connection in the middle of a line.
     Truncated,
     /// What the system said.
     Io(io::Error),
 }
 
-/// Bytes that have come and not yet been handed out.
+/// Received bytes that no call has returned yet.
 ///
 /// Invariant: the first `scanned` bytes of `buffer` hold no newline.
 #[derive(Default)]
@@ -32,9 +33,9 @@ pub(super) struct LineReader {
 }
 
 impl LineReader {
-    /// The next line without its newline; `None` if the peer closed between two lines.
+    /// Returns the next line without its newline; `None` if the peer closed between two lines.
     ///
-    /// At most `limit` bytes and a chunk are held; a `deadline` of `None` waits for ever.
+    /// It buffers at most `limit` bytes and a chunk. A `deadline` of `None` waits for ever.
     pub(super) fn next_line(
         &mut self,
         mut stream: &UnixStream,
@@ -52,7 +53,7 @@ impl LineReader {
                 Ok(0) => return Err(LineError::Truncated),
                 Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
                 Err(error) => match error.kind() {
-                    // The deadline is looked at before the next read.
+                    // The deadline is checked before the next read.
                     io::ErrorKind::Interrupted
                     | io::ErrorKind::WouldBlock
                     | io::ErrorKind::TimedOut => {}
@@ -62,9 +63,10 @@ impl LineReader {
         }
     }
 
-    /// Takes the next line if it is `wanted`; any other stays to be taken by [`LineReader::next_line`]. Never waits.
+    /// Removes and accepts the next line if it is `wanted`; any other line stays for
+    /// [`LineReader::next_line`]. Never waits.
     ///
-    /// At most `limit` bytes and a chunk are held.
+    /// It buffers at most `limit` bytes and a chunk.
     pub(super) fn take_if(
         &mut self,
         stream: &UnixStream,
@@ -74,7 +76,7 @@ impl LineReader {
         let mut chunk = [0; 8192];
         while self.buffer.len() <= limit {
             match recv(stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
-                // The end of the stream, or an error, is met again by the next ordinary read.
+                // The next ordinary read meets the end of the stream or the error again.
                 Ok(0) | Err(_) => break,
                 Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
             }
@@ -175,7 +177,7 @@ mod tests {
         assert!(!take(&mut reader));
         ours.write_all(b"op\nnext\nstop\n").unwrap();
         assert!(take(&mut reader));
-        assert!(!take(&mut reader), "another request stands before it");
+        assert!(!take(&mut reader), "another request precedes it");
         assert_eq!(
             reader.next_line(&theirs, 100, None).unwrap().unwrap(),
             b"next"

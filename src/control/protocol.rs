@@ -1,114 +1,115 @@
-//! What goes over the control socket: one JSON object a line, each with `"v":1`.
+//! The messages of the control socket: one JSON object per line, each with `"v":1`.
 //!
-//! A request gets any number of [`Reply::Progress`] lines and then exactly one [`Reply::Done`] or [`Reply::Error`].
-//! Further requests may follow on the same connection. Fields that a side does not know are ignored, so fields may be
-//! added within a version; taking one away or changing its meaning needs the next version.
+//! A request gets any number of [`Reply::Progress`] lines and then exactly one [`Reply::Done`] or
+//! [`Reply::Error`]. Further requests may follow on the same connection. Both sides ignore unknown
+//! fields, so fields may be added within a version. The removal of a field or a change of its
+//! meaning needs the next version.
 
+use crate::core::{Progress, path_of_text, quoted};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The version that this program speaks.
+/// The protocol version of this program.
 pub const VERSION: u32 = 1;
 
 /// Name of the socket in the cache directory.
 pub const SOCKET_NAME: &str = "control.sock";
 
-/// What a command asks of the daemon.
+/// A request of a command to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    /// Whether anybody is there.
+    /// Checks that a daemon answers.
     Ping,
-    /// How things stand.
+    /// Returns the status.
     Status,
-    /// Carry over what waits, and answer when it is on the backend.
-    Flush {
-        /// How long to wait at most, in milliseconds; for ever if left out.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        timeout_ms: Option<u64>,
-    },
-    /// The same with wishes beyond that.
-    FlushAs {
-        /// What is wished for.
-        wish: FlushWish,
-    },
-    /// Let what was being written when the daemon before died be carried as it is, from the next flush on.
+    /// Flushes pending changes, and answers when they are on the backend.
+    Flush(FlushWish),
+    /// Allows the files that were being written when the previous daemon died to be flushed as they
+    /// are, from the next flush on.
     IncludeInterrupted,
-    /// Flush, then let go of the backend; the mount goes on without it.
+    /// Flushes, then releases the backend; the mount stays usable without it.
     Eject,
-    /// Take the volume at this place, where it has been mounted.
+    /// Attaches the volume at this path, where it has been mounted.
     Attach {
         /// The backend's directory: an absolute path, as text.
         path: String,
-        /// Take it though the file system under it is another one than before, or another drive carries its marker too.
+        /// Attaches it although its file system differs from before, or another drive has the same
+        /// marker.
         #[serde(default)]
         accept_copy: bool,
-        /// Check its file system before, if it was not let go of in order.
+        /// Checks its file system first if it was not unmounted cleanly.
         #[serde(default)]
         fsck: bool,
-        /// Take it though another machine has it in use.
+        /// Attaches it although another machine uses it.
         #[serde(default)]
         take_over: bool,
     },
-    /// The same for a volume whose marker has been deleted: it is written anew first.
+    /// The same for a volume whose marker has been deleted: the marker is written again first.
     ReEnroll {
         /// The backend's directory: an absolute path, as text.
         path: String,
-        /// Take it though it is empty, or on another file system than before.
+        /// Attaches it although it is empty, or on a different file system than before.
         #[serde(default)]
         accept_copy: bool,
     },
-    /// Look for what others have changed on the backend, and take it in.
+    /// Scans the backend for external changes and imports them.
     Refresh {
-        /// Where to begin: a path from the mount's root, as text; empty for all of it.
+        /// The directory where the scan begins: a path from the mount's root, as text; empty for
+        /// all of it.
         #[serde(default)]
         path: String,
     },
-    /// End the mount and the daemon.
+    /// Ends the mount and the daemon.
     Unmount {
-        /// Flush before.
+        /// Flushes first.
         flush: bool,
-        /// Cut off whoever still uses it.
+        /// Also cuts off the processes that still use the mount.
         #[serde(default, skip_serializing_if = "is_false")]
         force: bool,
     },
-    /// Give up the request that this connection waits for, if that is still possible. It has no answer of its own: the request
-    /// under way gets one. A connection that is closed cancels nothing.
+    /// Cancels the request that this connection waits for, if that is still possible. It has no
+    /// answer of its own; the request in progress gets one. Closing a connection cancels nothing.
     Cancel,
 }
 
-/// How a flush is to be done. What is left out is not wished for.
+/// The options of a flush. An option that is left out is off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FlushWish {
-    /// How long to wait at most, in milliseconds; for ever if left out.
+    /// The longest wait, in milliseconds; no limit if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Read back what was written, and compare, before the cache lets go of it.
+    /// Reads back the written files and compares them before the cache evicts them.
+    #[serde(skip_serializing_if = "is_false")]
     pub verify: bool,
-    /// If the backend is full, carry what was removed in the mount first, in a batch of its own.
+    /// If the backend is full, first flushes the removals of the mount, in a batch of their own.
+    #[serde(skip_serializing_if = "is_false")]
     pub removals_first: bool,
+    /// Leaves files that are open for writing behind until they are closed.
+    #[serde(skip_serializing_if = "is_false")]
+    pub wait_closed: bool,
 }
 
 /// One line of the daemon's answer.
-// One at a time, never kept in numbers: its size does not matter.
+// Only one exists at a time, so its size does not matter.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// How far it is; more follows.
+    /// The progress of the request; more lines follow.
     Progress(Progress),
-    /// It is done; nothing follows.
+    /// The request is done; no line follows.
     Done {
-        /// What came of it.
+        /// The result.
         answer: Answer,
     },
-    /// It failed; nothing follows.
+    /// The request failed; no line follows.
     Error(ControlError),
 }
 
-/// What came of a request.
-// One at a time, and gone with the line: a box would buy nothing.
+/// The result of a request.
+// Only one exists at a time, and only until its line is written: a box would gain nothing.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -124,7 +125,7 @@ pub enum Answer {
     Status(Status),
     /// To [`Request::IncludeInterrupted`].
     Included {
-        /// How many files are no longer held back.
+        /// The number of files that are no longer held back.
         files: u64,
     },
     /// To [`Request::Attach`].
@@ -135,186 +136,148 @@ pub enum Answer {
     Report(FlushReport),
 }
 
-/// Where a batch is on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// The set of changes is being fixed.
-    Cut,
-    /// Contents are being written beside their final place.
-    Stage,
-    /// What was written is being read back and compared.
-    Verify,
-    /// The record of the batch is being written.
-    Commit,
-    /// Files are being moved into place.
-    Apply,
-    /// What was done is being noted, and let go of.
-    Confirm,
-}
-
-/// How far a batch is. The totals may grow while it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Where it is on its way.
-    pub phase: Phase,
-    /// Files that this phase is through with.
-    pub files_done: u64,
-    /// Files that this phase has in all.
-    pub files_total: u64,
-    /// Bytes that this phase is through with.
-    pub bytes_done: u64,
-    /// Bytes that this phase has in all.
-    pub bytes_total: u64,
-    /// For how many seconds the backend has not answered; 0 if it does. The batch waits for it and then goes on.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub silent_seconds: u64,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-// serde hands over a reference.
+// serde passes a reference.
 fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-/// Whether the backend is at hand.
+/// Whether the backend is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendState {
-    /// It is there, and it is the right one.
+    /// It is attached, and it is the right volume.
     Attached,
     /// It is unplugged, ejected, or does not answer.
     Detached,
 }
 
-/// How the bytes of cached files are read and written.
+/// How programs read and write the bytes of cached files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IoPath {
-    /// By the daemon.
+    /// Through the daemon.
     Daemon,
-    /// By the kernel alone.
+    /// Through the kernel alone.
     Passthrough,
 }
 
-/// How things stand.
+/// The status of a daemon and its mount.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// Where the mount is. As [`crate::base::ForeignText::to_text`] makes it, which is exact; so is every path of this protocol.
+    /// The mount point, in the exact encoding of [`crate::core::ForeignText::to_text`]. All paths
+    /// of this protocol use it.
     pub mountpoint: String,
     /// The backend's directory.
     pub backend: String,
-    /// Identity of the backend's volume.
+    /// The id of the backend's volume.
     pub volume_id: String,
-    /// Whether the backend is at hand.
+    /// Whether the backend is attached.
     pub backend_state: BackendState,
-    /// Since when the backend, although attached, has not answered: RFC 3339, UTC. `None` if it answers, as far as is known.
-    #[serde(default)]
+    /// Since when the attached backend has not answered: RFC 3339, UTC. `None` if it answers, as
+    /// far as is known.
     pub stalled_since: Option<String>,
-    /// Changed files, directories and names that wait to be carried over.
+    /// Changed files, directories and names that wait for a flush.
     pub dirty_files: u64,
-    /// Bytes that wait to be carried over.
+    /// Bytes that wait for a flush.
     pub dirty_bytes: u64,
-    /// What the drive will take for them: whole clusters, a copy for each hard link where it has none, new directories.
-    #[serde(default)]
+    /// The space that they need on the drive: whole clusters, a copy for each hard link if the
+    /// drive has none, new directories.
     pub needed_bytes: u64,
     /// Files that are open for writing.
     pub open_for_write: u64,
-    /// Bytes that the cache holds.
+    /// Bytes in the cache.
     pub cached_bytes: u64,
-    /// The batch that ended last; `None` if there was none.
+    /// The last batch that ended; `None` if there was none.
     pub last_batch: Option<LastBatch>,
-    /// The last look for changes of others; `None` if there was none.
-    #[serde(default)]
+    /// The last scan for external changes; `None` if there was none.
     pub last_refresh: Option<LastRefresh>,
-    /// How many versions of others are in the mount beside its own, as `name.sync-conflict-...`.
-    #[serde(default)]
+    /// The number of conflicts in the mount: other versions beside its own, as
+    /// `name.sync-conflict-...`.
     pub conflicts: u64,
-    /// Whether the backend may be unplugged now without anything waiting for it or being written to it.
+    /// Whether the backend may be unplugged now: no change waits for it, and no batch is being
+    /// written.
     pub safe_to_unplug: bool,
-    /// Whether a batch is on its way.
+    /// Whether a batch is in progress.
     pub batch_in_progress: bool,
-    /// Entries that the backend cannot hold (symbolic links, devices, ...) and that live in the index only.
+    /// Entries that the backend cannot store (symbolic links, devices, ...) and that exist in the
+    /// index only.
     pub kept_local: u64,
-    /// What should be known of the backend though it works, in one line each: that its file system needs to be checked.
-    #[serde(default)]
+    /// Problems of an attached backend, one line each, such as a file system that needs a check.
     pub warnings: Vec<String>,
-    /// The last thing that went wrong and has not been put right since.
+    /// The last error that has not been resolved since.
     pub last_error: Option<String>,
-    /// What the owner must know and may have to act on: bytes that were lost, what is in lost+found. A line each.
-    #[serde(default)]
+    /// Facts that the owner must know and may have to act on: lost bytes, files in lost+found. One
+    /// line each.
     pub attention: Vec<String>,
-    /// How far what the backend had before has been taken in.
-    #[serde(default)]
+    /// The progress of the import of the backend's earlier contents.
     pub import: ImportStatus,
-    /// How cached files are read and written.
+    /// How programs read and write cached files.
     pub io: IoPath,
     /// Version of the daemon's program.
     pub version: String,
     /// The daemon's process id.
     pub pid: u32,
     /// The cache directory.
-    #[serde(default)]
     pub cache: String,
-    /// The mount is in the mount table of the daemon. If not, it was unmounted, and something keeps the file system in use.
-    #[serde(default = "yes")]
+    /// Whether the mount is in the daemon's mount table. If not, it was unmounted, and something
+    /// keeps the file system in use.
     pub mounted: bool,
     /// If it is not mounted: what keeps it in use.
-    #[serde(default)]
     pub users: Users,
-    /// Since when the drive is ejected, if it was not seen to be away or attached again since.
-    #[serde(default)]
+    /// The eject in force, if the drive was not seen to be away or attached again since.
     pub ejected: Option<Ejected>,
-    /// What the last flush that ended has left behind; `None` if none has ended since the daemon started.
-    #[serde(default)]
+    /// What the last flush that ended left behind; `None` if none has ended since the daemon
+    /// started.
     pub last_flush: Option<LastFlush>,
-    /// Space of the SSD that the cache is on; `None` if it cannot be told.
-    #[serde(default)]
+    /// Space of the SSD that the cache is on; `None` if unknown.
     pub ssd: Option<Space>,
-    /// How much of it the cache may take, in bytes: 0 if unknown.
-    #[serde(default)]
+    /// The space that the cache may use, in bytes; 0 if unknown.
     pub cache_limit_bytes: u64,
-    /// Space of the drive when it was last asked; `None` if it is not there.
-    #[serde(default)]
+    /// Space of the drive at the last query; `None` if it is not there.
     pub drive: Option<Space>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// Space of a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Space {
-    /// What a new file may take.
+    /// Bytes that a new file may use.
     pub free_bytes: u64,
-    /// All of it.
+    /// All bytes.
     pub total_bytes: u64,
 }
 
 /// An eject that is in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ejected {
-    /// When: RFC 3339, UTC.
+    /// Its time: RFC 3339, UTC.
     pub time: String,
-    /// Where the drive is mounted still; `None` once it has been unmounted or unplugged.
+    /// Where the drive is still mounted; `None` once it has been unmounted or unplugged.
     pub mounted_at: Option<String>,
 }
 
-/// What the flush that ended last has to say.
+impl Ejected {
+    /// What to do to use the drive again, or to take it away.
+    pub fn advice(&self) -> String {
+        match &self.mounted_at {
+            Some(path) => format!(
+                "Unmount it there and unplug it, or attach it again: ferryfs attach {}",
+                quoted(&path_of_text(path))
+            ),
+            None => "When it is mounted again, the mount attaches it without a command.".into(),
+        }
+    }
+}
+
+/// The result of the last flush that ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastFlush {
     /// When it ended: RFC 3339, UTC.
     pub time: String,
-    /// What it left behind, the first hundred.
+    /// The first hundred entries that it left behind.
     pub left_behind: Vec<LeftBehind>,
-    /// How many that are in all.
+    /// The number of all entries that it left behind.
     pub left_behind_count: u64,
-    /// Files that both sides had changed.
-    #[serde(default)]
+    /// Files that were changed on both sides.
     pub conflicts: Vec<Conflict>,
 }
 
@@ -323,22 +286,21 @@ pub struct LastFlush {
 pub struct Conflict {
     /// The file, with the mount's version: a path below the mount.
     pub path: String,
-    /// Where the drive's version is: a path below the mount.
+    /// The copy with the drive's version: a path below the mount.
     pub theirs: String,
 }
 
 /// What keeps a file system in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Users {
-    /// What was found.
+    /// The processes and mounts that were found.
     pub found: Vec<UsedBy>,
-    /// There may be more, of other users.
+    /// Other users' processes may use it too.
     pub some_unseen: bool,
 }
 
 impl Users {
-    /// Whether there is nothing to be said.
+    /// Returns whether nothing uses it, as far as is known.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty() && !self.some_unseen
     }
@@ -351,139 +313,154 @@ pub struct UsedBy {
     pub pid: Option<u32>,
     /// Its program.
     pub program: Option<String>,
-    /// A path by which it uses it, as it sees it.
+    /// A path that it uses, as the process sees it.
     pub path: String,
     /// That path is a mount, and no file.
     pub is_mount: bool,
 }
 
-/// How far what the backend had before has been taken in. All of it can be used meanwhile.
+/// The progress of the import of the backend's earlier contents. All of them can be used meanwhile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct ImportStatus {
-    /// Every directory has been looked into.
+    /// Every directory has been read.
     pub complete: bool,
-    /// Directories that were looked into, by all daemons of this cache.
+    /// Directories read so far, by all daemons of this cache.
     pub directories_done: u64,
-    /// Directories that are known of; grows as more are found.
+    /// Directories known so far; grows as more are found.
     pub directories_known: u64,
-    /// Files and directories that were found in them.
+    /// Files and directories found in them.
     pub files: u64,
     /// Directories that cannot be read; the first hundred.
     pub unreadable: Vec<LeftBehind>,
-    /// How many there are of these.
+    /// The number of all unreadable directories.
     pub unreadable_count: u64,
 }
 
-/// How a batch ended.
+/// The outcome of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BatchOutcome {
     /// All of it is on the backend.
     Complete,
-    /// It is on the backend, but something could not be in it.
+    /// It is on the backend, but some entries are missing from it.
     LeftBehind,
-    /// It was broken off and is to be tried again.
+    /// It was aborted and will be tried again.
     Failed,
 }
 
-/// The batch that ended last.
+/// The last batch that ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastBatch {
     /// Its number, counted per volume from 1.
     pub number: u64,
     /// When it ended: RFC 3339, UTC.
     pub time: String,
-    /// How many files it carried.
+    /// The number of files it wrote.
     pub files: u64,
-    /// How many bytes it carried.
+    /// The number of bytes it wrote.
     pub bytes: u64,
-    /// How it ended.
+    /// Its outcome.
     pub outcome: BatchOutcome,
 }
 
-/// Something that a flush could not carry over.
+/// An entry that a flush could not write to the backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftBehind {
     /// Its path below the mount.
     pub path: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// What a flush did.
+/// The result of a flush.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FlushReport {
-    /// Number of the (last) batch; `None` if there was nothing to carry over.
+    /// Number of the (last) batch; `None` if nothing was pending.
     pub batch: Option<u64>,
-    /// How many files were carried over.
+    /// The number of files written.
     pub files: u64,
-    /// How many bytes were carried over.
+    /// The number of bytes written.
     pub bytes: u64,
-    /// How many names were removed on the backend.
-    #[serde(default)]
+    /// The number of names removed on the backend.
     pub removed: u64,
-    /// How many names were moved on the backend.
-    #[serde(default)]
+    /// The number of names moved on the backend.
     pub moved: u64,
-    /// How long it took.
+    /// The duration in seconds.
     pub seconds: f64,
-    /// What was not carried over and should have been. Empty means: everything is on the backend, synced.
+    /// Entries that should have been written and were not. If it is empty, everything is on the
+    /// backend, synced.
     pub left_behind: Vec<LeftBehind>,
-    /// Entries that the backend cannot hold and that live in the index only.
+    /// Files that were written as they were at one moment, while programs had them open for
+    /// writing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copied_open: Vec<CopiedOpen>,
+    /// Entries that the backend cannot store and that exist in the index only.
     pub kept_local: u64,
-    /// Files that both sides had changed.
+    /// Files that were changed on both sides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<Conflict>,
-    /// After an unmount that has left the file system in use elsewhere: the daemon goes on for those that use it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// After an unmount, the users that keep the file system in use elsewhere: the daemon continues
+    /// to serve them.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub still_used: Option<Users>,
 }
 
-/// What a look for changes of others has found, counted by names.
+/// A file that was written to the drive while a program had it open for writing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiedOpen {
+    /// Its path in the mount.
+    pub path: String,
+    /// The moment of which the copy is: RFC 3339, UTC.
+    pub as_of: String,
+    /// It is a database or a journal of one; the copies of both are of the same moment.
+    pub database: bool,
+}
+
+/// The external changes that a scan found, counted by names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RefreshReport {
-    /// What had appeared.
+    /// New names.
     pub new: u64,
     /// Files with other bytes.
     pub changed: u64,
-    /// What had been moved.
+    /// Moved names.
     pub moved: u64,
-    /// What was gone.
+    /// Deleted names.
     pub deleted: u64,
-    /// What the mount had changed as well: both versions are kept.
+    /// Names that the mount had changed as well: both versions are kept.
     pub conflicts: u64,
-    /// How long it took.
+    /// The duration in seconds.
     pub seconds: f64,
-    /// Directories that could not be read, a hundred of them at most. Nothing was concluded from them.
+    /// Directories that could not be read, at most a hundred. The scan draws no conclusion from
+    /// them.
     pub skipped: Vec<Skipped>,
 }
 
-/// A directory of the backend that could not be looked at.
+/// A directory of the backend that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Its path on the backend.
     pub path: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// The look for changes of others that ended last.
+/// The last scan for external changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LastRefresh {
     /// When it ended: RFC 3339, UTC.
     pub time: String,
-    /// What it has found.
+    /// The changes that it found.
     #[serde(flatten)]
     pub report: RefreshReport,
 }
 
-/// What an attach did.
+/// The result of an attach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachReport {
     /// The backend's directory.
     pub backend: String,
-    /// It was attached there before; nothing was done.
+    /// It was already attached there; nothing was done.
     pub already: bool,
     /// Its file system was checked.
     pub checked: bool,
@@ -491,19 +468,19 @@ pub struct AttachReport {
     pub warnings: Vec<String>,
 }
 
-/// What kind of failure it was; decides the exit code of the command that asked.
+/// The kind of a failure; it decides the exit code of the command that asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// It was tried and did not work.
+    /// The operation failed.
     Failed,
     /// The backend is not there.
     BackendAbsent,
-    /// Something else is in the way; later it may work.
+    /// Something else prevents it now; a later attempt may succeed.
     Busy,
     /// The request makes no sense to this daemon.
     BadRequest,
-    /// It was cancelled by the one who asked.
+    /// The client cancelled it.
     Cancelled,
 }
 
@@ -511,17 +488,17 @@ pub enum ErrorCode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ControlError {
-    /// What kind of failure.
+    /// The kind of failure.
     pub code: ErrorCode,
-    /// What is wrong, in one line without a full stop.
+    /// The problem, in one line without a full stop.
     pub message: String,
-    /// What to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What the user can do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
 impl ControlError {
-    /// A failure of kind `code`, without a hint.
+    /// Returns a failure of kind `code`, without a hint.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> ControlError {
         ControlError {
             code,
@@ -530,7 +507,7 @@ impl ControlError {
         }
     }
 
-    /// The same failure with what to do about it.
+    /// Returns the same failure with a hint.
     pub fn with_hint(self, hint: impl Into<String>) -> ControlError {
         ControlError {
             hint: Some(hint.into()),
@@ -539,19 +516,19 @@ impl ControlError {
     }
 }
 
-/// Why a line could not be written or understood.
+/// The reason why a line could not be written or understood.
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
-    /// No JSON object with a version.
+    /// The line is no JSON object with a version.
     #[error("not a line of the control protocol: {0}")]
     Malformed(#[source] serde_json::Error),
-    /// Another version of the protocol.
+    /// The line has another version of the protocol.
     #[error("speaks version {theirs} of the control protocol, not {VERSION}")]
     Version {
-        /// The version that the line names.
+        /// The version in the line.
         theirs: u32,
     },
-    /// The right version, but no message that this program knows.
+    /// The version is right, but this program does not know the message.
     #[error("not a known message: {0}")]
     Unknown(#[source] serde_json::Error),
     /// A message that JSON cannot express.
@@ -571,7 +548,7 @@ struct Version {
     v: u32,
 }
 
-/// `message` as a line, with its version and its newline.
+/// Encodes `message` as a line, with its version and its newline.
 ///
 /// # Errors
 /// [`ProtocolError::Encode`] if JSON cannot express it.
@@ -585,12 +562,12 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ProtocolError> {
     Ok(line)
 }
 
-/// The message that `line` (without its newline) holds.
+/// Decodes the message in `line` (without its newline).
 ///
 /// # Errors
-/// [`ProtocolError`], which tells garbage, another version and an unknown message apart.
+/// [`ProtocolError`], which distinguishes garbage, another version and an unknown message.
 pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, ProtocolError> {
-    // The version first: what another version would mean by the other fields is not ours to guess.
+    // The version comes first: another version may give the other fields another meaning.
     let version: Version = serde_json::from_slice(line).map_err(ProtocolError::Malformed)?;
     if version.v != VERSION {
         return Err(ProtocolError::Version { theirs: version.v });
@@ -599,5 +576,4 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, ProtocolError> {
 }
 
 #[cfg(test)]
-#[path = "protocol_tests.rs"]
 mod tests;

@@ -1,8 +1,10 @@
-//! Where the daemons of this machine are: a link per volume, named by its id, to the cache of the daemon that serves it.
+//! The registry of this machine's running daemons: one link per volume, named by its id, to the
+//! cache of the daemon that serves it.
 //!
-//! A mount tells by itself where its daemon is. A daemon whose mount is gone, while a container or a bind mount still uses the
-//! file system, is found by this. The links are no secret and no proof: whom a command believes is decided where it connects.
-//! A link that a daemon has left behind when it was killed leads to a socket on which nobody listens.
+//! A mount names its daemon by itself. The registry serves for a daemon whose mount is gone while a
+//! container or a bind mount still uses the file system. The links are neither secret nor proof: a
+//! command decides whom it trusts when it connects. The link of a daemon that was killed leads to a
+//! socket without a listener.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,7 +24,7 @@ use crate::sys;
 use crate::sys::mounts::facts_of;
 use crate::sys::way;
 
-/// A daemon's link, taken away when this is dropped.
+/// A daemon's link, removed on drop.
 #[derive(Debug)]
 pub struct Noted {
     dir: PathBuf,
@@ -30,10 +32,10 @@ pub struct Noted {
     cache: PathBuf,
 }
 
-/// Notes that the volume is served from `cache`, until what is returned is dropped.
+/// Registers that the volume is served from `cache`, until the returned value is dropped.
 ///
 /// # Errors
-/// If there is no place for it. The daemon is then found by its mount and by its cache only.
+/// If no directory for it is usable. The daemon is then found by its mount and by its cache only.
 pub fn note(volume: Uuid, cache: &Path) -> io::Result<Noted> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for dir in own_places() {
@@ -64,8 +66,9 @@ fn note_in(dir: &Path, volume: Uuid, cache: &Path) -> io::Result<Noted> {
     })
 }
 
-/// The directory `dir`, made if it is not there. It is this user's, and for root so is the way to it: nobody else has root make
-/// anything at a place of his own choice.
+/// Opens the directory `dir`, and creates it if it is missing. It must belong to this user. For
+/// root, its path must be safe too, so that no other user makes root create something at a place of
+/// his choice.
 fn made(dir: &Path) -> io::Result<OwnedFd> {
     let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -86,13 +89,13 @@ fn made(dir: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// How a directory of links is opened.
+/// The flags to open a directory of links.
 const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_CLOEXEC);
 
-/// Links of daemons that were killed, and whose socket has gone since.
+/// Removes links of daemons that were killed and whose socket is gone.
 fn remove_left_over(dir: &OwnedFd) {
     for (volume, cache) in links_in(dir) {
         let socket = fs::symlink_metadata(cache.join(SOCKET_NAME));
@@ -105,7 +108,8 @@ fn remove_left_over(dir: &OwnedFd) {
 impl Drop for Noted {
     fn drop(&mut self) {
         let name = self.volume.to_string();
-        // Opened anew: held, it would keep the system from unmounting the directory of a user who has left.
+        // Opened again here: a descriptor kept open would prevent the system from unmounting the
+        // runtime directory of a user who has logged out.
         let Ok(dir) = made(&self.dir) else { return };
         if readlinkat(&dir, name.as_str()).is_ok_and(|cache| cache == *self.cache) {
             let _ = unlinkat(&dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
@@ -113,7 +117,7 @@ impl Drop for Noted {
     }
 }
 
-/// The volumes that daemons are noted for, of this user and, for root, of all users; and their caches.
+/// Returns the registered volumes and their caches, of this user and, for root, of all users.
 pub fn noted() -> Vec<(Uuid, PathBuf)> {
     let mut found: Vec<(Uuid, PathBuf)> = Vec::new();
     for dir in own_places().into_iter().chain(places_of_others()) {
@@ -131,7 +135,7 @@ fn noted_in(dir: &Path) -> Vec<(Uuid, PathBuf)> {
     let Ok(held) = open(dir, DIRECTORY, Mode::empty()) else {
         return Vec::new();
     };
-    // Where somebody else has put links, they lead where he wants.
+    // Links that another user has created lead where he wants.
     let is_trusted = |uid| own.is_root() || uid == own.as_raw() || uid == 0;
     match facts_of(&held).is_ok_and(|facts| is_trusted(facts.uid)) {
         true => links_in(&held),
@@ -154,8 +158,8 @@ fn links_in(dir: &OwnedFd) -> Vec<(Uuid, PathBuf)> {
         .collect()
 }
 
-/// Where this user's daemons are noted, the best place first. A command may run in another environment than the daemon did, so all
-/// are looked into.
+/// Returns the directories of this user's links, the best one first. A command may run in another
+/// environment than the daemon did, so it reads all of them.
 fn own_places() -> Vec<PathBuf> {
     let absolute = |name| {
         std::env::var_os(name)
@@ -210,7 +214,7 @@ mod tests {
         assert_eq!(found, [(volume, a), (other, b.clone())]);
         drop(noted);
         assert_eq!(noted_in(&place), [(other, b.clone())]);
-        // One that is killed leaves its link, and the next daemon of the volume replaces it.
+        // A killed daemon leaves its link, and the next daemon of the volume replaces it.
         std::mem::forget(second);
         let next = note_in(&place, other, &c).unwrap();
         assert_eq!(noted_in(&place), [(other, c)]);
@@ -230,7 +234,7 @@ mod tests {
         }
         let cache = cache(dir.path(), "cache");
         let empty = || fs::read_dir(&victim).unwrap().count() == 0;
-        // As root's environment may name it: `sudo -E`.
+        // Root's environment may name such a directory: `sudo -E`.
         std::os::unix::fs::chown(&theirs, Some(12_345), None).unwrap();
         note_in(&theirs.join("ferryfs"), Uuid::new_v4(), &cache).unwrap_err();
         assert!(!theirs.join("ferryfs").exists());

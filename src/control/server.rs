@@ -1,10 +1,14 @@
 //! The daemon's end of the control socket.
 //!
-//! Who may talk: the socket is 0600 in a directory that is 0700 where ferryfs made it, and in which nobody else may write where
-//! somebody else did; the kernel's word on the peer's user is checked besides, so the instant between bind and chmod opens nothing.
-//! Who may wait for whom: a request runs on its connection's own thread. Progress is sent without ever blocking, so a
-//! client that stops reading, or goes away, delays nothing; only the last line of an answer waits, for a bounded time.
-//! Lock order: `connections` is the only lock, and nothing is called while it is held.
+//! Access: the socket has mode 0600. Its directory has mode 0700 if ferryfs created it; in any
+//! other directory no other user may write. The server also checks the peer's user as the kernel
+//! reports it, so the instant between bind and chmod opens no gap.
+//!
+//! Threads: a request runs on its connection's own thread. Progress messages never block, so a
+//! client that stops reading, or disconnects, delays nothing. Only the last line of an answer
+//! waits, for a bounded time.
+//!
+//! Lock order: `connections` is the only lock, and no other code is called while it is held.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,21 +27,23 @@ use nix::unistd::Uid;
 use parking_lot::{Condvar, Mutex};
 
 use super::address::at_socket;
-use super::connection::{self, Limits};
+use super::connection;
+use super::connection::Limits;
 use super::protocol::{
-    AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, Progress, RefreshReport,
-    SOCKET_NAME, Status,
+    AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, RefreshReport, SOCKET_NAME,
+    Status,
 };
-use crate::base::{ForeignText, quoted};
+use crate::core::{ForeignText, Progress, quoted};
 
-/// Who waits for an answer.
+/// The client that waits for an answer.
 pub struct Asker<'a> {
     progress: &'a dyn Fn(Progress),
     cancelled: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Asker<'a> {
-    /// One that is given signs of progress by `progress`, and has cancelled its request once `cancelled`.
+    /// Creates a client that gets progress messages through `progress`, and has cancelled its
+    /// request once `cancelled` returns `true`.
     pub fn new(progress: &'a dyn Fn(Progress), cancelled: &'a dyn Fn() -> bool) -> Asker<'a> {
         Asker {
             progress,
@@ -45,41 +51,32 @@ impl<'a> Asker<'a> {
         }
     }
 
-    /// Tells how far it is. Never waits.
+    /// Reports progress. Never waits.
     pub fn tell(&self, step: Progress) {
         (self.progress)(step);
     }
 
-    /// Whether the request has been cancelled by the one who made it. One that has gone away has not cancelled it.
+    /// Returns whether the client has cancelled its request. A client that has disconnected has not
+    /// cancelled it.
     pub fn has_cancelled(&self) -> bool {
         (self.cancelled)()
     }
 }
 
-/// What the daemon does when it is asked. Called from many threads at once.
+/// The operations of the daemon. Many threads call them at once.
 pub trait Handler: Send + Sync {
-    /// How things stand. Must not wait for the backend.
+    /// Returns the status. Must not wait for the backend.
     fn status(&self) -> Status;
 
-    /// Carries over what waits and returns when it is on the backend, or `timeout` has passed.
+    /// Flushes pending changes. Returns when they are on the backend, or when `timeout` has passed.
     ///
     /// # Errors
-    /// If nothing can be promised about what waits; what was merely left behind is named in the report.
-    fn flush(
-        &self,
-        timeout: Option<Duration>,
-        asker: &Asker<'_>,
-    ) -> Result<FlushReport, ControlError>;
+    /// If nothing can be promised about what waits; what was merely left behind is named in the
+    /// report.
+    fn flush(&self, wish: &FlushWish, asker: &Asker<'_>) -> Result<FlushReport, ControlError>;
 
-    /// The same with wishes beyond the time it may take; who knows of none does without.
-    ///
-    /// # Errors
-    /// As [`Handler::flush`].
-    fn flush_as(&self, wish: &FlushWish, asker: &Asker<'_>) -> Result<FlushReport, ControlError> {
-        self.flush(wish.timeout_ms.map(Duration::from_millis), asker)
-    }
-
-    /// Lets what was being written when the daemon before died be carried as it is; tells how many files that are.
+    /// Allows the files that were being written when the previous daemon died to be flushed as they
+    /// are. Returns their number.
     ///
     /// # Errors
     /// If they are still held back.
@@ -87,16 +84,18 @@ pub trait Handler: Send + Sync {
         Ok(0)
     }
 
-    /// Flushes, then lets go of the backend.
+    /// Flushes, then releases the backend.
     ///
     /// # Errors
-    /// If the backend is still held.
+    /// If the backend is still in use.
     fn eject(&self, asker: &Asker<'_>) -> Result<FlushReport, ControlError>;
 
-    /// Takes the volume at `path`, an absolute path, as the backend; see [`super::protocol::Request::Attach`].
+    /// Attaches the volume at `path`, an absolute path, as the backend; see
+    /// [`super::protocol::Request::Attach`].
     ///
     /// # Errors
-    /// If it is not the volume, or is attached elsewhere, or what was interrupted on it cannot be finished.
+    /// If it is not the volume, or is attached elsewhere, or an interrupted batch on it cannot be
+    /// finished.
     fn attach(
         &self,
         path: &Path,
@@ -112,29 +111,31 @@ pub trait Handler: Send + Sync {
     /// The same for a volume whose marker was deleted; see [`super::protocol::Request::ReEnroll`].
     ///
     /// # Errors
-    /// As [`Handler::attach`], or if it cannot be taken for the volume.
+    /// As for [`Handler::attach`], or if it cannot be accepted as the volume.
     fn re_enroll(&self, path: &Path, accept_copy: bool) -> Result<AttachReport, ControlError> {
         let _ = (path, accept_copy);
         let message = "nothing can be attached here";
         Err(ControlError::new(ErrorCode::BadRequest, message))
     }
 
-    /// Looks for what others have changed on the backend, at `path` from the mount's root (empty for all) and below it.
+    /// Scans the backend for external changes, at `path` from the mount's root (empty for all) and
+    /// below it.
     ///
     /// # Errors
-    /// If the backend is not there, or cannot be looked at.
+    /// If the backend is not there, or cannot be read.
     fn refresh(&self, path: &str) -> Result<RefreshReport, ControlError> {
         let _ = path;
-        let message = "nothing can be looked at here";
+        let message = "there is no drive to compare";
         Err(ControlError::new(ErrorCode::BadRequest, message))
     }
 
-    /// Flushes if told to, then ends the mount; with `force` also for those who still use it. If the file system stays in use
-    /// elsewhere, the report names who uses it, and the daemon goes on. The answer is sent after this returned, so whoever ends
-    /// the process calls [`ServerHandle::stop`] first, from another thread.
+    /// Flushes if `flush` is set, then ends the mount; with `force` also for processes that still
+    /// use it. If the file system stays in use elsewhere, the report names its users, and the
+    /// daemon continues. The answer is sent after this function returns. So the code that ends the
+    /// process first calls [`ServerHandle::stop`], from another thread.
     ///
     /// # Errors
-    /// If the mount goes on.
+    /// If the mount stays.
     fn unmount(
         &self,
         flush: bool,
@@ -143,7 +144,7 @@ pub trait Handler: Send + Sync {
     ) -> Result<FlushReport, ControlError>;
 }
 
-/// Connections at hand, by a number of their own.
+/// The open connections, each by its own number.
 type Connections = HashMap<u64, Arc<UnixStream>>;
 
 struct Shared {
@@ -151,11 +152,11 @@ struct Shared {
     limits: Limits,
     stopping: AtomicBool,
     connections: Mutex<Connections>,
-    /// Told whenever a connection has ended.
+    /// Notified when a connection has ended.
     ended: Condvar,
 }
 
-/// A server at work. Dropping it stops it.
+/// A running server. It stops on drop.
 pub struct ServerHandle {
     shared: Arc<Shared>,
     listener: Arc<UnixListener>,
@@ -165,19 +166,20 @@ pub struct ServerHandle {
 
 /// Listens in `socket_dir`, which is the cache directory, and answers through `handler`.
 ///
-/// A socket left by an earlier daemon is removed: the caller holds the cache's lock, so nobody listens on it.
+/// It removes the socket of an earlier daemon: the caller holds the cache's lock, so no process
+/// listens on it.
 ///
 /// # Errors
-/// If others may write to the directory or it is another user's, if something that is no socket stands there, or what the
-/// system said.
+/// If other users may write to the directory or it belongs to another user, if the path exists and
+/// is not a socket, or the error of the system.
 pub fn serve(socket_dir: &Path, handler: Arc<dyn Handler>) -> io::Result<ServerHandle> {
     serve_within(socket_dir, handler, Limits::default())
 }
 
-/// [`serve`] with other bounds.
+/// As [`serve`], with other limits.
 ///
 /// # Errors
-/// As [`serve`].
+/// As for [`serve`].
 pub fn serve_within(
     socket_dir: &Path,
     handler: Arc<dyn Handler>,
@@ -195,10 +197,10 @@ pub fn serve_within(
         connections: Mutex::default(),
         ended: Condvar::new(),
     });
-    let (theirs, door) = (Arc::clone(&shared), Arc::clone(&listener));
+    let (theirs, for_acceptor) = (Arc::clone(&shared), Arc::clone(&listener));
     let acceptor = thread::Builder::new()
         .name("control".into())
-        .spawn(move || accept_all(&theirs, &door))?;
+        .spawn(move || accept_all(&theirs, &for_acceptor))?;
     Ok(ServerHandle {
         shared,
         listener,
@@ -208,15 +210,17 @@ pub fn serve_within(
 }
 
 impl ServerHandle {
-    /// Takes no more requests, removes the socket, and waits a bounded time for answers under way.
+    /// Accepts no more requests, removes the socket, and waits a bounded time for answers in
+    /// progress.
     ///
-    /// Must not be called from within a [`Handler`], whose own answer would be waited for.
+    /// A [`Handler`] must not call this, since the call would wait for the handler's own answer.
     pub fn stop(mut self) {
         self.shut();
     }
 
-    /// Takes no more connections and removes the socket. Those that are there stay until [`ServerHandle::stop`]: a client
-    /// that waits for the end of its connection so waits for everything that is done in between.
+    /// Accepts no more connections and removes the socket. Open connections stay until
+    /// [`ServerHandle::stop`], so a client that waits for the end of its connection also waits for
+    /// everything that happens in between.
     pub fn close_door(&mut self) {
         let Some(acceptor) = self.acceptor.take() else {
             return;
@@ -236,13 +240,17 @@ impl ServerHandle {
         let deadline = Instant::now() + self.shared.limits.drain;
         let mut connections = self.shared.connections.lock();
         for stream in connections.values() {
-            // Who is idle sees the end; who is being answered still gets its answer.
+            // An idle client sees the end of the stream. A client with a request in progress still
+            // gets its answer.
             let _ = stream.shutdown(std::net::Shutdown::Read);
         }
         while !connections.is_empty() {
             let waited = self.shared.ended.wait_until(&mut connections, deadline);
             if waited.timed_out() {
-                tracing::warn!(left = connections.len(), "control requests were cut off");
+                tracing::warn!(
+                    left = connections.len(),
+                    "aborted control requests at the end"
+                );
                 return;
             }
         }
@@ -255,7 +263,8 @@ impl Drop for ServerHandle {
     }
 }
 
-/// Whoever may write to the directory could put a socket of his own in the place of ours.
+/// Checks that no other user may write to the directory. Otherwise he could replace the socket by
+/// his own.
 fn must_be_private(dir: &Path) -> io::Result<()> {
     let meta = fs::metadata(dir)?;
     let refused = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
@@ -265,7 +274,8 @@ fn must_be_private(dir: &Path) -> io::Result<()> {
     }
     if meta.permissions().mode() & 0o022 != 0 {
         return refused(format!(
-            "others may write to {}; choose a directory of your own, or take that right away: chmod go-w {}",
+            "other users may write to {}; choose a directory of your own, or remove that \
+             permission: chmod go-w {}",
             dir.escaped(),
             quoted(dir)
         ));
@@ -278,7 +288,7 @@ fn remove_stale(socket: &Path) -> io::Result<()> {
         Ok(found) if found.file_type().is_socket() => fs::remove_file(socket),
         Ok(_) => Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            format!("{} is there and is no socket", socket.escaped()),
+            format!("{} exists and is not a socket", socket.escaped()),
         )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -291,15 +301,16 @@ fn accept_all(shared: &Arc<Shared>, listener: &UnixListener) {
             _ if shared.stopping.load(Ordering::SeqCst) => return,
             Ok((stream, _)) => admit(shared, number, stream),
             Err(error) => {
-                // Mostly EMFILE: the connection stays in the queue, so without a pause this would spin.
-                tracing::warn!(%error, "accept on the control socket failed");
+                // Mostly EMFILE: the connection stays in the queue, so without a pause this would
+                // spin.
+                tracing::warn!(%error, "cannot accept a connection on the control socket");
                 thread::sleep(Duration::from_millis(100));
             }
         }
     }
 }
 
-/// Whether a process of user `peer` may command a daemon of user `own`.
+/// Returns whether a process of user `peer` may command a daemon of user `own`.
 fn may_command(peer: Uid, own: Uid) -> bool {
     peer == own || peer.is_root()
 }
@@ -324,11 +335,11 @@ fn admit(shared: &Arc<Shared>, number: u64, stream: UnixStream) {
             connection::converse(&stream, &*shared.handler, &shared.limits, &shared.stopping);
         });
     if let Err(error) = spawned {
-        tracing::warn!(%error, "no thread for a control request");
+        tracing::warn!(%error, "cannot start a thread for a control request");
     }
 }
 
-/// A connection's place among the others, given back however its thread ends.
+/// One of the limited connections. Its drop frees the slot in every case in which its thread ends.
 struct Slot {
     shared: Arc<Shared>,
     number: u64,

@@ -1,30 +1,30 @@
-//! `ferryfs attach`: the user says where the drive is.
+//! `ferryfs attach`: attaches the drive at the path that the user names.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::health::{self, CheckError, Decision};
 use super::monitor::{Monitor, Presence};
 use super::re_enroll::re_enroll;
-use super::verify::{self, Found};
-use super::{DaemonError, preflight};
-use crate::backend::Backend;
-use crate::base::{Clock, ForeignText};
-use crate::cli::exit::Exit;
-use crate::cli::render::quoted;
+use super::verify::Found;
+use super::{preflight, verify};
 use crate::control::protocol::{AttachReport, ControlError, ErrorCode};
-use crate::flush::FlushError;
+use crate::core::{Clock, Exit, Failure, ForeignText, quoted};
+use crate::daemon::fsck;
+use crate::daemon::fsck::{CheckError, Decision};
+use crate::drive::Backend;
+use crate::error::FlushError;
 use crate::sys::time::CoarseClock;
 
 impl Monitor {
-    /// Attaches the volume at `path`, an absolute path, and finishes what was interrupted on it. With `accept_copy` the file
-    /// system that it is on may be another than before; with `fsck` it is checked first, unless it says that it is clean; with
-    /// `take_over` it is taken though another machine has it in use.
+    /// Attaches the volume at `path`, an absolute path, and finishes its interrupted batch. With
+    /// `accept_copy` it may be on another file system than before; with `fsck` its file system is
+    /// checked first, unless its dirty flag is clear; with `take_over` it is attached even if
+    /// another machine uses it.
     ///
     /// # Errors
-    /// If the volume is attached at another place and answers there, if `path` is not it, if the check fails, or if the batch
-    /// that was interrupted cannot be finished.
+    /// If the volume is attached at another path and answers there, if `path` is not the volume, if
+    /// the check fails, or if the interrupted batch cannot be finished.
     pub(super) fn attach(
         &self,
         path: &Path,
@@ -46,15 +46,15 @@ impl Monitor {
         }
         let mut found =
             verify::verify(path, &facts, accept_copy).map_err(|refusal| control(refusal.into()))?;
-        let check = health::decide(self.case(found.mount.as_ref(), fsck)) == Decision::Check;
+        let check = fsck::decide(self.case(found.mount.as_ref(), fsck)) == Decision::Check;
         if is_attached && !check {
             return Ok(self.report(path, true, false));
         }
         self.claim(&found).map_err(control)?;
         if check {
             if is_attached {
-                // Its calls end with an error; a batch under way is finished afterwards, from its journal.
-                self.let_go(Presence::Gone);
+                // Calls under way fail; a batch under way is then finished from its journal.
+                self.detach(Presence::Gone);
             }
             found = self.checked(path, found, accept_copy)?;
         }
@@ -62,7 +62,7 @@ impl Monitor {
         self.adopt(path, found, check).map_err(|error| {
             let mut control = super::service::control_error(&error);
             control.message = format!(
-                "what was interrupted cannot be finished on {}: {}",
+                "the interrupted batch on {} cannot be finished: {}",
                 path.escaped(),
                 control.message
             );
@@ -71,10 +71,10 @@ impl Monitor {
         Ok(self.report(path, false, check))
     }
 
-    /// Attaches the volume at `path`, whose marker has been deleted there: it is written anew first.
+    /// Attaches the volume at `path`, where its marker was deleted, after writing the marker again.
     ///
     /// # Errors
-    /// As [`Monitor::attach`], or if the directory cannot be taken for the volume.
+    /// As [`Monitor::attach`], or if the directory may not be the volume.
     pub(super) fn re_enroll(
         &self,
         path: &Path,
@@ -102,8 +102,8 @@ impl Monitor {
         self.attach(path, accept_copy, false, false)
     }
 
-    /// Takes `nonce`, which the marker has, for the one that counts. The index notes first that the
-    /// catalog is to be written as a whole: a crash in between leaves both nonces.
+    /// Makes `nonce`, which the marker has, the only valid one. Before that the index notes that
+    /// the next batch writes the whole catalog. A crash in between leaves both nonces valid.
     pub(super) fn settle_enrollment(&self, nonce: [u8; 16]) -> Result<(), FlushError> {
         let mut facts = self.facts.lock();
         if !facts.settle_enrollment(nonce) {
@@ -115,20 +115,23 @@ impl Monitor {
         }
         noted?;
         if let Err(error) = facts.write(&self.parts.cache) {
-            tracing::warn!(%error, "the next attach settles it again");
+            tracing::warn!(
+                %error,
+                "the new nonce of the volume is not stored; the next attach tries again"
+            );
         }
         Ok(())
     }
 
-    /// Makes sure that no other machine has what was found at `path` in use. Whoever asked waits as long as it takes to know.
+    /// Takes the lease of what was found at `path`, and waits as long as that takes.
     fn take_lease(&self, path: &Path, found: &Found, take_over: bool) -> Result<(), ControlError> {
         let dir: Arc<dyn Backend> = Arc::new(found.dir.clone());
-        let shared = super::opening::is_shared(path);
+        let shared = crate::daemon::open_cache::is_shared(path);
         let taken = self.parts.lease.take(&dir, shared, take_over, |_, _| {});
         taken.map_err(|failure| control(failure.into()))
     }
 
-    /// Whether `path` is what is attached, perhaps by another spelling or another mount of it.
+    /// Whether `path` is the attached directory, perhaps by another path or another mount.
     fn is_at(&self, path: &Path) -> bool {
         use std::os::unix::fs::MetadataExt;
         let attached = self.path();
@@ -140,14 +143,14 @@ impl Monitor {
         attached == path || number(&attached).is_some_and(|n| Some(n) == number(path))
     }
 
-    /// What was found at `path` once its file system has been checked.
+    /// Checks the file system at `path`, and verifies the volume again.
     fn checked(&self, path: &Path, found: Found, accept_copy: bool) -> Result<Found, ControlError> {
         let mount = found.mount.as_ref().ok_or_else(|| {
             control(refused(&CheckError::NotPossible(
                 "the mount table does not have it".into(),
             )))
         })?;
-        health::check(mount).map_err(|error| control(refused(&error)))?;
+        fsck::check(mount).map_err(|error| control(refused(&error)))?;
         self.vanished.store(false, Ordering::Release);
         let facts = self.facts.lock().clone();
         verify::verify(path, &facts, accept_copy).map_err(|refusal| control(refusal.into()))
@@ -163,9 +166,9 @@ impl Monitor {
     }
 }
 
-/// A check that was not made, for the person who asked for it.
-pub(super) fn refused(error: &CheckError) -> DaemonError {
-    DaemonError::failed(error.to_string()).hint(error.hint())
+/// The failure of a command whose file-system check was refused or failed.
+pub(super) fn refused(error: &CheckError) -> Failure {
+    Failure::failed(error.to_string()).hint(error.hint())
 }
 
 fn attached_elsewhere(path: &Path) -> ControlError {
@@ -182,7 +185,7 @@ fn attached_elsewhere(path: &Path) -> ControlError {
     ))
 }
 
-fn control(error: DaemonError) -> ControlError {
+fn control(error: Failure) -> ControlError {
     let code = match error.code {
         Exit::BackendAbsent => ErrorCode::BackendAbsent,
         _ => ErrorCode::Failed,

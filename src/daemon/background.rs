@@ -1,9 +1,9 @@
-//! Going to the background.
+//! Starts the daemon in the background.
 //!
-//! The program starts itself anew rather than forking: a fork of a program with threads may do next to nothing. The
-//! first process waits until the second says `ready` on a pipe that is its stdout, or ends; meanwhile it passes on
-//! what the second says on stderr. So whoever ran `ferryfs mount` has a working mount when it returns 0, and the
-//! reason when it does not.
+//! The program starts itself again instead of forking: after a fork, a process with threads may
+//! call almost nothing. The first process waits until the second one writes `ready` to a pipe that
+//! is its stdout, or ends; meanwhile it copies the second one's stderr. So `ferryfs mount` returns
+//! 0 when the mount works, and prints the reason when it does not.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -14,30 +14,29 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::base::{EscapingWriter, ForeignText, printable_bytes};
-use crate::cli::exit::Exit;
-use crate::daemon::DaemonError;
+use crate::core::{EscapingWriter, Exit, Failure, ForeignText, printable_bytes};
 
-/// The option that tells the program that it is the second process. Not for people.
+/// The option that marks the second process. Not for users.
 pub const CHILD_FLAG: &str = "--background-child";
 
-/// What the second process says when the mount works.
+/// What the second process writes when the mount works.
 const READY: &str = "ready";
 
-/// What it says, with its exit code, when there will be none. Its end itself may be long in coming: a thread of it may sit in a
-/// call to a backend that does not answer, and the kernel tells nobody of the end before that has returned.
+/// What it writes, with its exit code, when there will be no mount. The process may end much later:
+/// a thread of it may be in a call to a drive that does not answer, and it is reported as ended
+/// only after that call.
 const ENDED: &str = "ended ";
 
-/// What goes before a line that it has for the person who mounts.
+/// The beginning of a line for the user.
 const SAY: &str = "say ";
 
-/// How long the last words of the second process are waited for. A helper that it left running may hold the pipe for
-/// ever, so its end cannot be waited for.
+/// How long to wait for the last output of the second process. A helper process that still runs may
+/// keep the pipe open for ever, so its end cannot be waited for.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// How the daemon tells whoever waits that the mount works. Consumed by telling it: it is told once.
+/// Reports to the waiting process that the mount works, once.
 #[derive(Debug)]
-#[must_use = "whoever started the daemon waits for the signal"]
+#[must_use = "the process that started the daemon waits for the signal"]
 pub struct Ready(Audience);
 
 #[derive(Debug)]
@@ -48,26 +47,27 @@ enum Audience {
 }
 
 impl Ready {
-    /// For the foreground: says on stderr what is mounted where.
+    /// For the foreground: prints on stderr what is mounted where.
     pub fn foreground(backend: &Path, mountpoint: &Path) -> Ready {
         Ready(Audience::Terminal {
             message: mounted(backend, mountpoint),
         })
     }
 
-    /// For the second process: tells the first one, which [`launch`]ed it.
+    /// For the second process: reports to the first one, which called [`launch`].
     pub fn background() -> Ready {
         Ready(Audience::Parent)
     }
 
-    /// For tests: tells nobody.
+    /// For tests: reports to no one.
     pub fn nobody() -> Ready {
         Ready(Audience::Nobody)
     }
 
-    /// Says something on stdout, before the mount works: in the background by the first process.
+    /// Prints a line on stdout before the mount works; in the background the first process prints
+    /// it.
     pub fn say(&self, line: &str) {
-        let line = crate::base::printable(line);
+        let line = crate::core::printable(line);
         let _ = match self.0 {
             Audience::Nobody => Ok(()),
             Audience::Terminal { .. } => writeln!(io::stdout(), "ferryfs: {line}"),
@@ -76,17 +76,18 @@ impl Ready {
         let _ = io::stdout().flush();
     }
 
-    /// Says that the mount works. In the background stdout and stderr go to `log_path` from here on (appended, 0600),
-    /// and the working directory becomes `/`, so that the daemon holds nobody else's file system.
+    /// Reports that the mount works. In the background stdout and stderr go to `log_path` from here
+    /// on (appended, 0600), and the working directory becomes `/`, so that the daemon keeps no
+    /// other file system in use.
     ///
     /// # Errors
-    /// If the log cannot be opened, or nobody waits any more: whoever started the mount broke it off, and the daemon
-    /// should end.
+    /// If the log cannot be opened, or the first process is gone: the user has interrupted it, and
+    /// the daemon should end.
     pub fn signal(self, log_path: &Path) -> io::Result<()> {
         match self.0 {
             Audience::Nobody => Ok(()),
             Audience::Terminal { message } => {
-                crate::cli::complain(&message);
+                crate::sys::terminal::complain(&message);
                 Ok(())
             }
             Audience::Parent => tell_parent(log_path),
@@ -94,7 +95,7 @@ impl Ready {
     }
 }
 
-/// The line that says that a mount works.
+/// The line that reports that a mount works.
 pub fn mounted(backend: &Path, mountpoint: &Path) -> String {
     format!("mounted {} at {}", backend.escaped(), mountpoint.escaped())
 }
@@ -105,7 +106,7 @@ fn tell_parent(log_path: &Path) -> io::Result<()> {
         .create(true)
         .open(log_path)?;
     std::env::set_current_dir("/")?;
-    // stderr first: once the parent has read the word, all that was meant for it is in the pipe already.
+    // stderr first: when the parent has read the word, all output for it is in the pipe already.
     nix::unistd::dup2_stderr(&log)?;
     let mut stdout = io::stdout().lock();
     stdout.write_all(format!("{READY}\n").as_bytes())?;
@@ -114,43 +115,46 @@ fn tell_parent(log_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Tells whoever waits for the mount that there will be none. What is the matter has been said on stderr before.
+/// Reports to the waiting process that there will be no mount. The reason has been printed on
+/// stderr before.
 pub fn give_up(code: Exit) {
     use std::os::unix::fs::FileTypeExt;
-    // Once the mount worked, stdout is the log, and nobody waits.
+    // Once the mount works, stdout is the log, and no process waits.
     let waited_for =
         std::fs::metadata("/proc/self/fd/1").is_ok_and(|out| out.file_type().is_fifo());
     if waited_for {
         let mut stdout = io::stdout().lock();
-        // If nobody reads it any more, nobody need be told.
+        // Fails if the first process is gone.
         let _ = writeln!(stdout, "{ENDED}{}", code as i32);
         let _ = stdout.flush();
     }
 }
 
-/// What the second process does first of all: a session of its own, so that closing the terminal does not end it, and
-/// no descriptors of whoever started it.
+/// The first action of the second process: it starts a session of its own, so that closing the
+/// terminal does not end it, and closes the descriptors that it has inherited.
 ///
 /// # Errors
-/// If there can be no session of its own.
+/// If it cannot start a session.
 pub fn begin_child() -> io::Result<()> {
     nix::unistd::setsid()?;
-    // The kernel has named it by the link that it was started through.
+    // The kernel has named the process after the link through which it was started.
     nix::sys::prctl::set_name(c"ferryfs")?;
     if let Err(error) = crate::sys::fds::close_inherited() {
-        // Before Linux 5.9; a held descriptor is a nuisance, not a danger.
+        // Before Linux 5.9. An inherited descriptor does no harm.
         tracing::debug!(%error, "inherited descriptors stay open");
     }
     Ok(())
 }
 
-/// Starts `command`, which is this program with [`CHILD_FLAG`], and waits until it is ready or has ended.
+/// Starts `command`, which is this program with [`CHILD_FLAG`], and waits until it is ready or has
+/// ended.
 ///
 /// # Errors
-/// A [`DaemonError`] if it could not be started or died without a word.
+/// A [`Failure`] if it cannot be started, or ends without a message.
 ///
-/// Returns [`Exit::Done`] once it is ready; else what it ended with, having said why on our stderr.
-pub fn launch(mut command: Command) -> Result<Exit, DaemonError> {
+/// Returns [`Exit::Done`] once it is ready; otherwise its exit status, after the reason has been
+/// printed on stderr.
+pub fn launch(mut command: Command) -> Result<Exit, Failure> {
     let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -172,8 +176,9 @@ enum Event {
     Ended(io::Result<ExitStatus>),
 }
 
-/// Three threads, as each pipe and the end of the process must be waited for at once. None is joined: they end with
-/// this process, and each only ever sends into a channel with room for it.
+/// Three threads, because both pipes and the end of the process are waited for at the same time.
+/// None is joined: they end with this process, and each only sends into a channel that has space
+/// for it.
 fn wait_for(mut child: Child) -> Event {
     let (events, happened) = bounded(3);
     let (silent, silence) = bounded(1);
@@ -199,8 +204,8 @@ fn first(happened: &Receiver<Event>) -> Event {
 }
 
 fn forward(mut from: impl Read, silent: &Sender<()>) {
-    // Not by lines, so that a question or a half line shows at once. Besides the daemon, fusermount3 and
-    // the loader write here, as they like.
+    // Not by lines, so that a question or a partial line shows at once. Besides the daemon,
+    // fusermount3 and the dynamic loader write here.
     let mut to = EscapingWriter::new(io::stderr());
     let _ = io::copy(&mut from, &mut to);
     let _ = to.finish();
@@ -208,7 +213,7 @@ fn forward(mut from: impl Read, silent: &Sender<()>) {
 }
 
 fn listen(stdout: impl Read, events: &Sender<Event>) {
-    // Something may print before the daemon proper begins; only the word counts.
+    // Other output may come before the daemon starts; only the word counts.
     for line in BufReader::new(stdout).split(b'\n') {
         match line {
             Ok(line) if line == READY.as_bytes() => {
@@ -234,10 +239,10 @@ fn listen(stdout: impl Read, events: &Sender<Event>) {
     }
 }
 
-/// What it means that the second process ended without ever having been ready.
-fn verdict(status: ExitStatus) -> Result<Exit, DaemonError> {
+/// The meaning of the end of a second process that has never been ready.
+fn verdict(status: ExitStatus) -> Result<Exit, Failure> {
     match (status.code(), status.signal()) {
-        // Zero would claim a mount that is not there.
+        // Zero would claim a mount that does not exist.
         (Some(0), _) => Err(never_ready()),
         (Some(code), _) => Ok(Exit::from_code(code).unwrap_or(Exit::Failed)),
         (None, Some(signal)) => Err(failed(format!(
@@ -247,12 +252,12 @@ fn verdict(status: ExitStatus) -> Result<Exit, DaemonError> {
     }
 }
 
-fn never_ready() -> DaemonError {
+fn never_ready() -> Failure {
     failed("the daemon ended before the mount was ready".into())
 }
 
-fn failed(message: String) -> DaemonError {
-    DaemonError {
+fn failed(message: String) -> Failure {
+    Failure {
         code: Exit::Failed,
         message,
         hint: Some("run the same command with --foreground to see more".into()),
@@ -264,7 +269,7 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    fn shell(script: &str) -> Result<Exit, DaemonError> {
+    fn shell(script: &str) -> Result<Exit, Failure> {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         launch(command)
@@ -284,7 +289,7 @@ mod tests {
     fn the_childs_exit_code_is_the_parents_if_it_was_never_ready() {
         assert_eq!(shell("exit 4"), Ok(Exit::BackendAbsent));
         assert_eq!(shell("exit 1"), Ok(Exit::Failed));
-        // A panic ends with 101, which is no code of the contract.
+        // A panic ends with 101, which is not an exit status of ours.
         assert_eq!(shell("exit 101"), Ok(Exit::Failed));
     }
 

@@ -1,4 +1,4 @@
-//! Taking away a mount: a dead one at once, a living one if nobody uses it.
+//! Takes a mount away: a dead one at once, a living one if it is not in use.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,19 +7,19 @@ use std::process::{Command, Stdio};
 use nix::mount::MntFlags;
 use nix::unistd::Uid;
 
-use crate::base::{ForeignText, printable};
-use crate::cli::mounts;
+use crate::control::mounts;
+use crate::core::{ForeignText, printable};
 use crate::sys::mounting;
 
-/// Why a dead mount could not be taken away.
+/// Why a mount could not be taken away.
 #[derive(Debug, thiserror::Error)]
 pub enum DetachError {
-    /// The system call, as root.
+    /// The system call failed; this process is root.
     #[error("cannot unmount {}: {source}", path.escaped())]
     Unmount {
         /// The mount point.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The set-user-id helper of FUSE is not installed.
@@ -27,7 +27,7 @@ pub enum DetachError {
     Helper {
         /// The mount point.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The helper refused.
@@ -35,20 +35,21 @@ pub enum DetachError {
     Refused {
         /// The mount point.
         path: PathBuf,
-        /// What it said.
+        /// Its message.
         words: String,
     },
 }
 
-/// Detaches the ferryfs mount at `path` at once; whoever still has files of it open keeps a dead file system until they close.
+/// Detaches the ferryfs mount at `path` at once. A program that has a file of it open keeps a dead
+/// file system until it closes the file.
 ///
 /// # Errors
-/// [`DetachError`]; the mount is then still there.
+/// [`DetachError`]; the mount is still there.
 pub fn detach(path: &Path) -> Result<(), DetachError> {
     detach_device(path, None)
 }
 
-/// As [`detach`], if the file system at `path` has the number `device`, where that is known.
+/// As [`detach`], if the file system at `path` has the number `device`, or no number is given.
 ///
 /// # Errors
 /// As [`detach`].
@@ -56,16 +57,17 @@ pub fn detach_device(path: &Path, device: Option<u64>) -> Result<(), DetachError
     take_away(path, device, MntFlags::MNT_DETACH, &["-u", "-z", "--"])
 }
 
-/// Unmounts `path` if nobody uses it, and the file system there has the number `device`, where that is known.
+/// Unmounts `path` if it is not in use, and if the file system there has the number `device` or no
+/// number is given.
 ///
 /// # Errors
-/// [`DetachError`]; the mount is then still there and works.
+/// [`DetachError`]; the mount is still there and works.
 pub fn unmount(path: &Path, device: Option<u64>) -> Result<(), DetachError> {
     take_away(path, device, MntFlags::empty(), &["-u", "--"])
 }
 
-/// The owner of a directory in the path could lead root to another mount: it is looked at first whether that is one of ours.
-/// fusermount3 looks by itself whether the user may take away what it finds.
+/// The owner of a directory in the path could lead root to another mount, so the mount is checked
+/// to be one of ours first. fusermount3 itself checks whether the user may take the mount away.
 fn take_away(
     path: &Path,
     device: Option<u64>,
@@ -90,7 +92,7 @@ fn take_away(
     }
 }
 
-/// Whether the file system with the number `device` is one of ours.
+/// Whether the file system with the number `device` is a ferryfs mount.
 fn is_ferryfs(device: u64) -> bool {
     let is_it = |mount: &mounts::MountEntry| mount.dev == device && mount.is_ferryfs();
     mounts::read().is_ok_and(|table| table.iter().any(is_it))

@@ -1,22 +1,21 @@
-//! The first mount of a directory: whether it may be made a volume, what is said of that, and how it is taken back if the mount
-//! comes to nothing.
+//! The first mount of a directory: whether it may become a volume, what the user is told, and how
+//! the enrollment is undone if the mount fails.
 //!
-//! The usual accident is a drive that is not mounted: its mount point is an empty directory of the machine's own file system.
-//! A place that a cache of this user knows is never enrolled; an empty directory on the disk of the system or the cache is
-//! refused if it lies where drives are mounted. Both can be overruled (`--enroll`).
+//! The usual mistake is a drive that is not mounted: its mount point is an empty directory on the
+//! machine's own disk. A path that a cache of this user knows is never enrolled. An empty directory
+//! on the disk of the system or of the cache is refused if it is where drives are mounted.
+//! `--enroll` overrides both.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::known_caches;
 use super::volume::CacheFacts;
-use super::{DaemonError, known_caches};
-use crate::backend::Backend;
-use crate::backend::mounted::MountedDir;
-use crate::base::{ForeignText, RelPath};
-use crate::cli::exit::Exit;
-use crate::cli::render::quoted;
-use crate::rules::layout;
+use crate::core::{Exit, Failure, ForeignText, RelPath, quoted};
+use crate::drive::Backend;
+use crate::drive::mounted::MountedDir;
+use crate::format::layout;
 
 /// Directories below which systems mount drives.
 const MOUNT_ROOTS: [&str; 4] = ["/media", "/run/media", "/mnt", "/Volumes"];
@@ -30,8 +29,8 @@ const UNIT_DIRS: [&str; 5] = [
     "/usr/lib/systemd/system",
 ];
 
-/// What a directory without a marker is refused for.
-pub(super) fn check(path: &Path, cache: &Path) -> Result<(), DaemonError> {
+/// The refusal to enroll a directory without a marker.
+pub(super) fn check(path: &Path, cache: &Path) -> Result<(), Failure> {
     if let Some((dir, facts)) = known_caches::cache_made_for(path) {
         return Err(known_place(path, &dir, &facts));
     }
@@ -41,45 +40,48 @@ pub(super) fn check(path: &Path, cache: &Path) -> Result<(), DaemonError> {
     else {
         return Ok(());
     };
-    Err(DaemonError::failed(format!(
+    Err(Failure::failed(format!(
         "{} is empty and on this machine's own disk, and {why}: its drive is probably not mounted",
         path.escaped()
     ))
     .hint(format!(
-        "nothing was written. Mount the drive there and try again; or, if this directory is really meant: ferryfs mount --enroll {} ...",
+        "nothing was written. Mount the drive there and try again; or, to use this directory \
+         itself: ferryfs mount --enroll {} ...",
         quoted(path)
     )))
 }
 
-/// The place is known, and its volume is not there.
-pub(super) fn known_place(path: &Path, cache: &Path, facts: &CacheFacts) -> DaemonError {
-    DaemonError {
+/// The path is known, and its volume is not there.
+pub(super) fn known_place(path: &Path, cache: &Path, facts: &CacheFacts) -> Failure {
+    Failure {
         code: Exit::BackendAbsent,
         message: format!(
-            "{} is where volume {} was last, and it is not there now: no new volume is made of the directory",
+            "{} is where volume {} was last, and it is not there now: the directory is not made a \
+             new volume",
             path.escaped(),
             facts.volume
         ),
         hint: Some(format!(
-            "nothing was written. Mount the drive there first; to work without it, mount with its cache: --cache {}. \
-             If this directory is really meant as a new volume: --enroll",
+            "nothing was written. Mount the drive there first; to work without it, mount with its \
+             cache: --cache {}. To make this directory a new volume: --enroll",
             quoted(cache)
         )),
     }
 }
 
-/// What is said once a directory has been made a volume.
+/// The line that reports a new volume.
 fn enrolled(path: &Path, cache: &Path) -> String {
     let said = format!("enrolled a new volume at {}", path.escaped());
     match is_on_own_disk(path, cache) {
         true => format!(
-            "{said}; on the same disk as the cache: if a drive should be mounted there, unmount, mount the drive, and mount again"
+            "{said}; on the same disk as the cache: if a drive should be mounted there, unmount, \
+             mount the drive, and mount again"
         ),
         false => said,
     }
 }
 
-/// Whether `path` is on the file system of the cache, or on that of the system's root.
+/// Whether `path` is on the file system of the cache or on the root file system.
 fn is_on_own_disk(path: &Path, cache: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
     let existing = cache.ancestors().find_map(device);
@@ -103,7 +105,7 @@ fn unmounted(path: &Path) -> Option<String> {
     is_mounted_by_the_system(&path).then(|| "the system mounts something there".to_owned())
 }
 
-/// Whether nothing is in the directory that a file system does not have by itself.
+/// Whether the directory has only what a new file system has.
 pub(super) fn is_bare(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|entries| {
         entries
@@ -112,7 +114,7 @@ pub(super) fn is_bare(path: &Path) -> bool {
     })
 }
 
-/// Whether fstab or a unit of systemd has something to be mounted at `path`.
+/// Whether fstab or a systemd unit mounts something at `path`.
 pub(super) fn is_mounted_by_the_system(path: &Path) -> bool {
     let fstab = fs::read("/etc/fstab").unwrap_or_default();
     if is_in_fstab(&fstab, path) {
@@ -156,13 +158,13 @@ fn unit_name(path: &Path) -> String {
     name + ".mount"
 }
 
-/// A volume that this process has enrolled, and the cache that it has made for it. Dropped before the mount is up, both are taken
-/// back: a mount that failed has enrolled nothing.
+/// A volume that this process has enrolled, and the cache that it has made for it. If it is dropped
+/// before the mount works, both are removed: a mount that failed has enrolled nothing.
 #[derive(Debug)]
 pub(super) struct Fresh {
     path: PathBuf,
     backend: MountedDir,
-    /// The cache and what it says, once it is made, if it was made by this process.
+    /// The new cache and its facts, once it is made, if this process has made it.
     cache: Option<(PathBuf, CacheFacts)>,
     /// Whether the cache's directory itself was made.
     made_dir: bool,
@@ -170,7 +172,7 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
-    /// What was enrolled at `path`, to be taken back unless it is kept.
+    /// The volume that was enrolled at `path`, to be removed unless it is kept.
     pub(super) fn new(path: &Path, backend: &MountedDir) -> Fresh {
         Fresh {
             path: path.into(),
@@ -181,31 +183,35 @@ impl Fresh {
         }
     }
 
-    /// The cache that has been made for it; `made_dir` if its directory was not there or was empty before.
+    /// Sets the cache that has been made for it. `made_dir`: its directory did not exist or was
+    /// empty before.
     pub(super) fn with_cache(&mut self, dir: &Path, facts: &CacheFacts, made_dir: bool) {
         self.cache = Some((dir.into(), facts.clone()));
         self.made_dir = made_dir;
     }
 
-    /// The mount is up: it stays.
+    /// Keeps the volume, because the mount works.
     pub(super) fn keep(mut self, cache: &Path) -> String {
         self.keep = true;
         enrolled(&self.path, cache)
     }
 
-    /// Another machine has made the marker in the same moment: nothing of it is ours.
+    /// Another machine has made the marker at the same moment, so nothing of it is ours.
     pub(super) fn disown(mut self) {
         self.keep = true;
     }
 
-    /// Removes the marker first; without it the rest means nothing. Nothing that this process has not made is in the way of
-    /// being kept: directories go only if they are empty.
+    /// Removes the marker first, without which the rest has no meaning. Only empty directories are
+    /// removed, so files that another process has made stay.
     fn take_back(&self) {
         let backend = &self.backend;
         if let Err(error) = backend.remove_file(&layout::marker_path())
             && !error.is_not_found()
         {
-            tracing::warn!(%error, "the new volume's marker stays, though the mount came to nothing");
+            tracing::warn!(
+                %error,
+                "the new volume's marker cannot be removed, although the mount failed"
+            );
             return;
         }
         for path in [layout::NOMEDIA, layout::NO_INDEX] {
@@ -229,7 +235,7 @@ impl Fresh {
         let _ = backend.sync();
         if let Some((dir, facts)) = &self.cache {
             known_caches::forget(facts);
-            // cache.json first, so that no later mount takes the place for a known one.
+            // cache.json first, so that no later mount counts the path as known.
             let _ = fs::remove_file(dir.join(super::volume::CACHE_FILE));
             if self.made_dir {
                 let _ = fs::remove_dir_all(dir);

@@ -1,7 +1,9 @@
-//! Which caches this user has, wherever they are: a place that one of them knows is not enrolled for another one.
+//! The caches of this user, wherever they are: a path that one of them knows is not enrolled for
+//! another one.
 //!
-//! Caches in the default directory are found there. Of one that `--cache` names elsewhere, a small file in that directory tells
-//! its path. What is missing, damaged or stale there is passed over: it only helps to refuse more.
+//! Caches in the default directory are found there. For a cache that `--cache` puts elsewhere, a
+//! small file in that directory has its path. A missing, damaged or stale file is ignored: the
+//! files only help to refuse more.
 
 use std::fs;
 use std::io::{self, Write};
@@ -10,23 +12,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::mountpoint::Note;
-use super::volume::{self, CacheFacts};
-use super::{DaemonError, MountOptions};
-use crate::base::ForeignText;
+use super::volume::CacheFacts;
+use super::{MountOptions, volume};
 use crate::cache::private;
-use crate::cli::exit::Exit;
-use crate::cli::render::quoted;
+use crate::core::{Exit, Failure, ForeignText, quoted};
 
 /// The directory of these files, beside the caches.
 const DIR: &str = "known-caches";
 
-/// Where a cache is.
+/// The path of a cache.
 #[derive(Serialize, Deserialize)]
 struct Known {
     cache: PathBuf,
 }
 
-/// Notes that the cache of `facts` is in `dir`. A failure is logged and changes nothing else.
+/// Stores that the cache of `facts` is in `dir`. A failure is only logged.
 pub(super) fn note(dir: &Path, facts: &CacheFacts) {
     let Ok(caches) = volume::default_caches() else {
         return;
@@ -35,11 +35,14 @@ pub(super) fn note(dir: &Path, facts: &CacheFacts) {
         return;
     }
     if let Err(error) = write(&caches, dir, facts) {
-        tracing::warn!(%error, "the cache's place is not noted for other mounts of this user");
+        tracing::warn!(
+            %error,
+            "the path of the cache cannot be stored for other mounts of this user"
+        );
     }
 }
 
-/// Forgets the cache of `facts`: it is taken back before anything was in it.
+/// Removes the file of the cache of `facts`, which is being removed before it was used.
 pub(super) fn forget(facts: &CacheFacts) {
     if let Ok(caches) = volume::default_caches() {
         let _ = fs::remove_file(file_of(&caches, facts));
@@ -76,7 +79,7 @@ fn all_in(caches: &Path) -> Vec<(PathBuf, CacheFacts)> {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).collect()
     };
-    // Another user could name a cache of his there.
+    // Another user could name a cache of his own there.
     let known = caches.join(DIR);
     let known = match private::check(&known) {
         Ok(()) => paths(&known),
@@ -98,18 +101,19 @@ fn all_in(caches: &Path) -> Vec<(PathBuf, CacheFacts)> {
         .collect()
 }
 
-/// Whether the place of a backend may be looked at.
+/// Whether the drive's path may be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// It answers, be it with an error.
+    /// It answers, perhaps with an error.
     Answers,
-    /// It did not answer in time, and would not answer this thread either: its spelling has to do.
+    /// It did not answer in time, and this thread must not wait for it: only the path as it is
+    /// written is compared.
     Silent,
 }
 
-/// The cache that a mount goes on with at `mountpoint`, also without its drive: the one that is named,
-/// or the one in the default directory whose volume was at that place. Drives that take turns at one
-/// place have a cache each; then it is the one that was mounted there last.
+/// The cache with which a mount at `mountpoint` can start without its drive: the one that `options`
+/// name, or the one in the default directory whose volume was at that path. Drives that are used in
+/// turn at one path have a cache each; then it is the one that was mounted there last.
 ///
 /// # Errors
 /// If there are several, and none of them was ever mounted there.
@@ -117,11 +121,11 @@ pub(super) fn for_mount(
     options: &MountOptions,
     mountpoint: &Path,
     place: Place,
-) -> Result<Option<(PathBuf, CacheFacts)>, DaemonError> {
+) -> Result<Option<(PathBuf, CacheFacts)>, Failure> {
     choose(candidates(options, place), &options.backend, mountpoint)
 }
 
-/// Whether a mount may go on with a cache that is there already.
+/// Whether a mount can start with an existing cache.
 pub(super) fn are_there_any(options: &MountOptions, place: Place) -> bool {
     !candidates(options, place).is_empty()
 }
@@ -152,7 +156,7 @@ fn choose(
     mut found: Vec<(PathBuf, CacheFacts)>,
     backend: &Path,
     mountpoint: &Path,
-) -> Result<Option<(PathBuf, CacheFacts)>, DaemonError> {
+) -> Result<Option<(PathBuf, CacheFacts)>, Failure> {
     if found.len() < 2 {
         return Ok(found.pop());
     }
@@ -167,12 +171,12 @@ fn choose(
     }
 }
 
-fn ambiguous(found: &[(PathBuf, CacheFacts)], backend: &Path, mountpoint: &Path) -> DaemonError {
+fn ambiguous(found: &[(PathBuf, CacheFacts)], backend: &Path, mountpoint: &Path) -> Failure {
     let caches: Vec<String> = found
         .iter()
         .map(|(dir, facts)| format!("--cache {} (volume {})", quoted(dir), facts.volume))
         .collect();
-    DaemonError {
+    Failure {
         code: Exit::BackendAbsent,
         message: format!(
             "{} volumes were at {}, none of them is there now, and none was mounted at {} before",
@@ -181,7 +185,8 @@ fn ambiguous(found: &[(PathBuf, CacheFacts)], backend: &Path, mountpoint: &Path)
             mountpoint.escaped()
         ),
         hint: Some(format!(
-            "nothing was written. Mount the drive there first; or, to work without it, say which one is meant: {}",
+            "nothing was written. Mount the drive there first; or, to work without it, name the \
+             cache: {}",
             caches.join(", ")
         )),
     }
@@ -195,11 +200,11 @@ pub(super) fn cache_made_for(place: &Path) -> Option<(PathBuf, CacheFacts)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
-    use crate::backend::memory::{MemoryBackend, MemoryOptions};
-    use crate::base::Timestamp;
-    use crate::rules::layout;
-    use crate::rules::marker::Marker;
+    use crate::core::Timestamp;
+    use crate::drive::Backend;
+    use crate::drive::memory::{MemoryBackend, MemoryOptions};
+    use crate::format::layout;
+    use crate::format::marker::Marker;
     use uuid::Uuid;
 
     fn facts(place: &str) -> CacheFacts {

@@ -1,7 +1,7 @@
 //! The daemon's log.
 //!
-//! While a mount is being made in the background, stderr leads to the terminal of the person who waits for it. What is logged then
-//! is kept, and goes to the log file as soon as that is known: the person gets plain messages instead.
+//! While a mount is being made in the background, stderr leads to the user's terminal, which gets
+//! plain messages. Log lines are kept in memory until the log file is known.
 
 use std::fmt::{Debug, Write as _};
 use std::fs::File;
@@ -15,12 +15,12 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::base::printable_bytes;
+use crate::core::printable_bytes;
 
-/// What is logged unless `FERRYFS_LOG` says otherwise.
+/// The log filter, unless `FERRYFS_LOG` has another one.
 const FILTER: &str = "warn,ferryfs=info,fuser=error";
 
-/// How much is kept until the log file is known.
+/// How many bytes are kept until the log file is known.
 const KEPT: usize = 256 << 10;
 
 /// Where lines go.
@@ -33,7 +33,7 @@ enum Target {
 
 static TARGET: Mutex<Target> = Mutex::new(Target::Stderr);
 
-/// Begins to log: to stderr in the `foreground`, else to the file that [`to_file`] names later.
+/// Starts the log: on stderr in the `foreground`, else in the file that [`to_file`] opens later.
 pub(super) fn start(foreground: bool) {
     if !foreground {
         *TARGET.lock() = Target::Kept(Vec::new());
@@ -42,17 +42,18 @@ pub(super) fn start(foreground: bool) {
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(|| Unfailing);
-    // Fails only if a test has set one up already.
+    // Fails only if a test has started one already.
     let _ = tracing_subscriber::registry()
         .with(Interrupted)
         .with(lines.with_filter(filter))
         .try_init();
 }
 
-/// The log is the file at `path` from now on, with what was logged so far. In the foreground nothing changes.
+/// Makes the file at `path` the log, and writes to it what was logged so far. Has no effect in the
+/// foreground.
 ///
 /// # Errors
-/// If it cannot be opened; what is logged is kept on.
+/// If it cannot be opened; log lines are then still kept in memory.
 pub(super) fn to_file(path: &Path) -> io::Result<()> {
     let mut target = TARGET.lock();
     let Target::Kept(kept) = &*target else {
@@ -62,14 +63,14 @@ pub(super) fn to_file(path: &Path) -> io::Result<()> {
         .append(true)
         .create(true)
         .open(path)?;
-    // As everywhere here: what cannot be written is dropped.
+    // A line that cannot be written is dropped.
     let _ = file.write_all(kept);
     *target = Target::File(file);
     Ok(())
 }
 
-/// What cannot be written is dropped: told of an error, the logger would say so on stderr, and fail so hard that it takes the
-/// thread along. A full or dead SSD must not end the daemon.
+/// A line that cannot be written is dropped. The logger would report an error on stderr, and panic
+/// if that failed, too; a full or dead SSD must not end the daemon.
 struct Unfailing;
 
 impl Write for Unfailing {
@@ -89,20 +90,21 @@ impl Write for Unfailing {
     }
 }
 
-/// An event as a line of the log. The formatter writes each event as a whole, with a line feed at its end:
-/// any other one came with a name, and would forge a line.
+/// An event as a line of the log. The formatter writes each event as a whole, with a line feed at
+/// its end. Any other line feed is part of a name, and would forge a line.
 fn one_line(event: &[u8]) -> String {
     let event = event.strip_suffix(b"\n").unwrap_or(event);
     printable_bytes(event) + "\n"
 }
 
-/// Keeps one line out of the log: fuser calls it an error when the kernel no longer wants an answer (ENOENT), which is how each
-/// request ends whose program took a signal meanwhile. Other answers that cannot be sent are logged.
+/// Drops one message of fuser, which logs an error when the kernel no longer wants a reply
+/// (ENOENT). Each request whose program was interrupted by a signal ends so. Other failed replies
+/// are logged.
 struct Interrupted;
 
 impl<S: Subscriber> Layer<S> for Interrupted {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
-        // Only events of that crate, which come through the bridge of `log`, are looked at.
+        // Only events of that crate are checked; they come through the bridge of `log`.
         if *event.metadata().level() != tracing::Level::ERROR
             || event.metadata().target().starts_with("ferryfs")
         {
@@ -135,7 +137,7 @@ impl Visit for Seen {
 mod tests {
     use super::*;
 
-    /// What is written, as a writer for a formatter like the one of the log.
+    /// The output, as a writer for a formatter like that of the log.
     #[derive(Clone, Default)]
     struct Written(std::sync::Arc<Mutex<String>>);
 
@@ -169,7 +171,7 @@ mod tests {
         });
         let text = seen.0.lock().clone();
         assert_eq!(text.matches('\n').count(), 2, "{text}");
-        let hidden = |c| c != '\n' && crate::base::is_hidden(c);
+        let hidden = |c| c != '\n' && crate::core::is_hidden(c);
         assert!(!text.contains(hidden), "{text}");
     }
 

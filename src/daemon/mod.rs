@@ -1,31 +1,36 @@
-//! The process behind a mount: how it is told what to do, what it checks first, and how it goes to the background.
+//! The daemon, the process that serves a mount: it enrolls or opens the drive, serves the mount,
+//! watches the drive, runs the background threads, and stops them at the end.
 
+mod already_running;
 mod attach;
 pub mod background;
-mod below;
 pub mod dead_mount;
-mod ending;
+mod drive_identity;
+mod external_changes;
 mod first_contact;
-mod flight;
-mod health;
-mod hooks;
-mod identity;
+mod flush_hooks;
+mod flush_job;
+mod fsck;
+mod inner_mounts;
 mod known_caches;
 mod lease;
 mod log;
 mod monitor;
 mod mountpoint;
-mod opening;
+mod open_cache;
+mod open_index;
 pub mod options;
 pub mod preflight;
+mod process;
 mod re_enroll;
-mod refresh;
-pub mod rescue;
 mod run;
-mod running;
+mod serve;
 mod service;
-mod starting;
+mod shutdown;
+mod startup;
+mod stop;
 mod tasks;
+mod under_mount;
 mod verify;
 mod volume;
 mod volume_lock;
@@ -39,40 +44,28 @@ use uuid::Uuid;
 
 use self::lease::Keeper;
 use self::options::LeaseMode;
-use crate::backend::Backend;
-use crate::backend::mounted::MountedDir;
-use crate::base::Clock;
-use crate::flush::FlushError;
+use crate::core::Clock;
+use crate::drive::Backend;
+use crate::drive::mounted::MountedDir;
+use crate::error::FlushError;
 
-use crate::cli::exit::Exit;
 use crate::control::protocol::LeftBehind;
+use crate::core::{Exit, Failure};
 use crate::sys::time::CoarseClock;
 
 pub use background::Ready;
 pub use options::MountOptions;
 pub use preflight::Checked;
 
-/// How long a recovery may be silent before another machine goes on.
+/// How long a recovery may be silent before another machine may take the directory over.
 const RECOVERY_SILENCE: Duration = Duration::from_secs(60);
-
-/// Why the daemon could not do what it was started for, in words for the person who started it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct DaemonError {
-    /// What the process is to end with.
-    pub code: Exit,
-    /// What is wrong, in one line without a full stop.
-    pub message: String,
-    /// What to do about it.
-    pub hint: Option<String>,
-}
 
 /// What `ferryfs recover` found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoverReport {
     /// What became of an interrupted batch.
     pub recovery: Recovery,
-    /// What could not be brought to the state it should have, and why.
+    /// What was left behind, and why.
     pub left_behind: Vec<LeftBehind>,
 }
 
@@ -81,47 +74,30 @@ pub struct RecoverReport {
 pub enum Recovery {
     /// There was none.
     NothingToDo,
-    /// It had been committed, and has been applied to its end.
+    /// It was committed, and has been finished.
     Finished {
         /// Its number.
         batch: u64,
-        /// How many files it carried.
+        /// How many files it has written.
         files: u64,
-        /// How many bytes it carried.
+        /// How many bytes it has written.
         bytes: u64,
     },
-    /// It had not been committed: what was staged has been removed, the tree is the one from before.
+    /// It was not committed. Its staged files have been removed, and the tree is as before it.
     Discarded {
         /// Its number.
         batch: u64,
     },
 }
 
-impl DaemonError {
-    fn failed(message: impl Into<String>) -> DaemonError {
-        DaemonError {
-            code: Exit::Failed,
-            message: message.into(),
-            hint: None,
-        }
-    }
-
-    fn hint(self, hint: impl Into<String>) -> DaemonError {
-        DaemonError {
-            hint: Some(hint.into()),
-            ..self
-        }
-    }
-}
-
-impl From<FlushError> for DaemonError {
-    fn from(error: FlushError) -> DaemonError {
+impl From<FlushError> for Failure {
+    fn from(error: FlushError) -> Failure {
         let code = if error.is_gone() {
             Exit::BackendAbsent
         } else {
             Exit::Failed
         };
-        DaemonError {
+        Failure {
             code,
             message: error.to_string(),
             hint: service::hint(&error).map(str::to_string),
@@ -129,44 +105,48 @@ impl From<FlushError> for DaemonError {
     }
 }
 
-/// Looks whether the mount that `options` describe can be made, completes them, and takes hold of the mount point.
+/// Checks whether the mount that `options` describe can be made, completes them, and opens the
+/// mount point.
 ///
 /// # Errors
-/// Why not; also if the backend does not answer.
-pub fn check(options: MountOptions) -> Result<Checked, DaemonError> {
-    starting::check(options)
+/// Why not; also if the drive does not answer.
+pub fn check(options: MountOptions) -> Result<Checked, Failure> {
+    crate::daemon::startup::check(options)
 }
 
-/// Serves the mount that was `checked` until it is unmounted; `ready` is signalled once it can be used.
+/// Serves the mount that was `checked` until it is unmounted. Signals `ready` once it can be used.
 ///
 /// # Errors
-/// Why it could not begin, or why it ended.
-pub fn run(checked: Checked, ready: Ready) -> Result<(), DaemonError> {
+/// Why it could not start, or why it did not end cleanly.
+pub fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
     run::run(checked, ready)
 }
 
-/// Keeps other machines off while a batch is finished by one that has no cache of the volume.
+/// Takes the lease of the volume for a recovery without its cache.
 fn lease_for_recovery(
     path: &Path,
     opened: &MountedDir,
     volume: Uuid,
-) -> Result<Arc<Keeper>, DaemonError> {
+) -> Result<Arc<Keeper>, Failure> {
     let now = CoarseClock.now();
     let of = (volume, Uuid::new_v4());
     let keeper = Keeper::start(LeaseMode::Auto, RECOVERY_SILENCE, of, now)
-        .map_err(|error| DaemonError::failed(format!("cannot start a thread: {error}")))?;
+        .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
     let backend: Arc<dyn Backend> = Arc::new(opened.clone());
-    keeper.take(&backend, opening::is_shared(path), false, |holder, left| {
-        opening::say_that_we_wait(path, holder, left)
-    })?;
+    keeper.take(
+        &backend,
+        crate::daemon::open_cache::is_shared(path),
+        false,
+        |holder, left| crate::daemon::open_cache::say_that_we_wait(path, holder, left),
+    )?;
     Ok(keeper)
 }
 
-/// Finishes, or takes back, a batch that was interrupted on the backend at `backend`.
+/// Finishes or discards an interrupted batch on the drive at `backend`.
 ///
 /// # Errors
-/// Why it could not.
-pub fn recover(backend: &Path) -> Result<RecoverReport, DaemonError> {
+/// If the batch can be neither finished nor discarded.
+pub fn recover(backend: &Path) -> Result<RecoverReport, Failure> {
     write_back::check(backend)?;
     let opened = MountedDir::open(backend).map_err(FlushError::from)?;
     let marker = volume::peek(&opened)?;
@@ -177,7 +157,7 @@ pub fn recover(backend: &Path) -> Result<RecoverReport, DaemonError> {
     let lease = marker
         .map(|marker| lease_for_recovery(backend, &opened, marker.id))
         .transpose()?;
-    let recovered = crate::flush::recover_without_cache(&opened);
+    let recovered = crate::recovery::interrupted::recover_without_cache(&opened);
     if let Some(lease) = lease {
         lease.release();
     }

@@ -1,9 +1,10 @@
-//! The directory under the mount: it is kept from being written to while nothing is mounted there, and a dead mount on it is
-//! replaced without a moment in between where the system can do that.
+//! The directory under the mount: it is protected against writes while nothing is mounted there,
+//! and a dead mount on it is replaced without a gap if the system supports that.
 //!
-//! What the cache remembers of it is in `mountpoint.json`: written before the mount is made, so that a crash at any point leaves a
-//! note that is true or harmless. `serving` is taken back at an end in order; where it stands, the last daemon died, and what lies in
-//! the bare directory was meant for the mount.
+//! The cache keeps its state in `mountpoint.json`. The file is written before the mount is made, so
+//! a crash at any point leaves a note that is true or harmless. `serving` is cleared at a clean
+//! end; if it is set, the last daemon died, and the files in the bare directory were meant for the
+//! mount.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -18,28 +19,27 @@ use serde::{Deserialize, Serialize};
 use super::options::Protect;
 use super::preflight::PreflightError;
 use super::{dead_mount, first_contact};
-use crate::base::ForeignText;
 use crate::cache::private;
-use crate::cli::mounts;
+use crate::control::mounts;
+use crate::core::ForeignText;
 use crate::sys;
 use crate::sys::mounting::Spot;
 
-/// Name of the note in the cache.
+/// The name of the note in the cache.
 const NOTE: &str = "mountpoint.json";
 
-/// Permission bits that allow changes of a directory.
+/// The permission bits that allow changes of a directory.
 const WRITE_BITS: u32 = 0o222;
 
-/// Dead mounts that may be stacked at one place.
+/// The most dead mounts that may be stacked at one place.
 const STACKED: usize = 8;
 
 /// What a cache remembers of its mount point.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub(super) struct Note {
     path: PathBuf,
-    /// A daemon serves a mount there, or has died of it, or has left something in the bare directory
-    /// that it could not move.
+    /// A daemon serves a mount there, or has died while it did, or has left files in the bare
+    /// directory that it could not move.
     serving: bool,
     /// The permissions that the directory had before it was protected, if it is.
     mode: Option<u32>,
@@ -48,7 +48,8 @@ pub(super) struct Note {
 }
 
 impl Note {
-    /// What the cache in `dir` remembers of the mount point `path`. A note that is missing, damaged, or of another place is none.
+    /// What the cache in `dir` remembers of the mount point `path`. A missing or damaged note, or
+    /// one of another path, is empty.
     pub(super) fn read(dir: &Path, path: &Path) -> Note {
         let found: Option<Note> = private::read(&dir.join(NOTE))
             .ok()
@@ -61,7 +62,8 @@ impl Note {
             })
     }
 
-    /// When the cache in `dir` was last mounted at `path`, or unmounted there, if no other place was since.
+    /// When the cache in `dir` was last mounted or unmounted at `path`, if it was mounted nowhere
+    /// else since.
     pub(super) fn last_used(dir: &Path, path: &Path) -> Option<SystemTime> {
         let bytes = fs::read(dir.join(NOTE)).ok()?;
         let note: Note = serde_json::from_slice(&bytes).ok()?;
@@ -74,7 +76,7 @@ impl Note {
         self.serving
     }
 
-    /// Notes that a mount is being served there, or no longer is. Nothing depends on it that a failure would endanger.
+    /// Notes that a mount is being served there, or no longer is. A failure endangers nothing.
     pub(super) fn set_serving(&mut self, dir: &Path, serving: bool) {
         self.serving = serving;
         self.write(dir);
@@ -88,12 +90,12 @@ impl Note {
             .and_then(|text| private::make_new(&temporary)?.write_all(&text))
             .and_then(|()| fs::rename(&temporary, &path));
         if let Err(error) = written {
-            tracing::warn!(%error, "what is known of the mount point is not noted");
+            tracing::warn!(%error, "the state of the mount point cannot be stored");
         }
     }
 }
 
-/// Whether a dead mount of ours is at `path`: the kernel knows its type, and its daemon is gone.
+/// Whether a dead ferryfs mount is at `path`: the kernel knows its type, and its daemon is gone.
 pub(super) fn is_dead_mount(path: &Path) -> bool {
     let Ok(table) = mounts::read() else {
         return false;
@@ -101,11 +103,12 @@ pub(super) fn is_dead_mount(path: &Path) -> bool {
     let is_ours = table
         .iter()
         .any(|mount| mount.mountpoint == path && mount.is_ferryfs());
-    // The kernel remembers attributes for a daemon that is gone; the space it has to ask for.
+    // The kernel answers for the attributes of a dead mount from its cache; for the space it must
+    // ask the daemon.
     is_ours && statvfs(path).is_err_and(|errno| is_gone(&errno.into()))
 }
 
-/// What the kernel says of a FUSE mount whose daemon is gone, or is just going.
+/// The errors of a FUSE mount whose daemon is gone or ending.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -113,23 +116,23 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-/// The mount point just before something is mounted on it.
+/// The mount point just before the mount.
 pub(super) struct Ground {
     /// Where the mount goes.
     pub(super) spot: Spot,
-    /// A dead mount is there and is to be replaced by the one who mounts.
+    /// A dead mount is there, and the new mount replaces it.
     pub(super) is_dead: bool,
-    /// The directory itself, where it could be opened before the mount.
+    /// The directory itself, if it could be opened before the mount.
     bare: Option<File>,
 }
 
 impl Ground {
-    /// Makes ready for the mount at `checked`, which is held since it was looked at. Ordinary users have dead mounts taken away
-    /// here, and a mount point of theirs that is protected made writable: fusermount3 asks for that. Root's stay until the new
-    /// mount takes their place.
+    /// Prepares the mount at `checked`, which has been held open since it was checked. For ordinary
+    /// users a dead mount is taken away here, and a protected mount point is made writable, because
+    /// fusermount3 requires both. Root's stay until the new mount replaces them.
     ///
     /// # Errors
-    /// If a dead mount cannot be taken away, or another directory is there than was looked at.
+    /// If a dead mount cannot be taken away, or another directory is there than was checked.
     pub(super) fn prepare(note: &mut Note, checked: Spot) -> Result<Ground, PreflightError> {
         let path = checked.path().to_path_buf();
         let mut is_dead = is_dead_mount(&path);
@@ -159,48 +162,50 @@ impl Ground {
         })
     }
 
-    /// The mount could not be made: the directory is protected again if it was.
+    /// Protects the directory again if it was, because the mount failed.
     pub(super) fn give_up(self, note: &Note) {
         if let (Some(bare), Some(_)) = (&self.bare, note.mode) {
             lock(bare);
         }
     }
 
-    /// The number of the device of the mount that has been made.
+    /// The device number of the new mount.
     ///
     /// # Errors
-    /// If it cannot be found, or something else is there.
+    /// If it cannot be found, or another file system is there.
     pub(super) fn device(&self) -> io::Result<u64> {
-        // Held for this moment only: it keeps the mount in use.
+        // Open for this moment only, because it keeps the mount in use.
         let device = sys::mounts::place_of(self.spot.again()?.dir())?.device;
         let is_ours = |mount: &mounts::MountEntry| mount.dev == device && mount.is_ferryfs();
         match mounts::read()?.iter().any(is_ours) {
             true => Ok(device),
-            false => Err(io::Error::other("something else is at the mount point")),
+            false => Err(io::Error::other(
+                "another file system is at the mount point",
+            )),
         }
     }
 
-    /// The mount is there: gives the directory under it, if it can be had.
+    /// Returns the directory under the new mount, if it can be opened.
     pub(super) fn covered(self) -> Option<File> {
         match self.bare {
             Some(bare) => Some(bare),
             None => sys::mounting::open_covered(&self.spot)
-                .inspect_err(
-                    |error| tracing::debug!(%error, "the directory under the mount is not seen"),
-                )
+                .inspect_err(|error| {
+                    tracing::debug!(%error, "the directory under the mount cannot be opened")
+                })
                 .ok(),
         }
     }
 }
 
-/// The place that was checked as it is now. It must be the directory that was looked at, unless a dead mount covered that then or
-/// does now: nothing was looked at there.
+/// The mount point as it is now. It must be the directory that was checked, unless a dead mount
+/// covered or covers it, because then none was checked.
 fn as_checked(checked: Spot, is_dead: bool) -> Result<Spot, PreflightError> {
     let changed = || PreflightError::MountpointChanged(checked.path().into());
     let now = checked.again().map_err(|_| changed())?;
     let place =
         |spot: &Spot| sys::mounts::facts_of(spot.dir()).map(|facts| (facts.place, facts.inode));
-    // A file system whose daemon is gone does not tell its size.
+    // A file system whose daemon is gone does not answer statfs.
     let was_covered = sys::file::space(checked.dir()).is_err();
     let is_same = || Some(place(&checked).ok()? == place(&now).ok()?);
     match is_dead || was_covered || is_same() == Some(true) {
@@ -209,8 +214,8 @@ fn as_checked(checked: Spot, is_dead: bool) -> Result<Spot, PreflightError> {
     }
 }
 
-/// Keeps the bare directory from being written to, from now until it is unlocked, as `protect` says; or gives it back. Whether that
-/// is new to whoever owns it.
+/// Protects the bare directory against writes until it is unlocked, as `protect` says, or removes
+/// the protection. Returns whether the protection is new.
 pub(super) fn protect(bare: &File, note: &mut Note, dir: &Path, protect: Protect) -> bool {
     if protect == Protect::No {
         release(bare, note, dir);
@@ -239,7 +244,7 @@ pub(super) fn protect(bare: &File, note: &mut Note, dir: &Path, protect: Protect
     !was_noted && note.mode.is_some()
 }
 
-/// Gives the bare directory the permissions back that it had.
+/// Gives the bare directory back the permissions that it had.
 fn release(bare: &File, note: &mut Note, dir: &Path) {
     unlock(bare, note);
     let immutable = std::mem::take(&mut note.immutable);
@@ -251,7 +256,8 @@ fn release(bare: &File, note: &mut Note, dir: &Path) {
     }
 }
 
-/// Makes the directory writable for its owner, for us to work in it. Another cache may have protected it, so that nothing is noted.
+/// Makes the directory writable for its owner, for our own work in it. Another cache may have
+/// protected it, so this is done without a note, too.
 pub(super) fn unlock(bare: &File, note: &Note) {
     if note.immutable {
         let _ = sys::file::set_immutable(bare, false);
@@ -267,7 +273,7 @@ pub(super) fn unlock(bare: &File, note: &Note) {
     }
 }
 
-/// Protects it again after [`unlock`], as it was.
+/// Protects it again after [`unlock`].
 pub(super) fn lock_again(bare: &File, note: &Note) {
     if note.mode.is_some() {
         lock(bare);
@@ -287,7 +293,7 @@ fn lock(bare: &File) {
     }
 }
 
-/// What is in a directory, a few names of it, for people.
+/// Some of the names in a directory, for the user.
 pub(super) fn names_in(path: &Path) -> String {
     const NAMED: usize = 3;
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
@@ -319,7 +325,8 @@ mod tests {
         let mut note = Note::read(cache.path(), at.path());
         assert!(protect(&bare, &mut note, cache.path(), Protect::Auto));
         assert_eq!(mode(at.path()), 0o2555);
-        // The next daemon knows it from the note, and takes nothing of ours for the user's wish.
+        // The next daemon knows the state from the note, and does not take our change for the
+        // user's.
         let mut note = Note::read(cache.path(), at.path());
         assert!(!protect(&bare, &mut note, cache.path(), Protect::Auto));
         unlock(&bare, &note);

@@ -1,79 +1,84 @@
-//! What a mount is told: the command line, parsed once, with every path absolute.
+//! The options of a mount: the parsed command line, with all paths absolute.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What a mount is told.
+/// The options of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
-    /// The backend's directory. Absolute; symbolic links in it are followed anew at each attach.
+    /// The drive's directory. Absolute; symbolic links in it are followed again at each attach.
     pub backend: PathBuf,
-    /// Where to mount. Absolute; after [`crate::daemon::preflight::check`] without symbolic links.
+    /// The mount point. Absolute; after [`crate::daemon::preflight::check`] without symbolic links.
     pub mountpoint: PathBuf,
-    /// The cache directory. Absolute; `None` for the usual place.
+    /// The cache directory. Absolute; `None` for the default one.
     pub cache: Option<PathBuf>,
     /// How much the cache may hold.
     pub cache_size: CacheSize,
     /// Flush once nothing has changed for this long.
     pub flush_after: Duration,
-    /// Flush once the oldest change is this old, however busy it is.
+    /// Flush once the oldest change is this old, even if changes go on.
     pub max_age: Duration,
-    /// Whether to flush without being told to.
+    /// Whether to flush automatically.
     pub auto_flush: bool,
-    /// How long a read from the backend may go unanswered before whoever asked is given an error.
+    /// Whether flushes leave files that are open for writing behind until they are closed.
+    pub wait_closed: bool,
+    /// How long a read from the drive may take before it fails.
     pub io_timeout: Duration,
-    /// How cached files are to be read and written.
+    /// Who reads and writes the bytes of cached files.
     pub io: IoMode,
-    /// Whether what a flush has written is read back.
+    /// Whether a flush reads back what it has written.
     pub verify: Verify,
-    /// How often changes of others are looked for.
+    /// How often to look for external changes.
     pub refresh: Refresh,
-    /// What the kernel is told of the mount.
+    /// The mount options for the kernel.
     pub fuse: FuseOptions,
-    /// Check the drive's file system first, unless it says that it was let go of in order.
+    /// Check the drive's file system first, unless it was unmounted cleanly.
     pub fsck: bool,
-    /// Take a drive with the volume's marker though it is on another file system than before.
+    /// Accept a drive with the volume's marker on another file system than before.
     pub accept_copy: bool,
-    /// Take a drive that may write later than it says.
+    /// Accept a drive that may write later than its calls return.
     pub allow_write_back: bool,
-    /// Which directories are held by a lease.
+    /// Which directories need a lease.
     pub lease: LeaseMode,
     /// How long this mount may be silent before another machine may take its directory over.
     pub lease_timeout: Duration,
-    /// Take the directory though another machine has it at work.
+    /// Take the directory over although another machine uses it.
     pub take_over: bool,
-    /// Show what other systems keep for themselves on the drive.
+    /// Show the files that other systems keep for themselves on the drive.
     pub show_system: bool,
     /// Make a volume of a directory that looks like the mount point of a drive that is not mounted.
     pub enroll: bool,
-    /// Write the volume's marker anew where it has been deleted from the drive.
+    /// Write the volume's marker again after it was deleted from the drive.
     pub re_enroll: bool,
-    /// Move what lies in the mount point into the mount.
+    /// Move the files in the mount point into the mount.
     pub adopt: bool,
-    /// How the bare mount point is kept from being written to.
+    /// How the bare mount point is protected against writes.
     pub protect: Protect,
     /// Stay in the foreground.
     pub foreground: bool,
 }
 
-/// How the directory under the mount is kept from being written to while nothing is mounted there.
+/// How the directory under the mount is protected against writes while nothing is mounted there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protect {
-    /// Its permission to be written is taken away; as root also made immutable where the system mounts something there.
+    /// Its write permission is removed. As root it is also made immutable, if the system mounts
+    /// something there.
     #[default]
     Auto,
     /// The same, and immutable in any case, which needs root.
     Immutable,
-    /// Not at all; what was done before is undone.
+    /// Not at all; an earlier protection is removed.
     No,
 }
 
-/// How much the cache may hold. A bound on what is kept for reading; what has not been carried over is never dropped.
+/// How much the cache may hold. This bounds what is kept for reading; what has not been flushed is
+/// never dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheSize {
     /// This many bytes.
     Bytes(u64),
-    /// This share, 1 to 100, of the space that is free where the cache is, counting what the cache itself takes as free.
+    /// This share, 1 to 100, of the free space on the cache's file system, where the cache itself
+    /// counts as free.
     PercentOfFree(u8),
 }
 
@@ -83,33 +88,34 @@ impl Default for CacheSize {
     }
 }
 
-/// When what was written to the drive is read back and compared.
+/// When to read back and compare what was written to the drive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Verify {
-    /// Only when a flush asks for it.
+    /// Only if the flush command asks for it.
     #[default]
     Off,
-    /// In every flush, before the cache lets go of anything. Reads once more all that is written.
+    /// In every flush, before anything may be evicted. Reads all written bytes once more.
     AfterFlush,
 }
 
-/// How often it is looked what others have changed on the backend. When it is attached that is done in any case.
+/// How often to look for external changes. After an attach that is done in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Refresh {
-    /// Every minute on a network file system, where others may be at work; else not: it would wake a drive.
+    /// Every minute on a network file system, which other machines may change; otherwise never,
+    /// because it would wake the drive.
     #[default]
     Auto,
-    /// Not by itself, but for that.
+    /// Only after an attach.
     Off,
     /// This often.
     Every(Duration),
 }
 
 impl Refresh {
-    /// On a network file system, where nobody says otherwise.
+    /// The time between two looks on a network file system by default.
     const ON_NETWORK: Duration = Duration::from_secs(60);
 
-    /// The time between two looks; `None` for none by itself.
+    /// The time between two looks; `None` for none.
     pub fn every(self, on_network: bool) -> Option<Duration> {
         match self {
             Refresh::Auto => on_network.then_some(Refresh::ON_NETWORK),
@@ -119,7 +125,7 @@ impl Refresh {
     }
 }
 
-/// Which directories are held by a lease, so that only one machine works on them.
+/// Which directories need a lease, so that only one machine uses them at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LeaseMode {
     /// Those on network file systems.
@@ -129,34 +135,34 @@ pub enum LeaseMode {
     Always,
 }
 
-/// How cached files are to be read and written.
+/// Who reads and writes the bytes of cached files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum IoMode {
-    /// By the kernel alone where it can and lets us, else by the daemon.
+    /// The kernel alone if it supports and permits that, else the daemon.
     #[default]
     Auto,
-    /// By the kernel alone (Linux 6.9, CAP_SYS_ADMIN); refuse to mount where that does not work.
+    /// The kernel alone (Linux 6.9, CAP_SYS_ADMIN); the mount is refused if that does not work.
     Passthrough,
-    /// By the daemon.
+    /// The daemon.
     Daemon,
 }
 
-/// What the kernel is told of the mount, as in mount(8).
+/// The mount options for the kernel, as in mount(8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FuseOptions {
     /// Other users may use the mount.
     pub allow_other: bool,
-    /// Set-user-id bits count.
+    /// Set-user-id bits take effect.
     pub suid: bool,
     /// Device files work.
     pub dev: bool,
     /// Programs may be run.
     pub exec: bool,
-    /// Shown as everything's owner.
+    /// The owner that all files are shown with.
     pub uid: Option<u32>,
-    /// Shown as everything's group.
+    /// The group that all files are shown with.
     pub gid: Option<u32>,
-    /// Permission bits that nothing is shown with; all others everything is.
+    /// The permission bits that no file is shown with; all files have all other ones.
     pub umask: Option<u32>,
 }
 
@@ -174,30 +180,31 @@ impl Default for FuseOptions {
     }
 }
 
-/// A word of `-o` that is not taken.
+/// A word of `-o` that is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("mount option '{word}' {reason}")]
 pub struct OptionRefused {
     /// The word.
     pub word: String,
-    /// What is the matter with it.
+    /// What is wrong with it.
     pub reason: &'static str,
-    /// What to do instead.
+    /// What the user can do.
     pub hint: &'static str,
 }
 
 impl FuseOptions {
-    /// Reads the comma lists of all `-o`; of two words that contradict each other the later one counts, as in mount(8).
+    /// Parses the comma-separated lists of all `-o`. Of two contradicting words the later one
+    /// counts, as in mount(8).
     ///
     /// # Errors
-    /// [`OptionRefused`] for the first word that is not taken.
+    /// [`OptionRefused`] for the first word that is not accepted.
     pub fn parse<'a>(
         lists: impl IntoIterator<Item = &'a str>,
     ) -> Result<FuseOptions, OptionRefused> {
         let mut options = FuseOptions::default();
         let words = lists.into_iter().flat_map(|list| list.split(','));
         for word in words.map(str::trim).filter(|word| !word.is_empty()) {
-            // mount(8) notes who mounted it.
+            // mount(8) notes the user that mounts it.
             let is_user = word.starts_with("user=");
             match word {
                 "allow_other" => options.allow_other = true,
@@ -207,7 +214,7 @@ impl FuseOptions {
                 "nodev" => options.dev = false,
                 "exec" => options.exec = true,
                 "noexec" => options.exec = false,
-                // As in mount(8): what users mount gives no privileges.
+                // As in mount(8): a mount of an ordinary user gives no privileges.
                 _ if is_user || ["user", "users"].contains(&word) => {
                     (options.exec, options.suid, options.dev) = (false, false, false);
                 }
@@ -219,12 +226,12 @@ impl FuseOptions {
         Ok(options)
     }
 
-    /// Takes a word with a value.
+    /// Parses a word with a value.
     fn parse_value(&mut self, word: &str) -> Result<(), OptionRefused> {
         let Some((key, value)) = word.split_once('=') else {
             return Err(refuse(word));
         };
-        // The highest number means "nobody" to the system calls.
+        // The highest number means no user or group to the system calls.
         let id = || value.parse().ok().filter(|&id| id != u32::MAX);
         let is_octal = !value.is_empty() && value.bytes().all(|b| matches!(b, b'0'..=b'7'));
         let (field, number) = match key {
@@ -240,8 +247,9 @@ impl FuseOptions {
         let Some(number) = number else {
             return Err(OptionRefused {
                 word: word.into(),
-                reason: "has a value that makes no sense",
-                hint: "uid and gid take a number (`id` tells yours), umask an octal one such as 022",
+                reason: "has an invalid value",
+                hint: "uid and gid take a number (`id` shows yours), umask an octal one such as \
+                       022",
             });
         };
         *field = Some(number);
@@ -249,9 +257,9 @@ impl FuseOptions {
     }
 }
 
-/// Options of mount(8) that change nothing here: what is so anyway, what has no meaning for this
-/// file system (reading changes no access time), and what is meant for mount(8), fstab(5) and
-/// systemd themselves.
+/// Options of mount(8) that have no effect here: those that are always in effect, those without
+/// meaning for this file system (reading changes no access time), and those for mount(8), fstab(5)
+/// and systemd themselves.
 const IGNORED: [&str; 30] = [
     "_netdev",
     "_rnetdev",
@@ -285,7 +293,7 @@ const IGNORED: [&str; 30] = [
     "symfollow",
 ];
 
-/// Beginnings of words that are comments to the kernel.
+/// The beginnings of words that are comments to the kernel.
 const COMMENTS: [&str; 2] = ["x-", "X-"];
 
 fn is_ignored(word: &str) -> bool {
@@ -298,7 +306,7 @@ fn refuse(word: &str) -> OptionRefused {
     let key = word.split('=').next().unwrap_or(word);
     let (reason, hint) = match key {
         "ro" => (
-            "makes no sense here: ferryfs is there to take writes",
+            "is not accepted: ferryfs is a cache for writes",
             "to only read the drive, use its own directory",
         ),
         "uid" | "gid" | "umask" => (
@@ -307,7 +315,8 @@ fn refuse(word: &str) -> OptionRefused {
         ),
         "fmask" | "dmask" => (
             "is not there",
-            "umask= is shown for every file and directory; without it each has the mode that chmod gives it",
+            "umask= is shown for every file and directory; without it each has the mode that chmod \
+             gives it",
         ),
         "sync" | "dirsync" => (
             "is not there",
@@ -319,7 +328,9 @@ fn refuse(word: &str) -> OptionRefused {
         ),
         _ => (
             "is unknown",
-            "known are allow_other, suid, nosuid, dev, nodev, exec, noexec, uid=, gid=, umask=; options of mount(8) and fstab(5) that change nothing here, such as noatime and nofail, are ignored",
+            "known are allow_other, suid, nosuid, dev, nodev, exec, noexec, uid=, gid=, umask=; \
+             options of mount(8) and fstab(5) that change nothing here, such as noatime and \
+             nofail, are ignored",
         ),
     };
     OptionRefused {

@@ -1,51 +1,57 @@
-//! What runs in the background while a mount is up: commits, syncs, eviction, the walk, flushes that nobody asked for.
+//! The background threads of a mount: syncs, eviction, the import walk, automatic flushes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::dead_mount::{self, DetachError};
-use super::flight::Patience;
+use super::dead_mount;
+use super::dead_mount::DetachError;
 use super::service::Service;
-use crate::base::Ino;
-use crate::flush::Wish;
-use crate::fs::Syncer;
+use super::stop::Stop;
+use crate::core::{Ino, Pace, WhileOpen};
+use crate::daemon::flush_job::Patience;
+pub(crate) use crate::flush::Wish;
+use crate::vfs::Syncer;
 
-/// How often pending changes are committed, so that little is lost if the daemon dies.
-const COMMIT_EVERY: Duration = Duration::from_millis(200);
+/// How often pending changes are logged, so that little is lost if the daemon dies.
+const FINISH_EVERY: Duration = Duration::from_millis(200);
 
-/// How long after a close it is committed.
+/// How long the log record of a close waits for further closes.
 const GATHER_CLOSES: Duration = Duration::from_millis(4);
 
-/// How often everything is made durable: what a power cut costs at most (P2).
+/// How often everything is made durable: a power cut costs at most this time (P2).
 const SYNC_EVERY: Duration = Duration::from_secs(5);
 
-/// How often the cache's size and the SSD's space are looked at.
+/// How often the cache's size and the SSD's space are checked.
 const TRIM_EVERY: Duration = Duration::from_secs(5);
 
-/// How often clean objects give way while the SSD is nearly full.
+/// How often clean objects are evicted while the SSD is nearly full.
 const TRIM_CROWDED_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the need for a flush is considered.
+/// How often an automatic flush is considered.
 const CONSIDER_EVERY: Duration = Duration::from_millis(500);
 
-/// Pause before a task that panicked begins anew.
+/// The pause before a task that panicked starts again.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
-/// While programs are at work the walk takes a directory at a time, after so many pauses of that length.
+/// How often the trimming thread looks whether the SSD is nearly full.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// While programs use the mount, the walk makes up to so many pauses of that length before each
+/// directory.
 const PAUSES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Pause of the walk after a directory that could not be read.
+/// The pause of the walk after a directory that could not be read.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
-/// Longest wait between attempts after flushes that failed.
+/// The longest wait after a failed flush.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// The flushes that nobody asks for.
+/// When to flush automatically.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AutoFlush {
     /// Flush when nothing has changed for this long.
@@ -56,9 +62,19 @@ pub(super) struct AutoFlush {
     pub(super) max_dirty: u64,
 }
 
-/// The running background threads. Stopping waits for each of them to come to rest.
+impl AutoFlush {
+    /// How often a file that stays open is written.
+    fn pace(&self) -> Pace {
+        Pace {
+            quiet: self.after,
+            max_age: self.max_age,
+        }
+    }
+}
+
+/// The running background threads.
 pub(super) struct Tasks {
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -72,7 +88,7 @@ impl Tasks {
         syncer: &Arc<Syncer>,
         auto: Option<AutoFlush>,
     ) -> std::io::Result<Tasks> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(Stop::default());
         let mut tasks = Tasks {
             stop: stop.clone(),
             threads: Vec::new(),
@@ -85,16 +101,18 @@ impl Tasks {
         tasks.spawn("ferryfs-walk", move |stop| walk(&s, stop))?;
         let s = service.clone();
         tasks.spawn("ferryfs-watch", move |stop| {
-            while !stop.load(Ordering::Acquire) {
+            while !stop.is_given() {
                 s.monitor.look();
                 s.monitor.wait();
             }
         })?;
         let s = service.clone();
-        tasks.spawn("ferryfs-others", move |stop| super::refresh::run(&s, stop))?;
+        tasks.spawn("ferryfs-others", move |stop| {
+            crate::daemon::external_changes::run(&s, stop)
+        })?;
         let s = service.clone();
         tasks.spawn("ferryfs-retry", move |stop| {
-            super::starting::retry(&s, stop)
+            crate::daemon::startup::retry(&s, stop)
         })?;
         if let Some(auto) = auto {
             let s = service.clone();
@@ -103,26 +121,23 @@ impl Tasks {
         Ok(tasks)
     }
 
-    fn spawn(
-        &mut self,
-        name: &str,
-        task: impl Fn(&AtomicBool) + Send + 'static,
-    ) -> std::io::Result<()> {
+    fn spawn(&mut self, name: &str, task: impl Fn(&Stop) + Send + 'static) -> std::io::Result<()> {
         let stop = self.stop.clone();
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            // A task that panics begins anew: without the ticks, say, nothing would become durable any more.
+            // A task that panics starts again: without the ticks nothing would become durable.
             while catch_unwind(AssertUnwindSafe(|| task(&stop))).is_err() {
-                tracing::error!("a background task panicked; it begins anew");
-                rest(&stop, AFTER_PANIC);
+                tracing::error!("a background task panicked; it starts again");
+                stop.rest(AFTER_PANIC);
             }
         })?;
         self.threads.push(thread);
         Ok(())
     }
 
-    /// Stops them all, waiting a while for each. One that is stuck in the backend is left to its fate: what counts is on the SSD.
+    /// Stops them all, waiting up to `patience`. A thread that is stuck in a call to the drive is
+    /// not waited for.
     pub(super) fn stop(self, patience: Duration) {
-        self.stop.store(true, Ordering::Release);
+        self.stop.give();
         let end = Instant::now() + patience;
         for task in self.threads {
             while !task.is_finished() && Instant::now() < end {
@@ -135,40 +150,29 @@ impl Tasks {
     }
 }
 
-/// Sleeps in short steps, so that a stop is not waited for.
-pub(super) fn rest(stop: &AtomicBool, time: Duration) {
-    let end = Instant::now() + time;
-    while !stop.load(Ordering::Acquire) {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return;
-        }
-        thread::sleep(left.min(Duration::from_millis(100)));
-    }
-}
-
-fn tick(service: &Service, syncer: &Syncer, stop: &AtomicBool) {
+fn tick(service: &Service, syncer: &Syncer, stop: &Stop) {
     let mut last_sync = Instant::now();
     let mut last_tick = Instant::now();
-    let mut synced_commit = u64::MAX;
+    let mut synced = u64::MAX;
     let mut said = String::new();
-    while !stop.load(Ordering::Acquire) {
+    while !stop.is_given() {
         let closed = service
             .fs
-            .wait_for_close(COMMIT_EVERY.saturating_sub(last_tick.elapsed()));
-        if closed && last_tick.elapsed() < COMMIT_EVERY {
-            // Others that are closed in the same moment share the commit. An error comes back at the next tick.
+            .wait_for_close(FINISH_EVERY.saturating_sub(last_tick.elapsed()));
+        if closed && last_tick.elapsed() < FINISH_EVERY {
+            // Files that are closed in the same moment share the record. The next tick reports an
+            // error.
             thread::sleep(GATHER_CLOSES);
-            let _ = service.index.commit();
+            let _ = service.index.finish();
             continue;
         }
         last_tick = Instant::now();
-        match service.fs.commit_pending() {
+        match service.fs.finish_pending() {
             Ok(()) => said.clear(),
-            // Five times a second it would be, as long as it lasts.
+            // An error that lasts is logged once, not five times a second.
             Err(error) if said == error.to_string() => {}
             Err(error) => {
-                tracing::error!(%error, "commit failed");
+                tracing::error!(%error, "pending changes are not logged");
                 said = error.to_string();
                 *service.last_error.lock() = Some(said.clone());
             }
@@ -178,19 +182,20 @@ fn tick(service: &Service, syncer: &Syncer, stop: &AtomicBool) {
             continue;
         }
         last_sync = Instant::now();
-        let commits = service.index.lock().commits();
-        if long || commits != synced_commit || service.fs.has_unsynced() {
-            synced_commit = commits;
+        let operations = service.index.lock().operations();
+        if long || operations != synced || service.fs.has_unsynced() {
+            synced = operations;
             sync_and_checkpoint(service, syncer);
         }
     }
 }
 
-/// Makes everything durable, then copies the WAL: in this order, as the copy makes rows durable, too.
+/// Makes everything durable, then copies the WAL. The copy makes rows durable, so the bytes must be
+/// durable before.
 fn sync_and_checkpoint(service: &Service, syncer: &Syncer) {
     let (done, wait) = crossbeam_channel::bounded(1);
     syncer.request(move |result| {
-        // Whoever asked may have given up by now.
+        // Fails if the thread below no longer waits.
         let _ = done.send(result);
     });
     if let Ok(Ok(())) = wait.recv()
@@ -200,12 +205,12 @@ fn sync_and_checkpoint(service: &Service, syncer: &Syncer) {
     }
 }
 
-fn trim(service: &Service, stop: &AtomicBool) {
-    while !stop.load(Ordering::Acquire) {
-        rest(stop, TRIM_CROWDED_EVERY);
+fn trim(service: &Service, stop: &Stop) {
+    while !stop.is_given() {
+        stop.rest(TRIM_CROWDED_EVERY);
         let end = Instant::now() + (TRIM_EVERY - TRIM_CROWDED_EVERY);
-        while !stop.load(Ordering::Acquire) && !service.fs.is_crowded() && Instant::now() < end {
-            rest(stop, Duration::from_millis(100));
+        while !stop.is_given() && !service.fs.is_crowded() && Instant::now() < end {
+            stop.rest(LOOK_EVERY);
         }
         service.fs.look_at_space();
         if let Err(error) = service.fs.trim() {
@@ -218,42 +223,44 @@ fn trim(service: &Service, stop: &AtomicBool) {
     }
 }
 
-/// Imports what the backend had before, one directory after another; failed ones are tried again in the next round.
-fn walk(service: &Service, stop: &AtomicBool) {
+/// Imports the drive's directories, one after another. A directory that failed is tried again in
+/// the next round.
+fn walk(service: &Service, stop: &Stop) {
     let mut after = Ino(0);
-    while !stop.load(Ordering::Acquire) {
+    while !stop.is_given() {
         if !service.drive.is_attached() || service.drive.stalled().is_some() {
-            rest(stop, Duration::from_secs(2));
+            stop.rest(Duration::from_secs(2));
             continue;
         }
         for _ in 0..PAUSES {
             if !service.fs.is_busy() {
                 break;
             }
-            rest(stop, PAUSE);
+            stop.rest(PAUSE);
         }
         match service.fs.import_next(after) {
             Ok(Some(_)) => {}
             Ok(None) => {
                 after = Ino(0);
-                rest(stop, Duration::from_secs(30));
+                stop.rest(Duration::from_secs(30));
             }
             Err((dir, error)) => {
                 tracing::debug!(dir = dir.0, %error, "directory not imported yet");
                 after = dir;
-                rest(stop, AFTER_FAILURE);
+                stop.rest(AFTER_FAILURE);
             }
         }
     }
 }
 
-fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
+fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &Stop) {
     let mut backoff = Duration::ZERO;
     let mut not_before = Instant::now();
-    // What was left behind is not tried again at once, unless room is needed: a writer at work leaves a file behind each time.
+    // What was left behind is not tried again at once, unless writers need space: a file that is
+    // being written is left behind each time.
     let mut unhurried_before = not_before;
-    let mut carried = true;
-    while !stop.load(Ordering::Acquire) {
+    let mut has_written = true;
+    while !stop.is_given() {
         let ending = service.ending.load(Ordering::Acquire);
         let now = Instant::now();
         let able = !ending
@@ -263,34 +270,39 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
         if service.flusher.is_retry_due()
             && let Err(error) = service.index.lock().try_again()
         {
-            tracing::warn!(%error, "the index cannot be asked what waits");
+            tracing::warn!(%error, "cannot read from the index what waits");
         }
-        // After a failure, or if there was nothing to carry but what is being written, whoever waits for room waits in vain.
+        // After a failure, or if only files that are being written wait, a flush frees no space for
+        // waiting writers.
         let in_vain = is_all_left_behind(service);
         service
             .fs
-            .expect_relief(able && !in_vain && (carried || now >= unhurried_before));
-        rest(stop, CONSIDER_EVERY);
-        let hurried = carried && service.fs.wants_flush();
+            .expect_relief(able && !in_vain && (has_written || now >= unhurried_before));
+        stop.rest(CONSIDER_EVERY);
+        let hurried = has_written && service.fs.wants_flush();
         let running = service.flusher.is_running();
         if !able || running || !(hurried || now >= unhurried_before) || !is_due(service, &auto) {
             continue;
         }
         let patience = Patience {
             deadline: None,
-            enough: &|_| stop.load(Ordering::Acquire),
+            enough: &|_| stop.is_given(),
         };
         service.fs.look_at_space();
-        let carriable = service.fs.carriable();
-        match service.run_flush(&patience, Wish::default(), &super::ending::nobody()) {
+        let flushable = service.fs.flushable();
+        let wish = Wish {
+            while_open: WhileOpen::IfDue(auto.pace()),
+            ..Wish::default()
+        };
+        match service.run_flush(&patience, wish, &crate::daemon::shutdown::nobody()) {
             Ok(report) => {
                 backoff = Duration::ZERO;
-                service.fs.note_flushed(carriable, report.bytes);
+                service.fs.note_flushed(flushable, report.bytes);
                 if report.batch.is_some() {
                     tracing::info!(files = report.files, bytes = report.bytes, "flushed");
-                    make_room_for_writers(service);
+                    free_space_for_writers(service);
                 }
-                carried = report.batch.is_some() || report.left_behind.is_empty();
+                has_written = report.batch.is_some() || report.left_behind.is_empty();
                 if !report.left_behind.is_empty() {
                     unhurried_before = Instant::now() + auto.after;
                 }
@@ -303,14 +315,14 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &AtomicBool) {
     }
 }
 
-/// Whether nothing waits but what the last flush has left behind.
+/// Whether only what the last flush has left behind waits.
 fn is_all_left_behind(service: &Service) -> bool {
     let state = service.index.lock();
     state.dirty_since().is_none() && state.anything_dirty().unwrap_or(false)
 }
 
-/// Whether a flush is due. What the last one has left behind, and nothing has happened to since, is no reason for another:
-/// it would leave it behind again, and wake the drive each time.
+/// Whether a flush is due. What the last flush has left behind, and has not changed since, does not
+/// make one due: the next flush would leave it behind again, and wake the drive each time.
 fn is_due(service: &Service, auto: &AutoFlush) -> bool {
     let (since, dirty_bytes) = {
         let state = service.index.lock();
@@ -321,11 +333,11 @@ fn is_due(service: &Service, auto: &AutoFlush) -> bool {
             || oldest.elapsed() >= auto.max_age
             || dirty_bytes > auto.max_dirty
             || service.fs.wants_flush()
-    })
+    }) || (!service.waits_for_closes && service.fs.is_open_file_due(auto.pace()))
 }
 
-/// What has just been carried may go; writers may be waiting for it.
-fn make_room_for_writers(service: &Service) {
+/// Evicts what has just been written to the drive, if writers may be waiting for space.
+fn free_space_for_writers(service: &Service) {
     if service.fs.is_crowded()
         && let Err(error) = service.fs.trim()
     {
@@ -334,10 +346,11 @@ fn make_room_for_writers(service: &Service) {
     service.fs.look_at_space();
 }
 
-/// Unmounts the file system with the number `device`, waiting a moment for users that are just leaving.
+/// Unmounts the file system with the number `device`, waiting a moment for programs that are about
+/// to leave it.
 ///
 /// # Errors
-/// If somebody still uses the mount.
+/// If the mount is still in use.
 pub(super) fn unmount(mountpoint: &Path, device: Option<u64>) -> Result<(), DetachError> {
     let mut result = dead_mount::unmount(mountpoint, device);
     for _ in 0..10 {

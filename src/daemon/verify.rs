@@ -1,8 +1,9 @@
-//! Whether a directory is the volume that a cache belongs to: the only way by which a drive gets attached (P6).
+//! Checks that a directory is the volume that a cache belongs to, which is the only way to attach a
+//! drive (P6).
 //!
-//! The marker says which volume and which enrollment it is. Markers can be copied, so the file system under it is compared
-//! as well, and of two drives that carry the marker at once neither is taken. Only our own marker is read for this; nothing
-//! is written.
+//! The marker names the volume and the enrollment. Markers can be copied, so the file system is
+//! compared as well; and if two mounted drives have the marker, neither is attached. Only our own
+//! marker is read for this, and nothing is written.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,39 +11,38 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::DaemonError;
-use super::identity::{self, FsIdentity, Same};
-use super::volume::{self, CacheFacts};
-use super::{preflight, write_back};
-use crate::backend::mounted::MountedDir;
-use crate::backend::{Backend, BackendError, Look};
-use crate::base::ForeignText;
-use crate::cli::exit::Exit;
-use crate::cli::render::quoted;
-use crate::sys::mounts::{self, Mount};
+use super::volume::CacheFacts;
+use super::{preflight, volume, write_back};
+use crate::core::{Exit, Failure, ForeignText, quoted};
+use crate::daemon::drive_identity;
+use crate::daemon::drive_identity::{FsIdentity, Same};
+use crate::drive::mounted::MountedDir;
+use crate::drive::{Backend, BackendError, Look};
+use crate::sys::mounts;
+use crate::sys::mounts::Mount;
 use crate::sys::way::Exposed;
 
 /// How long another drive may take to show its marker.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Threads that still wait for a drive that took longer, and how many there may be.
+/// How many threads are waiting for a drive that took longer, and the most there may be.
 static ABANDONED: AtomicUsize = AtomicUsize::new(0);
 const MOST_ABANDONED: usize = 8;
 
-/// A directory that was found to be the volume.
+/// A directory that is the volume.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// It.
+    /// The directory.
     pub(super) dir: MountedDir,
-    /// What is mounted there, if the mount table tells.
+    /// The mount that it is on, if the mount table has it.
     pub(super) mount: Option<Mount>,
     /// The file system that it is on.
     pub(super) file_system: FsIdentity,
-    /// Whether that is known to be the one remembered; always so for a copy that was accepted.
+    /// Whether that is known to be the stored one. Always true for a copy that was accepted.
     pub(super) is_certain: bool,
 }
 
-/// Why a directory is not taken for the volume.
+/// Why a directory is not accepted as the volume.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
     /// It cannot be opened or read.
@@ -50,42 +50,43 @@ pub(super) enum Refusal {
     Unreadable {
         /// The directory.
         path: PathBuf,
-        /// What was said.
+        /// The error of the system.
         source: BackendError,
     },
-    /// Another user can make the path lead elsewhere, and this is root.
+    /// Another user can change where the path leads, and this process is root.
     #[error("{} is not used: {exposed}", path.escaped())]
     Exposed {
         /// The directory.
         path: PathBuf,
-        /// Where, and who.
+        /// Where, and which user.
         exposed: Exposed,
     },
-    /// It carries no marker.
+    /// It has no marker.
     #[error("{} is not a volume of ferryfs: it has no .ferryfs/volume.json", .0.escaped())]
     Unmarked(PathBuf),
-    /// It is the volume, by its place and its file system, but our own folder is gone from it.
+    /// It is the volume, by its path and its file system, but .ferryfs was deleted.
     #[error("the folder .ferryfs was deleted from the drive at {}", .0.escaped())]
     MarkerDeleted(PathBuf),
-    /// Its marker cannot be read or understood.
+    /// Its marker cannot be read or decoded.
     #[error("{}", .0.message)]
-    Marker(DaemonError),
+    Marker(Failure),
     /// It is another volume.
     #[error("another volume is at {}: {found}, not {expected}", path.escaped())]
     OtherVolume {
         /// The directory.
         path: PathBuf,
-        /// What its marker says.
+        /// The volume in its marker.
         found: Uuid,
-        /// What it should say.
+        /// The volume of the cache.
         expected: Uuid,
     },
-    /// It was enrolled anew since.
-    #[error("the volume at {} has been enrolled anew since this cache knew it", .0.escaped())]
+    /// It was enrolled again since.
+    #[error("the volume at {} has been enrolled again since this cache was made", .0.escaped())]
     OtherEnrollment(PathBuf),
-    /// The marker is right, but not the file system under it.
+    /// The marker is right, but the file system is not.
     #[error(
-        "{} carries this volume's marker, but is on another file system ({found}, not {expected}): it looks like a copy",
+        "{} has this volume's marker, but is on another file system ({found}, not {expected}): it \
+         looks like a copy",
         path.escaped()
     )]
     Copy {
@@ -93,20 +94,20 @@ pub(super) enum Refusal {
         path: PathBuf,
         /// The file system that it is on.
         found: String,
-        /// The one that is remembered.
+        /// The stored one.
         expected: String,
     },
-    /// It is a file system that writes later than it says.
+    /// It is a file system that writes later than its calls return.
     #[error("{}: {problem}", path.escaped())]
     WritesLater {
         /// The directory.
         path: PathBuf,
-        /// What is the matter.
+        /// The problem.
         problem: String,
     },
-    /// Another drive that is mounted now carries the marker, too.
+    /// Another mounted drive has the marker, too.
     #[error(
-        "{} and {} carry the same volume's marker: one of the drives is a copy of the other",
+        "{} and {} have the same volume's marker: one of the drives is a copy of the other",
         path.escaped(),
         other.escaped()
     )]
@@ -119,7 +120,8 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// Whether it says no more than that the drive is not there, which is nothing to make words of while it is waited for.
+    /// Whether it only says that the drive is not there, which is not reported while the mount
+    /// waits for the drive.
     pub(super) fn is_absence(&self) -> bool {
         match self {
             Refusal::Unmarked(_) => true,
@@ -146,42 +148,48 @@ impl Refusal {
     fn hint(&self) -> String {
         match self {
             Refusal::Unreadable { .. } => {
-                "check the drive and its cable; a stale mount of a drive that was pulled is taken away by `umount`".into()
+                "check the drive and its cable; `umount` removes the stale mount of a drive that \
+                 was pulled"
+                    .into()
             }
             Refusal::Exposed { exposed, .. } => preflight::safer_place(exposed),
             Refusal::Unmarked(_) => {
                 "mount the drive there first; nothing was written and nothing is lost".into()
             }
             Refusal::MarkerDeleted(path) => format!(
-                "nothing is lost: what waits is in the cache. Take the drive up again: ferryfs attach --re-enroll {0} \
-                 (when nothing is mounted: ferryfs mount --re-enroll {0} ...)",
+                "nothing is lost: what waits is in the cache. Enroll the drive again: ferryfs \
+                 attach --re-enroll {0} (when nothing is mounted: ferryfs mount --re-enroll {0} \
+                 ...)",
                 quoted(path)
             ),
             Refusal::Marker(error) => error.hint.clone().unwrap_or_default(),
             Refusal::OtherVolume { .. } => {
                 "attach the right drive; nothing was written and nothing is lost".into()
             }
-            Refusal::OtherEnrollment(_) => "nothing was written. What waits in this cache was for the drive as it was before: unmount with \
-                 `ferryfs unmount --no-flush`, and mount the drive with a new cache (--cache)"
+            Refusal::OtherEnrollment(_) => "nothing was written. What waits in this cache belongs \
+                                            to the earlier enrollment of the drive: unmount with \
+                                            `ferryfs unmount --no-flush`, and mount the drive with \
+                                            a new cache (--cache)"
                 .into(),
             Refusal::WritesLater { .. } => write_back::HINT.into(),
             Refusal::Copy { path, .. } => format!(
-                "nothing was written. Attach the original; or, if you have looked and this one is to take its place: \
-                 ferryfs attach --accept-copy {0} (when nothing is mounted yet: ferryfs mount --accept-copy {0} ...)",
+                "nothing was written. Attach the original; or, if you have checked that this one \
+                 replaces it: ferryfs attach --accept-copy {0} (when nothing is mounted yet: \
+                 ferryfs mount --accept-copy {0} ...)",
                 quoted(path)
             ),
             Refusal::Twice { path, .. } => format!(
-                "nothing was written. Unmount the one that is not to be used; or say which one is, after having looked: \
-                 ferryfs attach --accept-copy {}",
+                "nothing was written. Unmount the copy; or, if you have checked which one is the \
+                 original, name it: ferryfs attach --accept-copy {}",
                 quoted(path)
             ),
         }
     }
 }
 
-impl From<Refusal> for DaemonError {
-    fn from(refusal: Refusal) -> DaemonError {
-        DaemonError {
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        Failure {
             code: refusal.code(),
             message: refusal.to_string(),
             hint: Some(refusal.hint()),
@@ -189,10 +197,11 @@ impl From<Refusal> for DaemonError {
     }
 }
 
-/// Looks whether `path` is the volume of `facts`. With `accept_copy` the file system under it does not matter.
+/// Checks that `path` is the volume of `facts`. With `accept_copy` it may be on another file
+/// system.
 ///
 /// # Errors
-/// Why it is not, or cannot be taken for it.
+/// Why it is not the volume, or may not be.
 pub(super) fn verify(path: &Path, facts: &CacheFacts, accept_copy: bool) -> Result<Found, Refusal> {
     let dir = MountedDir::open(path).map_err(|source| not_opened(path, source))?;
     check_marker(&dir, path, facts).map_err(|refusal| explained(refusal, path, facts))?;
@@ -241,20 +250,23 @@ fn not_opened(path: &Path, source: BackendError) -> Refusal {
     }
 }
 
-/// The mount that `path` is on, by the table.
+/// The mount that `path` is on, by the mount table.
 pub(super) fn mount_of(path: &Path) -> Option<Mount> {
     let table = mounts::mounts().ok()?;
     mounts::covering(&table, &resolved(path)?).cloned()
 }
 
-/// `path` without links. One that cannot be resolved, as on a stale mount, stays as it is spelled.
+/// `path` without symbolic links. A path that cannot be resolved, as on a stale mount, is not
+/// changed.
 fn resolved(path: &Path) -> Option<PathBuf> {
     std::fs::canonicalize(path)
         .or_else(|_| std::path::absolute(path))
         .ok()
 }
 
-/// A missing marker is one that was deleted where the place and its file system are those of the volume, and its files are there.
+/// Explains a missing marker: it was deleted if the path and the file system are those of the
+/// volume and its files are there.
+/// volume, and its files are there.
 fn explained(refusal: Refusal, path: &Path, facts: &CacheFacts) -> Refusal {
     let is_volume = matches!(refusal, Refusal::Unmarked(_))
         && facts.was_at(path)
@@ -274,8 +286,9 @@ pub(super) fn file_system_at(path: &Path, facts: &CacheFacts) -> Same {
 }
 
 fn check_marker(dir: &MountedDir, path: &Path, facts: &CacheFacts) -> Result<(), Refusal> {
-    // peek tells a drive that does not answer and a marker that makes no sense with one voice.
-    if let Err(source) = dir.metadata(&crate::rules::layout::marker_path()) {
+    // `peek` does not distinguish a drive that does not answer from a marker that cannot be
+    // decoded.
+    if let Err(source) = dir.metadata(&crate::format::layout::marker_path()) {
         return Err(match source.is_not_found() {
             true => Refusal::Unmarked(path.into()),
             false => Refusal::Unreadable {
@@ -298,13 +311,14 @@ fn check_marker(dir: &MountedDir, path: &Path, facts: &CacheFacts) -> Result<(),
     }
 }
 
-/// Another drive that is mounted, answers, carries the marker, and is not known to be another file system than the one
-/// remembered: then nobody can tell which of the two is meant. Those that are known to be others are not even looked into.
+/// Another mounted drive that answers, has the marker, and is not known to be another file system
+/// than the stored one: then it is unknown which of the two is the volume. Drives that are known to
+/// be other ones are not opened.
 fn a_rival(table: &[Mount], mount: &Mount, path: &Path, facts: &CacheFacts) -> Option<PathBuf> {
     if facts.file_system.is_unknown() {
         return None;
     }
-    identity::same_places(table, mount, &resolved(path)?)
+    drive_identity::same_places(table, mount, &resolved(path)?)
         .into_iter()
         .filter(|(other, _)| other.dev != mount.dev)
         .filter(|(other, _)| facts.file_system.compare(&FsIdentity::of(other)) != Same::No)
@@ -312,8 +326,9 @@ fn a_rival(table: &[Mount], mount: &Mount, path: &Path, facts: &CacheFacts) -> O
         .find(|place| carries_marker(place, facts))
 }
 
-/// Where the volume of `facts` may be now, when it is not at `path` on `mount` any more: the same directory on other drives
-/// that are mounted, and were not `before`, and carry its marker. One that was mounted all along is a copy.
+/// The paths where the volume of `facts` may be now, when it is not at `path` on `mount` any more:
+/// the same directory on other drives that are mounted, were not in `before`, and have its marker.
+/// A drive that was mounted all the time is a copy.
 pub(super) fn elsewhere(
     before: &[Mount],
     mount: &Mount,
@@ -321,14 +336,14 @@ pub(super) fn elsewhere(
     facts: &CacheFacts,
 ) -> Vec<PathBuf> {
     let table = mounts::mounts().unwrap_or_default();
-    // The numbers of mounts are given again. What is on the very device that the drive was on is no copy of it.
+    // The kernel uses the numbers of mounts again. A mount of the same device is not a copy.
     let is_old = |other: &Mount| {
         other.dev != mount.dev
             && before.iter().any(|old| {
                 (old.id, old.dev, &old.mount_point) == (other.id, other.dev, &other.mount_point)
             })
     };
-    identity::same_places(&table, mount, path)
+    drive_identity::same_places(&table, mount, path)
         .into_iter()
         .filter(|(other, place)| place != path && !is_old(other))
         .filter(|(other, _)| facts.file_system.compare(&FsIdentity::of(other)) != Same::No)
@@ -337,9 +352,9 @@ pub(super) fn elsewhere(
         .collect()
 }
 
-/// Whether the volume's marker can be read at `place` from a medium that is there: the mount of a drive that was pulled
-/// may still tell it from memory. A drive that takes too long to say so does not count; it may be one that has nothing to do
-/// with us, and hang for ever.
+/// Whether the volume's marker can be read at `place` from a medium that is there: the mount of a
+/// pulled drive may still answer from memory. A drive that takes too long does not count; it may
+/// hang for ever and be unrelated.
 fn carries_marker(place: &Path, facts: &CacheFacts) -> bool {
     if ABANDONED.load(Ordering::Acquire) >= MOST_ABANDONED {
         return false;
@@ -356,7 +371,7 @@ fn carries_marker(place: &Path, facts: &CacheFacts) -> bool {
                 ABANDONED.fetch_sub(1, Ordering::AcqRel);
             }
         });
-    // Counted before the receiver goes, which is what the thread finds out by.
+    // Counted before the receiver is dropped, by which the thread notices it.
     let answer = looker.ok().and_then(|_| told.recv_timeout(PATIENCE).ok());
     if answer.is_none() {
         ABANDONED.fetch_add(1, Ordering::AcqRel);

@@ -1,8 +1,9 @@
-//! Which drive, which cache: enrollment of a volume, and the cache that belongs to it.
+//! The drive and its cache: enrolls a volume, and connects it with the cache that belongs to it.
 //!
-//! Enrolling writes the marker last, after everything it vouches for, and syncs; a crash before that leaves a directory without
-//! a marker, which is enrolled again. `cache.json` in the cache says which volume it belongs to; it is written before the first
-//! object. A cache whose volume is not where it was is never connected to what is there instead.
+//! The marker is written last, after everything else, and synced. A crash before that leaves a
+//! directory without a marker, which is enrolled again. `cache.json` in the cache names its volume;
+//! it is written before the first object. A cache is never connected to another volume at its
+//! drive's path.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,26 +12,24 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::DaemonError;
-use super::identity::FsIdentity;
-use crate::backend::{Backend, BackendError, Capabilities, probe};
-use crate::base::{ForeignText, RelPath, Timestamp};
 use crate::cache::private;
-use crate::cli::exit::Exit;
-use crate::flush::FlushError;
-use crate::rules::layout;
-use crate::rules::marker::{self, Marker};
+use crate::core::{Capabilities, Exit, Failure, ForeignText, PROBE_VERSION, RelPath, Timestamp};
+use crate::daemon::drive_identity::FsIdentity;
+use crate::drive::{Backend, BackendError, WRITE, probe};
+use crate::error::FlushError;
+use crate::format::marker::Marker;
+use crate::format::{layout, marker};
 
-/// Name of the file in a cache that says which volume it belongs to.
+/// The file in a cache that names its volume.
 pub(super) const CACHE_FILE: &str = "cache.json";
 
-/// Version of that file.
+/// The version of that file.
 const CACHE_FORMAT: u32 = 1;
 
 /// Where a probe works, on the drive.
 const SCRATCH: &str = ".ferryfs/probe";
 
-/// How many places are remembered at which the volume was.
+/// How many earlier paths of the volume are stored.
 const FORMER: usize = 8;
 
 /// What a cache remembers of its volume.
@@ -41,45 +40,52 @@ pub(super) struct CacheFacts {
     pub(super) volume: Uuid,
     /// The volume's nonce, of the enrollment that this cache knows.
     pub(super) nonce: [u8; 16],
-    /// The nonce that the marker is about to get, or has got already: it was lost and is written again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The nonce that the marker is about to get, or has already: the marker was lost and is
+    /// written again.
     renewed: Option<[u8; 16]>,
-    /// This cache's own id, which its batch records carry.
+    /// This cache's own id, which is in the records of its batches.
     pub(super) origin: Uuid,
     /// Where the volume was attached last.
     pub(super) backend: PathBuf,
-    /// Where it was before that, the latest last: an unmarked directory there is no new volume either.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Where it was before that, the latest last. A directory without a marker there is not a new
+    /// volume either.
     pub(super) former: Vec<PathBuf>,
-    /// Which file system it is on; unknown in caches of older versions until they are attached.
-    #[serde(default)]
+    /// The file system that it is on.
     pub(super) file_system: FsIdentity,
-    /// What the volume's file system can do.
+    /// The capabilities of the volume's file system.
     pub(super) capabilities: Capabilities,
+}
+
+/// The part of that file that every version has.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
 }
 
 /// The volume's marker, if the directory has one.
 ///
 /// # Errors
-/// If it cannot be read or understood.
-pub(super) fn peek(backend: &dyn Backend) -> Result<Option<Marker>, DaemonError> {
-    let bytes = crate::flush::read_small(backend, &layout::marker_path(), marker::MAX_BYTES)
-        .map_err(DaemonError::from)?;
+/// If it cannot be read or decoded.
+pub(super) fn peek(backend: &dyn Backend) -> Result<Option<Marker>, Failure> {
+    let bytes =
+        crate::drive::sealed_file::read_small(backend, &layout::marker_path(), marker::MAX_BYTES)
+            .map_err(FlushError::from)?;
     let Some(bytes) = bytes else { return Ok(None) };
     marker::decode(&bytes).map(Some).map_err(|error| {
-        DaemonError::failed(error.to_string()).hint(
-            "the marker is .ferryfs/volume.json on the drive; nothing was changed. If it is beyond repair, delete it there, and take the \
-             drive up again: ferryfs mount --re-enroll (or ferryfs attach --re-enroll)",
+        Failure::failed(error.to_string()).hint(
+            "the marker is .ferryfs/volume.json on the drive; nothing was changed. If it cannot be \
+             repaired, delete it there, and enroll the drive up again: ferryfs mount --re-enroll \
+             (or ferryfs attach --re-enroll)",
         )
     })
 }
 
-/// Makes the directory a volume: our own directory, and last the marker. Of two machines that do so at once one makes the
-/// marker, which is what both go by. Says whether it was this one.
+/// Makes the directory a volume: our own folder, and last the marker. If two machines do so at
+/// once, one of them makes the marker, and both use that one. Returns whether it was this one.
 ///
 /// # Errors
-/// If the backend cannot be written.
-pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<(Marker, bool), DaemonError> {
+/// If the drive cannot be written.
+pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<(Marker, bool), Failure> {
     let marker = Marker::new(Uuid::new_v4(), *Uuid::new_v4().as_bytes(), now);
     write_marker(backend, &marker)?;
     let found = peek(backend)?.unwrap_or_else(|| marker.clone());
@@ -87,11 +93,11 @@ pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<(Marker, b
     Ok((found, is_ours))
 }
 
-/// Writes `marker`, after everything that it vouches for. One that is there already stays.
+/// Writes `marker`, after everything else. An existing one is not changed.
 ///
 /// # Errors
 /// If the backend cannot be written.
-pub(super) fn write_marker(backend: &dyn Backend, marker: &Marker) -> Result<(), DaemonError> {
+pub(super) fn write_marker(backend: &dyn Backend, marker: &Marker) -> Result<(), Failure> {
     let write = || -> Result<(), BackendError> {
         for dir in [layout::dir(), layout::staging_root(), layout::batches_dir()] {
             make_dir_if_missing(backend, &dir)?;
@@ -103,7 +109,18 @@ pub(super) fn write_marker(backend: &dyn Backend, marker: &Marker) -> Result<(),
         write_file(backend, &layout::marker_path(), &marker::encode(marker))?;
         backend.sync()
     };
-    write().map_err(|error| DaemonError::from(FlushError::from(error)))
+    write().map_err(not_set_up)
+}
+
+/// Why a drive could not be prepared for its first mount. The hint is not to flush again: there was
+/// no flush yet.
+fn not_set_up(error: BackendError) -> Failure {
+    let is_full = error.is_full();
+    let failure = Failure::from(FlushError::from(error));
+    match is_full {
+        true => failure.hint("free some space on the drive, and mount again"),
+        false => failure,
+    }
 }
 
 fn make_dir_if_missing(backend: &dyn Backend, path: &RelPath) -> Result<(), BackendError> {
@@ -120,12 +137,12 @@ fn write_file(backend: &dyn Backend, path: &RelPath, bytes: &[u8]) -> Result<(),
     };
     file.append(bytes)
         .and_then(|()| file.finish(Timestamp::from(std::time::SystemTime::now())))
-        .map_err(|source| BackendError::new("write", path, source))
+        .map_err(|source| BackendError::new(WRITE, path, source))
 }
 
-/// Where caches are by default: `$XDG_DATA_HOME/ferryfs`, else `~/.local/share/ferryfs`. Not under a cache directory, which
-/// people wipe: what is in it may exist nowhere else.
-pub(super) fn default_caches() -> Result<PathBuf, DaemonError> {
+/// The default directory of caches: `$XDG_DATA_HOME/ferryfs`, else `~/.local/share/ferryfs`. It is
+/// not below a directory for disposable caches, because the data may exist nowhere else.
+pub(super) fn default_caches() -> Result<PathBuf, Failure> {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)
@@ -135,59 +152,58 @@ pub(super) fn default_caches() -> Result<PathBuf, DaemonError> {
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
         .map(|data| data.join("ferryfs"))
         .ok_or_else(|| {
-            DaemonError::failed(
+            Failure::failed(
                 "neither XDG_DATA_HOME nor HOME is set, so there is no place for the cache",
             )
-            .hint("say where it is to be: --cache DIR")
+            .hint("name a directory for it: --cache DIR")
         })
 }
 
-/// Makes the cache directory, for its owner only.
+/// Makes the cache directory, with access for its owner only.
 ///
 /// # Errors
 /// If it cannot be made.
-pub(super) fn make_cache_dir(dir: &Path) -> Result<(), DaemonError> {
+pub(super) fn make_cache_dir(dir: &Path) -> Result<(), Failure> {
     private::make_dir(dir).map_err(|refused| match refused {
-        private::PrivacyError::Io { source, .. } => DaemonError::failed(format!(
+        private::PrivacyError::Io { source, .. } => Failure::failed(format!(
             "cannot make the cache directory {}: {source}",
             dir.escaped()
         ))
         .hint("choose another place with --cache DIR"),
-        refused => DaemonError::failed(refused.to_string()).hint(refused.hint()),
+        refused => Failure::failed(refused.to_string()).hint(refused.hint()),
     })
 }
 
-/// Checks that the cache is this user's alone, before anything in it is opened. One that is not there passes.
+/// Checks that only this user can access the cache, before anything in it is opened. Passes if it
+/// does not exist.
 ///
 /// # Errors
-/// If somebody else could have put something there.
-pub(super) fn check_private(dir: &Path) -> Result<(), DaemonError> {
-    private::check(dir)
-        .map_err(|refused| DaemonError::failed(refused.to_string()).hint(refused.hint()))
+/// If another user could have put a file there.
+pub(super) fn check_private(dir: &Path) -> Result<(), Failure> {
+    private::check(dir).map_err(|refused| Failure::failed(refused.to_string()).hint(refused.hint()))
 }
 
-/// As root, checks that no other user can make the path of `dir` lead elsewhere.
+/// As root, checks that no other user can change where the path of `dir` leads.
 ///
 /// # Errors
 /// If one can.
-pub(super) fn check_way(dir: &Path) -> Result<(), DaemonError> {
+pub(super) fn check_way(dir: &Path) -> Result<(), Failure> {
     private::check_way(dir)
-        .map_err(|refused| DaemonError::failed(refused.to_string()).hint(refused.hint()))
+        .map_err(|refused| Failure::failed(refused.to_string()).hint(refused.hint()))
 }
 
 impl CacheFacts {
     /// The facts of a new cache, `origin`, for the volume `marker` at `path`.
     ///
     /// # Errors
-    /// If the backend cannot be probed.
+    /// If the drive cannot be probed.
     pub(super) fn new(
         backend: &dyn Backend,
         path: &Path,
         marker: &Marker,
         origin: Uuid,
-    ) -> Result<CacheFacts, DaemonError> {
-        let capabilities = probe::probe(backend, &RelPath::fixed(SCRATCH))
-            .map_err(|error| DaemonError::from(FlushError::from(error)))?;
+    ) -> Result<CacheFacts, Failure> {
+        let capabilities = probe::probe(backend, &RelPath::fixed(SCRATCH)).map_err(not_set_up)?;
         Ok(CacheFacts {
             format: CACHE_FORMAT,
             volume: marker.id,
@@ -201,11 +217,11 @@ impl CacheFacts {
         })
     }
 
-    /// What the cache in `dir` remembers; `None` if it is new.
+    /// The facts in the cache in `dir`; `None` if it is new.
     ///
     /// # Errors
-    /// If the file is there but cannot be read.
-    pub(super) fn read(dir: &Path) -> Result<Option<CacheFacts>, DaemonError> {
+    /// If the file exists but cannot be read.
+    pub(super) fn read(dir: &Path) -> Result<Option<CacheFacts>, Failure> {
         let path = dir.join(CACHE_FILE);
         if fs::symlink_metadata(&path).is_ok() {
             check_private(dir)?;
@@ -214,31 +230,40 @@ impl CacheFacts {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
-                return Err(DaemonError::failed(format!(
+                return Err(Failure::failed(format!(
                     "cannot read {}: {error}",
                     path.escaped()
                 )));
             }
         };
-        let facts: CacheFacts = serde_json::from_slice(&bytes).map_err(|error| {
-            DaemonError::failed(format!("{} cannot be understood: {error}", path.escaped()))
-                .hint("the cache may hold data that is nowhere else: do not delete it; restore this file, or use a newer ferryfs")
-        })?;
-        if facts.format > CACHE_FORMAT {
-            return Err(DaemonError::failed(format!(
-                "the cache {} was made by a newer ferryfs",
+        let unclear = |error: serde_json::Error| {
+            let what = format!("{} cannot be decoded: {error}", path.escaped());
+            Failure::failed(what).hint(
+                "the cache may hold data that is nowhere else: do not delete it; \
+                 restore this file, or copy the data out with `ferryfs rescue`",
+            )
+        };
+        // The format is checked first: other formats may have other members.
+        let Format { format } = serde_json::from_slice(&bytes).map_err(unclear)?;
+        if format != CACHE_FORMAT {
+            return Err(Failure::failed(format!(
+                "the cache {} has format {format}, and this ferryfs knows format {CACHE_FORMAT} \
+                 alone: it was made by another version",
                 dir.escaped()
             ))
-            .hint("use that one"));
+            .hint(
+                "nothing was changed. Mount and flush with the ferryfs that made it; then move the \
+                 cache away and mount again",
+            ));
         }
-        Ok(Some(facts))
+        serde_json::from_slice(&bytes).map(Some).map_err(unclear)
     }
 
     /// Writes the file, durably.
     ///
     /// # Errors
     /// If the SSD fails.
-    pub(super) fn write(&self, dir: &Path) -> Result<(), DaemonError> {
+    pub(super) fn write(&self, dir: &Path) -> Result<(), Failure> {
         let path = dir.join(CACHE_FILE);
         let temporary = dir.join(format!("{CACHE_FILE}.tmp"));
         let write = || -> io::Result<()> {
@@ -248,9 +273,8 @@ impl CacheFacts {
             fs::rename(&temporary, &path)?;
             File::open(dir)?.sync_all()
         };
-        write().map_err(|error| {
-            DaemonError::failed(format!("cannot write {}: {error}", path.escaped()))
-        })
+        write()
+            .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.escaped())))
     }
 
     /// Checks that the cache belongs to the volume `marker`.
@@ -262,10 +286,10 @@ impl CacheFacts {
         dir: &Path,
         backend: &Path,
         marker: Option<&Marker>,
-    ) -> Result<(), DaemonError> {
+    ) -> Result<(), Failure> {
         match marker {
             Some(marker) if marker.id == self.volume && self.is_enrollment(marker.nonce) => Ok(()),
-            Some(marker) => Err(DaemonError::failed(format!(
+            Some(marker) => Err(Failure::failed(format!(
                 "the cache {} belongs to volume {}, but the drive is volume {}",
                 dir.escaped(),
                 self.volume,
@@ -273,8 +297,8 @@ impl CacheFacts {
             ))
             .hint("give this drive a cache of its own with --cache, or leave --cache out")),
             None if self.was_at(backend) => Err(self.absent(backend)),
-            None => Err(DaemonError::failed(format!(
-                "the cache {} belongs to volume {}, but {} is no volume of ferryfs yet",
+            None => Err(Failure::failed(format!(
+                "the cache {} belongs to volume {}, but {} is not a volume of ferryfs yet",
                 dir.escaped(),
                 self.volume,
                 backend.escaped()
@@ -283,11 +307,13 @@ impl CacheFacts {
         }
     }
 
-    /// Finds out what an older version has not looked for. Says whether there is news, which is then to be written.
+    /// Probes what an earlier probe has not looked for. Returns whether the facts have changed and
+    /// must be written.
     ///
-    /// What is known of names stays: the index has been made by it. A failure leaves all as it was, until the next time.
+    /// The rules for names are not changed, because the index was made with them. A failure changes
+    /// nothing, until the next time.
     pub(super) fn probe_anew(&mut self, backend: &dyn Backend) -> bool {
-        if self.capabilities.probed >= probe::VERSION {
+        if self.capabilities.probed >= PROBE_VERSION {
             return false;
         }
         match probe::probe(backend, &RelPath::fixed(SCRATCH)) {
@@ -296,40 +322,44 @@ impl CacheFacts {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "what the drive can hold could not be found out; it is tried again at the next mount");
+                tracing::warn!(
+                    %error,
+                    "the capabilities of the drive could not be probed; the next mount tries again"
+                );
                 false
             }
         }
     }
 
-    /// Whether the volume has been attached at `path`, by this spelling or the one without links.
+    /// Whether the volume has been attached at `path`, as it is written or without symbolic links.
     pub(super) fn was_at(&self, path: &Path) -> bool {
         self.was_spelled(path) || fs::canonicalize(path).is_ok_and(|path| self.was_spelled(&path))
     }
 
-    /// Whether the volume has been attached at `path` by this very spelling, which nothing but the
-    /// cache is asked for.
+    /// Whether the volume has been attached at `path` as it is written. Accesses the cache only.
     pub(super) fn was_spelled(&self, path: &Path) -> bool {
         self.backend == path || self.former.iter().any(|former| former == path)
     }
 
-    /// Whether `nonce` is that of the enrollment which this cache knows.
+    /// Whether `nonce` is that of the enrollment that this cache knows.
     pub(super) fn is_enrollment(&self, nonce: [u8; 16]) -> bool {
         nonce == self.nonce || self.renewed == Some(nonce)
     }
 
-    /// Notes that the marker is to be written anew with this nonce. To be written before that is done.
+    /// Notes that the marker will be written again with this nonce. The facts must be written
+    /// before the marker.
     pub(super) fn renew_enrollment(&mut self, nonce: [u8; 16]) {
         self.renewed = Some(nonce);
     }
 
-    /// Whether it is not settled which of two nonces the marker has.
+    /// Whether it is unknown which of two nonces the marker has.
     pub(super) fn is_renewing(&self) -> bool {
         self.renewed.is_some()
     }
 
-    /// Takes `nonce`, which was found on the drive, for the one that counts. Says whether that is news, which is then to be
-    /// written once the index knows that the catalog is to be written as a whole.
+    /// Makes `nonce`, which was found on the drive, the only valid one. Returns whether the facts
+    /// have changed; they must be written once the index has noted that the next batch writes the
+    /// whole catalog.
     pub(super) fn settle_enrollment(&mut self, nonce: [u8; 16]) -> bool {
         let is_news = self.renewed == Some(nonce);
         if is_news {
@@ -339,7 +369,8 @@ impl CacheFacts {
         is_news
     }
 
-    /// Notes where the volume is and on which file system. Says whether that is news, which is then to be written.
+    /// Stores where the volume is and on which file system. Returns whether the facts have changed
+    /// and must be written.
     pub(super) fn remember(&mut self, path: &Path, file_system: FsIdentity) -> bool {
         let before = self.clone();
         if self.backend != path {
@@ -363,8 +394,8 @@ impl CacheFacts {
     }
 
     /// The volume of this cache is not at `path`, where it should be.
-    pub(super) fn absent(&self, path: &Path) -> DaemonError {
-        DaemonError {
+    pub(super) fn absent(&self, path: &Path) -> Failure {
+        Failure {
             code: Exit::BackendAbsent,
             message: format!(
                 "volume {} is not at {}: the directory has no .ferryfs/volume.json",
@@ -372,7 +403,8 @@ impl CacheFacts {
                 path.escaped()
             ),
             hint: Some(
-                "mount the drive there first; what was written to it waits in the cache. If another drive is there that is to become a new volume: --enroll, with a cache of its own"
+                "mount the drive there first; what was written to it waits in the cache. To make a \
+                 new volume of another drive there: --enroll, with a cache of its own"
                     .into(),
             ),
         }
@@ -382,23 +414,40 @@ impl CacheFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::memory::{MemoryBackend, MemoryOptions};
+    use crate::drive::memory::{MemoryBackend, MemoryOptions};
 
-    /// As the first version wrote it.
-    const OLD: &str = r#"{"format":1,"volume":"6f1f8f5e-3c1e-4b5e-9a53-0c7b1a2d3e4f","nonce":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],
-        "origin":"6f1f8f5e-3c1e-4b5e-9a53-0c7b1a2d3e50","backend":"/media/x","capabilities":{"forbidden":[],"case_insensitive":true,
-        "utf8_only":false,"no_trailing_dot":false,"no_trailing_space":false,"max_utf16":null,"symlinks":false,"hard_links":false,
-        "permissions":false,"time_granularity_ns":1}}"#;
+    fn facts(drive: &MemoryBackend) -> CacheFacts {
+        drive.make_dir(&layout::dir()).unwrap();
+        let now = Timestamp(1_763_661_600_000_000_000);
+        let marker = Marker::new(Uuid::new_v4(), [7; 16], now);
+        CacheFacts::new(drive, Path::new("/media/x"), &marker, Uuid::new_v4()).unwrap()
+    }
 
     #[test]
-    fn a_cache_of_an_older_version_is_read_and_its_drive_probed_once_for_what_that_did_not_know() {
+    fn what_a_full_drive_is_told_at_its_first_mount_speaks_of_no_flush() {
+        let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let failure = not_set_up(BackendError::new("mkdir", &layout::dir(), full));
+        let hint = failure.hint.unwrap();
+        assert!(hint.contains("mount again") && !hint.contains("flush"));
+    }
+
+    #[test]
+    fn what_an_earlier_probe_has_found_is_probed_anew_once() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(CACHE_FILE), OLD).unwrap();
-        let mut facts = CacheFacts::read(dir.path()).unwrap().unwrap();
-        assert!(!facts.capabilities.owners && facts.capabilities.probed == 0);
         let drive = MemoryBackend::new(MemoryOptions::linux_like());
-        assert!(!facts.probe_anew(&drive), "there is no place to probe in");
-        drive.make_dir(&layout::dir()).unwrap();
+        let mut facts = facts(&drive);
+        facts.capabilities = Capabilities {
+            case_insensitive: true,
+            probed: PROBE_VERSION - 1,
+            ..Capabilities::plain()
+        };
+        facts.write(dir.path()).unwrap();
+        let mut facts = CacheFacts::read(dir.path()).unwrap().unwrap();
+        let elsewhere = MemoryBackend::new(MemoryOptions::linux_like());
+        assert!(
+            !facts.probe_anew(&elsewhere),
+            "there is no place to probe in"
+        );
         assert!(facts.probe_anew(&drive));
         assert!(facts.capabilities.owners && facts.capabilities.hard_links);
         assert!(
@@ -409,5 +458,19 @@ mod tests {
         let mut again = CacheFacts::read(dir.path()).unwrap().unwrap();
         assert_eq!(again.capabilities, facts.capabilities);
         assert!(!again.probe_anew(&drive));
+    }
+
+    /// With any other members.
+    #[test]
+    fn the_facts_of_another_format_are_refused_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        for other in [0, CACHE_FORMAT + 1] {
+            let text = format!(r#"{{"format":{other},"volume":7}}"#);
+            fs::write(dir.path().join(CACHE_FILE), &text).unwrap();
+            let refused = CacheFacts::read(dir.path()).unwrap_err();
+            assert!(refused.message.contains("another version"), "{refused:?}");
+            let left = fs::read_to_string(dir.path().join(CACHE_FILE)).unwrap();
+            assert_eq!(left, text);
+        }
     }
 }

@@ -1,11 +1,13 @@
-//! Refusing an `rclone mount` that uploads files some time after they were closed.
+//! Refuses an `rclone mount` that uploads files some time after they were closed.
 //!
-//! With `--vfs-cache-mode writes` or `full` rclone keeps what is written in a cache of its own and
-//! uploads it later, and its fsync does nothing: no call says when a file has reached the remote. A
-//! flush would say "done" of files that a power cut can still lose. With `off` and `minimal` a file that
-//! is written front to back, as ferryfs writes them, is uploaded before its close returns.
+//! With `--vfs-cache-mode writes` or `full` rclone keeps written files in a cache of its own and
+//! uploads them later, and its fsync has no effect: no call shows when a file has reached the
+//! remote. A flush would report files as done that a power cut can still lose. With `off` and
+//! `minimal` a file that is written from front to back, as ferryfs does, is uploaded before its
+//! close returns.
 //!
-//! The mount table does not tell the mode; the command line of the rclone that serves the mount does.
+//! The mount table does not have the mode; the command line of the rclone process that serves the
+//! mount has it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,9 +15,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{DaemonError, verify};
-use crate::base::ForeignText;
-use crate::cli::exit::Exit;
+use super::verify;
+use crate::core::{Exit, Failure, ForeignText};
 use crate::sys::mounts::Mount;
 
 /// The user has allowed it. One process serves one mount, also when its drive is attached again.
@@ -24,31 +25,33 @@ static ALLOWED: AtomicBool = AtomicBool::new(false);
 const OPTION: &str = "vfs-cache-mode";
 const VARIABLE: &[u8] = b"RCLONE_VFS_CACHE_MODE=";
 
-/// What the user must know of such a mount.
-pub(super) const HINT: &str = "mount the remote with `rclone mount --vfs-cache-mode off`: ferryfs keeps a cache of its own. \
-     If you accept that a flush may be called done before the upload is, use `ferryfs mount --allow-write-back-drive`";
+/// What the user can do about such a mount.
+pub(super) const HINT: &str = "mount the remote with `rclone mount --vfs-cache-mode off`: ferryfs \
+                               keeps a cache of its own. If you accept that a flush may be \
+                               reported as done before the upload is, use `ferryfs mount \
+                               --allow-write-back-drive`";
 
-/// From here on such mounts are taken.
+/// Allows such mounts from here on.
 pub(super) fn allow() {
     ALLOWED.store(true, Ordering::Release);
 }
 
-/// Looks at what is mounted at `path`.
+/// Checks what is mounted at `path`.
 ///
 /// # Errors
-/// Why it is not taken.
-pub(super) fn check(path: &Path) -> Result<(), DaemonError> {
+/// Why it is refused.
+pub(super) fn check(path: &Path) -> Result<(), Failure> {
     let Some(problem) = verify::mount_of(path).as_ref().and_then(problem) else {
         return Ok(());
     };
-    Err(DaemonError {
+    Err(Failure {
         code: Exit::Failed,
         message: format!("{}: {problem}", path.escaped()),
         hint: Some(HINT.into()),
     })
 }
 
-/// Why `mount` is not taken for a drive; `None` if it is.
+/// Why `mount` is refused as a drive; `None` if it is accepted.
 pub(super) fn problem(mount: &Mount) -> Option<String> {
     if mount.fs_type != "fuse.rclone" || ALLOWED.load(Ordering::Acquire) {
         return None;
@@ -56,16 +59,19 @@ pub(super) fn problem(mount: &Mount) -> Option<String> {
     let mut modes = servers_of(&mount.mount_point).peekable();
     if modes.peek().is_none() {
         return Some(
-            "this is an `rclone mount`, and the rclone that serves it cannot be found: nothing tells whether it uploads files later than a flush ends".into(),
+            "this is an `rclone mount`, and the rclone process that serves it cannot be found: it \
+             is unknown whether it uploads files after a flush has ended"
+                .into(),
         );
     }
     let later = modes.find(|mode| mode != "off" && mode != "minimal")?;
     Some(format!(
-        "this is an `rclone mount` that uploads files later (--{OPTION} {later}): nothing tells a flush when they are on the remote"
+        "this is an `rclone mount` that uploads files later (--{OPTION} {later}): a flush cannot \
+         know when they are on the remote"
     ))
 }
 
-/// The cache modes of all rclone processes that were told to mount at `place`.
+/// The cache modes of all rclone processes whose command line names `place`.
 fn servers_of(place: &Path) -> impl Iterator<Item = String> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let place = place.to_path_buf();
@@ -91,12 +97,12 @@ fn words_of(line: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
-/// The path that a word names, without a slash at its end.
+/// The path that a word names, without a trailing slash.
 fn place_of(here: &Path, word: &[u8]) -> PathBuf {
     here.join(OsStr::from_bytes(word)).components().collect()
 }
 
-/// The mode that a command line asks for, or else the environment. The last word counts.
+/// The mode in a command line, or else in the environment. The last word counts.
 fn mode_of(words: &[&[u8]], environment: &[u8]) -> String {
     let flag = format!("--{OPTION}");
     let mut mode = None;

@@ -1,31 +1,35 @@
-//! Which attributes a batch gives to what it places, on a backend that has any.
+//! Which attributes a batch sets on the files that it places, on a backend that stores any.
 //!
-//! What is made anew gets all of its attributes, and so does what was marked because they have changed. A directory in which a
-//! name comes or goes gets its time again, which the backend has just moved on: in the mount it is what it was at the cut.
+//! A new file gets all of its attributes, and so does an inode that is marked because they have
+//! changed. A directory in which a name is added or removed gets its time again, because the
+//! backend has just updated it: in the mount the time is that of the cut.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::gather::Gathered;
-use crate::backend::Capabilities;
-use crate::base::{FileKind, Ino, RelPath};
+use crate::core::{Capabilities, FileKind, Ino, RelPath, acl};
+use crate::flush::diff::Gathered;
+use crate::format::steps::AttributeStep;
 use crate::index::Inode;
-use crate::rules::acl;
-use crate::rules::given::{self, Attributes, Given};
-use crate::rules::plan::{NameKey, NewContent, Placed, Plan};
-use crate::rules::steps::AttributeStep;
+use crate::plan::planner::{NameKey, NewContent, Placed, Plan};
+use crate::plan::representable;
+use crate::plan::representable::{Attributes, Given};
 
-/// The steps for everything that `plan` places or that was marked, what is in a directory before the directory.
+/// Returns the steps for everything that `plan` places and for marked inodes; the contents of a
+/// directory come before the directory. `are_one` says that all names of a file on the backend are
+/// hard links to one file.
 pub(super) fn steps(
     plan: &Plan,
     gathered: &Gathered,
     capabilities: &Capabilities,
+    are_one: bool,
 ) -> Vec<AttributeStep> {
-    if !given::has_attributes(capabilities) {
+    if !representable::has_attributes(capabilities) {
         return Vec::new();
     }
     let mut chosen = Chosen {
         gathered,
         capabilities,
+        are_one,
         steps: BTreeMap::new(),
         seen: HashSet::new(),
     };
@@ -57,8 +61,8 @@ pub(super) fn steps(
     steps
 }
 
-/// Directories in which a name comes, goes, or gets another entry. A name without an outcome keeps
-/// the entry it has: the directory of a file that stays behind is not touched.
+/// Returns the directories in which a name is added, removed, or gets another entry. A name without
+/// an outcome keeps its entry: the directory of a file that is left behind is not touched.
 fn changed_dirs(plan: &Plan, gathered: &Gathered) -> BTreeSet<Ino> {
     let stays = |content: &NewContent| {
         !matches!(content, NewContent::Changed(_)) && *content != NewContent::Live
@@ -78,8 +82,9 @@ fn changed_dirs(plan: &Plan, gathered: &Gathered) -> BTreeSet<Ino> {
 struct Chosen<'a> {
     gathered: &'a Gathered,
     capabilities: &'a Capabilities,
+    are_one: bool,
     steps: BTreeMap<RelPath, AttributeStep>,
-    /// One name of a file is enough: they are all of one.
+    /// If all names are hard links of one file, one of them is enough.
     seen: HashSet<Ino>,
 }
 
@@ -88,7 +93,7 @@ impl Chosen<'_> {
         let Some(inode) = self.gathered.inodes.get(&ino) else {
             return;
         };
-        if self.capabilities.hard_links && !self.seen.insert(ino) {
+        if self.are_one && !self.seen.insert(ino) {
             return;
         }
         let xattrs = self.gathered.xattrs.get(&ino).cloned().unwrap_or_default();
@@ -100,15 +105,15 @@ impl Chosen<'_> {
         if let (Some((owner, group)), false) = (given.owner, has_owner) {
             (step.owner, step.group) = (Some(owner), Some(group));
         }
-        // What is made in a directory with a default ACL has got one that nobody has asked for.
+        // In a directory with a default ACL a new file has inherited an ACL that it must not have.
         let inherits = self.capabilities.xattrs.iter().any(|it| it == acl::SPACE);
-        let none_to_set =
-            |xattrs: &crate::backend::Xattrs| is_new && xattrs.is_empty() && !inherits;
+        let none_to_set = |xattrs: &crate::core::Xattrs| is_new && xattrs.is_empty() && !inherits;
         step.xattrs = given
             .xattrs
             .filter(|xattrs| !none_to_set(xattrs))
             .map(|xattrs| xattrs.into_iter().collect());
-        // The time of a regular file is a matter of its bytes: it has it from its slot, or from a step of its own.
+        // The time of a regular file belongs to its bytes: it is set on its slot, or by a step of
+        // its own.
         if inode.kind() != FileKind::Regular {
             step.modified = Some(inode.mtime);
         }
@@ -127,8 +132,8 @@ impl Chosen<'_> {
     }
 }
 
-/// The attributes of an inode, for [`Given::new`].
-pub(super) fn attributes(inode: &Inode, xattrs: crate::backend::Xattrs) -> Attributes {
+/// Returns the attributes of an inode, for [`Given::new`].
+pub(super) fn attributes(inode: &Inode, xattrs: crate::core::Xattrs) -> Attributes {
     Attributes {
         kind: inode.kind(),
         permissions: inode.mode & 0o7777,

@@ -1,232 +1,190 @@
-//! Carrying changes over: the only writer of the backend.
+//! Writes the changes of the cache to the backend, in batches.
 //!
-//! A batch goes through its phases as types that are consumed one by one: gathered, planned, [`stage::Staged`], committed,
-//! applied. What a crash after each leaves, and who repairs it:
+//! A batch goes through its phases as types that are consumed one by one: gathered, planned,
+//! [`crate::flush::stage::Staged`], committed, applied. What a crash after each phase leaves, and
+//! who repairs it:
 //!
 //! | after | durable | a crash leaves | repaired by |
 //! |---|---|---|---|
 //! | cut | row of the batch, on the SSD | nothing on the backend | next start: given up, all stays dirty |
 //! | stage | staged files (one sync), read back if asked for | a staging directory | next attach: removed, all stays dirty |
-//! | journal | what to conclude of the batch, on the SSD | the same, and a journal | next attach: no record, so given up |
+//! | journal | what the batch means for the index, on the SSD | the same, and a journal | next attach: no record, so given up |
 //! | commit | the record (one sync) | a committed batch, final names untouched | next attach: applied, from staging or the SSD |
 //! | clear, mark | removals and moves, then the mark (two syncs, only if needed) | old names gone, new ones not there | next attach: placed |
 //! | place | everything (one sync) | the cut, and a record | next attach: verified, confirmed |
 //! | confirm | the index's conclusions, on the SSD | the cut, a record that the index calls done | next attach: removed |
 //!
-//! Errors before the journal give the batch up; after it, they leave it open, and the next attempt begins by recovering it.
-//! Nothing is continued blindly.
+//! A directory that the drive cannot move is copied in a batch of its own: [`across`].
+//!
+//! An error before the journal gives the batch up. An error after it leaves the batch open, and the
+//! next flush begins with its recovery.
+//!
+//! [`Flusher`] is the facade. `flusher` runs a flush, `recover` a recovery, `external` a look for
+//! external changes. The state belongs to parts, and only a part's own methods touch it:
+//!
+//! | part | owns |
+//! |---|---|
+//! | [`turn::Turn`] | the lock that separates flushes, recoveries and looks |
+//! | [`refusals::Refusals`] | what the drive has refused, and when it is tried again |
+//! | [`leftovers::Leftovers`] | ended batches that may have left something in `.ferryfs` |
+//! | [`others_batches::OthersBatches`] | unfinished batches of other machines |
+//! | [`drive_reserve::DriveReserve`] | whether the reserve on the drive must be made again |
+//! | [`conflicts::Conflicts`] | conflicts to be named by the next report |
+//! | [`Follower`] | the catalog on the drive, followed by its mirror in the index |
+//!
+//! What belongs to one flush is a value: `flusher::Run`, [`Report`], and `batch::BatchWriter`.
 
-mod apply;
+mod across;
 mod attributes;
-mod carry;
-mod catalog;
+pub(crate) mod batch;
+pub(crate) mod batch_budget;
+mod check;
+mod conclusions;
 mod confirm;
-mod gather;
-mod journal;
-mod keep;
-mod known;
-mod limited;
-mod mirror;
-mod placing;
-mod portion;
-mod preflight;
-mod real;
+mod conflicts;
+pub(crate) mod diff;
+mod done_elsewhere;
+mod drive_reserve;
+pub(crate) mod expectations;
+mod external;
+mod flusher;
+mod hooks;
+mod leftovers;
+mod look;
+mod open_batch;
+mod open_copies;
+mod others_batches;
 mod recover;
-mod redo;
-mod refresh;
-mod refused;
-mod report;
-mod reserve;
-mod room;
-mod run;
-mod stage;
-mod subjects;
+mod refusals;
+mod refused_names;
+pub(crate) mod report;
+mod space_check;
+pub(crate) mod stage;
 mod sweep;
-mod told;
-mod untrusted;
+mod turn;
 mod verify;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::backend::drive::Drive;
-use crate::backend::{Backend, Capabilities};
-use crate::base::{Clock, Ino};
+use crate::apply::move_backup::CacheSide;
 use crate::cache::Store;
-use crate::index::Index;
-use crate::rules::merge::Changes;
-use crate::rules::names::NameRules;
-use crate::rules::touched::Touched;
+use crate::catalog::mirror::Follower;
+use crate::core::cache_step::CacheStep;
+use crate::core::{Capabilities, Clock, Ino};
+use crate::drive::Backend;
+use crate::drive::connection::Drive;
+use crate::error::{FlushError, Result};
+use crate::flush::conflicts::Conflicts;
+use crate::flush::drive_reserve::DriveReserve;
+use crate::flush::leftovers::Leftovers;
+use crate::flush::others_batches::OthersBatches;
+use crate::flush::refusals::Refusals;
+use crate::flush::turn::Turn;
+use crate::index::{BatchSummary, Index};
+use crate::plan::names::NameRules;
+use crate::recovery::interrupted;
 
-pub use catalog::{CatalogLog, read_catalog};
-pub(crate) use journal::Journal;
-pub(crate) use recover::restore_records;
-pub use recover::{RecoveredBatch, recover_without_cache};
-pub use report::{Cancel, FlushError, Report, Result, Wish};
-pub(crate) use reserve::free_reserve;
-pub(crate) use run::phase;
-pub(crate) use untrusted::read_small;
+pub(crate) use crate::flush::flusher::phase;
+pub use crate::flush::hooks::Hooks;
+pub use crate::flush::report::{Cancel, OpenCopy, Report, Wish};
 
-/// What a flush needs of the file system it serves.
-pub trait Hooks: Send + Sync {
-    /// Makes everything in the cache durable.
-    ///
-    /// # Errors
-    /// A line that says what failed.
-    fn sync_cache(&self) -> std::result::Result<(), String>;
-
-    /// Brings what the index says of files that were written up to what they are.
-    ///
-    /// # Errors
-    /// A line that says what failed; what could not be brought up stays behind.
-    fn settle(&self) -> std::result::Result<(), String> {
-        Ok(())
-    }
-
-    /// The catalog on the drive says something else than before, by another machine.
-    ///
-    /// # Errors
-    /// A line that says what failed; some of it is then not shown.
-    fn catalog_changed(&self) -> std::result::Result<(), String> {
-        Ok(())
-    }
-
-    /// What a directory of the backend looks like beside what the index believes of it: whether anything differs, and the
-    /// directories in it whose contents are known.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    fn look_at(&self, backend: &dyn Backend, dir: Ino) -> Result<(bool, Vec<Ino>)> {
-        let _ = (backend, dir);
-        Ok((false, Vec::new()))
-    }
-
-    /// Takes what others have changed in `dirs` into the index; no batch is under way. Before anything is concluded from what
-    /// was listed, `still_right` is asked whether that was the volume.
-    ///
-    /// # Errors
-    /// If it was not, or the backend or the index fails.
-    fn take_in(
-        &self,
-        backend: &dyn Backend,
-        dirs: &[Ino],
-        still_right: &mut dyn FnMut() -> bool,
-    ) -> Result<Changes> {
-        let _ = (backend, dirs, still_right);
-        Ok(Changes::default())
-    }
-
-    /// Opens what the batch is about to take off the backend for those who are still reading it.
-    fn hold_open(&self, inos: &[Ino]);
-
-    /// Asked before anything of a batch is written to `backend`, and again before its record: whether no other machine has it at
-    /// work.
-    ///
-    /// # Errors
-    /// A line that says who has.
-    fn may_write(&self, backend: &dyn Backend) -> std::result::Result<(), String> {
-        let _ = backend;
-        Ok(())
-    }
-
-    /// Frees a part of what is held of the SSD for when it is full, so that the batch can be noted; false if there is none.
-    fn give_up_reserve(&self) -> bool {
-        false
-    }
-}
-
-/// What a flusher is given to work with.
-pub struct Parts {
+/// The parts that a flusher works with.
+pub struct FlusherParts {
     /// The index.
     pub index: Arc<Index>,
     /// The objects.
     pub store: Arc<Store>,
-    /// The backend's slot.
+    /// The slot of the attached backend.
     pub drive: Arc<Drive>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Which volume this is.
+    /// The volume's id.
     pub volume: Uuid,
-    /// Which enrollment of it.
+    /// The id of its enrollment.
     pub nonce: [u8; 16],
-    /// Which cache this is.
+    /// The cache's id.
     pub origin: [u8; 16],
-    /// What the backend can hold.
+    /// The names that the backend can store.
     pub rules: NameRules,
-    /// The same for everything that is not about names.
+    /// What else the backend can store.
     pub capabilities: Capabilities,
-    /// Step of the backend's times, in nanoseconds.
+    /// The granularity of the backend's times, in nanoseconds.
     pub time_granularity_ns: u64,
-    /// Where journals are kept, on the SSD.
+    /// The directory of the journals, on the SSD.
     pub journals: PathBuf,
-    /// The file system that is served.
+    /// The served file system.
     pub hooks: Arc<dyn Hooks>,
 }
 
-/// Carries changes over, one batch at a time.
-pub struct Flusher {
-    parts: Parts,
-    /// Which enrollment of the volume counts: that of `parts`, until its marker is written anew.
-    nonce: Mutex<[u8; 16]>,
-    running: Mutex<()>,
-    catalog_losses: Mutex<Vec<String>>,
-    /// Another machine has written to the catalog; what it says is to be believed once more when all that is new on the drive has been
-    /// found.
-    catalog_news: AtomicBool,
-    /// What finds no space after the commit is set aside: what the user wants is that removals come through.
-    full_is_refusal: AtomicBool,
-    /// What a batch of another machine touches that could not be finished here.
-    of_others: Mutex<Touched>,
-    /// What was not done of batches of other machines.
-    left_of_others: Mutex<Vec<String>>,
-    /// Files that the backend has refused, when, and why.
-    refused: Mutex<HashMap<Ino, (Instant, String)>>,
-    /// When a flush first left something behind because the backend refuses it; see [`Flusher::is_retry_due`].
-    refusal_met: Mutex<Option<Instant>>,
-    /// Conflicts that were met while an interrupted batch was finished, for the next flush to tell.
-    conflicts_met: Mutex<Vec<(String, String)>>,
-    /// Whoever holds that looks for changes of others and writes nothing.
-    refreshing: AtomicBool,
-    /// The space that is held on the backend for the case that it is full was given up, and is to be taken again.
-    gave_reserve_up: AtomicBool,
-    /// What a batch may take, see [`portion`].
-    batch_bytes: AtomicU64,
-}
-
-impl Flusher {
-    /// A flusher over `parts`.
-    pub fn new(parts: Parts) -> Flusher {
-        Flusher {
-            nonce: Mutex::new(parts.nonce),
-            parts,
-            running: Mutex::new(()),
-            catalog_losses: Mutex::default(),
-            catalog_news: AtomicBool::new(false),
-            full_is_refusal: AtomicBool::new(false),
-            of_others: Mutex::default(),
-            left_of_others: Mutex::default(),
-            refused: Mutex::default(),
-            refusal_met: Mutex::default(),
-            conflicts_met: Mutex::default(),
-            refreshing: AtomicBool::new(false),
-            gave_reserve_up: AtomicBool::new(false),
-            batch_bytes: AtomicU64::new(portion::BATCH_BYTES),
+impl FlusherParts {
+    /// Returns the parts that a backup of moved files needs.
+    pub(crate) fn cache_side(&self) -> CacheSide<'_> {
+        CacheSide {
+            index: &self.index,
+            store: &self.store,
+            journals: &self.journals,
         }
     }
 
-    /// The volume's marker was deleted and has been written anew, with this nonce. The log of the catalog went with it, so the next
-    /// flush is to write it as a whole.
+    /// Ends the batch under way, and drops the old bytes that were kept for it.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite cannot; the batch is then still under way.
+    fn end_batch(&self, summary: &BatchSummary) -> Result<()> {
+        self.index.lock().end_batch(summary)?;
+        self.store.end_images();
+        Ok(())
+    }
+}
+
+/// Writes changes to the backend, one batch at a time.
+pub struct Flusher {
+    // What all parts share; each has locks of its own, or does not change.
+    parts: FlusherParts,
+    /// The valid enrollment of the volume: that of `parts`, until its marker is written again.
+    nonce: Mutex<[u8; 16]>,
+    /// The size limit of a batch, see [`batch_budget`].
+    batch_bytes: AtomicU64,
+
+    turn: Turn,
+    refusals: Refusals,
+    leftovers: Leftovers,
+    others: OthersBatches,
+    reserve: DriveReserve,
+    conflicts: Conflicts,
+    catalog: Follower,
+}
+
+impl Flusher {
+    /// Creates a flusher over `parts`.
+    pub fn new(parts: FlusherParts) -> Flusher {
+        Flusher {
+            nonce: Mutex::new(parts.nonce),
+            batch_bytes: AtomicU64::new(batch_budget::BATCH_BYTES),
+            turn: Turn::default(),
+            refusals: Refusals::default(),
+            leftovers: Leftovers::new(&parts),
+            others: OthersBatches::default(),
+            reserve: DriveReserve::new(&parts),
+            conflicts: Conflicts::default(),
+            catalog: Follower::new(Arc::clone(&parts.index), parts.volume),
+            parts,
+        }
+    }
+
+    /// Sets the nonce of the volume's marker, which was deleted and has been written again. The log
+    /// of the catalog was deleted, too, so the next flush writes it as a whole.
+    ///
+    /// # Errors
+    /// If SQLite fails.
     pub fn renewed(&self, nonce: [u8; 16]) -> Result<()> {
         *self.nonce.lock() = nonce;
+        self.parts.index.commit()?;
         if self.parts.index.snapshot()?.catalog_is_empty()? {
             return Ok(());
         }
@@ -237,22 +195,77 @@ impl Flusher {
         }
         state.commit()?;
         drop(state);
-        // Whoever asked forgets next that there was another nonce.
+        // Synced, because the caller next forgets the old nonce.
         Ok(self.parts.index.sync()?)
     }
 
-    /// For tests: a batch takes no more than `bytes`, as they are reckoned in [`portion`].
+    /// For tests: limits a batch to `bytes`, as they are counted in [`batch_budget`].
     #[doc(hidden)]
     pub fn limit_batches(&self, bytes: u64) {
         self.batch_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    fn nonce(&self) -> [u8; 16] {
-        *self.nonce.lock()
+    /// Returns the size limit of a batch.
+    fn budget(&self) -> u64 {
+        self.batch_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether a flush is under way.
+    /// Returns whether the drive has refused to remove what an ended batch has left in `.ferryfs`.
+    pub fn is_untidy(&self) -> bool {
+        self.leftovers.are_there()
+    }
+
+    /// Returns whether a flush or a recovery is running.
     pub fn is_running(&self) -> bool {
-        self.running.is_locked() && !self.refreshing.load(Ordering::Acquire)
+        self.turn.is_flush_running()
+    }
+
+    /// Returns whether it is time to try again what the drive has refused: once an hour while
+    /// flushes meet refusals.
+    pub fn is_retry_due(&self) -> bool {
+        self.refusals.is_retry_due()
+    }
+
+    /// Forgets what was refused, so that the next flush tries all of it: the drive was attached.
+    pub fn forget_refused(&self) {
+        self.refusals.forget_files();
+    }
+
+    /// Returns what was not done of batches of other machines that this one has finished since the
+    /// start, a line each.
+    pub fn left_of_others(&self) -> Vec<String> {
+        self.others.not_done()
+    }
+
+    /// Returns the lost entries of the drive's catalog, as found when it was last read, a line
+    /// each.
+    pub fn catalog_losses(&self) -> Vec<String> {
+        self.catalog.losses()
+    }
+
+    /// Returns the backend for calls that take as long as they take. A call that changes something
+    /// must not be given up: it might take effect after recovery has gone another way.
+    fn backend(&self) -> Result<Arc<dyn Backend>> {
+        self.parts.drive.get_patient().ok_or(FlushError::Detached)
+    }
+
+    /// Checks that `backend` is the volume of this cache.
+    fn check_marker(&self, backend: &dyn Backend) -> Result<()> {
+        let nonce = *self.nonce.lock();
+        interrupted::check_marker(backend, self.parts.volume, nonce)
+    }
+
+    /// Checks that no other machine uses `backend`.
+    fn may_write(&self, backend: &dyn Backend) -> Result<()> {
+        self.parts.hooks.may_write(backend)
+    }
+
+    /// Marks a point before a change of the journals, where a test may stop.
+    fn before(&self, step: CacheStep) -> Result<()> {
+        let stopped = self.parts.store.steps().before(step);
+        stopped.map_err(|source| FlushError::Cache {
+            operation: "change a journal".into(),
+            source,
+        })
     }
 }

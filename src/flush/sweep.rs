@@ -1,18 +1,19 @@
-//! Journals that nobody needs any more, and what was kept beside them.
+//! Journals that no batch needs any more, and the files beside them.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 
 use super::Flusher;
-use super::report::{FlushError, Result};
-use crate::base::ForeignText;
+use crate::core::ForeignText;
+use crate::error::{FlushError, Result};
 
 impl Flusher {
-    /// Removes the journals of ended batches with what was kept for them, and what writing one has left half done. A daemon that dies between the end of
-    /// a batch and the removal of its journal leaves one; no batch ever has that number again, so nobody else would find it.
+    /// Removes the journals of ended batches with the backups beside them, and journals that were
+    /// only half written. A daemon that dies between the end of a batch and the removal of its
+    /// journal leaves one; no later batch has that number, so nothing else would find it.
     ///
-    /// To be called while no batch is under way but the one that is open: what is its stays.
+    /// To be called while no batch is running. The journal of the open batch stays.
     pub(super) fn sweep_journals(&self) -> Result<()> {
         let open = self.parts.index.lock().active_batch().map(|it| it.batch);
         let open = open.map(|batch| format!("{:016x}", batch.0));

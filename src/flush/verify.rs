@@ -1,26 +1,26 @@
-//! Reading back what a batch has written, where that is asked for (`--verify`): before the index lets go of anything (P5), and
-//! before anything stands under a final name.
+//! Reads back what a batch has written, if `--verify` asks for it: before the index drops anything
+//! (P5), and before any file has its final name.
 //!
-//! The contents are compared in their slots, after the sync that made them durable and before the batch is committed. Placing is
-//! renaming, which moves no bytes: what was right in its slot is right under its name. Found here, other bytes cost nothing: the
-//! batch is given up, all of it stays dirty and pinned in the cache, and the drive's tree has not been touched (P3). The other
-//! files of the batch are not carried instead: a drive that gives back what nobody wrote is not to be trusted with them.
-//! That each name then leads to a file of the right size is looked at once more after placing; a batch of which that is
-//! not so stays open, and the next flush verifies it from its journal.
+//! The contents are compared in their slots, after the sync that made them durable and before the
+//! batch is committed. Placing renames, which moves no bytes: what was right in its slot is right
+//! under its name. An error found here costs nothing: the batch is given up, all of it stays dirty
+//! and pinned in the cache, and the drive's tree has not been touched (P3). The other files of the
+//! batch are not written either: a drive that returns bytes that were never written cannot be
+//! trusted with them. After placing, each name is checked once more to lead to a file of the right
+//! size. If one does not, the batch stays open, and the next flush verifies it from its journal.
 //!
-//! What is read comes past the kernel's page cache, see [`crate::backend::Backend::open_uncached`]; a cache in the drive's own
-//! electronics, or in a file system driver in user space, nobody gets past.
+//! Reads bypass the kernel's page cache, see [`crate::drive::Backend::open_uncached`]. A cache in
+//! the drive's own electronics, or in a file system driver in user space, cannot be bypassed.
 
-use super::apply::{Applied, hash_file};
-use super::real;
-use super::refused::StepNo;
-use super::report::{FlushError, Result, Wish};
-use super::run::phase;
-use crate::backend::Backend;
-use crate::base::{BatchNo, FileKind, RelPath};
-use crate::control::protocol::{Phase, Progress};
-use crate::rules::layout;
-use crate::rules::steps::{FileContent, PlaceStep, SlotNo, Steps};
+use crate::apply::refused::StepNo;
+use crate::apply::{Applied, special_files};
+use crate::core::{BatchNo, FileKind, Phase, Progress, RelPath};
+use crate::drive::{Backend, hash_file};
+use crate::error::{FlushError, Result};
+use crate::flush::flusher::phase;
+use crate::flush::report::Wish;
+use crate::format::layout;
+use crate::format::steps::{FileContent, PlaceStep, SlotNo, Steps};
 
 fn installs(steps: &Steps<FileContent>) -> impl Iterator<Item = (SlotNo, &RelPath, &FileContent)> {
     steps.place.iter().filter_map(|step| match step {
@@ -58,7 +58,8 @@ pub(super) fn staged(
     Ok(())
 }
 
-/// Looks whether every placed file stands under its name in its size, every node as what it is, every further name as one.
+/// Checks that every placed file has its size, that every node is of its kind, and that every
+/// further name is one.
 pub(super) fn placed(
     backend: &dyn Backend,
     batch: BatchNo,
@@ -76,11 +77,12 @@ pub(super) fn placed(
                 meta.kind == FileKind::Regular && meta.size == content.size
             }
             PlaceStep::InstallNode { node, .. } => {
-                real::node_of(&backend.metadata(to)?).as_ref() == Some(node)
+                special_files::node_of(&backend.metadata(to)?).as_ref() == Some(node)
             }
             PlaceStep::Link { from, .. } => {
-                let refused = applied.not_linked.contains(to) || applied.vanished.contains(to);
-                refused || real::are_one(&backend.metadata(from)?, &backend.metadata(to)?)
+                applied.vanished.contains(to)
+                    || special_files::are_one(&backend.metadata(from)?, &backend.metadata(to)?)
+                    || special_files::is_copy(backend, batch, from, to)?
             }
             _ => true,
         };

@@ -1,88 +1,137 @@
-//! The batch under way, as the index sees it: what it pins, how it is confirmed or given up.
+//! The open batch in the index: what it pins, how it is confirmed or given up.
 //!
-//! The states that a crash can leave, and who repairs them (the flush room does, on the next attach):
-//! - no row with state 0: no batch is under way; a staging directory or record of ours on the backend is garbage;
-//! - a row with state 0, no journal file: the cut was taken, nothing was written on the backend but staged files. Given up;
-//!   everything that was dirty still is;
-//! - a row with state 0 and a journal file: the record on the backend may or may not be there. If it is, the batch is applied
-//!   again and confirmed; if it is not, it is given up. The row keeps its dead objects from being removed until then.
+//! The states that a crash can leave; `flush` repairs them on the next attach:
+//! - no row with state 0: no batch is open; a staging directory or record of ours on the backend is
+//!   garbage;
+//! - a row with state 0, no journal file: the cut was taken, and only staged files were written to
+//!   the backend. The batch is given up; everything in it is still dirty;
+//! - a row with state 0 and a journal file: the record may be on the backend or not. If it is, the
+//!   batch is applied again and confirmed; if not, it is given up. Until then the row keeps its
+//!   dead objects from being removed.
 //!
-//! Confirming runs in several transactions, each of which may be repeated; the row turns to state 1 in the last.
+//! The confirmation takes several transactions, each of which may be repeated. The last one sets
+//! state 1.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{OptionalExtension, params};
 
 use super::inode::{Flags, Inode};
 use super::tree::PlacedEntry;
-use super::{Context, Result, State, int};
-use crate::base::{BatchNo, Ino, Seq, Timestamp};
-use crate::rules::plan::NameKey;
+use super::{Context, IndexWriter, Result, int};
+use crate::core::{BatchNo, Ino, Seq, Timestamp};
+use crate::plan::planner::NameKey;
+
+/// Files that a batch leaves out, with what to tell the user of each.
+pub type LeftOut = HashMap<Ino, &'static str>;
 
 /// A batch between its cut and its end.
 #[derive(Clone, Debug)]
 pub struct ActiveBatch {
     /// Its number.
     pub batch: BatchNo,
-    /// The last change that it holds.
+    /// The last change in it.
     pub cut: Seq,
-    /// What was being written at the cut and so is not in it.
+    /// Inodes whose bytes were being changed at the cut, and those of `left_out`.
     pub writing: HashSet<Ino>,
-    /// What has been changed in place since, because a copy would have been too large. Not to be committed.
+    /// Inodes that the flush leaves out for another reason, with the reason.
+    pub left_out: LeftOut,
+    /// Inodes that are open for writing, and whose bytes are in the batch all the same.
+    pub open: HashSet<Ino>,
+    /// When the cut was taken.
+    pub time: Timestamp,
+    /// Inodes that were changed in place since, because their old bytes could not be kept. The
+    /// batch must not be committed with them.
     pub live: HashSet<Ino>,
-    /// What has lost a name since: at the cut it may have had several, of which the batch makes copies.
+    /// Inodes that are changed in place while the store keeps the bytes that the batch reads.
+    pub imaged: HashSet<Ino>,
+    /// Inodes that have lost a name since: at the cut they may have had several, of which the batch
+    /// makes copies.
     pub unlinked: HashSet<Ino>,
     /// The steps can no longer be changed.
     pub committed: bool,
 }
 
-/// How a batch stands.
+/// How a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BatchState {
-    /// Under way.
-    Open,
-    /// On the backend, synced.
-    Done,
-    /// Given up before anything under a final name was touched.
+pub enum BatchEnd {
+    /// All of it is on the backend, synced.
+    Complete,
+    /// It is on the backend, synced, except for what was left behind, which still waits.
+    LeftBehind,
+    /// It was ended before anything under a final name was touched, because there was nothing to
+    /// write, or because changes made by others are imported first.
+    Nothing,
+    /// It was given up before anything under a final name was touched. All of it still waits.
     GivenUp,
 }
 
-/// What is told of the last batch.
+impl BatchEnd {
+    /// The end of a batch that was applied, with or without something left behind.
+    pub fn applied(is_all_there: bool) -> BatchEnd {
+        match is_all_there {
+            true => BatchEnd::Complete,
+            false => BatchEnd::LeftBehind,
+        }
+    }
+
+    /// Returns the values of the columns `state` and `outcome`.
+    fn stored(self) -> (i64, &'static str) {
+        match self {
+            BatchEnd::Complete => (1, "complete"),
+            BatchEnd::LeftBehind => (1, "left behind"),
+            BatchEnd::Nothing => (2, "nothing to write"),
+            BatchEnd::GivenUp => (2, "given up"),
+        }
+    }
+
+    /// Returns the end with these values. An unknown one counts as given up, so that nothing relies
+    /// on it.
+    fn from_stored(state: i64, outcome: &str) -> BatchEnd {
+        [BatchEnd::Complete, BatchEnd::LeftBehind, BatchEnd::Nothing]
+            .into_iter()
+            .find(|end| end.stored() == (state, outcome))
+            .unwrap_or(BatchEnd::GivenUp)
+    }
+}
+
+/// A batch that has ended, as `status` reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchSummary {
     /// Its number.
     pub batch: BatchNo,
     /// When it ended.
     pub time: Timestamp,
-    /// Files that it carried.
+    /// Files that it has written.
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// `done`, or what went wrong.
-    pub outcome: String,
+    /// How it ended.
+    pub end: BatchEnd,
 }
 
-/// What the index may conclude of one name once a batch is on the backend.
+/// What is true of one name once a batch is on the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confirmed {
-    /// Which name.
+    /// The name.
     pub key: NameKey,
     /// What the backend has there now; `None` for nothing.
     pub placed: Option<PlacedEntry>,
-    /// Whether this is the cut's version of the name, so that it is dirty no more unless changed since.
+    /// Whether this is the cut's version of the name, which is then clean unless changed since.
     pub settled: bool,
     /// Whether this is the cut's version of the inode's bytes and mtime as well.
     pub inode_settled: bool,
 }
 
-impl State {
-    /// The batch under way.
+impl IndexWriter {
+    /// Returns the open batch.
     pub fn active_batch(&mut self) -> Option<&mut ActiveBatch> {
         self.active.as_mut()
     }
 
-    /// Whether the batch under way reads this inode's object, so that it must not be changed in place. It reads what was dirty
-    /// at the cut, and what was clean and had a new name beside others, for which the backend needs one more copy.
+    /// Returns whether the open batch reads this inode's object, so that it must not be changed in
+    /// place. The batch reads inodes that were dirty at the cut, and clean ones with a new name
+    /// beside others, for which the backend needs one more copy.
     pub fn is_pinned(&self, inode: &Inode) -> bool {
         self.active.as_ref().is_some_and(|active| {
             let may_be_read = inode.flags.has(Flags::DATA_DIRTY)
@@ -92,6 +141,7 @@ impl State {
                 && inode.data_seq <= active.cut
                 && !active.writing.contains(&inode.ino)
                 && !active.live.contains(&inode.ino)
+                && !active.imaged.contains(&inode.ino)
         })
     }
 
@@ -102,7 +152,7 @@ impl State {
         }
     }
 
-    /// Whether any name or inode is marked.
+    /// Returns whether any name or inode is marked.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -115,12 +165,19 @@ impl State {
             .context("look for what waits")
     }
 
-    /// Begins a batch: everything up to now is in it, but for what is being written. Commits, so that a snapshot taken before
-    /// the lock is released sees exactly the cut. Its number is the next, and higher than `above`.
+    /// Begins a batch of everything up to now, except for the bytes of files that are being
+    /// changed, and of those in `left_out`. Commits, so that a snapshot taken before the lock is
+    /// released sees exactly the cut. The number of the batch is the next one, and higher than
+    /// `above`.
     ///
     /// # Errors
-    /// If SQLite cannot; no batch is then under way.
-    pub fn begin_batch(&mut self, now: Timestamp, above: Option<BatchNo>) -> Result<ActiveBatch> {
+    /// If SQLite fails; no batch is open then.
+    pub fn begin_batch(
+        &mut self,
+        now: Timestamp,
+        above: Option<BatchNo>,
+        left_out: LeftOut,
+    ) -> Result<ActiveBatch> {
         let last: i64 = self
             .conn
             .query_row("SELECT coalesce(max(batch), 0) FROM batches", [], |row| {
@@ -136,11 +193,17 @@ impl State {
         )?;
         self.commit()?;
         self.note_cut();
+        let mut writing = self.changing.clone();
+        writing.extend(left_out.keys());
         let active = ActiveBatch {
             batch,
             cut,
-            writing: self.writing.clone(),
+            open: self.writing.difference(&writing).copied().collect(),
+            time: now,
+            writing,
+            left_out,
             live: HashSet::new(),
+            imaged: HashSet::new(),
             unlinked: HashSet::new(),
             committed: false,
         };
@@ -148,7 +211,7 @@ impl State {
         Ok(active)
     }
 
-    /// Takes up a batch that was under way when the daemon ended; `None` if there is none.
+    /// Takes up the batch that was open when the daemon ended; `None` if there is none.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -164,7 +227,8 @@ impl State {
             .context("look for an open batch")?;
         let before = self.active.take();
         self.active = found.map(|(batch, cut)| ActiveBatch {
-            // Within one life of the daemon this is known still, and needed should a copy have to be made anew.
+            // Within one run of the daemon this is still known. It is needed if a copy has to be
+            // made again.
             unlinked: before
                 .filter(|active| active.batch.0 == batch as u64)
                 .map(|active| active.unlinked)
@@ -172,16 +236,20 @@ impl State {
             batch: BatchNo(batch as u64),
             cut: Seq(cut as u64),
             writing: HashSet::new(),
+            open: HashSet::new(),
+            time: Timestamp(0),
+            left_out: LeftOut::new(),
             live: HashSet::new(),
+            imaged: HashSet::new(),
             committed: true,
         });
         Ok(self.active.clone())
     }
 
-    /// Notes what a batch has left under the names `confirmed`. May be repeated.
+    /// Notes the results of a batch for the names `confirmed`. May be repeated.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn confirm_names(&mut self, cut: Seq, confirmed: &[Confirmed]) -> Result<()> {
         for c in confirmed {
             let before = self
@@ -207,10 +275,11 @@ impl State {
 
     fn settle_inode(&mut self, ino: Ino, cut: Seq, settled: bool) -> Result<()> {
         let Some(mut inode) = self.inode(ino)? else {
-            return Ok(()); // Removed since the cut; its name is marked, so the next batch takes it off the backend.
+            // Removed since the cut; its name is marked, so the next batch removes it.
+            return Ok(());
         };
         inode.flags.set(Flags::ON_BACKEND);
-        if settled && inode.data_seq <= cut && !self.writing.contains(&ino) {
+        if settled && inode.data_seq <= cut && !self.changing.contains(&ino) {
             inode.flags.clear(Flags::DATA_DIRTY);
         }
         if settled && inode.time_seq <= cut {
@@ -220,49 +289,52 @@ impl State {
         self.list_if_dirty(inode)
     }
 
-    /// Keeps an inode that has a place on the backend listed as dirty as long as anything of it is.
+    /// Keeps an inode with a place on the backend listed as dirty while any part of it is dirty.
     fn list_if_dirty(&mut self, inode: Inode) -> Result<()> {
         if inode.flags.any(Flags::DIRTY) {
             self.change(
                 "keep an inode dirty",
                 "INSERT OR IGNORE INTO dirty_inodes VALUES(?)",
-                [int(inode.ino.0)],
+                params![int(inode.ino.0)],
             )?;
         } else {
             self.change(
                 "settle an inode",
                 "DELETE FROM dirty_inodes WHERE ino=?",
-                [int(inode.ino.0)],
+                params![int(inode.ino.0)],
             )?;
         }
         self.put_inode(inode);
         Ok(())
     }
 
-    /// Notes that a batch has brought the attributes of these inodes up to what they were at its cut; their bytes and names are
-    /// not its business. May be repeated.
+    /// Notes that the backend has the attributes of these inodes as of the cut of a batch. Does not
+    /// concern their bytes and names. May be repeated.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn confirm_attributes(&mut self, cut: Seq, settled: &[Ino]) -> Result<()> {
         for ino in settled {
             let Some(mut inode) = self.inode(*ino)? else {
                 continue;
             };
             if !inode.kind().is_plain() {
-                // From here on its end has to be told, see `remove_name`. Too often, where nothing can be told, does no harm.
+                // From here on its removal must be noted, see `remove_name`. Noting too many does
+                // no harm.
                 inode.flags.set(Flags::ON_BACKEND);
             }
-            // What was changed since the cut is the next batch's.
+            // Later changes belong to the next batch.
             if inode.time_seq <= cut {
                 inode.flags.clear(Flags::ATTR_DIRTY);
             }
+            // Set again for the attributes that this batch was refused.
+            inode.flags.clear(Flags::ATTR_REFUSED);
             self.list_if_dirty(inode)?;
         }
         Ok(())
     }
 
-    /// If the backend has `ino` under no name any more, its bytes must not be looked for there.
+    /// If the backend has no name of `ino` any more, its bytes must not be looked for there.
     fn unplace_inode(&mut self, ino: Ino) -> Result<()> {
         if self.a_place_of(ino)?.is_some() {
             return Ok(());
@@ -281,34 +353,30 @@ impl State {
     /// Ends the batch.
     ///
     /// # Errors
-    /// If SQLite cannot.
-    pub fn end_batch(&mut self, state: BatchState, summary: &BatchSummary) -> Result<()> {
-        let number = match state {
-            BatchState::Open => 0,
-            BatchState::Done => 1,
-            BatchState::GivenUp => 2,
-        };
+    /// If SQLite fails.
+    pub fn end_batch(&mut self, summary: &BatchSummary) -> Result<()> {
+        let (state, outcome) = summary.end.stored();
         self.change(
             "end a batch",
             "UPDATE batches SET state=?, time=?, files=?, bytes=?, outcome=? WHERE batch=?",
             params![
-                number,
+                state,
                 summary.time.0,
                 int(summary.files),
                 int(summary.bytes.min(i64::MAX.cast_unsigned())),
-                summary.outcome,
+                outcome,
                 int(summary.batch.0)
             ],
         )?;
         self.change(
             "release objects",
             "UPDATE dead_objects SET batch=0 WHERE batch<=?",
-            [int(summary.batch.0)],
+            params![int(summary.batch.0)],
         )?;
         self.change(
             "forget old batches",
             "DELETE FROM batches WHERE batch<?",
-            [int(summary.batch.0) - 100],
+            params![int(summary.batch.0) - 100],
         )?;
         self.commit()?;
         self.active = None;
@@ -322,7 +390,8 @@ impl State {
     pub fn last_batch(&self) -> Result<Option<BatchSummary>> {
         self.conn
             .prepare_cached(
-                "SELECT batch, time, files, bytes, outcome FROM batches WHERE state<>0 ORDER BY batch DESC LIMIT 1",
+                "SELECT batch, time, files, bytes, state, outcome FROM batches
+                 WHERE state<>0 ORDER BY batch DESC LIMIT 1",
             )
             .and_then(|mut s| {
                 s.query_row([], |row| {
@@ -331,11 +400,31 @@ impl State {
                         time: Timestamp(row.get(1)?),
                         files: row.get::<_, i64>(2)? as u64,
                         bytes: row.get::<_, i64>(3)? as u64,
-                        outcome: row.get(4)?,
+                        end: BatchEnd::from_stored(row.get(4)?, &row.get::<_, String>(5)?),
                     })
                 })
                 .optional()
             })
             .context("read the last batch")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ending_of_a_batch_is_read_as_it_was_stored() {
+        for end in [
+            BatchEnd::Complete,
+            BatchEnd::LeftBehind,
+            BatchEnd::Nothing,
+            BatchEnd::GivenUp,
+        ] {
+            let (state, outcome) = end.stored();
+            assert_ne!(state, 0, "that of a batch under way");
+            assert_eq!(BatchEnd::from_stored(state, outcome), end);
+        }
+        assert_eq!(BatchEnd::from_stored(1, "?"), BatchEnd::GivenUp);
     }
 }

@@ -1,10 +1,12 @@
-//! Looking an index over before anything is written to it.
+//! Checks an index before anything is written to it.
 //!
-//! A damaged index must not be served: rows that point astray make the cache remove or overwrite bytes that nothing else holds.
-//! So a start looks first, on a connection that cannot write, and refuses what does not hold together; [`super::salvage`] then
-//! gets out of it what can be had. What a crash leaves is no damage: SQLite takes the whole commits at the head of the WAL.
+//! A damaged index must not be served: contradictory rows make the cache remove or overwrite bytes
+//! that exist nowhere else. So a start first checks the index on a connection that cannot write,
+//! and refuses a damaged one; [`mod@super::salvage`] then reads what can be read. A crash leaves no
+//! damage: SQLite takes the whole commits at the head of the WAL.
 //!
-//! SQLite has no checksums on its pages, so a bit that flipped within a value is found only where it contradicts another row.
+//! SQLite has no checksums on its pages, so a bit that has flipped within a value is found only if
+//! it contradicts another row.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -17,31 +19,70 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use super::inode::{COLUMNS, Inode};
 use super::tree::{PLACED_COLUMNS, name_from_row, placed_from_row};
 use super::{Context, IndexError, Result, schema, wal_path};
-use crate::base::FileKind;
+use crate::core::{FileKind, Ino};
 
-/// Up to this many bytes of database and WAL, all of it is looked at, at every start: some tenths of a second.
+/// Up to this many bytes of database and WAL, everything is checked at every start. That takes some
+/// tenths of a second.
 const CHEAP: u64 = 64 << 20;
 
-/// How long a larger one is looked at after an unclean end.
+/// How long a larger index is checked after an unclean end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Length in bytes of the head of a database.
 const HEAD: u64 = 100;
 
-/// How many contradictions are told.
+/// How many contradictions are reported.
 const TOLD: usize = 5;
 
-/// What a look at an index has come to, where it may be opened.
+/// The result of a check, if the index may be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checked {
-    /// Whether all of it was looked at.
+pub struct CheckedIndex {
+    /// Whether all of it was checked.
     pub complete: bool,
-    /// What is odd and does no harm: for the log.
-    pub oddities: Vec<String>,
+    /// Contradictions that do no harm, for the log.
+    pub oddities: Vec<Contradiction>,
 }
 
-/// Contradictions between rows that make it dangerous to go on, and the queries that count them.
-const CONTRADICTIONS: [(&str, &str); 9] = [
+/// A kind of contradiction between rows, and how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {count}")]
+pub struct Contradiction {
+    /// The kind.
+    pub what: &'static str,
+    /// How many there are.
+    pub count: i64,
+}
+
+/// Why an index must not be opened.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum IndexDamage {
+    /// The cache holds objects, or the database has a WAL, but not even a head.
+    #[error("it is empty, cut off or missing")]
+    CutOff,
+    /// It is a database, but no index.
+    #[error("it holds no tables of ferryfs")]
+    NoTables,
+    /// SQLite cannot read it.
+    #[error("{0}")]
+    Unreadable(rusqlite::Error),
+    /// What SQLite's own check reports.
+    #[error("{}", .0.join("; "))]
+    Pages(Vec<String>),
+    /// An inode has impossible attributes.
+    #[error("inode {} has impossible attributes", .0.0)]
+    ImpossibleInode(Ino),
+    /// Rows contradict each other.
+    #[error("{}", list(.0))]
+    Contradictions(Vec<Contradiction>),
+}
+
+fn list(found: &[Contradiction]) -> String {
+    let lines: Vec<String> = found.iter().map(Contradiction::to_string).collect();
+    lines.join("; ")
+}
+
+/// Contradictions between rows that make it dangerous to continue, and the queries that count them.
+const CONTRADICTIONS: [(&str, &str); 11] = [
     (
         "names in a directory that is not there",
         "SELECT count(*) FROM dirents d WHERE NOT EXISTS(SELECT 1 FROM inodes i WHERE i.ino=d.parent AND i.mode & 61440 = 16384)",
@@ -56,7 +97,8 @@ const CONTRADICTIONS: [(&str, &str); 9] = [
          AND (SELECT count(*) FROM dirents d WHERE d.ino=i.ino) <> 1",
     ),
     (
-        // Each directory has one name by now, so what cannot be reached from the root is in a circle.
+        // Each directory has one name by now, so a directory that cannot be reached from the root
+        // is in a circle.
         "directories inside themselves",
         "WITH RECURSIVE reached(ino) AS (SELECT 1 UNION SELECT d.ino FROM reached r JOIN dirents d ON d.parent=r.ino
          JOIN inodes i ON i.ino=d.ino WHERE i.mode & 61440 = 16384)
@@ -86,42 +128,39 @@ const CONTRADICTIONS: [(&str, &str); 9] = [
         "SELECT count(*) FROM inodes
          WHERE max(data_seq, time_seq) >= max(1, coalesce((SELECT value FROM meta WHERE key='next_seq'), 1))",
     ),
-];
-
-/// The same where names have two spellings, from version 3 on.
-const SPELLED_ALIKE: (&str, &str) = (
+    (
     "names of one directory that the drive would have under one name",
     "SELECT (SELECT count(*) FROM dirents a JOIN dirents b ON b.parent=a.parent AND b.fold=a.stored_fold AND b.name=a.stored
      WHERE a.stored IS NOT NULL AND b.stored IS NULL)
      + (SELECT count(*) FROM (SELECT 1 FROM dirents WHERE stored IS NOT NULL GROUP BY parent, stored HAVING count(*) > 1))",
-);
-
-/// The same where names have places in listings, from version 4 on.
-const PLACES: (&str, &str) = (
+    ),
+    (
     "names with no place in a listing, or with one that was never given out",
     "SELECT count(*) FROM dirents WHERE cookie < 3 OR cookie >= coalesce((SELECT value FROM meta WHERE key='next_cookie'), 3)",
-);
+    ),
+];
 
-/// What is odd without doing harm.
+/// Contradictions that do no harm.
 const ODDITIES: [(&str, &str); 1] = [(
     "files whose number of names is miscounted",
     "SELECT count(*) FROM inodes i WHERE mode & 61440 <> 16384 AND nlink <> (SELECT count(*) FROM dirents d WHERE d.ino=i.ino)
      + coalesce((SELECT pending FROM link_groups g WHERE g.ino=i.ino), 0)",
 )];
 
-/// Looks at the index in the file `path` without writing anything. `needed` says that the cache holds objects, which only an
-/// index can account for.
+/// Checks the index in the file `path` without writing anything. `needed` says that the cache holds
+/// objects, which are useless without an index.
 ///
 /// # Errors
-/// [`IndexError::Damaged`] if it must not be opened; others if it cannot be looked at.
-pub fn check(path: &Path, needed: bool) -> Result<Checked> {
+/// [`IndexError::Damaged`] if it must not be opened; others if it cannot be checked.
+pub fn check(path: &Path, needed: bool) -> Result<CheckedIndex> {
     let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
     let (database, wal) = (size(path), size(&wal_path(path)));
     if database < HEAD {
-        // SQLite would take the WAL beside an empty database for a leftover, and remove it, though it may only read.
+        // SQLite would take the WAL beside an empty database for a leftover, and remove it, even on
+        // a connection that may only read.
         return match needed || wal > 0 || database > 0 {
-            true => Err(damaged(path, "it is empty, cut off or missing".into())),
-            false => Ok(Checked {
+            true => Err(damaged(path, IndexDamage::CutOff)),
+            false => Ok(CheckedIndex {
                 complete: true,
                 oddities: Vec::new(),
             }),
@@ -129,10 +168,10 @@ pub fn check(path: &Path, needed: bool) -> Result<Checked> {
     }
     match look(path, database + wal, needed) {
         Err(IndexError::Sql { source, .. }) if is_damage(&source) => {
-            Err(damaged(path, source.to_string()))
+            Err(damaged(path, IndexDamage::Unreadable(source)))
         }
-        // The daemon died while it made the file: opening it for writing takes that back.
-        Err(IndexError::Sql { source, .. }) if !needed && is_hot(&source) => Ok(Checked {
+        // The daemon died while it made the file. Opening it for writing rolls that back.
+        Err(IndexError::Sql { source, .. }) if !needed && is_hot(&source) => Ok(CheckedIndex {
             complete: false,
             oddities: Vec::new(),
         }),
@@ -140,14 +179,14 @@ pub fn check(path: &Path, needed: bool) -> Result<Checked> {
     }
 }
 
-fn damaged(path: &Path, problem: String) -> IndexError {
+fn damaged(path: &Path, problem: IndexDamage) -> IndexError {
     IndexError::Damaged {
         path: PathBuf::from(path),
         problem,
     }
 }
 
-/// Whether SQLite says so because of what is in the file.
+/// Returns whether SQLite's error is caused by the contents of the file.
 fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(
         error,
@@ -169,18 +208,20 @@ fn is_damage(error: &rusqlite::Error) -> bool {
         .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ)
 }
 
-/// A journal of SQLite's own is there, which only a connection that can write may roll back.
+/// Returns whether there is a journal of SQLite's own, which only a connection that can write may
+/// roll back.
 fn is_hot(error: &rusqlite::Error) -> bool {
     error
         .sqlite_error()
         .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_READONLY_ROLLBACK)
 }
 
-/// Locks nothing: a lock for writing needs a descriptor that can write. The lock of the cache keeps others out.
+/// Locks nothing: a lock for writing needs a descriptor that can write. The lock of the cache keeps
+/// others out.
 const VFS: &std::ffi::CStr = c"unix-none";
 
-/// A connection that writes neither rows nor, when it is closed, the WAL back. In the exclusive mode the index of the WAL is in
-/// memory, not in a file beside it.
+/// Opens a connection that writes no rows and does not copy the WAL when it is closed. In the
+/// exclusive mode the index of the WAL is in memory, not in a file beside it.
 fn connect_to_read(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
     let conn = super::open_database(path, flags, VFS).context("open")?;
@@ -191,7 +232,7 @@ fn connect_to_read(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
-fn look(path: &Path, bytes: u64, needed: bool) -> Result<Checked> {
+fn look(path: &Path, bytes: u64, needed: bool) -> Result<CheckedIndex> {
     let conn = connect_to_read(path)?;
     let version: i64 = conn
         .query_row("PRAGMA user_version", [], |row| row.get(0))
@@ -201,14 +242,14 @@ fn look(path: &Path, bytes: u64, needed: bool) -> Result<Checked> {
         .context("look for tables")?;
     match version {
         0 if tables == 0 && !needed => {
-            return Ok(Checked {
+            return Ok(CheckedIndex {
                 complete: true,
                 oddities: Vec::new(),
             });
         }
-        1..=schema::VERSION => {}
-        0 => return Err(damaged(path, "it holds no tables of ferryfs".into())),
-        newer => return Err(IndexError::Newer(newer)),
+        schema::VERSION => {}
+        0 => return Err(damaged(path, IndexDamage::NoTables)),
+        other => return Err(IndexError::OtherVersion(other)),
     }
     let unclean: Option<i64> = conn
         .query_row("SELECT 1 FROM meta WHERE key='unclean'", [], |row| {
@@ -217,25 +258,23 @@ fn look(path: &Path, bytes: u64, needed: bool) -> Result<Checked> {
         .optional()
         .context("read a setting")?;
     if bytes > CHEAP && unclean.is_none() {
-        return Ok(Checked {
+        return Ok(CheckedIndex {
             complete: false,
             oddities: Vec::new(),
         });
     }
     let limit = (bytes > CHEAP).then_some(PATIENCE);
-    match within(&conn, limit, || {
-        examine(&conn, path, version, limit.is_none())
-    }) {
+    match within(&conn, limit, || examine(&conn, path, limit.is_none())) {
         Err(IndexError::Sql { source, .. })
             if source.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) =>
         {
-            Ok(Checked {
+            Ok(CheckedIndex {
                 complete: false,
                 oddities: Vec::new(),
             })
         }
         Err(error) => Err(error),
-        Ok(oddities) => Ok(Checked {
+        Ok(oddities) => Ok(CheckedIndex {
             complete: true,
             oddities,
         }),
@@ -263,8 +302,8 @@ fn within<T>(
     })
 }
 
-/// SQLite's own checks, then every row, then what rows say of each other.
-fn examine(conn: &Connection, path: &Path, version: i64, thorough: bool) -> Result<Vec<String>> {
+/// Runs SQLite's own checks, then reads every row, then compares rows.
+fn examine(conn: &Connection, path: &Path, thorough: bool) -> Result<Vec<Contradiction>> {
     let pragma = match thorough {
         true => format!("PRAGMA integrity_check({TOLD})"),
         false => format!("PRAGMA quick_check({TOLD})"),
@@ -274,60 +313,51 @@ fn examine(conn: &Connection, path: &Path, version: i64, thorough: bool) -> Resu
         .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
         .context("check the pages")?;
     if said != ["ok"] {
-        return Err(damaged(path, said.join("; ")));
+        return Err(damaged(path, IndexDamage::Pages(said)));
     }
     read_every_row(conn, path)?;
-    let mut found = count(conn, &CONTRADICTIONS)?;
-    if version >= 3 {
-        let stored = "SELECT stored FROM dirents WHERE stored IS NOT NULL";
-        for_each(conn, stored, |row| name_from_row(row, 0).map(|_| None))
-            .and_then(|problem| refuse(path, problem))?;
-        found.extend(count(conn, &[SPELLED_ALIKE])?);
-    }
-    if version >= 4 {
-        found.extend(count(conn, &[PLACES])?);
-    }
+    let found = count(conn, &CONTRADICTIONS)?;
     if !found.is_empty() {
-        return Err(damaged(path, found.join("; ")));
+        return Err(damaged(path, IndexDamage::Contradictions(found)));
     }
-    // Before version 3 there is less to look at, and nothing there that could be odd.
-    let version: i64 = conn
-        .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .context("read the format version")?;
-    match version {
-        schema::VERSION => count(conn, &ODDITIES),
-        _ => Ok(Vec::new()),
-    }
+    count(conn, &ODDITIES)
 }
 
-fn count(conn: &Connection, queries: &[(&str, &str)]) -> Result<Vec<String>> {
+fn count(conn: &Connection, queries: &[(&'static str, &str)]) -> Result<Vec<Contradiction>> {
     let mut found = Vec::new();
     for (what, sql) in queries {
         let count: i64 = conn
             .query_row(sql, [], |row| row.get(0))
             .context("compare rows")?;
         if count != 0 {
-            found.push(format!("{what}: {count}"));
+            found.push(Contradiction { what, count });
         }
     }
     Ok(found)
 }
 
-/// Every row can be read and says something that can be.
+/// Checks that every row can be read and has possible values.
 fn read_every_row(conn: &Connection, path: &Path) -> Result<()> {
     for_each(conn, &format!("SELECT {COLUMNS} FROM inodes"), |row| {
         let inode = Inode::from_row(row)?;
         let impossible = FileKind::from_mode(inode.mode).is_none()
             || i64::try_from(inode.size).is_err()
             || i64::try_from(inode.blocks).is_err();
-        Ok(impossible.then(|| format!("inode {} has impossible attributes", inode.ino.0)))
+        Ok(impossible.then_some(IndexDamage::ImpossibleInode(inode.ino)))
     })
     .and_then(|problem| refuse(path, problem))?;
-    for_each(conn, "SELECT parent, name, ino FROM dirents", |row| {
-        row.get::<_, i64>(0)?;
-        name_from_row(row, 1)?;
-        row.get::<_, i64>(2).map(|_| None)
-    })
+    for_each(
+        conn,
+        "SELECT parent, name, ino, stored FROM dirents",
+        |row| {
+            row.get::<_, i64>(0)?;
+            name_from_row(row, 1)?;
+            row.get::<_, i64>(2)?;
+            let spelled: Option<Vec<u8>> = row.get(3)?;
+            spelled.map(|_| name_from_row(row, 3)).transpose()?;
+            Ok(None)
+        },
+    )
     .and_then(|problem| refuse(path, problem))?;
     for_each(
         conn,
@@ -337,17 +367,17 @@ fn read_every_row(conn: &Connection, path: &Path) -> Result<()> {
     .and_then(|problem| refuse(path, problem))
 }
 
-fn refuse(path: &Path, problem: Option<String>) -> Result<()> {
+fn refuse(path: &Path, problem: Option<IndexDamage>) -> Result<()> {
     problem.map_or(Ok(()), |problem| Err(damaged(path, problem)))
 }
 
-/// The first problem that `look` finds in the rows of `sql`.
+/// Returns the first problem that `look` finds in the rows of `sql`.
 fn for_each(
     conn: &Connection,
     sql: &str,
-    look: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<Option<String>>,
-) -> Result<Option<String>> {
-    let run = || -> rusqlite::Result<Option<String>> {
+    look: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<Option<IndexDamage>>,
+) -> Result<Option<IndexDamage>> {
+    let run = || -> rusqlite::Result<Option<IndexDamage>> {
         let mut statement = conn.prepare(sql)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {

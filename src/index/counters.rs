@@ -1,13 +1,13 @@
-//! Numbers that are handed out, and sums that are kept.
+//! Counters of numbers, and sums over all inodes.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::inode::{Flags, Inode};
-use super::{Context, IndexError, Result, State, int};
-use crate::base::FileKind;
-use crate::rules::space::Allocation;
+use super::{Context, Corruption, IndexError, IndexWriter, Result, int, statements};
+use crate::core::FileKind;
+use crate::plan::space::Allocation;
 
-/// Numbers are reserved in the database in runs of this many, so that handing one out costs no write.
+/// Numbers are reserved in the database in runs of this many, so that using one costs no write.
 const RESERVE: u64 = 4096;
 
 /// A number that only ever goes up, also over restarts.
@@ -33,38 +33,60 @@ impl Counter {
         })
     }
 
-    pub(super) fn take(&mut self, conn: &Connection) -> Result<u64> {
-        if self.next == self.reserved {
-            // Far from what can be used up; only an edited index is there.
-            let reserved = (self.next.checked_add(RESERVE))
-                .filter(|reserved| i64::try_from(*reserved).is_ok())
-                .ok_or_else(|| {
-                    IndexError::Corrupt(format!("no numbers are left for {}", self.key))
-                })?;
-            conn.prepare_cached("INSERT OR REPLACE INTO meta VALUES(?,?)")
-                .and_then(|mut s| s.execute(params![self.key, int(reserved)]))
-                .context("reserve numbers")?;
-            self.reserved = reserved;
-        }
-        self.next += 1;
-        Ok(self.next - 1)
+    /// Returns the next number; `None` if more must be reserved before, see
+    /// [`Counter::to_reserve`].
+    fn take(&mut self) -> Option<u64> {
+        (self.next < self.reserved).then(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    /// Returns the end of the next run of reserved numbers.
+    fn to_reserve(&self) -> Result<u64> {
+        // Only an edited index gets that far.
+        (self.next.checked_add(RESERVE))
+            .filter(|reserved| i64::try_from(*reserved).is_ok())
+            .ok_or_else(|| IndexError::Corrupt(Corruption::NumbersUsedUp(self.key)))
     }
 }
 
-/// Sums over all inodes, kept up to date with every change. What does not fit is told as the largest number.
+impl IndexWriter {
+    /// Takes a number from the counter that `of` finds.
+    pub(super) fn take_number(&mut self, of: fn(&mut IndexWriter) -> &mut Counter) -> Result<u64> {
+        self.begin()?;
+        if let Some(number) = of(self).take() {
+            return Ok(number);
+        }
+        let (key, reserved) = (of(self).key, of(self).to_reserve()?);
+        self.change(
+            "reserve numbers",
+            statements::PUT_SETTING,
+            params![key, int(reserved)],
+        )?;
+        let counter = of(self);
+        counter.reserved = reserved;
+        counter.next += 1;
+        Ok(counter.next - 1)
+    }
+}
+
+/// Sums over all inodes, kept up to date with every change. A larger sum is reported as the largest
+/// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// Bytes that objects take on the SSD.
+    /// Bytes of objects on the SSD.
     pub cached_bytes: u64,
-    /// Bytes of files that the backend does not have in this version.
+    /// Bytes of files of which the backend does not have this version.
     pub dirty_bytes: u64,
-    /// What these take there, with new directories: whole clusters, a copy for each name where the backend has no links.
+    /// The space that these will take there, with new directories: whole clusters, and a copy for
+    /// each name if the backend has no links.
     pub needed_bytes: u64,
 }
 
 /// The exact sums behind [`Totals`]. Sparse files can be 8 EiB each, so that two of them exceed 64
-/// bits. A sum that stopped at its largest value would be wrong for ever once one of them is gone;
-/// 128 bits hold more than all the inodes that can exist.
+/// bits. A saturated sum would stay wrong after one of them is removed; 128 bits are enough for all
+/// possible inodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Sums {
     cached_bytes: u128,
@@ -72,7 +94,7 @@ pub(super) struct Sums {
     needed_bytes: u128,
 }
 
-/// What the sums need of an inode.
+/// The fields of an inode that the sums need.
 struct Part {
     mode: u32,
     nlink: u32,
@@ -94,8 +116,8 @@ impl Part {
         }
     }
 
-    /// Reads a row. A number that does not fit is cut off: a sum is no reason not to start, and the
-    /// check of the index tells of a damaged row.
+    /// Reads a row. A number that does not fit is truncated: a sum is no reason not to start, and
+    /// the check of the index reports a damaged row.
     #[allow(clippy::cast_possible_truncation)]
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Part> {
         let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
@@ -113,19 +135,23 @@ impl Part {
         let when = |is_counted: bool, bytes: u128| if is_counted { bytes } else { 0 };
         Sums {
             cached_bytes: when(self.has_object, u128::from(self.blocks) * 512),
-            dirty_bytes: when(self.flags.has(Flags::DATA_DIRTY), self.size.into()),
+            dirty_bytes: when(self.is_dirty(), self.size.into()),
             needed_bytes: self.needed(allocation).into(),
         }
     }
 
-    /// What the backend will take for an inode that it does not have in this version. The further names of a file that it has
-    /// are counted apart, see [`super::Snapshot::copies_needed`].
+    /// Returns whether the bytes wait for the backend.
+    fn is_dirty(&self) -> bool {
+        self.flags.has(Flags::DATA_DIRTY) && !self.flags.has(Flags::LOCAL)
+    }
+
+    /// Returns the space that the backend will need for an inode, if it does not have this version.
+    /// Further names of a file that it has are counted separately, see
+    /// [`super::Snapshot::copies_needed`].
     fn needed(&self, allocation: Allocation) -> u64 {
         match FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular) {
             _ if self.nlink == 0 => 0,
-            FileKind::Regular if self.flags.has(Flags::DATA_DIRTY) => {
-                allocation.copies(self.size, self.nlink)
-            }
+            FileKind::Regular if self.is_dirty() => allocation.copies(self.size, self.nlink),
             FileKind::Directory if !self.flags.has(Flags::ON_BACKEND) => allocation.directory(0),
             _ => 0,
         }
@@ -156,7 +182,7 @@ impl Sums {
         self.needed_bytes = self.needed_bytes.saturating_add(more.needed_bytes);
     }
 
-    /// The sums over the rows. Added up here: the `sum` of SQLite fails where 64 bits are exceeded.
+    /// Sums up the rows. SQLite's own `sum` fails above 64 bits.
     pub(super) fn load(conn: &Connection, allocation: Allocation) -> Result<Sums> {
         let sql = "SELECT mode, nlink, size, blocks, flags, object IS NOT NULL FROM inodes";
         let mut statement = conn.prepare(sql).context("sum up")?;
@@ -167,7 +193,7 @@ impl Sums {
         Ok(sums)
     }
 
-    /// The sums as they are told: the largest number stands for all that are larger.
+    /// Returns the sums as they are reported: the largest number stands for all larger ones.
     pub(super) fn told(self) -> Totals {
         let told = |sum: u128| u64::try_from(sum).unwrap_or(u64::MAX);
         Totals {
@@ -181,7 +207,7 @@ impl Sums {
 /// Key of the setting that says how the backend allocates space.
 const ALLOCATION: &str = "allocation";
 
-/// How the backend allocates space, as it was last noted.
+/// Returns how the backend allocates space, as last noted.
 pub(super) fn load_allocation(conn: &Connection) -> Result<Allocation> {
     let sql = "SELECT CAST(value AS TEXT) FROM meta WHERE key=?";
     let noted: Option<String> = conn
@@ -198,8 +224,8 @@ pub(super) fn load_allocation(conn: &Connection) -> Result<Allocation> {
     Ok(noted.as_deref().and_then(parse).unwrap_or_default())
 }
 
-impl State {
-    /// The totals, summed up from the rows as of the last commit. For checks.
+impl IndexWriter {
+    /// Sums the totals up from the rows of the last commit. For checks.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -207,10 +233,10 @@ impl State {
         Ok(Sums::load(&self.conn, self.allocation)?.told())
     }
 
-    /// Notes how the backend allocates space, and reckons anew what waits will take there.
+    /// Notes how the backend allocates space, and computes the needed space again.
     ///
     /// # Errors
-    /// If SQLite cannot; then the sums are those from before.
+    /// If SQLite fails; then the sums are the old ones.
     pub fn set_allocation(&mut self, allocation: Allocation) -> Result<()> {
         if allocation == self.allocation {
             return Ok(());
@@ -223,7 +249,7 @@ impl State {
         self.set_meta(ALLOCATION, &format!("{} {links}", allocation.unit))?;
         self.commit()?;
         self.totals = Sums::load(&self.conn, allocation)?;
-        self.committed_totals = self.totals;
+        self.finished_totals = self.totals;
         self.allocation = allocation;
         Ok(())
     }
@@ -234,12 +260,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::backend::Capabilities;
-    use crate::base::{Ino, ObjectId, Seq, Timestamp};
+    use crate::core::{Capabilities, Ino, ObjectId, Seq, Timestamp};
     use crate::index::Index;
-    use crate::rules::names::NameRules;
+    use crate::plan::names::NameRules;
 
-    /// The largest file that Linux has.
+    /// The largest file of Linux.
     const LARGEST: u64 = i64::MAX as u64;
 
     fn open(dir: &tempfile::TempDir) -> Index {
@@ -247,7 +272,7 @@ mod tests {
         Index::open(&dir.path().join("index.db"), rules).unwrap()
     }
 
-    fn dirty(state: &mut State, size: u64) -> Inode {
+    fn dirty(state: &mut IndexWriter, size: u64) -> Inode {
         let ino = state.new_ino().unwrap();
         let mut inode = Inode::new(ino, libc::S_IFREG | 0o644, 0, 0, Timestamp(0));
         inode.flags.set(Flags::DATA_DIRTY);

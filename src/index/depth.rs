@@ -1,38 +1,41 @@
-//! The bound on the depth of directories ([`MAX_DEPTH`]), kept when one is made or moved.
+//! The bound on the depth of directories ([`MAX_DEPTH`]), checked when one is made or moved.
 //!
-//! Moving a directory deeper moves all below it deeper, and to look how far that goes would be a walk under the lock. So the height of
-//! a directory, the levels of directories below it, is kept: an upper bound, as what is removed or moved away does not lower it. Kept
-//! is only what is above [`LOW`], so nothing is noted of a tree of usual depth; every other directory is no higher than that.
+//! Moving a directory deeper moves everything below it deeper, and finding out how deep that goes
+//! would be a walk under the lock. So the height of a directory, the number of levels of
+//! directories below it, is stored: an upper bound, since removals and moves do not lower it. Only
+//! heights above [`LOW`] are stored, so nothing is stored for a tree of usual depth; every other
+//! directory is no higher than that.
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Context, Result, State, int};
-use crate::base::{Ino, MAX_DEPTH};
+use super::{Context, IndexWriter, Inode, Result, int, statements};
+use crate::core::{Ino, MAX_DEPTH};
 
-/// Heights up to this are not kept.
+/// Heights up to this are not stored.
 const LOW: usize = 64;
 
-/// What is kept is that much more than is needed, so that a chain of directories that grows at its end is not noted anew all the way
-/// up for each of them.
+/// A stored height exceeds the needed one by this much, so that a chain of directories that grows
+/// at its end does not update all its heights each time.
 const SLACK: usize = 128;
 
-/// Directories looked at before a move is refused because of a height that may be out of date.
+/// Directories that are read before a move is refused because of a height that may be out of date.
 const LOOKED_AT: usize = 4096;
 
-/// Directories looked at to find the height of one that has been moved and of which none is kept.
+/// Directories that are read to find the height of a moved one without a stored height.
 const LOOKED_AT_IN_PASSING: usize = 512;
 
-/// Names looked at in either case: a directory may have a million files beside one directory.
+/// Names that are read in either case: a directory may have a million files beside one directory.
 const NAMES_LOOKED_AT: usize = 8192;
 
-impl State {
-    /// Whether a directory, with what is below it, may come to be in `parent`: the directory `moved`, or a new one for `None`.
+impl IndexWriter {
+    /// Returns whether a directory, with everything below it, may be in `parent`: the directory
+    /// `moved`, or a new one for `None`.
     ///
     /// # Errors
     /// If SQLite cannot read.
     pub fn may_be_in(&mut self, parent: Ino, moved: Option<Ino>) -> Result<bool> {
         let Some(above) = self.mount_depth(parent)? else {
-            return Ok(true); // It is removed; whoever asks is told of that.
+            return Ok(true); // It was removed; the caller finds that out.
         };
         let depth = above + 1;
         let Some(moved) = moved else {
@@ -42,12 +45,14 @@ impl State {
         if depth <= before || depth + self.height_bound(moved)? <= MAX_DEPTH {
             return Ok(true);
         }
-        // The bound may be out of date. It stays as it is: those of other directories rest on it.
+        // The bound may be out of date. It is not corrected, because those of other directories
+        // depend on it.
         let height = self.look_for_height(moved, LOOKED_AT)?;
         Ok(height.is_some_and(|height| depth + height <= MAX_DEPTH))
     }
 
-    /// The directory `ino` has got a name in `parent`: those above it may be higher now. Nothing to do for anything else.
+    /// Updates the heights of the directories above, after `ino` has got a name in `parent`. Does
+    /// nothing if `ino` is no directory.
     pub(super) fn note_height(&mut self, parent: Ino, ino: Ino) -> Result<()> {
         if !self.is_known_dir(ino)? {
             return Ok(());
@@ -68,18 +73,20 @@ impl State {
         self.raise_above(parent, above, own + 1)
     }
 
-    /// `dir`, which is `depth` directories deep, is at least so high, and each above it by one more than the one in it.
+    /// Raises the height of `dir`, which is `depth` directories deep, to at least `height`, and the
+    /// height of each directory above it by one more than that of the one below.
     fn raise_above(&mut self, dir: Ino, depth: usize, height: usize) -> Result<()> {
         let (mut at, mut depth, mut height) = (dir, depth, height);
         let mut is_first = true;
         loop {
             if height > LOW {
-                // Of a kept height those above have been told.
+                // A stored height has been passed on to those above.
                 if (self.kept_height(at)?).is_some_and(|kept| kept >= height) {
                     return Ok(());
                 }
                 if is_first {
-                    // As high as the one above it allows; else that, and all above, have to be noted anew as well.
+                    // As high as the one above it allows; otherwise that one, and all above, have
+                    // to be updated as well.
                     let allowed = self.kept_height_above(at)?.saturating_sub(1);
                     height = match allowed >= height {
                         true => allowed,
@@ -96,7 +103,7 @@ impl State {
         }
     }
 
-    /// The height that is kept of the directory above `dir`; 0 for none.
+    /// Returns the stored height of the directory above `dir`; 0 for none.
     fn kept_height_above(&mut self, dir: Ino) -> Result<usize> {
         Ok(match self.mount_parent(dir)? {
             Some(parent) => self.kept_height(parent)?.unwrap_or(0),
@@ -104,7 +111,7 @@ impl State {
         })
     }
 
-    /// An upper bound of the height of `dir`.
+    /// Returns an upper bound of the height of `dir`.
     fn height_bound(&mut self, dir: Ino) -> Result<usize> {
         Ok(self.kept_height(dir)?.unwrap_or(LOW))
     }
@@ -124,13 +131,14 @@ impl State {
         let height = i64::try_from(height).unwrap_or(i64::MAX);
         self.change(
             "note the height of a directory",
-            "INSERT OR REPLACE INTO tall_dirs VALUES(?,?)",
+            statements::NOTE_HEIGHT,
             params![int(dir.0), height],
         )?;
         Ok(())
     }
 
-    /// The height of `dir`, level by level; `None` if too many directories, or too many names in them, would have to be looked at.
+    /// Returns the height of `dir`, found level by level; `None` if too many directories, or too
+    /// many names in them, would have to be read.
     fn look_for_height(&mut self, dir: Ino, most: usize) -> Result<Option<usize>> {
         let mut level = vec![dir];
         let (mut height, mut looked_at, mut names) = (0, 0, 0);
@@ -141,7 +149,7 @@ impl State {
                 if looked_at > most || height > MAX_DEPTH {
                     return Ok(None);
                 }
-                // The links of a directory count its subdirectories: most have none.
+                // The link count of a directory includes its subdirectories: most have none.
                 if (self.inode(dir)?).is_some_and(|inode| inode.nlink > 2) {
                     let entries = self.entries_in(dir, NAMES_LOOKED_AT)?;
                     names += entries.len();
@@ -160,17 +168,22 @@ impl State {
         }
     }
 
-    /// Some of what is in `dir`, one more than `most` at most, and whether it is a directory.
+    /// Returns the inodes in `dir`, at most one more than `most`, and whether each is a directory.
     fn entries_in(&self, dir: Ino, most: usize) -> Result<Vec<(Ino, bool)>> {
         self.conn
             .prepare_cached(
-                "SELECT i.ino, i.mode & 61440 = 16384
-                 FROM (SELECT ino FROM dirents INDEXED BY dirents_cookie WHERE parent=? LIMIT ?) d JOIN inodes i ON i.ino=d.ino",
+                "SELECT d.ino, i.mode & 61440 = 16384
+                 FROM (SELECT ino FROM dirents INDEXED BY dirents_cookie WHERE parent=? LIMIT ?) d LEFT JOIN inodes i ON i.ino=d.ino",
             )
             .and_then(|mut s| {
                 let params = [int(dir.0), i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1)];
-                s.query_map(params, |row| Ok((Ino(row.get::<_, i64>(0)? as u64), row.get(1)?)))?
-                    .collect()
+                let entry = |row: &rusqlite::Row<'_>| {
+                    let ino = Ino(row.get::<_, i64>(0)? as u64);
+                    // An inode that is new since the last commit has no row yet.
+                    let is_new_dir = || self.pending.get(&ino).is_some_and(Inode::is_dir);
+                    Ok((ino, row.get::<_, Option<bool>>(1)?.unwrap_or_else(is_new_dir)))
+                };
+                s.query_map(params, entry)?.collect()
             })
             .context("look for directories")
     }
@@ -187,18 +200,17 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Capabilities;
-    use crate::base::{Name, Timestamp};
-    use crate::index::{Index, Inode};
-    use crate::rules::names::NameRules;
+    use crate::core::{Capabilities, Name, Timestamp};
+    use crate::index::Index;
+    use crate::plan::names::NameRules;
 
-    fn add(state: &mut State, parent: Ino, name: &str, ino: Ino) {
+    fn add(state: &mut IndexWriter, parent: Ino, name: &str, ino: Ino) {
         let inode = state.expect_inode(ino).unwrap();
         let name = Name::new(name.as_bytes()).unwrap();
         state.add_name(parent, &name, &inode).unwrap();
     }
 
-    fn chain(state: &mut State, from: Ino, name: &str, levels: usize) -> Vec<Ino> {
+    fn chain(state: &mut IndexWriter, from: Ino, name: &str, levels: usize) -> Vec<Ino> {
         let mut chain = vec![from];
         for _ in 0..levels {
             let ino = state.new_ino().unwrap();
@@ -234,9 +246,9 @@ mod tests {
             assert!(bound >= height, "{depth}: {bound}");
             assert!(bound <= (height + SLACK).max(LOW), "{depth}: {bound}");
         }
-        // A name, a mark and a height for each, and the way up now and then.
+        // A name, a mark and a height for each, and an update of those above now and then.
         assert!(changes < 10 * LEVELS as u64, "{changes} rows were changed");
-        // One that is moved takes what is below it along.
+        // A move takes everything below along.
         let other = chain(&mut state, Ino::ROOT, "other", 100);
         state
             .remove_name(Ino::ROOT, &Name::new(b"tall").unwrap())

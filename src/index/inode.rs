@@ -1,19 +1,23 @@
-//! One inode as the index keeps it.
+//! One inode of the index.
 
-use rusqlite::Row;
+use rusqlite::{Row, ToSql, params};
 
-use crate::base::{FileKind, Ino, ObjectId, Seq, Timestamp};
+use super::int;
 
-/// What is known of an inode beyond its attributes. The numbers are on disk, and in the partial indexes of the schema.
+use crate::core::{FileKind, Ino, ObjectId, Seq, Timestamp};
+
+/// State of an inode beyond its attributes. The numbers are on disk, and in the partial indexes of
+/// the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Flags(pub u32);
 
 impl Flags {
     /// The bytes differ from what the backend has (or the backend has none).
     pub const DATA_DIRTY: Flags = Flags(1);
-    /// The time of last change differs from what the backend has.
+    /// The time of last change differs from that on the backend.
     pub const TIME_DIRTY: Flags = Flags(2);
-    /// Bytes may have been written since size and mtime were last noted here: the object itself knows better.
+    /// Bytes may have been written since size and mtime were last noted here; the object has the
+    /// present ones.
     pub const WRITING: Flags = Flags(4);
     /// A directory all of whose entries are in the index.
     pub const LISTED: Flags = Flags(8);
@@ -21,16 +25,24 @@ impl Flags {
     pub const ON_BACKEND: Flags = Flags(16);
     /// There are extended attributes.
     pub const XATTRS: Flags = Flags(32);
-    /// It was being written when the daemon died, and nobody has closed it since: no whole version to be carried.
+    /// The file was being written when the daemon died, and has not been closed since: there is no
+    /// whole version to flush.
     pub const INTERRUPTED: Flags = Flags(64);
-    /// Attributes that the backend was told of, or the catalog on it, have changed since: mode, owner, xattrs, number of names,
-    /// a directory's time of last change.
+    /// Attributes that the backend or its catalog has were changed since: mode, owner, xattrs,
+    /// number of names, a directory's time of last change.
     pub const ATTR_DIRTY: Flags = Flags(128);
+
+    /// The backend has refused some of the attributes last time, so the catalog must describe all
+    /// of them, also those that the backend can store.
+    pub const ATTR_REFUSED: Flags = Flags(256);
+    /// The file stays on the SSD: no batch and no catalog includes it. It is DATA_DIRTY for ever,
+    /// so that it is not evicted, and does not count as dirty.
+    pub const LOCAL: Flags = Flags(512);
 
     /// Everything that a batch can settle.
     pub const DIRTY: Flags = Flags(1 | 2 | 128);
 
-    /// Whether all of `other` is set.
+    /// Returns whether all of `other` is set.
     pub fn has(self, other: Flags) -> bool {
         self.0 & other.0 == other.0
     }
@@ -40,7 +52,7 @@ impl Flags {
         self.0 |= other.0;
     }
 
-    /// Whether any of `other` is set.
+    /// Returns whether any of `other` is set.
     pub fn any(self, other: Flags) -> bool {
         self.0 & other.0 != 0
     }
@@ -54,7 +66,7 @@ impl Flags {
 /// Where the bytes of a regular file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Location {
-    /// Nowhere: it is empty.
+    /// The file is empty and has none.
     Empty,
     /// In an object of the cache.
     Object(ObjectId),
@@ -75,7 +87,7 @@ pub struct Inode {
     pub gid: u32,
     /// Device number, for devices.
     pub rdev: u32,
-    /// Number of names; for a directory 2 and its subdirectories.
+    /// Number of names; for a directory 2 plus the number of its subdirectories.
     pub nlink: u32,
     /// Size in bytes.
     pub size: u64,
@@ -95,11 +107,11 @@ pub struct Inode {
     pub flags: Flags,
     /// When its bytes last changed.
     pub data_seq: Seq,
-    /// When its mtime was last set by hand, or another attribute changed.
+    /// When its mtime was last set explicitly, or another attribute changed.
     pub time_seq: Seq,
     /// When it was last used, in seconds since 1970.
     pub used: i64,
-    /// Where a symbolic link points.
+    /// The target of a symbolic link.
     pub target: Option<Box<[u8]>>,
 }
 
@@ -133,17 +145,17 @@ impl Inode {
         }
     }
 
-    /// What it is.
+    /// Returns the file type.
     pub fn kind(&self) -> FileKind {
         FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular)
     }
 
-    /// Whether it is a directory.
+    /// Returns whether it is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind() == FileKind::Directory
     }
 
-    /// Where its bytes are, for a regular file.
+    /// Returns where the bytes of a regular file are.
     pub fn location(&self) -> Location {
         match self.object {
             Some(object) => Location::Object(object),
@@ -152,6 +164,30 @@ impl Inode {
             }
             None => Location::Empty,
         }
+    }
+
+    /// Runs `work` with the values of this inode's row, in the order of [`COLUMNS`].
+    pub(super) fn with_row<T>(&self, work: impl FnOnce(&[&dyn ToSql]) -> T) -> T {
+        work(params![
+            int(self.ino.0),
+            self.mode,
+            self.uid,
+            self.gid,
+            self.rdev,
+            self.nlink,
+            int(self.size),
+            int(self.blocks),
+            self.atime.0,
+            self.mtime.0,
+            self.ctime.0,
+            self.btime.0,
+            self.object.map(|o| int(o.0)),
+            self.flags.0,
+            int(self.data_seq.0),
+            int(self.time_seq.0),
+            self.used,
+            self.target.as_deref(),
+        ])
     }
 
     /// Reads a row of [`COLUMNS`].

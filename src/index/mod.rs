@@ -1,33 +1,41 @@
-//! The index: names, attributes, where bytes are, what waits for the backend, and the journal of batches. The only room that
-//! names `rusqlite`.
+//! The index: names, attributes, where bytes are, what waits for the backend, and the state of
+//! batches. The only module that names `rusqlite`.
 //!
-//! One writer connection lives in [`State`] behind a mutex; it is held for the time of a few point look-ups, never across I/O
-//! on objects or on the backend. Long reads (planning a batch, counting what waits) run on [`Snapshot`]s, connections of their
-//! own that see the last commit and block nobody.
+//! One writer connection is in [`IndexWriter`] behind a mutex. The mutex is held for a few point
+//! look-ups, never during I/O on objects or on the backend. Long reads (planning a batch, counting
+//! what waits) use [`Snapshot`]s, connections of their own that see the last commit and block
+//! nobody.
 //!
-//! Lock order: an open inode's content lock (`fs`), then this one. Nothing is locked while this one is held.
+//! Lock order: an open inode's content lock (`vfs`), then this one. No other lock is taken while
+//! this one is held.
 
 mod batch;
-mod catalog;
+mod being_written;
 mod check;
 mod counters;
 mod depth;
-mod elsewhere;
-mod guard;
+mod external;
 mod inode;
-mod names;
+mod inodes;
+mod mirror;
+mod objects;
+mod paths;
+mod redo;
 mod replaced;
+mod rollback;
 mod salvage;
 mod schema;
+mod settings;
 mod snapshot;
-mod state;
+mod statements;
+mod stored_names;
 mod tree;
-mod undo;
+mod waiting;
 mod wal;
-mod ways;
+mod write_guard;
+mod writer;
 mod xattrs;
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,63 +43,66 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use crate::base::ForeignText;
-use crate::base::steps::{CacheStep, CacheSteps};
-use crate::rules::names::NameRules;
+use crate::core::cache_step::{CacheStep, CacheSteps};
+use crate::core::{ForeignText, Ino, Name};
+use crate::plan::names::NameRules;
 
-pub use batch::{ActiveBatch, BatchState, BatchSummary, Confirmed};
-pub use catalog::{LinkGroup, Mirror};
-pub use check::{Checked, check};
+pub use crate::index::mirror::{LinkGroup, Mirror};
+pub(crate) use crate::index::paths::path_upwards;
+use crate::index::redo::RedoLog;
+pub use crate::index::write_guard::WriteGuard;
+pub use crate::index::writer::IndexWriter;
+pub use batch::{ActiveBatch, BatchEnd, BatchSummary, Confirmed, LeftOut};
+pub use check::{CheckedIndex, Contradiction, IndexDamage, check};
 pub use counters::Totals;
-pub use guard::StateGuard;
 pub use inode::{Flags, Inode, Location};
 pub use replaced::Replaced;
 pub use salvage::{Salvaged, salvage};
-pub use snapshot::{Snapshot, Waiting};
-pub use state::State;
+pub use snapshot::{Snapshot, WaitingCounts};
 pub use tree::{Dirent, PlacedEntry};
 pub use wal::Relief;
-pub(crate) use ways::path_upwards;
 pub use xattrs::XattrSizes;
 
 /// What went wrong in the index.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
-    /// SQLite said no.
+    /// SQLite failed.
     #[error("index: {operation}: {source}")]
     Sql {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// The file system said no.
+    /// The file system failed.
     #[error("index: {operation} {}: {source}", path.escaped())]
     Io {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The index was written by a newer ferryfs.
+    /// The index was written by another version of ferryfs.
     #[error(
-        "the index has format {0}, which this version of ferryfs does not know; use a newer ferryfs"
+        "the index has version {0}, and this ferryfs knows version {only} alone: \
+         mount and flush with the ferryfs that made it",
+        only = schema::VERSION
     )]
-    Newer(i64),
+    OtherVersion(i64),
     /// A row contradicts another.
     #[error("index: {0}")]
-    Corrupt(String),
+    Corrupt(Corruption),
     /// The file must not be used as it is.
     #[error("the index {} is damaged: {problem}", path.escaped())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What does not hold together.
-        problem: String,
+        /// The damage.
+        problem: IndexDamage,
     },
-    /// An fsync has failed before: nothing can be promised any more.
+    /// An fsync has failed before, so nothing can be made durable any more.
     #[error(
         "the index could not be made durable before; unmount, look at the SSD, and mount again"
     )]
@@ -104,7 +115,7 @@ pub enum IndexError {
 }
 
 impl IndexError {
-    /// Whether the SSD has no room for this.
+    /// Returns whether the SSD has no space for this.
     pub fn is_full(&self) -> bool {
         match self {
             IndexError::Sql { source, .. } => {
@@ -114,6 +125,42 @@ impl IndexError {
             _ => false,
         }
     }
+}
+
+/// A defect of an index that was found in use, and that ferryfs never makes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Corruption {
+    /// Another program's tables are in it.
+    #[error("the file is a database, but no index of ferryfs")]
+    ForeignTables,
+    /// A row names an inode that does not exist.
+    #[error("inode {} is named but not there", .0.0)]
+    NoInode(Ino),
+    /// A directory is below itself.
+    #[error("directory {} is inside itself", .0.0)]
+    DirLoop(Ino),
+    /// The same in the mirror of the catalog.
+    #[error("described name {0} is inside itself")]
+    DescribedLoop(i64),
+    /// The mirror of the catalog has no end.
+    #[error("the catalog has no end")]
+    EndlessCatalog,
+    /// The redo log holds something that this version does not write.
+    #[error(
+        "the redo log (index.db-redo) was written by another version of ferryfs: mount with that one"
+    )]
+    UnknownStatement,
+    /// All numbers of a counter are used up: numbers are never used twice.
+    #[error("no numbers are left for {0}")]
+    NumbersUsedUp(&'static str),
+    /// All possible names, here or on the backend, are taken.
+    #[error("no name for {name} in directory {} is free", parent.0)]
+    NoFreeName {
+        /// The directory.
+        parent: Ino,
+        /// The name to be added.
+        name: Name,
+    },
 }
 
 /// The outcome of a call to the index.
@@ -127,36 +174,37 @@ trait Context<T> {
 impl<T> Context<T> for rusqlite::Result<T> {
     fn context(self, operation: &'static str) -> Result<T> {
         self.map_err(|source| {
-            guard::note_failure();
+            crate::index::write_guard::note_failure();
             IndexError::Sql { operation, source }
         })
     }
 }
 
-/// Frames (of 4 KiB and a header) beyond which the WAL is made to begin anew: 32 MiB.
+/// Frames (of 4 KiB and a header) above which the WAL is made to start from its beginning: 32 MiB.
 const LONG_WAL: u64 = 8192;
 
-/// Commits after which a checkpoint should not wait; each writes about six frames.
-const MANY_COMMITS: u64 = 2000;
+/// Operations after which the next checkpoint should not wait. Each writes about 1 KiB if many are
+/// committed together.
+const MANY_OPERATIONS: u64 = 20_000;
 
 /// The index of one cache.
 pub struct Index {
     path: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<IndexWriter>,
     wal: Arc<wal::Wal>,
-    /// How many of the commits since opening are known to be durable.
+    /// The number of commits since the open that are known to be durable.
     durable: AtomicU64,
-    /// The connection that copies the WAL, and the commits that there were when it last began to.
+    /// The connection that copies the WAL, and the count of operations when it last began to.
     copier: Mutex<Connection>,
     copied: AtomicU64,
     steps: CacheSteps,
 }
 
 impl Index {
-    /// Opens the index in the file `path`, making it if it is not there.
+    /// Opens the index in the file `path`, and makes it if it does not exist.
     ///
     /// # Errors
-    /// If the file cannot be opened, is no index, or has a newer format.
+    /// If the file cannot be opened, is no index, or is that of another version.
     pub fn open(path: &Path, rules: NameRules) -> Result<Index> {
         wal::forget_cached_pages(path, &wal_path(path));
         let conn = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
@@ -166,19 +214,17 @@ impl Index {
         match version {
             0 => create(&conn)?,
             schema::VERSION => {}
-            older @ 1.. if older < schema::VERSION => extend(&conn, older)?,
-            newer => return Err(IndexError::Newer(newer)),
+            other => return Err(IndexError::OtherVersion(other)),
         }
-        names::refold(&conn, &rules)?;
-        // The first write makes the WAL file, whose descriptor is then held: an fsync of it is what durability rests on.
-        conn.execute(
-            "INSERT OR REPLACE INTO meta VALUES('opened', unixepoch())",
-            [],
-        )
-        .context("write the first row")?;
+        crate::index::stored_names::refold(&conn, &rules)?;
+        let mut redo = RedoLog::open(path, crate::sys::host::boot_id().as_deref())?;
+        replay(&conn, redo.as_mut())?;
+        // The first write has made the WAL file, whose descriptor is now held: an fsync of it makes
+        // commits durable.
         let wal = Arc::new(wal::Wal::open(wal_path(path))?);
-        let mut state = State::new(conn, rules, wal.clone())?;
-        // From the first change on: what an open batch has placed, or reads, is to be known even before the backend is back.
+        let mut state = IndexWriter::new(conn, rules, wal.clone(), redo)?;
+        // The first change needs to know what an open batch has placed or reads, even before the
+        // drive is back.
         state.resume_batch()?;
         let index = Index {
             path: path.to_path_buf(),
@@ -194,28 +240,29 @@ impl Index {
         Ok(index)
     }
 
-    /// Where a test may stop what is done to the index.
+    /// Returns the steps at which a test may stop the index.
     pub fn steps(&self) -> &CacheSteps {
         &self.steps
     }
 
-    /// The state, for reading and changing it.
-    pub fn lock(&self) -> StateGuard<'_> {
-        StateGuard::new(self.state.lock())
+    /// Locks the writer's side, for reading and changing.
+    pub fn lock(&self) -> WriteGuard<'_> {
+        WriteGuard::new(self.state.lock())
     }
 
-    /// Holds `bytes` on the SSD for commits that are to come, also while it is full otherwise; `relief` is asked to free some when
-    /// there are none to be had.
+    /// Holds `bytes` on the SSD for later commits, also while it is otherwise full. `relief` is
+    /// called to free space if there is none.
     pub fn keep_margin(&self, bytes: u64, relief: Relief) {
         self.wal.keep_margin(bytes, relief);
     }
 
-    /// Sees to it that the margin is there, if there is room.
+    /// Allocates the margin if there is space.
     pub fn top_up(&self) {
         self.wal.top_up();
     }
 
-    /// Whether an fsync has failed: every further sync then fails, and nothing is changed any more.
+    /// Returns whether an fsync has failed: every further sync then fails, and nothing is changed
+    /// any more.
     pub fn is_sealed(&self) -> bool {
         self.wal.has_failed()
     }
@@ -232,28 +279,37 @@ impl Index {
         self.wal.fail_next_commit(errno);
     }
 
-    /// For tests: the database may grow by no more than `pages` pages; `None` for as far as the disk goes.
+    /// For tests: limits the database to `pages` pages; `None` for no limit.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     #[doc(hidden)]
     pub fn limit_growth(&self, pages: Option<u32>) -> Result<()> {
         self.lock().limit_growth(pages)
     }
 
-    /// Commits what is pending, so that it survives the daemon's death.
+    /// Finishes the pending operation, so that it survives the daemon's death.
     ///
     /// # Errors
-    /// If SQLite cannot; what was pending is then undone.
+    /// If neither the redo log nor SQLite can store it; the operation is then undone.
+    pub fn finish(&self) -> Result<()> {
+        self.lock().finish()
+    }
+
+    /// Commits what is pending, so that a [`Snapshot`] shows it.
+    ///
+    /// # Errors
+    /// If SQLite fails; what was pending is then undone.
     pub fn commit(&self) -> Result<()> {
         self.lock().commit().map(|_| ())
     }
 
-    /// Makes everything that was changed before this call durable. The lock is not held while the disk works, so that many
-    /// callers share one fsync.
+    /// Makes everything durable that was changed before this call. The lock is not held during the
+    /// fsync, so that many callers share one.
     ///
     /// # Errors
-    /// If the commit or the fsync fails: nothing new may then be taken as durable. After a failed fsync each call fails.
+    /// If the commit or the fsync fails: nothing new is durable then. After a failed fsync each
+    /// call fails.
     pub fn sync(&self) -> Result<()> {
         let goal = {
             let mut state = self.lock();
@@ -277,17 +333,19 @@ impl Index {
         Ok(())
     }
 
-    /// Copies the WAL into the database file. To be called after a sync of everything that its rows vouch for.
+    /// Copies the WAL into the database file. To be called after a sync of all objects that its
+    /// rows name.
     ///
-    /// The bulk is copied while writers go on; what they have added meanwhile is copied under the lock, if the WAL has become
-    /// long, so that it can begin anew. Were it never to, it would grow without end, and its pages would have to be read back
-    /// before they are overwritten.
+    /// Most of it is copied while writers go on. What they have added meanwhile is copied under the
+    /// lock if the WAL has become long, so that it can start from its beginning. Otherwise it would
+    /// grow without end, and its pages would have to be read back before they are overwritten.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn checkpoint(&self) -> Result<()> {
         let copier = self.copier.lock();
-        self.copied.store(self.lock().commits(), Ordering::Relaxed);
+        self.copied
+            .store(self.lock().operations(), Ordering::Relaxed);
         if copy_wal(&copier)? > LONG_WAL {
             let mut state = self.lock();
             state.commit()?;
@@ -296,36 +354,65 @@ impl Index {
         Ok(())
     }
 
-    /// Whether so much has been committed since the last checkpoint that the next should not wait.
+    /// Returns whether so much has changed since the last checkpoint that the next should not wait.
     pub fn wants_checkpoint(&self) -> bool {
-        self.lock().commits() > self.copied.load(Ordering::Relaxed) + MANY_COMMITS
+        self.lock().operations() > self.copied.load(Ordering::Relaxed) + MANY_OPERATIONS
     }
 
-    /// A view of the last commit, on a connection of its own.
+    /// Opens a view of the last commit, on a connection of its own.
     ///
     /// # Errors
-    /// If SQLite cannot open one.
+    /// If SQLite fails.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let conn = connect(&self.path, OpenFlags::empty())?;
-        // It is read once through and closed, often on a thread of its own, whose memory the allocator may keep.
+        // A snapshot is read through once and closed, often on a thread of its own, whose memory
+        // the allocator may keep.
         conn.execute_batch("PRAGMA cache_size=-2000;")
             .context("configure")?;
         Snapshot::open(conn)
     }
 }
 
-/// Locks within this process only, and none of the ten system calls a commit that locks for others would cost: the cache's own
-/// lock keeps other daemons out. Whoever opens the file with another tool meanwhile is told that it is locked.
-const VFS: &std::ffi::CStr = c"unix-excl";
-
-/// The file of the WAL that belongs to the database `path`.
-fn wal_path(path: &Path) -> PathBuf {
-    PathBuf::from(std::ffi::OsStr::from_bytes(
-        &[path.as_os_str().as_bytes(), b"-wal"].concat(),
-    ))
+/// Applies the operations that an earlier daemon has finished and not committed, and starts the log
+/// from its beginning.
+fn replay(conn: &Connection, redo: Option<&mut RedoLog>) -> Result<()> {
+    conn.execute_batch("BEGIN IMMEDIATE")
+        .context("replay the redo log")?;
+    let replayed = redo
+        .as_ref()
+        .map_or(Ok(0), |redo| redo.replay_earlier(conn))?;
+    let epoch = RedoLog::first_epoch();
+    conn.execute(redo::PUT_EPOCH, [int(epoch)])
+        .and_then(|_| conn.execute_batch("COMMIT"))
+        .context("replay the redo log")?;
+    if replayed > 0 {
+        tracing::info!(replayed, "replayed operations that were not committed");
+    }
+    if let Some(redo) = redo {
+        redo.begin_anew(epoch);
+    }
+    Ok(())
 }
 
-/// Opens a database that is no symbolic link. SQLite would refuse a link above it as well, so the way to it is resolved before.
+/// Locks within this process only, which saves the ten system calls of a commit that locks for
+/// others: the cache's own lock keeps other daemons out. Another tool that opens the file meanwhile
+/// finds it locked.
+const VFS: &std::ffi::CStr = c"unix-excl";
+
+/// Returns the WAL file of the database `path`.
+fn wal_path(path: &Path) -> PathBuf {
+    beside(path, "-wal")
+}
+
+/// Returns the file beside the database `path` with its name and a suffix.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// Opens a database that is no symbolic link. SQLite would also refuse a link above it, so the path
+/// is resolved before.
 fn open_database(
     path: &Path,
     flags: OpenFlags,
@@ -346,13 +433,13 @@ fn connect(path: &Path, extra: OpenFlags) -> Result<Connection> {
     conn.set_prepared_statement_cache_capacity(128);
     conn.execute_batch(
         "PRAGMA page_size=4096; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;
-         PRAGMA cache_size=-16000; PRAGMA temp_store=MEMORY; PRAGMA busy_timeout=10000;",
+         PRAGMA cache_size=-16000; PRAGMA cache_spill=16000; PRAGMA temp_store=MEMORY; PRAGMA busy_timeout=10000;",
     )
     .context("configure")?;
     Ok(conn)
 }
 
-/// Copies what can be copied and gives the number of frames in the WAL.
+/// Copies what can be copied, and returns the number of frames in the WAL.
 fn copy_wal(conn: &Connection) -> Result<u64> {
     conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
         row.get::<_, i64>(1)
@@ -367,45 +454,18 @@ fn create(conn: &Connection) -> Result<()> {
         .optional()
         .context("look for tables")?;
     if tables.is_some() {
-        return Err(IndexError::Corrupt(
-            "the file is a database, but no index of ferryfs".into(),
-        ));
+        return Err(IndexError::Corrupt(Corruption::ForeignTables));
     }
-    let tables = [
-        schema::V1,
-        schema::V2,
-        schema::V3,
-        schema::V3_CATALOG,
-        schema::V4,
-        schema::V5,
-    ]
-    .concat();
-    become_version(conn, &tables).context("create the tables")
-}
-
-/// Makes an index of an earlier `version` one of this, in one transaction. A crash leaves the old one.
-fn extend(conn: &Connection, version: i64) -> Result<()> {
-    let steps = [
-        (1, schema::V2),
-        (2, schema::V3),
-        (2, schema::V3_CATALOG),
-        (2, schema::V3_UNTOLD),
-        (3, schema::V4),
-        (4, schema::V5),
-    ];
-    let missing = steps.iter().filter(|(from, _)| version <= *from);
-    let sql: String = missing.map(|(_, sql)| *sql).collect();
-    become_version(conn, &sql).context("add tables")
-}
-
-fn become_version(conn: &Connection, sql: &str) -> rusqlite::Result<()> {
+    // One transaction: a crash leaves an empty database.
     conn.execute_batch(&format!(
-        "BEGIN; {sql} PRAGMA user_version={}; COMMIT;",
+        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
+        schema::TABLES,
         schema::VERSION
     ))
+    .context("create the tables")
 }
 
-/// SQLite's integers are signed; ours count up from zero and stay far below the edge.
+/// SQLite's integers are signed. Ours count up from zero and never reach the limit.
 fn int(value: u64) -> i64 {
     value as i64
 }

@@ -1,13 +1,15 @@
-//! What was replaced by bytes that are not known to be durable yet.
+//! Replaced versions whose new bytes are not known to be durable yet.
 //!
-//! The row that says that a name has new bytes may reach the disk before these bytes do. After a power cut the name would then
-//! be cut short or empty although the old bytes are still on the disk: dead objects are removed only after a sync. So, with each
-//! replacement, the transaction that makes it also notes what was there before. [`State::forget_replaced`], after a sync that
-//! covers the new bytes, takes the notes away again; a crash between the sync and that finds notes whose new bytes are whole,
-//! and which therefore say nothing.
+//! The row that gives a name new bytes may reach the disk before these bytes do. After a power cut
+//! the name would be truncated or empty although the old bytes are still on the disk: dead objects
+//! are removed only after a sync. So the transaction of each replacement also notes what was there
+//! before. [`IndexWriter::forget_replaced`], after a sync that covers the new bytes, removes the
+//! notes. A crash between the sync and that finds notes whose new bytes are whole, and which
+//! therefore have no effect.
 //!
-//! A note holds only as long as the new bytes are those that it speaks of: `by_seq` is compared with the inode's `data_seq`. Who
-//! goes on writing the same bytes before they are durable takes the note along ([`State::follow_replaced`]).
+//! A note is valid only for the new bytes that it was made for: `by_seq` is compared with the
+//! inode's `data_seq`. A further change of the same bytes before they are durable updates the note
+//! ([`IndexWriter::follow_replaced`]).
 
 use std::collections::HashSet;
 
@@ -15,26 +17,27 @@ use rusqlite::{Connection, Row, params};
 
 use super::inode::{COLUMNS, Inode};
 use super::tree::name_from_row;
-use super::{Context, Result, State, int};
-use crate::base::{Ino, Seq};
-use crate::rules::plan::NameKey;
+use super::{Context, IndexWriter, Result, int, statements};
+use crate::core::{Ino, Seq};
+use crate::plan::planner::NameKey;
 
 /// One replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
-    /// Its place in the history of changes.
+    /// Its number in the history of changes.
     pub change: Seq,
-    /// The name that got another file, as the mount spells it; `None` where the file itself got other bytes.
+    /// The name that got another file, as the mount spells it; `None` if the file itself got other
+    /// bytes.
     pub name: Option<NameKey>,
     /// The inode that has the new bytes.
     pub by: Ino,
-    /// The `data_seq` that it then had.
+    /// The `data_seq` that it had then.
     pub by_seq: Seq,
-    /// The inode that had the old ones, as it was.
+    /// The inode that had the old ones, as it was then.
     pub before: Inode,
 }
 
-/// The inodes that notes are about.
+/// Returns the inodes with notes.
 pub(super) fn load(conn: &Connection) -> Result<HashSet<Ino>> {
     conn.prepare("SELECT DISTINCT by FROM replaced")
         .and_then(|mut s| {
@@ -63,12 +66,12 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<Replaced> {
     })
 }
 
-impl State {
-    /// Notes that the bytes of `before` have been replaced by those of `by`, which are not durable yet: under `name`, or in the
-    /// file itself. In the transaction that replaces them.
+impl IndexWriter {
+    /// Notes that the bytes of `before` have been replaced by those of `by`, which are not durable
+    /// yet: under `name`, or in the file itself. Called in the transaction that replaces them.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn note_replaced(
         &mut self,
         name: Option<&NameKey>,
@@ -79,7 +82,7 @@ impl State {
         let n = before;
         self.change(
             "note what was replaced",
-            "INSERT INTO replaced VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            statements::NOTE_REPLACED,
             params![
                 int(change.0),
                 name.map(|key| int(key.parent.0)),
@@ -110,42 +113,50 @@ impl State {
         Ok(())
     }
 
-    /// The bytes of `ino` are being changed where they are: what they replaced is as good as before.
+    /// Updates the notes for `ino`, whose bytes are changed in place: the replaced version stays
+    /// the same.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn follow_replaced(&mut self, ino: Ino, from: Seq, to: Seq) -> Result<()> {
         if self.replacing.contains(&ino) {
             self.change(
                 "note what was replaced",
-                "UPDATE replaced SET by_seq=? WHERE by=? AND by_seq=?",
+                statements::FOLLOW_REPLACED,
                 params![int(to.0), int(ino.0), int(from.0)],
             )?;
         }
         Ok(())
     }
 
-    /// Whether anything is noted as replaced, and up to which change; to be asked before the sync that is to cover it.
+    /// Returns the last change that is noted as a replacement, if any. To be called before the sync
+    /// that must cover it.
     pub fn last_replaced(&mut self) -> Option<Seq> {
-        // A number above those of all notes, and below those of all that come.
+        // A number above those of all notes, and below those of all later ones.
         (!self.replacing.is_empty()).then(|| self.seq_at_hand())
     }
 
-    /// Forgets what was replaced before `upto`: the new bytes are durable.
+    /// Returns the files whose replacement of others is not durable yet; `None` if there are more
+    /// than `limit`.
+    pub fn replacing(&self, limit: usize) -> Option<Vec<Ino>> {
+        (self.replacing.len() <= limit).then(|| self.replacing.iter().copied().collect())
+    }
+
+    /// Forgets the replacements before `upto`: the new bytes are durable.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn forget_replaced(&mut self, upto: Seq) -> Result<()> {
         self.change(
             "forget what was replaced",
-            "DELETE FROM replaced WHERE change < ?",
-            [int(upto.0)],
+            statements::FORGET_REPLACED,
+            params![int(upto.0)],
         )?;
         self.replacing = load(&self.conn)?;
         Ok(())
     }
 
-    /// What was replaced, the latest first.
+    /// Returns the replacements, the latest first.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -159,23 +170,24 @@ impl State {
             .context("list what was replaced")
     }
 
-    /// Takes `object` out of those to be removed: an inode has it again.
+    /// Takes `object` out of the dead objects: an inode has it again.
     ///
     /// # Errors
-    /// If SQLite cannot.
-    pub fn unbury_object(&mut self, object: crate::base::ObjectId) -> Result<()> {
+    /// If SQLite fails.
+    pub fn unbury_object(&mut self, object: crate::core::ObjectId) -> Result<()> {
         self.change(
             "keep an object",
-            "DELETE FROM dead_objects WHERE object=?",
-            [int(object.0)],
+            statements::FORGET_OBJECT,
+            params![int(object.0)],
         )?;
         Ok(())
     }
 
-    /// Takes the row of an inode out and leaves its object without one, so that it goes to lost+found.
+    /// Removes the row of an inode and leaves its object without one, so that it goes to
+    /// lost+found.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn abandon_inode(&mut self, mut inode: Inode) -> Result<()> {
         self.inode(inode.ino)?; // So that the sums know what is replaced.
         inode.object = None;

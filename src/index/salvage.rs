@@ -1,8 +1,9 @@
-//! Getting out of a damaged index what can still be read.
+//! Reads what can still be read of a damaged index.
 //!
-//! Works on a copy that the caller made, as SQLite may have to write beside it. Rows are read in ranges of their keys; a range
-//! that cannot be read is halved until what is left of it is a single key, so that a damaged page costs only the rows on it.
-//! Nothing here is believed further than for naming files: rows may contradict each other.
+//! It works on a copy that the caller made, as SQLite may have to write beside it. Rows are read in
+//! ranges of their keys; a range that cannot be read is halved until a single key is left of it, so
+//! that a damaged page costs only the rows on it. The results are trusted only for naming files:
+//! rows may contradict each other.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -14,14 +15,15 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Row};
 
 use super::inode::{COLUMNS, Inode};
+use super::redo::replay_earlier;
 use super::tree::name_from_row;
 use super::{VFS, connect, create, wal_path};
-use crate::base::{Ino, Name, ObjectId};
+use crate::core::{Ino, Name, ObjectId};
 
 /// How many queries may fail before the rest of a table is given up.
 const FAILURES: usize = 20_000;
 
-/// The largest key looked for where the table does not tell.
+/// The largest key that is tried if the table does not say.
 const FAR: i64 = 1 << 40;
 
 /// Bytes of a page.
@@ -34,20 +36,21 @@ const TABLES: [(&str, &str, &str); 3] = [
     ("dead_objects", "object", "object"),
 ];
 
-/// What an index still tells.
+/// The readable contents of an index.
 #[derive(Debug, Default)]
 pub struct Salvaged {
     /// The inodes.
     pub inodes: BTreeMap<Ino, Inode>,
-    /// The names of the mount: directory and name, and what they stand for.
+    /// The names of the mount: directory and name, and their inode.
     pub names: BTreeMap<(Ino, Name), Ino>,
     /// Objects that no inode needed any more.
     pub dead: BTreeSet<ObjectId>,
-    /// What could not be read; empty if all could.
+    /// What could not be read; empty if everything could.
     pub problems: Vec<String>,
 }
 
-/// Reads what can be read of the index in the file `copy`, beside which a copy of its WAL may lie.
+/// Reads what can be read of the index in the file `copy`, beside which copies of its WAL and its
+/// redo log may be.
 pub fn salvage(copy: &Path) -> Salvaged {
     let mut salvaged = Salvaged::default();
     let Some(conn) = open_somehow(copy, &mut salvaged.problems) else {
@@ -56,6 +59,10 @@ pub fn salvage(copy: &Path) -> Salvaged {
             .push("nothing in the index can be read".into());
         return salvaged;
     };
+    if let Err(error) = replay_earlier(&conn, copy) {
+        let what = format!("what was done in the last moment is missing: {error}");
+        salvaged.problems.push(what);
+    }
     let mut sweep = Sweep {
         conn: &conn,
         problems: Vec::new(),
@@ -87,7 +94,8 @@ pub fn salvage(copy: &Path) -> Salvaged {
 fn open(copy: &Path) -> rusqlite::Result<Connection> {
     let conn = super::open_database(copy, OpenFlags::SQLITE_OPEN_READ_WRITE, VFS)?;
     conn.execute_batch("PRAGMA cell_size_check=ON; PRAGMA temp_store=MEMORY;")?;
-    // Who has edited an index may have put something in a table's place that computes its rows, without end for instance.
+    // Somebody who has edited an index may have replaced a table by something that computes its
+    // rows, without end for example.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
@@ -99,14 +107,16 @@ fn open(copy: &Path) -> rusqlite::Result<Connection> {
             )));
         }
     }
-    // The head names the tables and their columns: it is whole enough if all that will be asked for is known.
+    // The head describes the tables and their columns: it is whole enough if it has everything that
+    // will be asked for.
     for (table, _, columns) in TABLES {
         conn.prepare(&format!("SELECT {columns} FROM {table}"))?;
     }
     Ok(conn)
 }
 
-/// Whether it is a table, and holds what its rows say: no view, no virtual table, no column that is computed.
+/// Returns whether it is a table that stores its rows: no view, no virtual table, no computed
+/// column.
 fn is_plain(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
     let kind: String = conn.query_row(
         "SELECT type FROM pragma_table_list WHERE schema = 'main' AND name = ?",
@@ -121,7 +131,8 @@ fn is_plain(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
     Ok(kind == "table" && computed == 0)
 }
 
-/// Opens the copy as it is; if its head is damaged, with the head of a new index, which every index begins with.
+/// Opens the copy as it is; if its head is damaged, with the head of a new index, which is the same
+/// for all.
 fn open_somehow(copy: &Path, problems: &mut Vec<String>) -> Option<Connection> {
     match open(copy) {
         Ok(conn) => return Some(conn),
@@ -137,8 +148,8 @@ fn open_somehow(copy: &Path, problems: &mut Vec<String>) -> Option<Connection> {
     }
 }
 
-/// Puts the first page of a new index, which names the tables and where they begin, in the place of the copy's. An index that was
-/// made by an earlier version has its newest tables elsewhere; those that are read here have never moved.
+/// Replaces the first page of the copy by that of a new index, which describes the tables and where
+/// they begin.
 fn transplant_head(copy: &Path) -> io::Result<()> {
     let fresh = copy.with_extension("fresh");
     let made = connect(&fresh, OpenFlags::SQLITE_OPEN_CREATE).and_then(|conn| create(&conn));
@@ -152,7 +163,7 @@ fn transplant_head(copy: &Path) -> io::Result<()> {
     page[28..32].copy_from_slice(&pages.to_be_bytes());
     page[32..40].fill(0);
     file.write_all_at(&page, 0)?;
-    // The WAL may have a damaged first page, too: it goes before this one.
+    // The WAL may have a damaged first page, too, and would take precedence.
     match std::fs::metadata(wal_path(copy)) {
         Ok(_) => std::fs::rename(wal_path(copy), copy.with_extension("wal-aside")),
         Err(_) => Ok(()),
@@ -165,7 +176,7 @@ struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    /// Hands every row of `table` that can be read to `take`, some of them more than once.
+    /// Passes every readable row of `table` to `take`, some of them more than once.
     fn read(
         &mut self,
         (table, key, columns): (&str, &str, &str),
@@ -195,7 +206,7 @@ impl Sweep<'_> {
                 ranges.push_back((low, middle));
                 ranges.push_back((middle + 1, high));
             } else {
-                // What stands behind the damage is met from the other end.
+                // Rows behind the damage are reached from the other end.
                 let backwards = forwards + " DESC";
                 let _ = self.rows(&backwards, low, high, &mut take);
                 lost += int_span(low, high);
@@ -219,7 +230,7 @@ impl Sweep<'_> {
         let mut rows = statement.query([low, high])?;
         let mut result = Ok(());
         while let Some(row) = rows.next()? {
-            // One row that makes no sense does not keep the others back.
+            // One invalid row must not hold the others back.
             if let Err(error) = take(row) {
                 result = Err(error);
             }
@@ -235,9 +246,9 @@ fn int_span(low: i64, high: i64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Capabilities;
+    use crate::core::Capabilities;
     use crate::index::Index;
-    use crate::rules::names::NameRules;
+    use crate::plan::names::NameRules;
 
     fn index(dir: &Path) -> Connection {
         let path = dir.join("index.db");

@@ -1,35 +1,37 @@
-//! A view of the index as of one commit, for long reads that must not hold up writers.
+//! A view of the index as of one commit, for long reads that must not block writers.
 
 use std::cell::RefCell;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::catalog::DescribedWay;
 use super::inode::{COLUMNS, Inode};
-use super::names::{look_up_stored, mount_name_of};
 use super::tree::{
-    PLACED_COLUMNS, PlacedEntry, name_from_row, placed_from_row, places_of, stored_names_of,
+    PLACED_COLUMNS, PlacedEntry, key_from_row, name_from_row, placed_from_row, placed_in,
+    places_of, stored_names_of,
 };
-use super::ways::{FixedWays, path_upwards};
 use super::{Context, Result, int};
-use crate::base::{Ino, Name, RelPath, Seq};
-use crate::rules::plan::NameKey;
-use crate::rules::space::Allocation;
+use crate::core::{Ino, Name, RelPath, Seq};
+use crate::index::mirror::DescribedWay;
+use crate::index::paths::{FixedWays, path_upwards};
+use crate::index::stored_names::{look_up_stored, mount_name_of};
+use crate::plan::planner::NameKey;
+use crate::plan::space::Allocation;
 
 /// How much waits for the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Waiting {
-    /// Directories whose entries are only on the backend yet.
+pub struct WaitingCounts {
+    /// Known directories whose entries were never read from the backend.
     pub unlisted_dirs: u64,
     /// Names that were made, moved or removed.
     pub names: u64,
     /// Files and directories that the backend has in an older version.
     pub inodes: u64,
-    /// Special files and links that live in the index only, and do not wait to be told of.
+    /// Special files and links that only the index can store, and that do not wait to be described.
     pub kept_local: u64,
 }
 
-/// A view as of the moment it was opened. See the functions of the same name on [`super::State`] for what they tell.
+/// A view as of the moment it was opened. See the methods of the same name on
+/// [`super::IndexWriter`].
 pub struct Snapshot {
     pub(super) conn: Connection,
     pub(super) mount_ways: FixedWays,
@@ -50,21 +52,22 @@ impl Snapshot {
         })
     }
 
-    /// How much waits.
+    /// Counts what waits.
     ///
     /// # Errors
     /// If SQLite cannot read.
-    pub fn waiting(&self) -> Result<Waiting> {
+    pub fn waiting(&self) -> Result<WaitingCounts> {
         let count = |sql: &str| -> Result<u64> {
             self.conn
                 .query_row(sql, [], |row| row.get::<_, i64>(0))
                 .context("count what waits")
                 .map(|n| n as u64)
         };
-        Ok(Waiting {
+        Ok(WaitingCounts {
             unlisted_dirs: self.unlisted_dirs()?,
             names: count("SELECT count(*) FROM dirty_names")?,
-            // Of a directory in which names wait, nobody wants to be told besides that its time has changed.
+            // For a directory with waiting names it is not worth reporting that its time has
+            // changed.
             inodes: count(
                 "SELECT count(*) FROM dirty_inodes d LEFT JOIN inodes i ON i.ino=d.ino
                  WHERE i.mode IS NULL OR i.mode & 61440 <> 16384 OR NOT EXISTS(SELECT 1 FROM dirty_names n WHERE n.parent=d.ino)",
@@ -76,8 +79,8 @@ impl Snapshot {
         })
     }
 
-    /// What the backend will take for further names of files that it has, where it has no hard links: each is a copy there.
-    /// Looks at all changed inodes.
+    /// Returns the space that the backend will need for further names of files that it has, if it
+    /// has no hard links: each is a copy there. Reads all changed inodes.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -102,7 +105,7 @@ impl Snapshot {
         Ok(needed)
     }
 
-    /// How many directories are known whose entries are only on the backend yet.
+    /// Returns the number of known directories whose entries were never read from the backend.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -168,6 +171,22 @@ impl Snapshot {
         stored_names_of(&self.conn, ino)
     }
 
+    /// One of the names that `ino` has in the mount and on the backend alike.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn kept_name_of(&self, ino: Ino) -> Result<Option<NameKey>> {
+        // The first common one is looked for among the names, each by its key: `+` keeps SQLite
+        // from reading all places of an inode that has many.
+        let sql = "SELECT p.parent, p.name FROM dirents d CROSS JOIN placed p
+             ON p.parent=d.parent AND p.name=coalesce(d.stored, d.name)
+             WHERE d.ino=?1 AND +p.ino=?1 LIMIT 1";
+        self.conn
+            .prepare_cached(sql)
+            .and_then(|mut s| s.query_row([int(ino.0)], key_from_row).optional())
+            .context("find a name that an inode keeps")
+    }
+
     /// Every name under which the backend has `ino`.
     ///
     /// # Errors
@@ -176,7 +195,8 @@ impl Snapshot {
         places_of(&self.conn, ino)
     }
 
-    /// The inode whose name in the mount is stored under `key`, of which `fold` is the canonical key.
+    /// Returns the inode of the mount's name that is stored under `key`, whose canonical key is
+    /// `fold`.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -184,7 +204,7 @@ impl Snapshot {
         look_up_stored(&self.conn, key.parent, &key.name, fold)
     }
 
-    /// The name of the mount that is stored under `key`, of which `fold` is the canonical key.
+    /// Returns the mount's name that is stored under `key`, whose canonical key is `fold`.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -192,7 +212,7 @@ impl Snapshot {
         mount_name_of(&self.conn, key, fold)
     }
 
-    /// What the backend has under a name.
+    /// Returns what the backend has under a name.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -212,7 +232,15 @@ impl Snapshot {
             .map(|found| found.map(|(_, entry)| entry))
     }
 
-    /// Where the backend has directory `dir`.
+    /// Returns what the backend has in the directory `parent`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn placed_in(&self, parent: Ino) -> Result<Vec<(Name, PlacedEntry)>> {
+        placed_in(&self.conn, parent)
+    }
+
+    /// Returns the path of the directory `dir` on the backend.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -220,7 +248,8 @@ impl Snapshot {
         path_upwards(dir, |at| self.backend_link(at))
     }
 
-    /// Where the mount has directory `dir`, in stored names: where it will stand on the backend.
+    /// Returns the path of the directory `dir` in the mount, in stored names: its future path on
+    /// the backend.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -228,7 +257,7 @@ impl Snapshot {
         path_upwards(dir, |at| self.mount_link(at))
     }
 
-    /// The name of directory `dir` on the backend, and what holds it; looked up once.
+    /// Returns the parent and name of the directory `dir` on the backend; looked up once.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -241,7 +270,7 @@ impl Snapshot {
         Ok(found)
     }
 
-    /// The same in the mount, the name as it is stored.
+    /// Returns the same of the mount, with the stored name.
     ///
     /// # Errors
     /// If SQLite cannot read.

@@ -1,13 +1,12 @@
-//! The two trees: the mount's names, and what the backend has.
+//! The two trees: the mount's names, and the backend's.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::inode::{Flags, Inode};
-use super::{Context, Result, State, int};
-use crate::backend::{Metadata, Xattrs};
-use crate::base::{ContentHash, Ino, Name, Timestamp};
-use crate::rules::plan::NameKey;
-use crate::rules::steps::PlainKind;
+use super::{Context, IndexWriter, Result, int, statements};
+use crate::core::{ContentHash, Ino, Metadata, Name, Timestamp, Xattrs};
+use crate::format::steps::PlainKind;
+use crate::plan::planner::NameKey;
 
 /// Key of the setting that says that the root has the attributes that it had on the backend.
 const ROOT_TAKEN: &str = "root_taken";
@@ -17,16 +16,17 @@ const ROOT_TAKEN: &str = "root_taken";
 pub struct Dirent {
     /// The name.
     pub name: Name,
-    /// The inode behind it.
+    /// Its inode.
     pub ino: Ino,
-    /// Its place in a listing of the directory: where one goes on after it. Above 2, and the same for as long as the name is there.
+    /// Its place in a listing of the directory, after which the listing continues. Above 2, and the
+    /// same as long as the name exists.
     pub cookie: u64,
 }
 
 /// What the backend has under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacedEntry {
-    /// The inode whose version it is.
+    /// The inode that it is a version of.
     pub ino: Ino,
     /// A directory, or anything else.
     pub kind: PlainKind,
@@ -34,11 +34,11 @@ pub struct PlacedEntry {
     pub size: u64,
     /// Its time of last change, as last seen on the backend.
     pub mtime: Timestamp,
-    /// The hash of its bytes, where ferryfs has written it.
+    /// The hash of its bytes, if ferryfs has written it.
     pub hash: Option<ContentHash>,
 }
 
-/// The columns that [`placed_from_row`] reads, from the third on after parent and name.
+/// The columns that [`placed_from_row`] reads: parent and name, then those of the entry.
 pub(super) const PLACED_COLUMNS: &str = "parent, name, ino, kind, size, mtime, hash";
 
 pub(super) fn name_from_row(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
@@ -71,24 +71,24 @@ pub(super) fn placed_from_row(row: &Row<'_>) -> rusqlite::Result<(NameKey, Place
     Ok((key, entry))
 }
 
-/// Every name of `ino` in the mount, as it is stored.
+/// Returns all names of `ino` in the mount, as they are stored.
 pub(super) fn stored_names_of(conn: &Connection, ino: Ino) -> Result<Vec<NameKey>> {
     conn.prepare_cached(
         "SELECT parent, coalesce(stored, name) FROM dirents WHERE ino=? ORDER BY 1, 2",
     )
-    .and_then(|mut s| {
-        s.query_map([int(ino.0)], |row| {
-            Ok(NameKey {
-                parent: Ino(row.get::<_, i64>(0)? as u64),
-                name: name_from_row(row, 1)?,
-            })
-        })?
-        .collect()
-    })
+    .and_then(|mut s| s.query_map([int(ino.0)], key_from_row)?.collect())
     .context("list the names of an inode")
 }
 
-/// Every name under which the backend has `ino`.
+/// Returns the name in the first two columns of `row`.
+pub(super) fn key_from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<NameKey> {
+    Ok(NameKey {
+        parent: Ino(row.get::<_, i64>(0)? as u64),
+        name: name_from_row(row, 1)?,
+    })
+}
+
+/// Returns all names under which the backend has `ino`.
 pub(super) fn places_of(conn: &Connection, ino: Ino) -> Result<Vec<(NameKey, PlacedEntry)>> {
     conn.prepare_cached(&format!(
         "SELECT {PLACED_COLUMNS} FROM placed WHERE ino=? ORDER BY parent, name"
@@ -97,13 +97,26 @@ pub(super) fn places_of(conn: &Connection, ino: Ino) -> Result<Vec<(NameKey, Pla
     .context("list the places of an inode")
 }
 
-/// A place in a listing, as SQLite can compare it: programs may seek to any number.
+/// Returns what the backend has in the directory `parent`.
+pub(super) fn placed_in(conn: &Connection, parent: Ino) -> Result<Vec<(Name, PlacedEntry)>> {
+    conn.prepare_cached(&format!(
+        "SELECT {PLACED_COLUMNS} FROM placed WHERE parent=?"
+    ))
+    .and_then(|mut s| s.query_map([int(parent.0)], placed_from_row)?.collect())
+    .context("list what the backend has")
+    .map(|found: Vec<(NameKey, PlacedEntry)>| {
+        let entries = found.into_iter();
+        entries.map(|(key, entry)| (key.name, entry)).collect()
+    })
+}
+
+/// Returns a place in a listing as SQLite can compare it: programs may seek to any number.
 fn saturated(cookie: u64) -> i64 {
     i64::try_from(cookie).unwrap_or(i64::MAX)
 }
 
-impl State {
-    /// The inode that `name` in `parent` stands for.
+impl IndexWriter {
+    /// Returns the inode of `name` in `parent`.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -121,16 +134,17 @@ impl State {
             .map(|found| found.map(|ino| Ino(ino as u64)))
     }
 
-    /// Adds a name, stored under the best spelling that is free. `inode` tells what it stands for; the caller keeps its link count.
+    /// Adds a name of `inode`, stored under the best spelling that is free. The caller updates its
+    /// link count.
     ///
     /// # Errors
-    /// If SQLite cannot, also because the name exists.
+    /// If SQLite fails, also because the name exists.
     pub fn add_name(&mut self, parent: Ino, name: &Name, inode: &Inode) -> Result<()> {
         let stored = self.choose_stored(parent, name)?;
         self.add_name_as(parent, name, &stored, inode)
     }
 
-    /// As [`State::add_name`], stored under `stored`, which no other name of `parent` is.
+    /// As [`IndexWriter::add_name`], stored under `stored`, which no other name of `parent` has.
     ///
     /// # Errors
     /// The same.
@@ -145,10 +159,10 @@ impl State {
         self.mark_name(parent, stored)
     }
 
-    /// Adds a name for what the backend has, the very same, under `stored`.
+    /// Adds a name for an unchanged file of the backend, under `stored`.
     ///
     /// # Errors
-    /// If SQLite cannot, also because the name exists.
+    /// If SQLite fails, also because the name exists.
     pub fn add_clean_name(
         &mut self,
         parent: Ino,
@@ -161,14 +175,11 @@ impl State {
         let other = (stored != name).then_some(stored);
         let cookie = match self.left_places.get(&(parent, name.clone())) {
             Some(cookie) => *cookie,
-            None => {
-                self.begin()?;
-                self.cookies.take(&self.conn)?
-            }
+            None => self.take_number(|state| &mut state.cookies)?,
         };
         self.change(
             "add a name",
-            "INSERT INTO dirents(parent, fold, name, ino, stored, stored_fold, cookie) VALUES(?,?,?,?,?,?,?)",
+            statements::ADD_NAME,
             params![
                 int(parent.0),
                 fold,
@@ -182,30 +193,25 @@ impl State {
         self.note_height(parent, ino)
     }
 
-    /// Takes a name away. Gives how it was stored.
+    /// Removes a name. Returns its stored name.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn remove_name(&mut self, parent: Ino, name: &Name) -> Result<Name> {
-        self.begin()?;
         self.mount_ways.forget_name(parent, name);
         let fold = self.rules.fold(name);
-        let removed = self
-            .conn
-            .prepare_cached(
-                "DELETE FROM dirents WHERE parent=? AND fold=? AND name=? RETURNING coalesce(stored, name), ino, cookie",
-            )
-            .and_then(|mut s| {
-                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| {
-                    Ok((
-                        name_from_row(row, 0)?,
-                        Ino(row.get::<_, i64>(1)? as u64),
-                        row.get::<_, i64>(2)? as u64,
-                    ))
-                })
-                .optional()
-            })
-            .context("remove a name")?;
+        let removed = self.change_returning(
+            "remove a name",
+            statements::REMOVE_NAME,
+            params![int(parent.0), fold, name.as_bytes()],
+            |row| {
+                Ok((
+                    name_from_row(row, 0)?,
+                    Ino(row.get::<_, i64>(1)? as u64),
+                    row.get::<_, i64>(2)? as u64,
+                ))
+            },
+        )?;
         let (stored, is_told_of) = match removed {
             Some((stored, ino, cookie)) => {
                 self.left_places.insert((parent, name.clone()), cookie);
@@ -218,52 +224,53 @@ impl State {
         } else {
             self.change(
                 "forget a dirty name",
-                "DELETE FROM dirty_names WHERE parent=? AND name=?",
+                statements::FORGET_DIRTY_NAME,
                 params![int(parent.0), stored.as_bytes()],
             )?;
         }
         Ok(stored)
     }
 
-    /// Notes that the backend may have something else than the mount under this stored name.
+    /// Marks a stored name: the backend may have another file under it than the mount.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn mark_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
         let seq = self.next_seq()?;
         self.change(
             "mark a name",
-            "INSERT OR REPLACE INTO dirty_names VALUES(?,?,?)",
+            statements::MARK_NAME,
             params![int(parent.0), name.as_bytes(), int(seq.0)],
         )?;
         self.touch_dirty();
         Ok(())
     }
 
-    /// Notes that bytes or mtime of an inode differ from what the backend has of it. For one that the backend does not have,
-    /// its names are marked already.
+    /// Marks an inode: its bytes or mtime differ from the backend's. If the backend does not have
+    /// it, its names are marked already.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn mark_inode(&mut self, inode: &Inode) -> Result<()> {
         if inode.flags.has(Flags::ON_BACKEND) {
             self.change(
                 "mark an inode",
-                "INSERT OR IGNORE INTO dirty_inodes VALUES(?)",
-                [int(inode.ino.0)],
+                statements::MARK_INODE,
+                params![int(inode.ino.0)],
             )?;
         }
         self.touch_dirty();
         Ok(())
     }
 
-    /// Notes in `inode`, which the caller puts, that an attribute of it has changed which the backend or the catalog is to be
-    /// told of. Once it is marked this is a number in memory, so that whoever makes a thousand files in one directory pays once.
+    /// Notes in `inode`, which the caller puts, that an attribute has changed that the backend or
+    /// the catalog must get. Once it is marked this changes a number in memory only, so that a
+    /// thousand new files in one directory cost one mark.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn note_attributes(&mut self, inode: &mut Inode) -> Result<()> {
-        // A batch under way settles only what was changed before its cut.
+        // The open batch settles only changes before its cut.
         inode.time_seq = self.next_seq()?;
         if inode.flags.has(Flags::ATTR_DIRTY) {
             self.touch_dirty();
@@ -273,20 +280,21 @@ impl State {
         self.mark_inode(inode)
     }
 
-    /// Whether the backend has something under this stored name, or may come to have it from a batch under way.
+    /// Returns whether the backend has something under this stored name, or may get something by
+    /// the open batch.
     fn may_be_placed(&mut self, parent: Ino, stored: &Name) -> Result<bool> {
         Ok(self.active.is_some() || self.placed(parent, stored)?.is_some())
     }
 
-    /// Whether `ino` is a link or a special file of which the drive's catalog knows: there is no entry for it there, so
-    /// nothing else tells that somebody has to hear of its end.
+    /// Returns whether `ino` is a link or a special file that the drive's catalog describes: the
+    /// backend has no entry of it, so its removal must be noted otherwise.
     fn is_special_and_told_of(&mut self, ino: Ino) -> Result<bool> {
         let inode = self.inode(ino)?;
         Ok(inode
             .is_some_and(|inode| !inode.kind().is_plain() && inode.flags.has(Flags::ON_BACKEND)))
     }
 
-    /// Whether `dir` holds no name.
+    /// Returns whether `dir` is empty.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -298,7 +306,8 @@ impl State {
             .map(|any| !any)
     }
 
-    /// Up to `limit` names of `dir` with places above `after` and below `before`, in the order of these.
+    /// Returns up to `limit` names of `dir` with places above `after` and below `before`, in their
+    /// order.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -325,12 +334,12 @@ impl State {
             .context("list a directory")
     }
 
-    /// Above the places of all names that there are, and below those of all that are made from now on.
+    /// Returns a place above those of all present names, and below those of all future ones.
     pub fn end_of_listings(&self) -> u64 {
         self.cookies.next
     }
 
-    /// One name of `ino` in the mount; the only one of a directory.
+    /// Returns one name of `ino` in the mount; the only one of a directory.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -346,7 +355,7 @@ impl State {
             .context("find a name of an inode")
     }
 
-    /// What the backend has under a stored name.
+    /// Returns what the backend has under a stored name.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -363,27 +372,32 @@ impl State {
             .map(|found| found.map(|(_, entry)| entry))
     }
 
-    /// What the backend has in directory `parent`, as last seen or left.
+    /// Returns what the backend has in the directory `parent`, as last seen or left.
     ///
     /// # Errors
     /// If SQLite cannot read.
     pub fn placed_in(&mut self, parent: Ino) -> Result<Vec<(Name, PlacedEntry)>> {
+        placed_in(&self.conn, parent)
+    }
+
+    /// Returns names that the backend has in directory `parent`, in the order of their bytes: at
+    /// most `most` of them, without the first `skip`.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn placed_names(&mut self, parent: Ino, skip: usize, most: usize) -> Result<Vec<Name>> {
+        let bound = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        let range = (int(parent.0), bound(most), bound(skip));
         self.conn
-            .prepare_cached(&format!(
-                "SELECT {PLACED_COLUMNS} FROM placed WHERE parent=?"
-            ))
-            .and_then(|mut s| s.query_map([int(parent.0)], placed_from_row)?.collect())
-            .context("list what the backend has")
-            .map(|found: Vec<(NameKey, PlacedEntry)>| {
-                let entries = found.into_iter();
-                entries.map(|(key, entry)| (key.name, entry)).collect()
-            })
+            .prepare_cached("SELECT name FROM placed WHERE parent=? ORDER BY name LIMIT ? OFFSET ?")
+            .and_then(|mut s| s.query_map(range, |row| name_from_row(row, 0))?.collect())
+            .context("list names that the backend has")
     }
 
     /// Notes what the backend has under a stored name.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn put_placed(&mut self, key: &NameKey, entry: Option<&PlacedEntry>) -> Result<()> {
         self.backend_ways.forget_name(key.parent, &key.name);
         if let Some(entry) = entry {
@@ -392,7 +406,7 @@ impl State {
         match entry {
             Some(e) => self.change(
                 "note what the backend has",
-                "INSERT OR REPLACE INTO placed VALUES(?,?,?,?,?,?,?)",
+                statements::PUT_PLACED,
                 params![
                     int(key.parent.0),
                     key.name.as_bytes(),
@@ -405,14 +419,14 @@ impl State {
             )?,
             None => self.change(
                 "note what the backend has",
-                "DELETE FROM placed WHERE parent=? AND name=?",
+                statements::DROP_PLACED,
                 params![int(key.parent.0), key.name.as_bytes()],
             )?,
         };
         Ok(())
     }
 
-    /// One name under which the backend has `ino`, the first in order.
+    /// Returns one name under which the backend has `ino`, the first in order.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -425,7 +439,7 @@ impl State {
             .context("find an inode on the backend")
     }
 
-    /// The next directory after `after` all of whose entries are in the index.
+    /// Returns the next directory after `after` all of whose entries are in the index.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -440,7 +454,7 @@ impl State {
             .map(|found| found.map(|ino| Ino(ino as u64)))
     }
 
-    /// Whether a name is marked.
+    /// Returns whether a name is marked.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -451,26 +465,19 @@ impl State {
             .context("look for a mark")
     }
 
-    /// Takes a name away that stands for nothing any more on either side.
+    /// Unmarks a name that exists on neither side any more.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn remove_clean_name(&mut self, parent: Ino, name: &Name) -> Result<()> {
-        self.begin()?;
         self.mount_ways.forget_name(parent, name);
         let fold = self.rules.fold(name);
-        let place: Option<i64> = self
-            .conn
-            .prepare_cached(
-                "DELETE FROM dirents WHERE parent=? AND fold=? AND name=? RETURNING cookie",
-            )
-            .and_then(|mut s| {
-                s.query_row(params![int(parent.0), fold, name.as_bytes()], |row| {
-                    row.get(0)
-                })
-                .optional()
-            })
-            .context("remove a name")?;
+        let place: Option<i64> = self.change_returning(
+            "remove a name",
+            statements::REMOVE_CLEAN_NAME,
+            params![int(parent.0), fold, name.as_bytes()],
+            |row| row.get(0),
+        )?;
         if let Some(place) = place {
             self.left_places
                 .insert((parent, name.clone()), place as u64);
@@ -478,7 +485,7 @@ impl State {
         Ok(())
     }
 
-    /// The next directory after `after` whose entries are only on the backend yet.
+    /// Returns the next directory after `after` whose entries were never read from the backend.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -493,7 +500,7 @@ impl State {
             .map(|found| found.map(|ino| Ino(ino as u64)))
     }
 
-    /// Whether [`State::take_root`] has been done.
+    /// Returns whether [`IndexWriter::take_root`] has been done.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -501,11 +508,11 @@ impl State {
         Ok(self.meta(ROOT_TAKEN)?.is_some())
     }
 
-    /// Takes the attributes of the backend's own directory for those of the root, once in the life of a cache: from then on what is
-    /// done in the mount counts. A time that a change in the mount has set stays.
+    /// Gives the root the attributes of the backend's own directory, once in the life of a cache:
+    /// from then on changes in the mount count. A time that a change in the mount has set stays.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn take_root(&mut self, meta: &Metadata, xattrs: &Xattrs) -> Result<()> {
         if self.has_root()? {
             return Ok(());

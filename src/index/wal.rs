@@ -1,19 +1,25 @@
-//! The file of the WAL, on which durability rests: its fsync, what is remembered of one that failed, and its room.
+//! The file of the WAL: its fsync, which makes commits durable, the state after one that failed,
+//! and its space.
 //!
-//! **A failed fsync is final.** Linux tells it once and may mark the pages clean without their being on the disk; a second
-//! fsync would then succeed and lie. Worse, once the pages are dropped from memory, SQLite would read what the disk has: an
-//! older page, or half of one, taken for the latest. So nothing is tried again. From then on every sync fails, nothing more is
-//! changed ([`Wal::check`]), and no batch is carried: a plan made from rows of unknown age might remove files from the backend.
-//! Reading goes on. A marker file beside the index tells the next start, which drops from memory what the kernel holds of the
-//! index before it opens it ([`forget_cached_pages`]): it then begins with what really reached the disk, as after a power cut. Should the
-//! marker not be written either, as is likely, a start on the same boot may believe pages that are in memory only; the sync
-//! before every start ([`super::Index::open`]) is then told nothing. `ferryfs status` says what to do meanwhile.
+//! **A failed fsync is final.** Linux reports it once and may mark the pages clean although they
+//! are not on the disk; a second fsync would then succeed wrongly. Worse, once the pages are
+//! dropped from memory, SQLite would read what the disk has: an older page, or half of one, taken
+//! for the latest. So nothing is tried again. From then on every sync fails, nothing more is
+//! changed ([`Wal::check`]), and no batch is written: a plan made from rows of unknown age might
+//! remove files from the backend. Reading goes on. A marker file beside the index tells the next
+//! start, which drops the kernel's pages of the index before it opens it ([`forget_cached_pages`]):
+//! it then begins with what really reached the disk, as after a power cut. If the marker cannot be
+//! written either, which is likely, a start on the same boot may use pages that are in memory only;
+//! the sync before every start ([`super::Index::open`]) then reports nothing. `ferryfs status` says
+//! what to do meanwhile.
 //!
-//! **Room.** A commit that finds no room is undone, with whatever else was in the transaction. So that it does find room, even when
-//! somebody else has filled the SSD to the last byte, blocks are allocated beyond the end of the WAL ahead of time
-//! ([`Wal::top_up`]), without changing its size. Nobody else can take them. Beginning anew, SQLite writes over the old frames and
-//! keeps the file's size, so what has been had once is had for good. File systems that write elsewhere instead (btrfs, ZFS) or
-//! have no such call give less: there the reserve file has to do, see [`crate::cache::Reserve`].
+//! **Space.** A commit that finds no space is undone, with everything else in the transaction. To
+//! make sure that it has space, even when others have filled the SSD to the last byte, blocks are
+//! allocated beyond the end of the WAL ahead of time ([`Wal::top_up`]), without changing its size.
+//! Nobody else can take them. When SQLite starts from the beginning, it overwrites the old frames
+//! and keeps the file's size, so the space is never lost again. File systems that write elsewhere
+//! instead (btrfs, ZFS) or have no such call give less: there the reserve file has to do, see
+//! [`crate::cache::Reserve`].
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -22,16 +28,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use super::{IndexError, Result};
-use crate::base::ForeignText;
+use crate::core::ForeignText;
 use crate::sys::file::{Advice, FallocateMode, advise, allocate};
 
-/// Commits between two looks at the room that is left; each writes about six frames, 24 KiB.
-const LOOK_EVERY: u64 = 64;
-
-/// Name of the marker that tells the next start of a failed fsync.
+/// Name of the marker of a failed fsync, for the next start.
 const MARKER: &str = "index.fsync-failed";
 
-/// Frees some space on the SSD for the index; false if there is nothing more to give.
+/// Frees some space on the SSD for the index. Returns false if there is no more to free.
 pub type Relief = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// The WAL's file.
@@ -39,7 +42,7 @@ pub(super) struct Wal {
     path: PathBuf,
     file: File,
     failed: AtomicBool,
-    /// Bytes beyond the end that are to be allocated; 0 for none.
+    /// Bytes to be allocated beyond the end; 0 for none.
     margin: AtomicU64,
     relief: OnceLock<Relief>,
     /// For tests: the next fsync, and the next commit, fails with this errno.
@@ -82,12 +85,12 @@ impl Wal {
         })
     }
 
-    /// Whether an fsync has failed since the start.
+    /// Returns whether an fsync has failed since the start.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Passes unless an fsync has failed.
+    /// Checks that no fsync has failed.
     pub(super) fn check(&self) -> Result<()> {
         if self.has_failed() {
             Err(IndexError::Sealed)
@@ -103,14 +106,8 @@ impl Wal {
         self.top_up();
     }
 
-    /// After commit number `commits`.
-    pub(super) fn after_commit(&self, commits: u64) {
-        if commits.is_multiple_of(LOOK_EVERY) {
-            self.top_up();
-        }
-    }
-
-    /// Allocates the margin beyond the end, giving up the reserve for it if need be. If that fails too, commits may begin to.
+    /// Allocates the margin beyond the end, and gives up the reserve for it if necessary. If that
+    /// fails too, commits may fail.
     pub(super) fn top_up(&self) {
         let margin = self.margin.load(Ordering::Relaxed);
         if margin == 0 {
@@ -127,7 +124,7 @@ impl Wal {
         while let Err(error) = more() {
             let full = error.raw_os_error() == Some(libc::ENOSPC);
             if !full || !self.relief.get().is_some_and(|relief| relief()) {
-                tracing::debug!(%error, "no room can be held for the index");
+                tracing::debug!(%error, "no space can be held for the index");
                 return;
             }
         }
@@ -141,13 +138,13 @@ impl Wal {
         self.fail_commit.store(errno, Ordering::Relaxed);
     }
 
-    /// Before each commit.
+    /// Checks, before each commit, that it may begin.
     pub(super) fn may_commit(&self) -> Result<()> {
         injected(&self.fail_commit).map_err(failed("commit", &self.path))
     }
 }
 
-/// What a test has put there, once.
+/// Returns the error that a test has injected, once.
 fn injected(fault: &AtomicI32) -> std::io::Result<()> {
     match fault.load(Ordering::Relaxed) {
         0 => Ok(()),
@@ -158,8 +155,9 @@ fn injected(fault: &AtomicI32) -> std::io::Result<()> {
     }
 }
 
-/// Before the index is opened: has the kernel forget what it holds of the WAL, and after a failed fsync of the database too, so
-/// that what is read is what the disk has. Everything has been synced before, so only clean pages go.
+/// Makes the kernel drop its pages of the WAL, and after a failed fsync those of the database too,
+/// before the index is opened, so that reads return what the disk has. Everything has been synced
+/// before, so only clean pages are dropped.
 pub(super) fn forget_cached_pages(index: &Path, wal: &Path) {
     let marked = index.with_file_name(MARKER).exists();
     if marked {
@@ -169,19 +167,23 @@ pub(super) fn forget_cached_pages(index: &Path, wal: &Path) {
     }
     for path in [wal, index].iter().take(if marked { 2 } else { 1 }) {
         if let Ok(file) = crate::cache::private::own().read(true).open(path) {
-            // A hint; file systems without pages to drop take none.
+            // A hint; file systems without a page cache ignore it.
             let _ = advise(&file, 0, 0, Advice::DontNeed);
         }
     }
 }
 
-/// After the index has been opened and synced.
+/// Removes the marker, after the index has been opened and synced.
 pub(super) fn remove_marker(index: &Path) {
     // If it stays, the next start reads the disk once more.
     let _ = std::fs::remove_file(index.with_file_name(MARKER));
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> IndexError {
+/// Names the operation and the file in an error of the system.
+pub(super) fn failed(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(std::io::Error) -> IndexError {
     let path = path.to_path_buf();
     move |source| IndexError::Io {
         operation,

@@ -1,11 +1,10 @@
-//! Extended attributes. Each call costs what it is about: no value is read but the one that was asked for.
+//! Extended attributes. A call reads no other value than the one asked for.
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Context, Result, Snapshot, State, int};
-use crate::backend::Xattrs;
-use crate::base::Ino;
-use crate::rules::given;
+use super::{Context, IndexWriter, Result, Snapshot, int, statements};
+use crate::core::{Ino, Xattrs};
+use crate::plan::representable;
 
 /// The sums over the extended attributes of an inode, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -33,7 +32,8 @@ fn sizes(conn: &rusqlite::Connection, ino: Ino) -> Result<XattrSizes> {
 }
 
 impl XattrSizes {
-    /// The sums once a value of `new` bytes has come in the place of one of `old` bytes; `None` stands for no attribute.
+    /// Returns the sums after a value of `old` bytes was replaced by one of `new` bytes; `None`
+    /// stands for no attribute.
     fn with(self, name: usize, old: Option<u64>, new: Option<u64>) -> XattrSizes {
         let name = name as u64;
         let (mut names, mut bytes) = (self.names, self.bytes);
@@ -49,8 +49,8 @@ impl XattrSizes {
     }
 }
 
-impl State {
-    /// The sums over the extended attributes of `ino`.
+impl IndexWriter {
+    /// Returns the sums over the extended attributes of `ino`.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -58,7 +58,7 @@ impl State {
         sizes(&self.conn, ino)
     }
 
-    /// The value of an extended attribute.
+    /// Returns the value of an extended attribute.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -72,7 +72,8 @@ impl State {
             .context("read an xattr")
     }
 
-    /// The length in bytes of the value of an extended attribute, which is not read; `None` if there is none of that name.
+    /// Returns the length in bytes of the value of an extended attribute, without reading it;
+    /// `None` if there is no such attribute.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -87,7 +88,7 @@ impl State {
             .map(|length| length.map(|length| length.max(0).cast_unsigned()))
     }
 
-    /// The names of the extended attributes.
+    /// Returns the names of the extended attributes.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -100,7 +101,7 @@ impl State {
             .context("list xattrs")
     }
 
-    /// Whether `ino` has any extended attributes.
+    /// Returns whether `ino` has any extended attributes.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -108,8 +109,9 @@ impl State {
         Ok(self.xattr_sizes(ino)?.names > 0)
     }
 
-    /// Whether `ino` may have the extended attribute `name` with `value`, beside its others, or instead of the one that it has. What
-    /// takes space away passes also where there is too much already.
+    /// Returns whether `ino` may have the extended attribute `name` with `value`, beside its
+    /// others, or in place of its present value. A value that needs less space is accepted even if
+    /// there is too much already.
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -118,27 +120,27 @@ impl State {
         let old = self.xattr_length(ino, name)?;
         let after = before.with(name.len(), old, Some(value.len() as u64));
         Ok(
-            (after.names <= given::MAX_XATTR_LIST || after.names <= before.names)
-                && (after.bytes <= given::MAX_XATTRS || after.bytes <= before.bytes),
+            (after.names <= representable::MAX_XATTR_LIST || after.names <= before.names)
+                && (after.bytes <= representable::MAX_XATTRS || after.bytes <= before.bytes),
         )
     }
 
     /// Sets an extended attribute, or removes it.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: Option<&[u8]>) -> Result<()> {
         let old = self.xattr_length(ino, name)?;
         let before = self.xattr_sizes(ino)?;
         match value {
             Some(value) => self.change(
                 "set an xattr",
-                "INSERT OR REPLACE INTO xattrs VALUES(?,?,?)",
+                statements::SET_XATTR,
                 params![int(ino.0), name, value],
             )?,
             None => self.change(
                 "remove an xattr",
-                "DELETE FROM xattrs WHERE ino=? AND name=?",
+                statements::REMOVE_XATTR,
                 params![int(ino.0), name],
             )?,
         };
@@ -150,12 +152,12 @@ impl State {
         match sizes.names {
             0 => self.change(
                 "note the size of xattrs",
-                "DELETE FROM xattr_sizes WHERE ino=?",
-                [int(ino.0)],
+                statements::DROP_XATTR_SIZES,
+                params![int(ino.0)],
             )?,
             _ => self.change(
                 "note the size of xattrs",
-                "INSERT OR REPLACE INTO xattr_sizes VALUES(?,?,?)",
+                statements::PUT_XATTR_SIZES,
                 params![int(ino.0), int(sizes.names), int(sizes.bytes)],
             )?,
         };
@@ -165,20 +167,17 @@ impl State {
     /// Removes all extended attributes of `ino`.
     ///
     /// # Errors
-    /// If SQLite cannot.
+    /// If SQLite fails.
     pub(super) fn drop_xattrs(&mut self, ino: Ino) -> Result<()> {
-        for table in [
-            "DELETE FROM xattrs WHERE ino=?",
-            "DELETE FROM xattr_sizes WHERE ino=?",
-        ] {
-            self.change("drop xattrs", table, [int(ino.0)])?;
+        for statement in [statements::DROP_XATTRS, statements::DROP_XATTR_SIZES] {
+            self.change("drop xattrs", statement, params![int(ino.0)])?;
         }
         Ok(())
     }
 }
 
 impl Snapshot {
-    /// See [`State::xattr_sizes`].
+    /// See [`IndexWriter::xattr_sizes`].
     ///
     /// # Errors
     /// If SQLite cannot read.
@@ -186,7 +185,7 @@ impl Snapshot {
         sizes(&self.conn, ino)
     }
 
-    /// The extended attributes of `ino`.
+    /// Returns the extended attributes of `ino`.
     ///
     /// # Errors
     /// If SQLite cannot read.

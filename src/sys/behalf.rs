@@ -1,36 +1,39 @@
-//! Making calls on files with another user's rights.
+//! Calls on files with the rights of another user.
 //!
-//! Linux has this for file servers (`setfsuid(2)`): it counts for one thread, and the kernel then checks each call as if that user
-//! had made it. With the number of root the thread also lays down the capabilities that go past permissions on files, among
-//! them those to make devices and to give files away. Those that it keeps (to administrate the system, to give
-//! capabilities to files) are for the caller not to use.
+//! Linux offers this for file servers (`setfsuid(2)`). The setting counts for one thread: the
+//! kernel then checks each call on a file as if that user made it. When root takes another number,
+//! the thread also loses the capabilities that bypass file permissions, and those to make device
+//! nodes and to change owners. It keeps other capabilities, such as those for system administration
+//! and for file capabilities. The caller must not use these.
 
 use std::io;
 use std::marker::PhantomData;
 
 use nix::unistd::{Gid, Uid, User, getgrouplist, getgroups, setfsgid, setfsuid};
 
-/// As long as it lives, the thread's calls on files are made with the rights of another user, and so are those of threads that it
-/// makes meanwhile. Other threads keep theirs.
+/// Makes the calls of this thread on files with the rights of another user while the value lives.
+/// Threads that this thread starts meanwhile inherit the rights. Other threads keep theirs.
 #[derive(Debug)]
 pub struct OnBehalf {
     groups: Vec<Gid>,
-    /// It counts for the thread that has made it.
+    /// The rights belong to the thread that made the value, so it must not move to another one.
     _of_this_thread: PhantomData<*const ()>,
 }
 
 impl OnBehalf {
-    /// Takes on the rights of the user `uid`, with his groups as this machine knows them, or else `gid`.
+    /// Takes on the rights of the user `uid`, with the groups that this machine knows for the user.
+    /// A user that this machine does not know gets the group `gid` only.
     ///
     /// # Errors
-    /// If this process may not; then nothing has changed.
+    /// If this process lacks the privilege; nothing has changed then.
     pub fn of(uid: u32, gid: u32) -> io::Result<OnBehalf> {
         let before = OnBehalf {
             groups: getgroups()?,
             _of_this_thread: PhantomData,
         };
         let (user, group, groups) = groups_of(uid, gid);
-        // From here on its end puts everything back. The user comes last: without root's number the groups cannot be changed.
+        // From here on the drop of `before` restores everything. The user comes last: without
+        // root's number the groups cannot be changed.
         set_groups(&groups)?;
         take(user, group)?;
         Ok(before)
@@ -41,13 +44,14 @@ impl Drop for OnBehalf {
     fn drop(&mut self) {
         let back = take(Uid::effective(), Gid::effective()).and_then(|()| set_groups(&self.groups));
         if let Err(error) = back {
-            // Fewer rights than before, never more: what needs them fails, and says so.
-            tracing::error!(%error, "this thread has not got its rights back");
+            // The thread now has fewer rights than before, never more. A call that needs more
+            // fails.
+            tracing::error!(%error, "cannot restore the rights of this thread");
         }
     }
 }
 
-/// Takes on these numbers. The calls themselves do not say whether they were obeyed.
+/// Takes on these numbers. The calls do not report success, so they are read back.
 fn take(user: Uid, group: Gid) -> io::Result<()> {
     let invalid = u32::MAX;
     setfsgid(group);
@@ -73,17 +77,17 @@ fn groups_of(uid: u32, gid: u32) -> (Uid, Gid, Vec<Gid>) {
     (uid, user.gid, groups.unwrap_or_default())
 }
 
-/// The groups that a user is in as this machine knows them, or else `gid`.
+/// Returns the groups of a user as this machine knows them, or `gid` alone.
 pub fn groups(uid: u32, gid: u32) -> Vec<u32> {
     let (_, own, others) = groups_of(uid, gid);
     let all = std::iter::once(own).chain(others);
     all.map(Gid::as_raw).collect()
 }
 
-/// The supplementary groups of this thread. The C library would change them for all threads.
+/// Sets the supplementary groups of this thread. The C library would change them for all threads.
 fn set_groups(groups: &[Gid]) -> io::Result<()> {
     let numbers: Vec<libc::gid_t> = groups.iter().map(|gid| gid.as_raw()).collect();
-    // SAFETY: the kernel reads `numbers.len()` numbers from there, and keeps nothing.
+    // SAFETY: the kernel reads `numbers.len()` numbers from there and keeps no pointer.
     let answer = unsafe { libc::syscall(libc::SYS_setgroups, numbers.len(), numbers.as_ptr()) };
     match answer {
         0 => Ok(()),
@@ -91,7 +95,8 @@ fn set_groups(groups: &[Gid]) -> io::Result<()> {
     }
 }
 
-/// Whether a group is the effective user's own and nobody else is in it, as many systems make one for each user.
+/// Returns whether a group is the effective user's own group without other members. Many systems
+/// make one for each user.
 pub fn is_own_group(gid: u32) -> bool {
     let own = Uid::effective();
     if own.is_root() && gid == 0 {

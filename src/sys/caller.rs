@@ -1,8 +1,9 @@
-//! What the system knows of a thread that waits for an answer.
+//! Facts about a thread that waits for an answer, from `/proc`.
 
 use std::fs;
 
-/// The supplementary groups of the thread `pid`; none if it is gone or cannot be seen.
+/// Returns the supplementary groups of the thread `pid`. Returns none if the thread has ended or is
+/// not visible.
 pub fn groups(pid: u32) -> Vec<u32> {
     if pid == 0 {
         return Vec::new();
@@ -11,8 +12,8 @@ pub fn groups(pid: u32) -> Vec<u32> {
     groups_in(&status)
 }
 
-/// The groups in the text of `/proc/PID/status`. A thread's name is in there as well, with its line
-/// ends escaped.
+/// Returns the groups in the text of `/proc/PID/status`. The text also contains the thread's name,
+/// with its line ends escaped.
 fn groups_in(status: &[u8]) -> Vec<u32> {
     let lines = status.split(|&byte| byte == b'\n');
     let listed = lines.filter_map(|line| line.strip_prefix(b"Groups:"));

@@ -1,4 +1,4 @@
-//! What is known, without trying, to keep a name from being made, replaced or removed.
+//! Checks, without an attempt, that names can be created, replaced or removed.
 
 use std::ffi::{CString, OsStr};
 use std::io;
@@ -9,25 +9,25 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
 
-/// Attributes that not even root gets past (`chattr +i`, `chattr +a`): from `linux/stat.h`.
+/// Attributes that restrict even root (`chattr +i`, `chattr +a`), from `linux/stat.h`.
 const IMMUTABLE: u64 = libc::STATX_ATTR_IMMUTABLE as u64;
 const APPEND: u64 = libc::STATX_ATTR_APPEND as u64;
 
-/// Passes if names in `dir` can be made and removed, as far as permissions, a read-only file system and its own
-/// attributes tell.
+/// Checks that names in `dir` can be created and removed. It looks at permissions, at a read-only
+/// file system and at the directory's attributes.
 ///
 /// # Errors
-/// EACCES, EROFS, EPERM: what the attempt would give.
+/// EACCES, EROFS, EPERM: the error that the attempt would give.
 pub fn check_dir(dir: impl AsFd) -> io::Result<()> {
     let mode = AccessFlags::W_OK | AccessFlags::X_OK;
     faccessat(dir.as_fd(), ".", mode, AtFlags::AT_EACCESS)?;
     check_attributes(dir, OsStr::new("."), IMMUTABLE)
 }
 
-/// Passes if nothing marks what stands at `name` in `dir` as not to be changed. A name that is not there passes.
+/// Checks that no attribute forbids changes of `name` in `dir`. A missing name passes.
 ///
 /// # Errors
-/// EPERM if it is immutable.
+/// EPERM if it is immutable or append-only.
 pub fn check_name(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     check_attributes(dir, name, IMMUTABLE | APPEND)
 }
@@ -36,7 +36,8 @@ fn check_attributes(dir: impl AsFd, name: &OsStr, fixed: u64) -> io::Result<()> 
     let name = CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
     // SAFETY: statx is plain data, for which all zeros is a value.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the name ends in a zero byte, the buffer is as large as the call expects, and both outlive it.
+    // SAFETY: the name ends in a zero byte, the buffer is as large as the call expects, and both
+    // outlive it.
     let result = unsafe {
         libc::statx(
             dir.as_fd().as_raw_fd(),
@@ -48,7 +49,7 @@ fn check_attributes(dir: impl AsFd, name: &OsStr, fixed: u64) -> io::Result<()> 
     };
     match Errno::result(result) {
         Ok(_) if found.stx_attributes & fixed != 0 => Err(Errno::EPERM.into()),
-        // Whatever else is wrong shows when it is tried.
+        // The attempt itself reports any other error.
         _ => Ok(()),
     }
 }

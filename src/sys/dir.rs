@@ -1,4 +1,4 @@
-//! Reading the names of a directory to its very end, or saying that it did not work.
+//! Reads all names of a directory, or fails. It never returns a partial list.
 
 use std::ffi::CStr;
 use std::io;
@@ -11,27 +11,30 @@ struct Stream(*mut libc::DIR);
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from `fdopendir`, is owned by this value alone and is not used afterwards.
+        // SAFETY: the pointer came from `fdopendir`, is owned by this value alone and is not used
+        // afterwards.
         unsafe {
             libc::closedir(self.0);
         }
     }
 }
 
-/// The names in the directory that `dir` is open on (for reading), without `.` and `..`, in the directory's order.
+/// Returns the names in the directory that `dir` is open on (for reading), without `.` and `..`, in
+/// the directory's order.
 ///
-/// Names come as bytes and may be longer than 255 of them: exFAT counts UTF-16 units, and 255 of those are up to 765
-/// bytes of UTF-8.
+/// Names are bytes and may be longer than 255 of them: exFAT counts UTF-16 units, and 255 of those
+/// are up to 765 bytes of UTF-8.
 ///
 /// # Errors
-/// If reading fails anywhere before the end; a list that may lack names is never returned.
+/// If reading fails anywhere before the end; a partial list is never returned.
 pub fn read_names(dir: OwnedFd) -> io::Result<Vec<Vec<u8>>> {
     let raw = dir.into_raw_fd();
-    // SAFETY: `raw` is an open descriptor that nobody else owns; on success the stream owns it.
+    // SAFETY: `raw` is an open descriptor without another owner; on success the stream owns it.
     let stream = unsafe { libc::fdopendir(raw) };
     if stream.is_null() {
         let error = io::Error::last_os_error();
-        // The call left the descriptor with us; its close has nothing to report.
+        // The descriptor is still ours after the failed call. The error of its close does not
+        // matter.
         let _ = nix::unistd::close(raw);
         return Err(error);
     }
@@ -46,9 +49,9 @@ pub fn read_names(dir: OwnedFd) -> io::Result<Vec<Vec<u8>>> {
 }
 
 fn next_name(stream: &Stream) -> io::Result<Option<Vec<u8>>> {
-    // Both the end and an error are a null pointer: only errno tells them apart.
+    // The end and an error are both a null pointer. Only errno distinguishes them.
     Errno::clear();
-    // SAFETY: the stream is open, and no other thread has it.
+    // SAFETY: the stream is open, and no other thread uses it.
     let entry = unsafe { libc::readdir64(stream.0) };
     if entry.is_null() {
         return match Errno::last_raw() {
@@ -56,8 +59,9 @@ fn next_name(stream: &Stream) -> io::Result<Option<Vec<u8>>> {
             code => Err(io::Error::from_raw_os_error(code)),
         };
     }
-    // SAFETY: `entry` is valid until the next call on this stream, and its name ends in NUL. The name's address is taken
-    // without making a reference to the declared array, because the record may be shorter or longer than that.
+    // SAFETY: `entry` is valid until the next call on this stream, and its name ends in NUL. The
+    // code takes the name's address without a reference to the declared array, because the record
+    // may be shorter or longer than that.
     let name = unsafe { CStr::from_ptr((&raw const (*entry).d_name).cast()) };
     Ok(Some(name.to_bytes().to_vec()))
 }

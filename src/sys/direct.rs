@@ -1,9 +1,11 @@
-//! Reading a file past the page cache: what is on the medium, not what the kernel remembers having written there.
+//! Reads that bypass the page cache: they return what the medium has, not what the kernel wrote and
+//! still caches.
 //!
-//! Two ways. Opened with `O_DIRECT` the kernel reads from the device (a network file system: from the server) into our buffer, which has
-//! to be aligned. Where a file system takes no such open or read, the file's clean pages are dropped before each read, which is as good
-//! once everything has been synced, though only a request. A file system in user space (exfat-fuse) has pages of its own below, which neither
-//! way reaches.
+//! There are two ways. With `O_DIRECT` the kernel reads from the device (a network file system:
+//! from the server) into our buffer, which must be aligned. Where a file system refuses such an
+//! open or read, the file's clean pages are dropped before each read. That is equivalent once
+//! everything is synced, but it is only a request. A file system in user space (exfat-fuse) has a
+//! cache of its own, which neither way bypasses.
 
 use std::fs::File;
 use std::io;
@@ -15,22 +17,22 @@ use parking_lot::Mutex;
 
 use super::file::{Advice, advise};
 
-/// What buffers, offsets and lengths of direct reads are multiples of; no device known wants more.
+/// The alignment of buffers, offsets and lengths of direct reads. No known device needs more.
 const ALIGNMENT: usize = 4096;
 
-/// Bytes asked for at a time.
+/// The size of one read in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// A file that is read past the page cache.
+/// A file whose reads bypass the page cache.
 #[derive(Debug)]
 pub struct DirectFile {
     file: File,
-    /// The buffer of direct reads; `None` once they have been refused.
+    /// The buffer of direct reads; `None` after the file system has refused one.
     buffer: Mutex<Option<Vec<u8>>>,
 }
 
 impl DirectFile {
-    /// Takes a file that is open for reading. Its bytes must have been synced.
+    /// Takes a file that is open for reading. Its bytes must be synced.
     pub fn new(file: File) -> DirectFile {
         let buffer = set_direct(&file, true).is_ok();
         DirectFile {
@@ -39,7 +41,7 @@ impl DirectFile {
         }
     }
 
-    /// The file.
+    /// Returns the file.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -72,7 +74,7 @@ impl DirectFile {
                 result => return result,
             }
         }
-        // From here on through the page cache, made to forget.
+        // The fallback: drop the pages from the page cache, then read through it.
         advise(&self.file, 0, 0, Advice::DontNeed)?;
         self.file.read_at(into, offset)
     }
@@ -85,7 +87,8 @@ fn set_direct(file: &File, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// One direct read, through the aligned part of `buffer`. A read that begins in the middle of a block reads the block.
+/// Makes one direct read through the aligned part of `buffer`. A read that begins inside a block
+/// reads the whole block.
 fn read_aligned(file: &File, buffer: &mut [u8], into: &mut [u8], offset: u64) -> io::Result<usize> {
     let start = buffer.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
     let window = &mut buffer[start..start + CHUNK];

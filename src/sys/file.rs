@@ -1,41 +1,46 @@
-//! What can be done with open files beyond reading and writing: making them durable, reserving and punching, cloning,
-//! finding holes, and hints to the page cache.
+//! Operations on open files beyond read and write: sync, reserve, punch, clone, seek for holes, and
+//! hints to the page cache.
 
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{self, FallocateFlags, PosixFadviseAdvice};
 use nix::unistd::{self, Whence};
 
+use crate::core::Space;
+
 pub use nix::fcntl::FallocateFlags as FallocateMode;
 
-/// What a reader or writer is about to do, for [`advise`].
+/// The access pattern that follows, for [`advise`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Advice {
-    /// Read front to back: read ahead more.
+    /// Reads from front to back: the kernel reads ahead more.
     Sequential,
-    /// Will be read soon.
+    /// The bytes are read soon.
     WillNeed,
-    /// Will not be read again: clean pages may go.
+    /// The bytes are not read again: the kernel may drop clean pages.
     DontNeed,
 }
 
-/// Writes back the whole file system that `file` is on, and waits for it.
+/// Writes back the whole file system of `file` and waits for it.
 ///
-/// The kernel tells an error of an earlier write to the first `syncfs` that asks after it, once: to this descriptor if
-/// it was open at the time, or to the first one opened later if nobody has been told yet.
+/// The kernel reports an error of an earlier write once per descriptor: to each descriptor that was
+/// open at the time, or to the first one opened later if no call has seen the error yet.
 ///
 /// # Errors
-/// Any write-back error not told before.
+/// Any write-back error that was not reported before.
 pub fn sync_file_system(file: impl AsFd) -> io::Result<()> {
     Ok(unistd::syncfs(file)?)
 }
 
-/// Makes the file's bytes and size durable, though not its times.
+/// Makes the file's bytes and size durable, but not its times.
 ///
 /// # Errors
-/// Any write-back error not told before; what was written since the last success is then of unknown state.
+/// Any write-back error that was not reported before. The state of all bytes written since the last
+/// success is then unknown.
 pub fn sync_data(file: impl AsFd) -> io::Result<()> {
     Ok(unistd::fdatasync(file)?)
 }
@@ -43,16 +48,16 @@ pub fn sync_data(file: impl AsFd) -> io::Result<()> {
 /// Makes a file, or a directory's names, durable.
 ///
 /// # Errors
-/// Any write-back error not told before.
+/// Any write-back error that was not reported before.
 pub fn sync_all(file: impl AsFd) -> io::Result<()> {
     Ok(unistd::fsync(file)?)
 }
 
-/// Starts writing back `length` bytes from `offset` (0: to the end) and does not wait: a later [`sync_data`] then has less
-/// to do. Promises nothing by itself.
+/// Starts the write-back of `length` bytes from `offset` (0: to the end) and does not wait, so that
+/// a later [`sync_data`] has less to do. It guarantees nothing by itself.
 ///
 /// # Errors
-/// What the system said; no file system is obliged to take the hint.
+/// What the system said. A file system may ignore the hint.
 pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
     let (offset, length) = (to_off(offset)?, to_off(length)?);
     // SAFETY: passes integers only; the descriptor is borrowed and therefore open.
@@ -68,10 +73,10 @@ pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) -> io::Result<
     Ok(())
 }
 
-/// Reserves, punches or zeroes `length` bytes from `offset`, as `mode` says.
+/// Reserves, punches or zeroes `length` bytes from `offset`, according to `mode`.
 ///
 /// # Errors
-/// EOPNOTSUPP where the file system cannot; ENOSPC; what else the system said.
+/// EOPNOTSUPP if the file system does not support it; ENOSPC; else what the system said.
 pub fn allocate(file: impl AsFd, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
     Ok(fcntl::fallocate(
         file,
@@ -81,7 +86,8 @@ pub fn allocate(file: impl AsFd, mode: FallocateFlags, offset: u64, length: u64)
     )?)
 }
 
-/// Position of the first byte of data at or after `offset`; `None` if only a hole follows. Moves the file's cursor.
+/// Returns the position of the first byte of data at or after `offset`; `None` if only a hole
+/// follows. Moves the file's cursor.
 ///
 /// # Errors
 /// What the system said.
@@ -89,8 +95,8 @@ pub fn next_data(file: impl AsFd, offset: u64) -> io::Result<Option<u64>> {
     seek(file, offset, Whence::SeekData)
 }
 
-/// Position of the first hole at or after `offset`, which the end of the file counts as; `None` if `offset` is beyond the
-/// end. Moves the file's cursor.
+/// Returns the position of the first hole at or after `offset`; `None` if `offset` is beyond the
+/// end. The end of the file counts as a hole. Moves the file's cursor.
 ///
 /// # Errors
 /// What the system said.
@@ -98,19 +104,20 @@ pub fn next_hole(file: impl AsFd, offset: u64) -> io::Result<Option<u64>> {
     seek(file, offset, Whence::SeekHole)
 }
 
-fn seek(file: impl AsFd, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
-    match unistd::lseek(file, to_off(offset)?, whence) {
+fn seek(file: impl AsFd, offset: u64, origin: Whence) -> io::Result<Option<u64>> {
+    match unistd::lseek(file, to_off(offset)?, origin) {
         Ok(at) => Ok(u64::try_from(at).ok()),
         Err(Errno::ENXIO) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Copies up to `length` bytes inside the kernel, from `source_offset` of `source` to `target_offset` of `target`, and
-/// tells how many it were; 0 at the end of `source`.
+/// Copies up to `length` bytes inside the kernel, from `source_offset` of `source` to
+/// `target_offset` of `target`. Returns their number; 0 at the end of `source`.
 ///
 /// # Errors
-/// EXDEV, EOPNOTSUPP, EINVAL or ENOSYS where the file systems cannot: copy by reading and writing then.
+/// EXDEV, EOPNOTSUPP, EINVAL or ENOSYS if the file systems do not support it: then the caller reads
+/// and writes.
 pub fn copy_range(
     source: impl AsFd,
     source_offset: u64,
@@ -119,7 +126,8 @@ pub fn copy_range(
     length: usize,
 ) -> io::Result<usize> {
     let (mut from, mut to) = (to_off(source_offset)?, to_off(target_offset)?);
-    // SAFETY: both descriptors are borrowed and therefore open; the two offsets live on this stack until the call returns.
+    // SAFETY: both descriptors are borrowed and therefore open; the two offsets live on this stack
+    // until the call returns.
     let copied = unsafe {
         libc::copy_file_range(
             source.as_fd().as_raw_fd(),
@@ -133,11 +141,11 @@ pub fn copy_range(
     Ok(Errno::result(copied)?.unsigned_abs())
 }
 
-/// Makes `target` share all bytes of `source`, copy on write, in place of its own. `false` if these file systems cannot;
-/// `target` is then as before.
+/// Replaces the bytes of `target` by those of `source`, shared copy-on-write. Returns `false` if
+/// these file systems do not support it; `target` is then unchanged.
 ///
 /// # Errors
-/// If it ought to work and did not, as with ENOSPC or EIO.
+/// If a supported clone fails, as with ENOSPC or EIO.
 pub fn clone_file(source: impl AsFd, target: impl AsFd) -> io::Result<bool> {
     // SAFETY: FICLONE takes a descriptor by value, and both are borrowed and therefore open.
     let result = unsafe {
@@ -156,7 +164,8 @@ pub fn clone_file(source: impl AsFd, target: impl AsFd) -> io::Result<bool> {
     }
 }
 
-/// Tells the page cache what will happen to `length` bytes from `offset` (0: to the end). A hint, without effect on bytes.
+/// Gives the page cache a hint about `length` bytes from `offset` (0: to the end). It does not
+/// change bytes.
 ///
 /// # Errors
 /// What the system said; safe to ignore.
@@ -174,23 +183,69 @@ pub fn advise(file: impl AsFd, offset: u64, length: u64, advice: Advice) -> io::
     )?)
 }
 
-/// Bytes of the file system that `file` is on: all of them, and what an unprivileged writer may still take.
+/// Returns the space of the file system of `file`, as statvfs(3) counts it.
 ///
 /// # Errors
 /// What the system said.
-pub fn space(file: impl AsFd) -> io::Result<(u64, u64)> {
+pub fn space(file: impl AsFd) -> io::Result<Space> {
     let stat = nix::sys::statvfs::fstatvfs(file)?;
     // The width of these fields differs between platforms.
     #[allow(clippy::unnecessary_cast)]
-    let (block, total, available) = (
+    let (unit, total, free, available) = (
         stat.fragment_size() as u64,
         stat.blocks() as u64,
+        stat.blocks_free() as u64,
         stat.blocks_available() as u64,
     );
-    Ok((total.saturating_mul(block), available.saturating_mul(block)))
+    let usable = match nix::unistd::geteuid().is_root() {
+        true => free.max(available),
+        false => available,
+    };
+    Ok(Space {
+        total: total.saturating_mul(unit),
+        available: available.saturating_mul(unit),
+        usable: usable.saturating_mul(unit),
+        unit,
+    })
 }
 
-/// The size of the pieces in which the file system of `file` counts its space (`f_frsize`).
+/// Returns the status of `name` in `dir`, or of `dir` itself; a symbolic link is not followed. A
+/// network file system asks its server, as fstatat(2) does not always.
+///
+/// # Errors
+/// What the system said.
+pub fn stat_now(dir: impl AsFd, name: Option<&OsStr>) -> io::Result<libc::stat> {
+    let name = CString::new(name.unwrap_or_default().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_STATX_FORCE_SYNC;
+    // SAFETY: statx is plain data, for which all zeros is a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the name ends in a zero byte, the descriptor is borrowed and therefore open, and both
+    // outlive the call, as `found` does.
+    let result = unsafe {
+        libc::statx(
+            dir.as_fd().as_raw_fd(),
+            name.as_ptr(),
+            flags,
+            libc::STATX_BASIC_STATS,
+            &raw mut found,
+        )
+    };
+    Errno::result(result)?;
+    // SAFETY: stat is plain data, for which all zeros is a value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    stat.st_dev = libc::makedev(found.stx_dev_major, found.stx_dev_minor);
+    stat.st_ino = found.stx_ino;
+    stat.st_mode = found.stx_mode.into();
+    stat.st_nlink = found.stx_nlink.into();
+    (stat.st_uid, stat.st_gid) = (found.stx_uid, found.stx_gid);
+    stat.st_rdev = libc::makedev(found.stx_rdev_major, found.stx_rdev_minor);
+    stat.st_size = i64::try_from(found.stx_size).unwrap_or(i64::MAX);
+    stat.st_mtime = found.stx_mtime.tv_sec;
+    stat.st_mtime_nsec = found.stx_mtime.tv_nsec.into();
+    Ok(stat)
+}
+
+/// Returns the unit in which the file system of `file` counts its space (`f_frsize`).
 ///
 /// # Errors
 /// What the system said.
@@ -200,14 +255,15 @@ pub fn fragment_size(file: impl AsFd) -> io::Result<u64> {
     Ok(nix::sys::statvfs::fstatvfs(file)?.fragment_size() as u64)
 }
 
-/// Whether `file` is on a file system that keeps neither owners nor links, so that all in it belongs to whom its mount names:
-/// exFAT, FAT.
+/// Returns whether the file system of `file` stores neither owners nor links (exFAT, FAT). All
+/// files then belong to the user that the mount options name.
 pub fn has_no_owners(file: impl AsFd) -> bool {
     magic(file).is_some_and(|magic| [0x2011_bab0, 0x4d44].contains(&magic))
 }
 
-/// Whether `st_ino` of a directory on the file system of `file` stays the same while nobody holds it open. exFAT, FAT, SMB and
-/// drivers behind FUSE may number it anew when the kernel has forgotten it. Numbers as in [`is_journaled`].
+/// Returns whether `st_ino` of a directory on the file system of `file` stays the same while no
+/// process has it open. exFAT, FAT, SMB and drivers behind FUSE may assign another number once the
+/// kernel has forgotten it. For the constants see [`is_journaled`].
 pub fn keeps_inode_numbers(file: impl AsFd) -> bool {
     const KEEPS: [u32; 14] = [
         0xef53,      // ext2, ext3, ext4
@@ -228,7 +284,7 @@ pub fn keeps_inode_numbers(file: impl AsFd) -> bool {
     magic(file).is_some_and(|magic| KEEPS.contains(&magic))
 }
 
-/// The number by which the kernel tells kinds of file systems.
+/// Returns the number by which the kernel identifies the type of the file system.
 fn magic(file: impl AsFd) -> Option<u32> {
     let stat = nix::sys::statfs::fstatfs(file).ok()?;
     // The width and sign of this field differ between platforms; the number has 32 bits.
@@ -237,9 +293,10 @@ fn magic(file: impl AsFd) -> Option<u32> {
     Some(magic)
 }
 
-/// Whether `file` is on a file system that renames atomically across a crash: one with a journal or a log, or a network file
-/// system, whose server sees to it. Unknown ones count as not, and so do FUSE drivers (exfat-fuse, ntfs-3g): they do not tell
-/// what is below them. Numbers from `linux/magic.h` and the file systems' own headers.
+/// Returns whether `file` is on a file system whose renames are atomic across a crash: one with a
+/// journal or a log, or a network file system, whose server takes care of it. Unknown ones count as
+/// not atomic, and so do FUSE drivers (exfat-fuse, ntfs-3g): they do not report the file system
+/// below them. The constants are from `linux/magic.h` and the file systems' own headers.
 pub fn is_journaled(file: impl AsFd) -> bool {
     const JOURNALED: [u32; 13] = [
         0xef53,      // ext3, ext4 (and ext2, whose driver is ext4's)
@@ -259,23 +316,25 @@ pub fn is_journaled(file: impl AsFd) -> bool {
     magic(file).is_some_and(|magic| JOURNALED.contains(&magic))
 }
 
-/// Whether `file` is on a FUSE file system, of any kind.
+/// Returns whether `file` is on a FUSE file system, of any kind.
 pub fn is_fuse(file: impl AsFd) -> bool {
     const FUSE: u32 = 0x6573_5546;
     magic(file).is_some_and(|magic| magic == FUSE)
 }
 
-/// Which signal tells of a lease that somebody wants broken (`linux/fcntl.h`).
+/// Selects the signal that announces the break of a lease (`linux/fcntl.h`).
 const F_SETSIG: libc::c_int = 10;
 
-/// Whether nobody has the regular file `file`, open for reading, open for writing. Only its owner, or root, may ask.
+/// Returns whether no process has the regular file `file` open for writing. `file` is open for
+/// reading. Only the owner of the file or root may ask.
 ///
 /// # Errors
-/// EACCES for others; else what the system said.
+/// EACCES for other users; else what the system said.
 pub fn is_unwritten(file: impl AsFd) -> io::Result<bool> {
     let file = file.as_fd().as_raw_fd();
-    // SAFETY: passes integers only; the descriptor is borrowed and therefore open. The signal that an opener would cause in the
-    // instant that the lease is held is one that is ignored by default.
+    // SAFETY: passes integers only; the descriptor is borrowed and therefore open. An opener in the
+    // instant that the lease is held causes a signal, and the default action of this one is to
+    // ignore it.
     let set = unsafe { libc::fcntl(file, F_SETSIG, libc::SIGURG) };
     Errno::result(set)?;
     // SAFETY: as before.
@@ -290,13 +349,13 @@ pub fn is_unwritten(file: impl AsFd) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The number of the inode flag that forbids all changes (`chattr +i`), from `linux/fs.h`.
+/// The inode flag that forbids all changes (`chattr +i`), from `linux/fs.h`.
 const IMMUTABLE: libc::c_int = 0x10;
 
-/// Whether all changes of `file` are forbidden (`chattr +i`).
+/// Returns whether all changes of `file` are forbidden (`chattr +i`).
 ///
 /// # Errors
-/// ENOTTY or EOPNOTSUPP where the file system has no such flag; else what the system said.
+/// ENOTTY or EOPNOTSUPP if the file system has no such flag; else what the system said.
 pub fn is_immutable(file: impl AsFd) -> io::Result<bool> {
     Ok(inode_flags(&file)? & IMMUTABLE != 0)
 }
@@ -304,7 +363,7 @@ pub fn is_immutable(file: impl AsFd) -> io::Result<bool> {
 /// Forbids all changes of `file`, for root too, or allows them again. Needs CAP_LINUX_IMMUTABLE.
 ///
 /// # Errors
-/// As [`is_immutable`], and EPERM.
+/// As for [`is_immutable`], and EPERM.
 pub fn set_immutable(file: impl AsFd, on: bool) -> io::Result<()> {
     let flags = inode_flags(&file)?;
     let wanted = if on {
@@ -313,7 +372,8 @@ pub fn set_immutable(file: impl AsFd, on: bool) -> io::Result<()> {
         flags & !IMMUTABLE
     };
     let wanted: Flags = [wanted, 0];
-    // SAFETY: the kernel reads an int or a long, which are here until the call returns; the descriptor is open.
+    // SAFETY: the kernel reads an int or a long, which live until the call returns; the descriptor
+    // is open.
     let result = unsafe {
         libc::ioctl(
             file.as_fd().as_raw_fd(),
@@ -325,13 +385,14 @@ pub fn set_immutable(file: impl AsFd, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// File systems take an int, whatever the number of the call says. That says a long, and so much the kernel copied for a FUSE file
-/// system before Linux 5.8.
+/// The argument of the flag calls. File systems take an int, but the number of the call says long,
+/// and before Linux 5.8 the kernel copied a long for a FUSE file system.
 type Flags = [libc::c_int; 2];
 
 fn inode_flags(file: &impl AsFd) -> io::Result<libc::c_int> {
     let mut flags = Flags::default();
-    // SAFETY: the kernel writes an int or a long, for which there is room until the call returns; the descriptor is open.
+    // SAFETY: the kernel writes an int or a long, and the array has space for both and lives until
+    // the call returns; the descriptor is open.
     let result = unsafe {
         libc::ioctl(
             file.as_fd().as_raw_fd(),
@@ -363,7 +424,7 @@ mod tests {
         assert_eq!(next_data(&file, 0).unwrap(), Some(0));
         let hole = next_hole(&file, 0).unwrap().unwrap();
         assert!(hole >= 4096);
-        // A file system without holes says that all of it is data.
+        // A file system without holes reports all of it as data.
         let data = next_data(&file, hole).unwrap();
         assert!(data == Some(1 << 19) || hole == 1 << 20);
         assert_eq!(next_data(&file, 1 << 20).unwrap(), None);

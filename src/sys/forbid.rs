@@ -1,10 +1,11 @@
-//! For tests: a thread to which the system denies a call, as an old kernel or a sandbox does.
+//! For tests: a thread for which the kernel refuses a system call, as an old kernel or a sandbox
+//! does.
 
 use std::thread;
 
 use nix::errno::Errno;
 
-/// Runs `act` on a thread of its own for which `openat2` fails with `errno`.
+/// Runs `act` on a thread of its own on which `openat2` fails with `errno`.
 pub(crate) fn without_openat2<T: Send>(errno: Errno, act: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let denied = scope.spawn(move || {
@@ -15,7 +16,7 @@ pub(crate) fn without_openat2<T: Send>(errno: Errno, act: impl FnOnce() -> T + S
     })
 }
 
-/// Has the kernel answer `call` with `errno` on this thread from now on, for good.
+/// Makes `call` fail with `errno` on this thread, for the rest of its life.
 fn deny(call: libc::c_long, errno: Errno) {
     let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
@@ -23,7 +24,7 @@ fn deny(call: libc::c_long, errno: Errno) {
     let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let number = u32::try_from(call).expect("numbers of calls are small");
     let mut program = [
-        // The number of the call is the first word of what the filter is shown.
+        // The number of the call is the first word of the filter's input.
         instruction(load, 0, 0, 0),
         instruction(equal, 0, 1, number),
         instruction(give, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
@@ -36,7 +37,7 @@ fn deny(call: libc::c_long, errno: Errno) {
     // SAFETY: integers only.
     let promised = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     assert_eq!(promised, 0, "no_new_privs");
-    // SAFETY: the kernel copies the program, which lives on this stack until the call has returned.
+    // SAFETY: the kernel copies the program, which lives on this stack until the call returns.
     let installed = unsafe {
         libc::prctl(
             libc::PR_SET_SECCOMP,

@@ -1,7 +1,8 @@
-//! Which processes and mounts keep a file system in use, from `/proc`.
+//! Finds the processes and mounts that keep a file system in use, from `/proc`.
 //!
-//! Unmounting takes a file system out of one mount namespace. It lives on while another namespace or a bind mount shows it, or
-//! while a process has a file of it open. Nothing here asks the file system itself: it may be one that this process serves.
+//! An unmount removes a file system from one mount namespace. The file system lives on while
+//! another namespace or a bind mount shows it, or while a process has a file of it open. Nothing
+//! here sends a request to the file system itself: this process may be the one that serves it.
 
 use std::collections::HashSet;
 use std::ffi::{CString, OsString};
@@ -10,10 +11,11 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::mounts::{self, Mount};
-use crate::base::ForeignText;
+use super::mounts;
+use super::mounts::Mount;
+use crate::core::ForeignText;
 
-/// How a file system is kept in use.
+/// The way in which a holder uses a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
     /// It is mounted there, in this mount namespace or in that of the process.
@@ -32,30 +34,30 @@ pub enum Use {
     Mapped,
 }
 
-/// Something that keeps a file system in use.
+/// A process or mount that keeps a file system in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// The process and its program; `None` for a mount in this process's own namespace.
+    /// The process number and program name; `None` for a mount in this process's own namespace.
     pub process: Option<(u32, String)>,
-    /// The first thing by which it was found, as that process spells it.
+    /// The first path that was found, as that process spells it.
     pub path: PathBuf,
-    /// What that is.
+    /// The use of that path.
     pub how: Use,
 }
 
-/// What keeps a file system in use.
+/// Everything that keeps a file system in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holders {
-    /// What was found, one entry per process, and one per mount.
+    /// The holders: one entry for each process, and one for each mount.
     pub found: Vec<Holder>,
-    /// There are processes that this user may not look into.
+    /// This user may not inspect some processes.
     pub some_unseen: bool,
 }
 
-/// `st_dev` of the file system that `path` is on. Links are followed, those of `/proc` too.
+/// Returns the `st_dev` of the file system that `path` is on. Follows links, those of `/proc` too.
 ///
-/// Asks for no attribute, and for no answer of the file system: a FUSE daemon may ask this of its own mount, and a network
-/// share that hangs is not waited for.
+/// It asks for no attribute and sends no request to the file system. A FUSE daemon may call it for
+/// its own mount, and it does not wait for a network share that hangs.
 ///
 /// # Errors
 /// What the system said.
@@ -63,7 +65,7 @@ pub fn device_of(path: &Path) -> io::Result<u64> {
     device_with(path, 0)
 }
 
-/// As [`device_of`], of what `path` itself is: its last component is not followed if it is a link.
+/// As [`device_of`], but does not follow the last component of `path` if it is a link.
 ///
 /// # Errors
 /// What the system said.
@@ -84,7 +86,7 @@ fn device_with(path: &Path, flags: libc::c_int) -> io::Result<u64> {
     }
 }
 
-/// What keeps the file system with this `st_dev` in use. This process itself is left out.
+/// Returns what keeps the file system with this `st_dev` in use, except this process itself.
 pub fn of(dev: u64) -> Holders {
     let mut holders = Holders::default();
     let own = mounts::mounts().unwrap_or_default();
@@ -108,14 +110,15 @@ pub fn of(dev: u64) -> Holders {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 holders.some_unseen = true;
             }
-            // It has ended meanwhile.
+            // The process has ended meanwhile.
             Err(_) => {}
         }
     }
     holders
 }
 
-/// The mounts of `table` that show the file system, or stand on a directory of it.
+/// Returns the mounts of `table` that show the file system, or that are mounted on a directory of
+/// it.
 fn shown(table: &[Mount], dev: u64) -> Vec<(Use, &Mount)> {
     let ours: HashSet<u64> = (table.iter())
         .filter(|mount| mount.dev == dev)
@@ -138,13 +141,14 @@ fn processes() -> Vec<u32> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect();
-    // The lowest number in a container is mostly the one that holds it together.
+    // The lowest number in a container is mostly its main process.
     pids.sort_unstable();
     pids
 }
 
-/// How the process `pid` keeps the file system in use, if it does: by a file, else by a mount of its namespace, where no process
-/// of `namespaces` has been looked into before.
+/// Returns how the process `pid` uses the file system, if it does: by a file, else by a mount of
+/// its namespace. The mounts of a namespace are read only once: `namespaces` lists those already
+/// read.
 fn look_into(pid: u32, dev: u64, namespaces: &mut HashSet<OsString>) -> io::Result<Option<Holder>> {
     let dir = PathBuf::from(format!("/proc/{pid}"));
     let namespace = fs::read_link(dir.join("ns/mnt"))?;
@@ -152,7 +156,8 @@ fn look_into(pid: u32, dev: u64, namespaces: &mut HashSet<OsString>) -> io::Resu
     let mut found = by_a_file(&dir, dev)?;
     if is_new && found.is_none() {
         let table = mounts::parse(&fs::read(dir.join("mountinfo"))?);
-        // A namespace has mostly a copy of the mount itself; a part of it that was mounted there on purpose says more.
+        // A namespace mostly has a copy of the mount itself. A bind mount of a part of it was made
+        // on purpose, so it is the better answer.
         found = (table.iter())
             .filter(|mount| mount.dev == dev)
             .max_by_key(|mount| mount.root != Path::new("/"))
@@ -188,12 +193,13 @@ fn by_a_file(dir: &Path, dev: u64) -> io::Result<Option<(PathBuf, Use)>> {
             return Ok(Some((fs::read_link(&link)?, Use::Open)));
         }
     }
-    // More is asked for this than for the rest, even of root: without it the rest counts.
+    // The kernel asks for more rights for this file than for the others, even of root. Without it
+    // the other findings count.
     let maps = fs::read(dir.join("maps")).unwrap_or_default();
     Ok(mapped(&maps, dev).map(|path| (path, Use::Mapped)))
 }
 
-/// The first file on `dev` in a table as of proc_pid_maps(5).
+/// Returns the first file on `dev` in a table in the format of proc_pid_maps(5).
 fn mapped(maps: &[u8], dev: u64) -> Option<PathBuf> {
     maps.split(|&b| b == b'\n').find_map(|line| {
         let text = String::from_utf8_lossy(line);

@@ -1,5 +1,6 @@
-//! The operating system: the only room with `unsafe`. Thin, typed wrappers of system calls that the standard library
-//! does not have, each answering with a plain [`std::io::Error`]; callers add the operation and the path.
+//! System calls: the only module with `unsafe`. Thin, typed wrappers of calls that the standard
+//! library does not have. Each returns a plain [`std::io::Error`]; callers add the operation and
+//! the path.
 
 pub mod behalf;
 pub mod caller;
@@ -12,12 +13,14 @@ pub mod file;
 pub(crate) mod forbid;
 pub mod holders;
 pub mod host;
+pub mod locks;
 pub mod mounting;
 pub mod mounts;
 pub mod owners;
 pub mod path;
 pub mod signal;
 pub mod superblock;
+pub mod terminal;
 pub mod time;
 pub mod way;
 pub mod xattr;

@@ -1,6 +1,8 @@
-//! Mounting and unmounting at a place that is held by descriptors, so that it stays the same one whatever becomes of its path;
-//! and what mount(2) cannot do: a mount that takes the place of another one without a moment between them, and a look at the
-//! directory that a mount covers. All of it but holding needs root.
+//! Mounting and unmounting at a place that descriptors hold, so that a change of the path does not
+//! redirect the call.
+//!
+//! It also does what mount(2) cannot: replace a mount without a moment in between, and open the
+//! directory that a mount covers. All functions except [`Spot::hold`] need root.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -29,8 +31,8 @@ const MOUNT_ATTR_NOSUID: libc::c_uint = 0x2;
 const MOUNT_ATTR_NODEV: libc::c_uint = 0x4;
 const MOUNT_ATTR_NOEXEC: libc::c_uint = 0x8;
 
-/// A place at which something is or will be mounted. It is held by descriptors of the directory that was looked at and of the
-/// one that it is in, so that nobody leads a mount elsewhere by a link or another directory in the path.
+/// A mount point, present or future. Descriptors hold its directory and the parent directory, so
+/// that a link or another directory in the path cannot lead a mount elsewhere.
 #[derive(Debug)]
 pub struct Spot {
     path: PathBuf,
@@ -40,11 +42,13 @@ pub struct Spot {
 }
 
 impl Spot {
-    /// Takes hold of the directory at `path`, an absolute path without symbolic links: one that has become a link since is not
-    /// followed. Holds what is mounted there, too.
+    /// Opens the directory at `path`, an absolute path without symbolic links. A path that has
+    /// become a link since is not followed. If something is mounted there, the descriptor holds its
+    /// root directory.
     ///
     /// # Errors
-    /// ELOOP or ENOTDIR if a component is a symbolic link; EINVAL for the root directory; else what the system said.
+    /// ELOOP or ENOTDIR if a component is a symbolic link; EINVAL for the root directory; else what
+    /// the system said.
     pub fn hold(path: &Path) -> io::Result<Spot> {
         let (parent, name) = split(path)?;
         let dir = directory_in(&parent, &name, OFlag::O_PATH)?;
@@ -56,17 +60,17 @@ impl Spot {
         })
     }
 
-    /// Its path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory that is held.
+    /// Returns the descriptor of the directory.
     pub fn dir(&self) -> &OwnedFd {
         &self.dir
     }
 
-    /// Opens the directory that is held for reading.
+    /// Opens the held directory for reading.
     ///
     /// # Errors
     /// What the system said.
@@ -75,7 +79,8 @@ impl Spot {
         Ok(openat(&self.dir, ".", flags, Mode::empty())?.into())
     }
 
-    /// What is there now in the same directory under the same name: that which has been mounted since, or another directory.
+    /// Opens the same name in the same parent directory again. The result holds what is there now:
+    /// a mount made since, or another directory.
     ///
     /// # Errors
     /// What the system said.
@@ -88,7 +93,7 @@ impl Spot {
         })
     }
 
-    /// Mounts as mount(2) does, on the directory that is held.
+    /// Mounts on the held directory, as mount(2) does.
     ///
     /// # Errors
     /// What the system said.
@@ -109,7 +114,8 @@ impl Spot {
         )?)
     }
 
-    /// Takes away the mount whose root directory is held; whoever uses it keeps it until the end of that.
+    /// Detaches the mount whose root directory is held. Processes that use it keep it until they
+    /// are done.
     ///
     /// # Errors
     /// EINVAL if that directory is not the root of a mount; else what the system said.
@@ -118,14 +124,15 @@ impl Spot {
     }
 }
 
-/// Takes away the mount at `path`, an absolute path without symbolic links, if `is_meant` says so of the `st_dev` of what is
-/// mounted there. No link in the path is followed.
+/// Unmounts `path`, an absolute path without symbolic links, if `is_meant` accepts the `st_dev` of
+/// the mounted file system. Follows no link in the path.
 ///
 /// # Errors
-/// ELOOP or ENOTDIR if a component is a symbolic link; EINVAL if something else is there; else what the system said.
+/// ELOOP or ENOTDIR if a component is a symbolic link; EINVAL if something else is mounted there;
+/// else what the system said.
 pub fn unmount(path: &Path, flags: MntFlags, is_meant: impl Fn(u64) -> bool) -> io::Result<()> {
     let (parent, name) = split(path)?;
-    // Without a descriptor of the mount itself, which would keep it in use.
+    // A descriptor of the mount itself would keep it in use, so only the parent is held.
     let target = Path::new(&link_to(&parent)).join(name);
     if !is_meant(holders::device_there(&target)?) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -133,7 +140,7 @@ pub fn unmount(path: &Path, flags: MntFlags, is_meant: impl Fn(u64) -> bool) -> 
     Ok(umount2(&target, flags | MntFlags::UMOUNT_NOFOLLOW)?)
 }
 
-/// The directory that `path` is in, and its name there.
+/// Opens the parent directory of `path` and returns it with the last name.
 fn split(path: &Path) -> io::Result<(OwnedFd, OsString)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -146,17 +153,18 @@ fn directory_in(parent: &OwnedFd, name: &OsStr, flags: OFlag) -> io::Result<Owne
     Ok(openat(parent, name, flags, Mode::empty())?)
 }
 
-/// A path that leads to the very directory that a descriptor of this process is open on.
+/// Returns a path that leads to the very directory that a descriptor of this process is open on.
 fn link_to(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Mounts a file system of the type `fs_type`.`subtype` beneath the mount that `spot` holds, and takes that one away:
-/// from one instant to the next a path leads to the new mount. `data` holds the file system's options as mount(2) takes them.
+/// Mounts a file system of the type `fs_type`.`subtype` beneath the mount that `spot` holds, then
+/// detaches that one. From one instant to the next the path leads to the new mount. `data` holds
+/// the file system's options as mount(2) takes them.
 ///
 /// # Errors
-/// EINVAL or ENOSYS before Linux 6.5. The old mount is still there then. What `data` names, such as a FUSE device, may have
-/// been used up and does not serve for a second attempt.
+/// EINVAL or ENOSYS before Linux 6.5. The old mount is still there then. A resource that `data`
+/// names, such as a FUSE device, may be used up and does not serve for a second attempt.
 pub fn replace_mount(
     source: &OsStr,
     spot: &Spot,
@@ -177,18 +185,20 @@ pub fn replace_mount(
     let mount = detached_mount(&context, flags)?;
     move_beneath(&mount, &spot.dir)?;
     spot.detach().inspect_err(|_| {
-        // The new one must not stay under the old one, where nobody serves it.
+        // The new mount must not stay under the old one, where no session serves it.
         let _ = umount2(link_to(&mount).as_str(), MntFlags::MNT_DETACH);
     })
 }
 
-/// Opens the directory that the mounts at `spot` cover, by way of a private copy of the mount above it.
+/// Opens the directory that the mounts at `spot` cover, through a private copy of the mount above
+/// it.
 ///
 /// # Errors
 /// EPERM without root; ENOSYS before Linux 5.2; else what the system said.
 pub fn open_covered(spot: &Spot) -> io::Result<File> {
     let flags = OPEN_TREE_CLONE | AT_EMPTY_PATH | libc::O_CLOEXEC.cast_unsigned();
-    // SAFETY: the path is a C string that outlives the call, the descriptor is borrowed and therefore open; the rest are integers.
+    // SAFETY: the path is a C string that outlives the call, the descriptor is borrowed and
+    // therefore open; the rest are integers.
     let tree = descriptor(unsafe {
         libc::syscall(
             libc::SYS_open_tree,
@@ -223,7 +233,8 @@ fn configure(
     let key = key.map(|key| c_string(key.as_bytes())).transpose()?;
     let value = value.map(|value| c_string(value.as_bytes())).transpose()?;
     let pointer = |text: &Option<CString>| text.as_ref().map_or(std::ptr::null(), |t| t.as_ptr());
-    // SAFETY: key and value are null or C strings that outlive the call; the descriptor is borrowed and therefore open.
+    // SAFETY: key and value are null or C strings that outlive the call; the descriptor is borrowed
+    // and therefore open.
     done(unsafe {
         libc::syscall(
             libc::SYS_fsconfig,
@@ -247,9 +258,10 @@ fn detached_mount(context: &OwnedFd, flags: MsFlags) -> io::Result<OwnedFd> {
     })
 }
 
-/// Puts `mount` beneath the mount whose root directory is `top`.
+/// Moves `mount` beneath the mount whose root directory is `top`.
 fn move_beneath(mount: &OwnedFd, top: &OwnedFd) -> io::Result<()> {
-    // SAFETY: both paths are C strings that outlive the call; the descriptors are borrowed and therefore open.
+    // SAFETY: both paths are C strings that outlive the call; the descriptors are borrowed and
+    // therefore open.
     done(unsafe {
         libc::syscall(
             libc::SYS_move_mount,
@@ -276,7 +288,7 @@ fn done(result: libc::c_long) -> io::Result<()> {
 fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     done(result)?;
     let number = RawFd::try_from(result).map_err(io::Error::other)?;
-    // SAFETY: the call succeeded, so the number is a new descriptor that nobody else owns.
+    // SAFETY: the call succeeded, so the number is a new descriptor without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -291,7 +303,8 @@ mod tests {
         fs::metadata(path).unwrap().dev()
     }
 
-    /// A directory in which everything is swapped for links, and one that they lead to, in which something is mounted.
+    /// A directory whose path is replaced by links, and the directory that they lead to, with a
+    /// mount in it.
     struct Scene {
         dir: tempfile::TempDir,
         at: PathBuf,

@@ -1,6 +1,6 @@
 //! The mount table of this process, from `/proc/self/mountinfo` (format: proc_pid_mountinfo(5)).
 
-use crate::base::ForeignText;
+use crate::core::ForeignText;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// Asks statx for the number of a mount that is never given to another one (Linux 6.8).
+/// Asks statx for a mount number that the kernel never reuses (Linux 6.8).
 const UNIQUE_MOUNT_ID: libc::c_uint = 0x4000;
 
 /// One line of the mount table.
@@ -20,31 +20,33 @@ pub struct Mount {
     pub parent: u64,
     /// `st_dev` of the files on it.
     pub dev: u64,
-    /// Which directory of the file system is mounted: `/`, or another for a bind mount.
+    /// The mounted directory of the file system: `/`, or another for a bind mount.
     pub root: PathBuf,
-    /// Where.
+    /// The mount point.
     pub mount_point: PathBuf,
     /// Options of this mount (`rw,noatime`).
     pub options: String,
     /// Type of the file system (`exfat`, `fuseblk`, `nfs4`).
     pub fs_type: String,
-    /// What is mounted: a device node, `host:/export`, or any word.
+    /// The mounted source: a device node, `host:/export`, or any word.
     pub source: OsString,
     /// Options of the file system, shared by all its mounts.
     pub super_options: String,
 }
 
 impl Mount {
-    /// Whether writing is refused, by this mount or by the file system.
+    /// Returns whether this mount or the file system refuses writes.
     pub fn is_read_only(&self) -> bool {
         let has_ro = |options: &str| options.split(',').any(|option| option == "ro");
         has_ro(&self.options) || has_ro(&self.super_options)
     }
 
-    /// Whether other machines may have the same files at hand: a network file system, a cluster's, or one of which nobody can tell.
+    /// Returns whether other machines may access the same files: a network file system, a cluster
+    /// file system, or an unknown type.
     ///
-    /// Names of types are all that there is to go by. One that is not known counts as shared unless it stands on a block device:
-    /// taken for shared, a disk costs a few small files; taken for a disk, a share is written to by two at once.
+    /// The type's name is the only evidence. An unknown type counts as shared unless it is on a
+    /// block device. A disk taken for a share costs a few small files; a share taken for a disk may
+    /// get two writers at once.
     pub fn is_shared(&self) -> bool {
         let fs_type = self.fs_type.as_str();
         if CLUSTERED.contains(&fs_type) {
@@ -55,8 +57,9 @@ impl Mount {
 }
 
 impl Mount {
-    /// Number of the block device that the file system is on, if it is on one that is there. A file system behind FUSE may have a
-    /// `st_dev` of its own that is no device's; then what is mounted tells.
+    /// Returns the number of the block device that the file system is on, if that device exists.
+    /// The `st_dev` of a file system behind FUSE may be no device's number; then the mount's source
+    /// decides.
     pub fn block_device(&self) -> Option<u64> {
         use std::os::unix::fs::{FileTypeExt, MetadataExt};
         if super::superblock::device_exists(self.dev) {
@@ -76,7 +79,8 @@ impl Mount {
 /// Types that several machines mount from one block device.
 const CLUSTERED: [&str; 3] = ["gfs2", "ocfs2", "vmfs"];
 
-/// Types without a block device of their own that no other machine sees. `fuseblk` is FUSE on a disk (exfat-fuse, ntfs-3g).
+/// Types without a block device of their own that no other machine sees. `fuseblk` is FUSE on a
+/// disk (exfat-fuse, ntfs-3g).
 const LOCAL: [&str; 15] = [
     "bcachefs",
     "btrfs",
@@ -95,7 +99,7 @@ const LOCAL: [&str; 15] = [
     "zfs",
 ];
 
-/// All mounts that this process sees.
+/// Returns all mounts that this process sees.
 ///
 /// # Errors
 /// If the table cannot be read.
@@ -103,21 +107,24 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
-/// The mount that `path` is on; links in `path` are followed where they can be.
+/// Returns the mount that `path` is on. It follows links in `path` where it can.
 ///
-/// Resolving `path` asks the file systems on the way, so this may wait for one that does not answer.
+/// Resolving `path` asks the file systems on the way, so this may wait for one that does not
+/// answer.
 ///
 /// # Errors
 /// If the table cannot be read.
 pub fn find_mount(path: &Path) -> io::Result<Option<Mount>> {
-    // A yanked drive refuses to resolve its own root: then the spelling has to do.
+    // A drive that was pulled out refuses to resolve its own root. The path is then used as it is
+    // spelled.
     let path = fs::canonicalize(path).or_else(|_| std::path::absolute(path))?;
     Ok(covering(&mounts()?, &path).cloned())
 }
 
-/// The mount of `table` that the absolute path `path`, free of links, is on.
+/// Returns the mount of `table` that the absolute path `path`, free of links, is on.
 ///
-/// It walks down as the kernel does, from mount to mount, so that a mount hidden under a later one is not chosen.
+/// It walks down from mount to mount as the kernel does, so that it never returns a mount that a
+/// later one hides.
 pub fn covering<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     let over = |mount: &&Mount| path.starts_with(&mount.mount_point);
     let is_top = |mount: &&Mount| {
@@ -131,10 +138,11 @@ pub fn covering<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
         .filter(|m| m.mount_point == Path::new("/"))
         .find(is_top);
     let Some(mut current) = start else {
-        // In a root that is no mount point the topmost mounts have no common parent here.
+        // In a chroot whose root is no mount point the topmost mounts have no common parent in the
+        // table.
         return table.iter().filter(over).max_by_key(by_depth);
     };
-    // A table that names a mount its own ancestor is broken; the bound ends the walk all the same.
+    // A table in which a mount is its own ancestor is broken; the bound ends the walk in any case.
     for _ in 0..table.len() {
         let next = table
             .iter()
@@ -149,7 +157,7 @@ pub fn covering<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     Some(current)
 }
 
-/// The mounts of `table` that a path leads to: those that no other one hides.
+/// Returns the mounts of `table` that no other mount hides.
 pub fn visible(table: &[Mount]) -> Vec<&Mount> {
     table
         .iter()
@@ -157,18 +165,18 @@ pub fn visible(table: &[Mount]) -> Vec<&Mount> {
         .collect()
 }
 
-/// Where a file is: on which mount, and on which file system.
+/// The location of a file: its mount and its file system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Place {
-    /// The number of the mount that it was reached through. Where the kernel is older than 6.8 it may be that of a mount that
-    /// has gone since; before 5.8 it is always 0.
+    /// Number of the mount through which the file was reached. Before Linux 6.8 the kernel may
+    /// reuse the number of a mount that is gone; before 5.8 it is always 0.
     pub mount: u64,
     /// `st_dev`.
     pub device: u64,
 }
 
-/// The mount that `file` was reached through and its file system. Asks the kernel only, never the file system: an
-/// answer says nothing of whether that is alive.
+/// Returns the mount through which `file` was reached, and its file system. It asks the kernel
+/// only, never the file system, so an answer does not show that the file system is alive.
 ///
 /// # Errors
 /// What the system said.
@@ -176,16 +184,17 @@ pub fn place_of(file: impl AsFd) -> io::Result<Place> {
     look(file, 0).map(|found| place(&found))
 }
 
-/// What the kernel knows of a file: where it is, which one it is, and who may change it.
+/// The facts that the kernel has about a file: location, inode number, type, and owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Facts {
-    /// Where it is.
+pub struct KernelFacts {
+    /// The location.
     pub place: Place,
     /// `st_ino`.
     pub inode: u64,
-    /// Whether it is the directory that its mount shows at its mount point. Never so before Linux 5.8.
+    /// Whether this is the directory that its mount shows at its mount point. Always `false` before
+    /// Linux 5.8.
     pub is_mount_root: bool,
-    /// Kind and permission bits, as `st_mode`.
+    /// Type and permission bits, as in `st_mode`.
     pub mode: u32,
     /// Its owner.
     pub uid: u32,
@@ -193,16 +202,17 @@ pub struct Facts {
     pub gid: u32,
 }
 
-/// The facts of `file`. The file system is asked only for what the kernel does not have at hand.
+/// Returns the facts of `file`. The kernel asks the file system only for facts that it does not
+/// have itself.
 ///
 /// # Errors
 /// What the system said.
-pub fn facts_of(file: impl AsFd) -> io::Result<Facts> {
+pub fn facts_of(file: impl AsFd) -> io::Result<KernelFacts> {
     let wanted =
         libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_INO | libc::STATX_UID | libc::STATX_GID;
     let found = look(file, wanted)?;
     let root = u64::try_from(libc::STATX_ATTR_MOUNT_ROOT).unwrap_or(0);
-    Ok(Facts {
+    Ok(KernelFacts {
         place: place(&found),
         inode: found.stx_ino,
         is_mount_root: found.stx_attributes & root != 0,
@@ -212,7 +222,8 @@ pub fn facts_of(file: impl AsFd) -> io::Result<Facts> {
     })
 }
 
-/// Whether `file` is the directory that its mount shows at its mount point, and where it is. Asks the kernel only.
+/// Returns the location of `file`, and whether it is the directory that its mount shows at its
+/// mount point. Asks the kernel only.
 ///
 /// # Errors
 /// What the system said.
@@ -222,6 +233,21 @@ pub fn mount_root(file: impl AsFd) -> io::Result<(Place, bool)> {
     Ok((place(&found), found.stx_attributes & root != 0))
 }
 
+/// Returns whether something is mounted at the directory `dir`, which is below `root`. Before Linux
+/// 5.8, where the kernel does not say, another file system than that of `root` counts as mounted
+/// there.
+///
+/// # Errors
+/// What the system said.
+pub fn is_mount_point(root: impl AsFd, dir: impl AsFd) -> io::Result<bool> {
+    let found = look(dir, 0)?;
+    let flag = u64::try_from(libc::STATX_ATTR_MOUNT_ROOT).unwrap_or(0);
+    match found.stx_attributes_mask & flag != 0 {
+        true => Ok(found.stx_attributes & flag != 0),
+        false => Ok(place(&found).device != place_of(root)?.device),
+    }
+}
+
 fn place(found: &libc::statx) -> Place {
     Place {
         mount: found.stx_mnt_id,
@@ -229,13 +255,14 @@ fn place(found: &libc::statx) -> Place {
     }
 }
 
-/// One call of statx(2) for the mount and what else is `wanted`.
+/// Calls statx(2) once, for the mount and the fields `wanted`.
 fn look(file: impl AsFd, wanted: libc::c_uint) -> io::Result<libc::statx> {
     // SAFETY: statx is plain data, for which all zeros is a value.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
     let wanted = wanted | UNIQUE_MOUNT_ID | libc::STATX_MNT_ID;
-    // SAFETY: the path is a C string, the descriptor is borrowed and therefore open, and `found` outlives the call.
+    // SAFETY: the path is a C string, the descriptor is borrowed and therefore open, and `found`
+    // outlives the call.
     let result = unsafe {
         libc::statx(
             file.as_fd().as_raw_fd(),
@@ -251,7 +278,7 @@ fn look(file: impl AsFd, wanted: libc::c_uint) -> io::Result<libc::statx> {
     }
 }
 
-/// Parses the table; a line that does not have the format is left out.
+/// Parses the table. It skips lines that do not have the format.
 pub fn parse(table: &[u8]) -> Vec<Mount> {
     table
         .split(|&b| b == b'\n')
@@ -296,7 +323,8 @@ fn text(field: &[u8]) -> String {
     unescape(field).to_text()
 }
 
-/// Undoes the kernel's escapes: a backslash and three octal digits for space, tab, newline, backslash and `#`.
+/// Undoes the kernel's escapes: a backslash and three octal digits for space, tab, newline,
+/// backslash and `#`.
 pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

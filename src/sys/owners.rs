@@ -1,6 +1,7 @@
 //! Names of users and groups, as this machine knows them.
 //!
-//! Asking may take its time (a directory service), so what was told is remembered for a while; nothing is asked under a lock.
+//! A lookup may take long (a directory service), so answers are cached for a while. No lookup runs
+//! under a lock.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -9,12 +10,12 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Gid, Group, Uid, User};
 use parking_lot::Mutex;
 
-use crate::rules::describe::Owners;
+use crate::core::Owners;
 
-/// How long an answer is believed.
+/// How long an answer stays valid.
 const BELIEVED: Duration = Duration::from_secs(60);
 
-/// Answers that are remembered; with more, all are forgotten.
+/// The most answers in the cache; the cache is emptied when it is full.
 const REMEMBERED: usize = 10_000;
 
 /// One of the four questions.
@@ -28,7 +29,7 @@ enum Question {
 
 #[derive(Clone)]
 enum Answer {
-    Nobody,
+    Unknown,
     Called(Box<[u8]>),
     Number(u32),
 }
@@ -36,10 +37,10 @@ enum Answer {
 /// The users and groups of this machine.
 #[derive(Default)]
 pub struct SystemOwners {
-    told: Mutex<HashMap<Question, (Instant, Answer)>>,
+    answers: Mutex<HashMap<Question, (Instant, Answer)>>,
 }
 
-/// The one that everybody shares, for what it remembers.
+/// Returns the instance that all callers share, for its cache.
 pub fn system() -> &'static SystemOwners {
     static SYSTEM: OnceLock<SystemOwners> = OnceLock::new();
     SYSTEM.get_or_init(SystemOwners::default)
@@ -48,45 +49,46 @@ pub fn system() -> &'static SystemOwners {
 impl SystemOwners {
     fn ask(&self, question: Question) -> Answer {
         let now = Instant::now();
-        if let Some((at, answer)) = self.told.lock().get(&question)
+        if let Some((at, answer)) = self.answers.lock().get(&question)
             && now.saturating_duration_since(*at) < BELIEVED
         {
             return answer.clone();
         }
         let answer = look_up(&question);
-        let mut told = self.told.lock();
-        if told.len() >= REMEMBERED {
-            told.clear();
+        let mut answers = self.answers.lock();
+        if answers.len() >= REMEMBERED {
+            answers.clear();
         }
-        told.insert(question, (now, answer.clone()));
+        answers.insert(question, (now, answer.clone()));
         answer
     }
 }
 
-/// Who cannot be asked for is nobody: the number then stands for itself.
+/// Asks the system. A user that cannot be looked up counts as unknown: the number is then used as
+/// it is.
 fn look_up(question: &Question) -> Answer {
     let called = |name: &str| Answer::Called(name.as_bytes().into());
     match question {
         Question::User(id) => match User::from_uid(Uid::from_raw(*id)) {
             Ok(Some(user)) => called(&user.name),
-            _ => Answer::Nobody,
+            _ => Answer::Unknown,
         },
         Question::Group(id) => match Group::from_gid(Gid::from_raw(*id)) {
             Ok(Some(group)) => called(&group.name),
-            _ => Answer::Nobody,
+            _ => Answer::Unknown,
         },
         Question::UserCalled(name) => match text(name).map(User::from_name) {
             Some(Ok(Some(user))) => Answer::Number(user.uid.as_raw()),
-            _ => Answer::Nobody,
+            _ => Answer::Unknown,
         },
         Question::GroupCalled(name) => match text(name).map(Group::from_name) {
             Some(Ok(Some(group))) => Answer::Number(group.gid.as_raw()),
-            _ => Answer::Nobody,
+            _ => Answer::Unknown,
         },
     }
 }
 
-/// What can be asked for: a NUL would end it early.
+/// Returns a name that can be looked up. The call would end the name at a NUL.
 fn text(name: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(name).ok()?;
     (!text.is_empty() && !text.contains('\0')).then_some(text)

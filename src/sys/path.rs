@@ -1,14 +1,18 @@
-//! Opening paths below a directory without ever leaving it: no `..`, no absolute path, no symbolic link in any component.
+//! Opens paths below a directory and never leaves it: no `..`, no absolute path, no symbolic link
+//! in any component.
 //!
-//! Two ways lead to the same place. `openat2` has the kernel refuse links in one call. Kernels before 5.6 do not have it,
-//! and some sandboxes answer EPERM to calls they do not know; there the path is walked name by name, each one with
-//! `O_NOFOLLOW`. The walk is as safe: a [`RelPath`] holds no `..`, so no step can lead upwards, and a directory that is
-//! moved away while we stand in it only moves us along with what we meant to reach.
+//! There are two ways with the same result. With `openat2` the kernel refuses links in one call.
+//! Kernels before 5.6 do not have it, and some sandboxes answer EPERM to calls they do not know.
+//! There the path is walked name by name, each with `O_NOFOLLOW`. The walk is as safe: a
+//! [`RelPath`] holds no `..`, so no step leads upwards. If the current directory of the walk is
+//! moved, the walk still reaches what it was meant to reach.
 //!
-//! The walk also reaches what lies deeper than one call takes (`PATH_MAX`): a tree becomes so deep by renames.
+//! The walk also reaches paths that are too long for one call (`PATH_MAX`): renames can make a tree
+//! that deep.
 //!
-//! Mount points are crossed on purpose (no `RESOLVE_NO_XDEV`): the exports of a NAS have others inside, and only root can mount
-//! something there. A bind mount of something else is root's own choice, as the root of the backend is.
+//! Mount points are crossed on purpose (no `RESOLVE_NO_XDEV`): the exports of a NAS contain others,
+//! and only root can mount something there. A bind mount of something else is root's own choice, as
+//! the root of the backend is.
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,17 +24,18 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 
-use crate::base::{Name, RelPath};
+use crate::core::{Name, RelPath};
 
-/// Flags that reach a directory without opening it for reading.
+/// Returns the flags that reach a directory without opening it for reading.
 fn pass_through() -> OFlag {
     OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC
 }
 
-/// Takes hold of the directory at the absolute path `place`, in which no component may be a symbolic link: a path that was
-/// resolved before, and in which a link has been put since by somebody who wants another directory to be used.
+/// Opens the directory at the absolute path `place`, in which no component may be a symbolic link.
+/// The caller has resolved the path before. A link in it was put there since, by a user who wants
+/// another directory to be used.
 ///
-/// The descriptor serves to resolve names beneath and for `statx`, not for reading.
+/// The descriptor serves to resolve names beneath it and for `statx`, not for reading.
 ///
 /// # Errors
 /// ELOOP or ENOTDIR if a component is a symbolic link; else what the system said.
@@ -41,7 +46,7 @@ pub fn open_place(place: &Path) -> io::Result<OwnedFd> {
 /// As [`open_place`], with `flags` (`O_CLOEXEC` and `O_NOFOLLOW` are added).
 ///
 /// # Errors
-/// As [`open_place`].
+/// As for [`open_place`].
 pub fn open_place_for(place: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     let how = OpenHow::new()
         .flags(complete(flags))
@@ -57,8 +62,8 @@ pub fn open_place_for(place: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens what stands at `path` below `root`, with `flags` (`O_CLOEXEC` and `O_NOFOLLOW` are added) and, for a file that is
-/// made, `permissions` (`0o7777`, less the umask). An empty path opens the root itself.
+/// Opens `path` below `root`, with `flags` (`O_CLOEXEC` and `O_NOFOLLOW` are added) and, for a new
+/// file, `permissions` (`0o7777`, less the umask). An empty path opens the root itself.
 ///
 /// # Errors
 /// ELOOP or ENOTDIR if a component is a symbolic link; else what the system said.
@@ -69,7 +74,8 @@ pub fn open_beneath(
     permissions: u32,
 ) -> io::Result<OwnedFd> {
     match open_in_one_call(root, path, flags, permissions) {
-        // EPERM may be the true answer as well, and so may a name be too long, not the path; then the walk meets it again.
+        // EPERM may also be the true answer, and ENAMETOOLONG may mean a name instead of the path.
+        // Then the walk gets the same error.
         Err(Errno::ENOSYS | Errno::EPERM | Errno::ENAMETOOLONG) => {
             Ok(open_by_walking(root, path, flags, permissions)?)
         }
@@ -77,11 +83,12 @@ pub fn open_beneath(
     }
 }
 
-/// Opens, without reading rights, the directory that holds `path`, and tells `path`'s last name in it: what the calls
-/// ending in `at` want. `None` for the root, which has no name.
+/// Opens, without read access, the directory that holds `path`, and returns it with the last name
+/// of `path`, as the calls ending in `at` need them. Returns `None` for the root, which has no
+/// name.
 ///
 /// # Errors
-/// If that directory is not there, or a component on the way is a symbolic link or a file.
+/// If that directory is missing, or a component on the way is a symbolic link or a file.
 pub fn open_parent(root: BorrowedFd<'_>, path: &RelPath) -> io::Result<Option<(OwnedFd, Name)>> {
     let Some((parent, name)) = path.split_last() else {
         return Ok(None);
@@ -90,10 +97,36 @@ pub fn open_parent(root: BorrowedFd<'_>, path: &RelPath) -> io::Result<Option<(O
     Ok(Some((dir, name)))
 }
 
-/// Takes hold of the directory that has the name `name`, one component of a path, in `dir`.
+/// Opens the directory `path` below `root`, without read access. Also returns whether it is known
+/// to be on the mount of `root`.
 ///
 /// # Errors
-/// If it is not there, or is a symbolic link or a file.
+/// If it is missing, or a component is a symbolic link or a file.
+pub fn open_dir(root: BorrowedFd<'_>, path: &RelPath) -> io::Result<(OwnedFd, bool)> {
+    let how = OpenHow::new()
+        .flags(complete(pass_through()))
+        .resolve(beneath() | ResolveFlag::RESOLVE_NO_XDEV);
+    match openat2(root, spelled(path), how) {
+        Ok(dir) => Ok((dir, true)),
+        // There is a mount point on the way, or the call cannot do it: see [`open_beneath`].
+        Err(Errno::EXDEV | Errno::ENOSYS | Errno::EPERM | Errno::ENAMETOOLONG) => {
+            Ok((open_beneath(root, path, pass_through(), 0)?, false))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn beneath() -> ResolveFlag {
+    // RESOLVE_NO_SYMLINKS implies the magic ones today; the manual says not to rely on it.
+    ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS
+}
+
+/// Opens the directory `name`, one component of a path, in `dir`.
+///
+/// # Errors
+/// If it is missing, or is a symbolic link or a file.
 pub fn open_next(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     let step = pass_through() | OFlag::O_NOFOLLOW;
     Ok(openat(dir, OsStr::from_bytes(name), step, Mode::empty())?)
@@ -105,14 +138,9 @@ fn open_in_one_call(
     flags: OFlag,
     permissions: u32,
 ) -> nix::Result<OwnedFd> {
-    let mut how = OpenHow::new().flags(complete(flags)).resolve(
-        // RESOLVE_NO_SYMLINKS implies the magic ones today; the manual says not to rely on it.
-        ResolveFlag::RESOLVE_BENEATH
-            | ResolveFlag::RESOLVE_NO_SYMLINKS
-            | ResolveFlag::RESOLVE_NO_MAGICLINKS,
-    );
+    let mut how = OpenHow::new().flags(complete(flags)).resolve(beneath());
     if flags.contains(OFlag::O_CREAT) {
-        // openat2 refuses a mode where nothing is made.
+        // openat2 refuses a mode unless it creates a file.
         how = how.mode(Mode::from_bits_truncate(permissions));
     }
     openat2(root, spelled(path), how)
@@ -164,7 +192,7 @@ mod tests {
 
     type Opener = fn(BorrowedFd<'_>, &RelPath, OFlag, u32) -> nix::Result<OwnedFd>;
 
-    /// A tree with ways out of it, and both openers held to the same answers.
+    /// Runs `check` with both openers on a tree with links that lead out of it.
     fn with_both(check: impl Fn(Opener, BorrowedFd<'_>)) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
@@ -237,6 +265,21 @@ mod tests {
                 ));
             });
         }
+    }
+
+    #[test]
+    fn a_directory_is_opened_without_links_and_said_to_be_on_the_mount() {
+        with_both(|_, root| {
+            assert!(open_dir(root, &RelPath::fixed("a/b")).unwrap().1);
+            assert!(open_dir(root, &RelPath::root()).unwrap().1);
+            for path in ["within/b", "within", "up", "a/b/file"].map(RelPath::fixed) {
+                assert!(open_dir(root, &path).is_err(), "{path}");
+            }
+        });
+        // Something is mounted on these of every system.
+        let system = open_place(Path::new("/")).unwrap();
+        assert!(!open_dir(system.as_fd(), &RelPath::fixed("proc/self/fd")).is_ok_and(|it| it.1));
+        assert!(!open_dir(system.as_fd(), &RelPath::fixed("proc")).unwrap().1);
     }
 
     #[test]

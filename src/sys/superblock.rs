@@ -1,21 +1,23 @@
-//! What a block device's first bytes tell of the file system on it: which one it is, and whether it was let go of in order.
+//! The superblock of a block device: which file system is on it, and whether it was unmounted
+//! cleanly.
 //!
-//! Read straight from the device, so root or the group that owns disks can do it, with or without udev. Nothing is written.
-//! The layouts: "exFAT file system specification" (main boot sector), "FAT: General Overview of On-Disk Format", and the
-//! kernel's `Documentation/filesystems/ext4/super.rst`.
+//! It is read straight from the device, so root or the group that owns disks can do it, with or
+//! without udev. Nothing is written. The layouts are from "exFAT file system specification" (main
+//! boot sector), "FAT: General Overview of On-Disk Format", and the kernel's
+//! `Documentation/filesystems/ext4/super.rst`.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// How much of a device is looked at, in bytes: the superblock of ext4 begins at 1024 and is as long.
+/// The number of bytes read: the superblock of ext4 begins at 1024 and has 1024 bytes.
 const LOOKED_AT: usize = 2048;
 
 /// The directory in which the kernel lists block devices by number.
 const BY_NUMBER: &str = "/sys/dev/block";
 
-/// A kind of file system that is known here.
+/// A type of file system that this module recognizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// exFAT.
@@ -27,7 +29,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The program that checks it, with the option that has it repair what it can without asking.
+    /// Returns the program that checks it, and the option that repairs without questions.
     pub fn checker(self) -> (&'static str, &'static str) {
         match self {
             Kind::Exfat => ("fsck.exfat", "-y"),
@@ -37,22 +39,23 @@ impl Kind {
     }
 }
 
-/// What a superblock says.
+/// The contents of a superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// Which kind it is.
+    /// The type of the file system.
     pub kind: Kind,
     /// Its UUID or serial number, spelled as blkid(8) does.
     pub uuid: String,
-    /// The flag that says that it was not let go of in order, or that errors were met. While it is mounted most drivers keep
-    /// it set themselves: see [`Superblock::speaks_while_mounted`].
+    /// The flag for an unclean unmount or for errors found. Most drivers keep it set themselves
+    /// while the file system is mounted: see [`Superblock::speaks_while_mounted`].
     pub dirty: bool,
 }
 
 impl Superblock {
-    /// Whether `dirty` tells of the time before the mount even while a file system of type `fs_type` serves it: exFAT in the
-    /// kernel sets the flag at the first change only, and ext4 keeps the note of errors. FAT in the kernel, and exFAT behind
-    /// FUSE, set it when they mount.
+    /// Returns whether `dirty` describes the time before the mount even while a file system of type
+    /// `fs_type` is mounted. exFAT in the kernel sets the flag at the first change only, and ext4
+    /// keeps its error flag. FAT in the kernel, and exFAT behind FUSE, set the flag when they
+    /// mount.
     pub fn speaks_while_mounted(&self, fs_type: &str) -> bool {
         match self.kind {
             Kind::Exfat => fs_type == "exfat",
@@ -62,7 +65,7 @@ impl Superblock {
     }
 }
 
-/// What `bytes`, the beginning of a device, are the beginning of; `None` if of nothing that is known here.
+/// Parses the first bytes of a device; `None` if no known file system begins with them.
 pub fn parse(bytes: &[u8]) -> Option<Superblock> {
     parse_exfat(bytes)
         .or_else(|| parse_ext(bytes))
@@ -77,7 +80,7 @@ fn parse_exfat(bytes: &[u8]) -> Option<Superblock> {
     Some(Superblock {
         kind: Kind::Exfat,
         uuid: serial(array(bytes, 100)?),
-        // VolumeDirty. The bit beside it, MediaFailure, says that the medium itself is failing.
+        // VolumeDirty. The bit beside it, MediaFailure, means that the medium itself is failing.
         dirty: flags & 0b110 != 0,
     })
 }
@@ -110,7 +113,7 @@ fn parse_ext(bytes: &[u8]) -> Option<Superblock> {
     Some(Superblock {
         kind: Kind::Ext,
         uuid: uuid.to_string(),
-        // An unclean end is put right by its journal at the next mount; errors stay.
+        // The journal repairs an unclean unmount at the next mount; errors stay.
         dirty: state & ERRORS != 0,
     })
 }
@@ -124,8 +127,8 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at.checked_add(N)?)?.try_into().ok()
 }
 
-/// Whether the kernel has a block device of this number (`st_dev`) now. A drive that was pulled is gone from the list though
-/// it still is in the mount table.
+/// Returns whether the kernel has a block device of this number (`st_dev`) now. A drive that was
+/// pulled out disappears from this list, although it is still in the mount table.
 pub fn device_exists(dev: u64) -> bool {
     by_number(dev).exists()
 }
@@ -134,44 +137,45 @@ fn by_number(dev: u64) -> PathBuf {
     Path::new(BY_NUMBER).join(format!("{}:{}", libc::major(dev), libc::minor(dev)))
 }
 
-/// The node of the block device with this number, if there is one.
+/// Returns the node of the block device with this number, if there is one.
 pub fn device_node(dev: u64) -> Option<PathBuf> {
     let events = std::fs::read_to_string(by_number(dev).join("uevent")).ok()?;
     let name = events
         .lines()
         .find_map(|line| line.strip_prefix("DEVNAME="))?;
     let node = Path::new("/dev").join(name);
-    // A node can be stale where nothing like udev looks after them.
+    // A node can be stale where no udev maintains them.
     let meta = std::fs::metadata(&node).ok()?;
     (meta.file_type().is_block_device() && meta.rdev() == dev).then_some(node)
 }
 
-/// A block device with the medium that is in it: `st_rdev`, and the number that the kernel gives to each disk that is attached, and
-/// to none again before the next boot (Linux 5.15).
+/// A block device with the medium in it: `st_rdev`, and the sequence number of the disk. The kernel
+/// gives each attached disk its own number and does not reuse it before the next boot (Linux 5.15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Medium {
+pub struct InsertedMedium {
     dev: u64,
     sequence: u64,
 }
 
-/// What is in the block device with this number; `None` if there is none, or the kernel is older. Needs no right to read it.
-pub fn medium(dev: u64) -> Option<Medium> {
+/// Returns the medium in the block device with this number; `None` if there is none, or if the
+/// kernel is older. Needs no right to read the device.
+pub fn medium(dev: u64) -> Option<InsertedMedium> {
     let dir = by_number(dev);
-    // A partition has it from its disk, whose directory it is in.
+    // A partition uses the number of its disk, whose directory contains the partition's.
     let text = std::fs::read_to_string(dir.join("diskseq"))
         .or_else(|_| std::fs::read_to_string(std::fs::canonicalize(&dir)?.join("../diskseq")))
         .ok()?;
     let sequence = text.trim().parse().ok()?;
-    Some(Medium { dev, sequence })
+    Some(InsertedMedium { dev, sequence })
 }
 
-/// Whether the device goes away by itself when it is unmounted: a loop device that mount(8) has set up.
+/// Returns whether an unmount removes the device: a loop device that mount(8) has set up.
 pub fn vanishes_when_unmounted(dev: u64) -> bool {
     std::fs::read_to_string(by_number(dev).join("loop/autoclear"))
         .is_ok_and(|flag| flag.trim() == "1")
 }
 
-/// What is on the block device with this number; `None` if it is nothing known here.
+/// Returns the superblock of the block device with this number; `None` if it is of no known type.
 ///
 /// # Errors
 /// If there is no such device or this user may not read it.

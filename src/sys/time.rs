@@ -1,7 +1,8 @@
-//! The clock that file systems use, and setting the time of last change, to the nanosecond.
+//! The clock that file systems use, and setting modification times to the nanosecond.
 //!
-//! When a time is set, the time of last access is set along with it, to the same point. Leaving it alone (`UTIME_OMIT`) would be more polite,
-//! but drivers built on libfuse 2, exfat-fuse among them, then change neither time and report success.
+//! Each call that sets the modification time sets the access time to the same value. `UTIME_OMIT`
+//! would leave the access time alone, but drivers built on libfuse 2, exfat-fuse among them, then
+//! change neither time and report success.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -10,10 +11,10 @@ use nix::sys::stat::{UtimensatFlags, futimens, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::base::{Clock, Name, Timestamp, Utc};
+use crate::core::{Clock, Name, Timestamp, Utc};
 
-/// The clock that the kernel takes file times from: it ticks with the scheduler. Times set by us and by the SSD's file system
-/// are then in the order in which things happened.
+/// The clock from which the kernel takes file times: it ticks with the scheduler. Times that this
+/// program sets and times that the SSD's file system sets are then in the order of the events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CoarseClock;
 
@@ -27,22 +28,24 @@ impl Clock for CoarseClock {
     }
 }
 
-/// A time as the clock on the wall shows it.
+/// A time in a local time zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Local {
     /// The date and the time of day.
     pub at: Utc,
-    /// How far ahead of UTC that is, in seconds.
+    /// The offset from UTC in seconds; positive is ahead.
     pub offset: i64,
 }
 
-/// `time` in the time zone of this process (`TZ`, else `/etc/localtime`); `None` where that cannot be told.
+/// Returns `time` in the time zone of this process (`TZ`, else `/etc/localtime`); `None` if the
+/// system cannot convert it.
 pub fn local(time: Timestamp) -> Option<Local> {
     let secs = libc::time_t::try_from(time.parts().0).ok()?;
-    // SAFETY: tm is plain data, for which all zeros is a value; null is one for its pointer to the zone's name.
+    // SAFETY: tm is plain data, for which all zeros is a value; its pointer to the zone's name may
+    // be null.
     let mut tm: libc::tm = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are to live values of this function. It reads the environment, as does every `std::env::var`;
-    // nothing in this program sets a variable.
+    // SAFETY: both pointers are to live values of this function. The call reads the environment, as
+    // every `std::env::var` does; nothing in this program sets a variable.
     let found = unsafe { libc::localtime_r(&raw const secs, &raw mut tm) };
     if found.is_null() {
         return None;
@@ -57,11 +60,11 @@ pub fn local(time: Timestamp) -> Option<Local> {
 
 fn spec(time: Timestamp) -> TimeSpec {
     let (secs, nanos) = time.parts();
-    // `tv_sec` and `tv_nsec` are as wide as the platform has them; i64 seconds fit on all that this is built for.
+    // `tv_sec` and `tv_nsec` have the platform's width; i64 seconds fit on all supported platforms.
     TimeSpec::new(secs as _, nanos.into())
 }
 
-/// Sets the time of last change of an open file.
+/// Sets the modification time of an open file.
 ///
 /// # Errors
 /// What the system said.
@@ -69,8 +72,8 @@ pub fn set_modified_fd(file: impl AsFd, modified: Timestamp) -> io::Result<()> {
     Ok(futimens(file, &spec(modified), &spec(modified))?)
 }
 
-/// Sets the time of last change of `name` in the directory `dir`, of a symbolic link itself if it is one.
-/// `None` stands for the directory.
+/// Sets the modification time of `name` in the directory `dir`; for a symbolic link, that of the
+/// link itself. `None` means the directory.
 ///
 /// # Errors
 /// What the system said.

@@ -1,8 +1,8 @@
-//! Which directories decide where a path leads, and who may change that.
+//! Finds the directories that decide where a path leads, and the users who may change them.
 //!
-//! A path is resolved here name by name, as the kernel does it: each directory is held by a descriptor, and what is found out
-//! of it is true of the very directory that the next name is looked up in. A symbolic link is read from its descriptor, and
-//! the directories on its way count as well.
+//! The path is resolved here name by name, as the kernel does it. A descriptor holds each
+//! directory, so each fact is true of the very directory in which the next name is looked up. A
+//! symbolic link is read from its descriptor, and the directories on its way count as well.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,20 +14,20 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
 use nix::unistd::Uid;
 
-use super::mounts::{Facts, facts_of};
-use crate::base::ForeignText;
+use super::mounts::{KernelFacts, facts_of};
+use crate::core::ForeignText;
 
-/// How many links are followed in one path; the kernel follows as many.
+/// The most links that are followed in one path, as in the kernel.
 const MOST_LINKS: usize = 40;
 
-/// Permission bits by which a group and everybody may write.
+/// Permission bits that let the group and all users write.
 const GROUP_WRITES: u32 = 0o020;
 const ALL_WRITE: u32 = 0o002;
 
-/// Only owners may remove or rename what is in the directory.
+/// Only owners may remove or rename names in the directory.
 const STICKY: u32 = 0o1000;
 
-/// Where a path leads.
+/// The result of resolving a path.
 #[derive(Debug)]
 pub struct Way {
     /// The directory at its end. Serves to resolve names beneath and for `statx`, not for reading.
@@ -38,19 +38,19 @@ pub struct Way {
     led: Option<Exposed>,
 }
 
-/// A directory on the way in which somebody else can put another directory in the place of the one that the path leads through.
+/// A directory on the way in which another user can replace the name that the path leads through.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} {by}, who can make {} lead elsewhere", dir.escaped(), next.escaped())]
 pub struct Exposed {
     /// The directory.
     pub dir: PathBuf,
-    /// What in it can be replaced.
+    /// The name in it that can be replaced.
     pub next: PathBuf,
-    /// By whom.
+    /// The user or group that can replace it.
     pub by: Writer,
 }
 
-/// Who may change a directory.
+/// A user or group that may change a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Writer {
     /// Its owner.
@@ -59,22 +59,24 @@ pub enum Writer {
     /// A group.
     #[error("can be written to by group {0}")]
     Group(u32),
-    /// Everybody.
+    /// All users.
     #[error("can be written to by everybody")]
     All,
-    /// Everybody may make something in it, and only owners remove it; this user owns it.
+    /// All users may create names in it, and only owners may remove them; this user owns the name.
     #[error("lets everybody make names, and this one belongs to user {0}")]
     OwnerOfNext(u32),
 }
 
 impl Way {
-    /// The first directory on the way that another user than root and this one can change, if this is root, who would be led
-    /// where only root may go. The directory at the end does not count: whose it is is another question.
+    /// Returns the first directory on the way that a user other than root and this one can change.
+    /// Returns `None` unless this process is root, since only root could be led where others may
+    /// not go. The directory at the end does not count: its owner is checked elsewhere.
     pub fn danger(&self) -> Option<&Exposed> {
         self.exposed.as_ref().filter(|_| Uid::effective().is_root())
     }
 
-    /// As [`Way::danger`], if a link was followed in that directory or further on: perhaps it is that user who leads there.
+    /// As [`Way::danger`], if a link was followed in that directory or further on: that user may be
+    /// the one who redirects the path.
     pub fn lure(&self) -> Option<&Exposed> {
         self.led.as_ref().filter(|_| Uid::effective().is_root())
     }
@@ -83,7 +85,8 @@ impl Way {
 /// Resolves `path` to a directory.
 ///
 /// # Errors
-/// ENOENT or ENOTDIR if there is none, ELOOP if there are too many links in it; else what the system said.
+/// ENOENT or ENOTDIR if there is none, ELOOP if there are too many links in it; else what the
+/// system said.
 pub fn walk(path: &Path) -> io::Result<Way> {
     let root = open(
         "/",
@@ -103,22 +106,23 @@ pub fn walk(path: &Path) -> io::Result<Way> {
     walker.end()
 }
 
-/// A directory that was reached: it, what is known of it, and its name in the one before.
+/// A directory that was reached, its facts, and its name in the directory before it.
 struct Reached {
     dir: OwnedFd,
-    facts: Facts,
+    facts: KernelFacts,
     name: OsString,
 }
 
 struct Walker {
-    root: (OwnedFd, Facts),
+    root: (OwnedFd, KernelFacts),
     reached: Vec<Reached>,
     links: usize,
-    /// Who may change a directory on the way: root, this user, and whoever has the root directory and so all paths. In a user
-    /// namespace that one is often a user without a number.
+    /// The users who may change a directory on the way: root, this user, and the owner of the root
+    /// directory, who controls all paths. In a user namespace that owner is often a user without a
+    /// number.
     trusted: [u32; 3],
     exposed: Option<Exposed>,
-    /// The same, once a link has been followed after it.
+    /// The value of `exposed` when the last link was followed.
     led: Option<Exposed>,
 }
 
@@ -151,9 +155,9 @@ impl Walker {
         Ok(())
     }
 
-    /// Whether it is a link of somebody else in a directory in which everybody may make names: as the kernel does with
-    /// `fs.protected_symlinks`, none is followed.
-    fn is_lure(&self, link: &Facts) -> bool {
+    /// Returns whether another user's link is in a directory in which all users may create names.
+    /// Such a link is not followed, as with the kernel's `fs.protected_symlinks`.
+    fn is_lure(&self, link: &KernelFacts) -> bool {
         let (_, here) = self.here();
         let is_shared = here.mode & STICKY != 0 && here.mode & ALL_WRITE != 0;
         is_shared && link.uid != Uid::effective().as_raw() && link.uid != here.uid
@@ -175,11 +179,12 @@ impl Walker {
         ahead.extend(names);
     }
 
-    /// Opens what `name` is here: a directory or a symbolic link.
-    fn step(&self, name: &OsString) -> io::Result<(OwnedFd, Facts)> {
+    /// Opens `name` here: a directory or a symbolic link.
+    fn step(&self, name: &OsString) -> io::Result<(OwnedFd, KernelFacts)> {
         let (here, _) = self.here();
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        // As a directory first: that has the kernel mount what is mounted on demand.
+        // As a directory first: that makes the kernel mount a file system that is mounted on
+        // demand.
         let opened = openat(
             here,
             name.as_os_str(),
@@ -199,20 +204,20 @@ impl Walker {
         }
     }
 
-    fn here(&self) -> (BorrowedFd<'_>, Facts) {
+    fn here(&self) -> (BorrowedFd<'_>, KernelFacts) {
         match self.reached.last() {
             Some(reached) => (reached.dir.as_fd(), reached.facts),
             None => (self.root.0.as_fd(), self.root.1),
         }
     }
 
-    fn note_exposure(&mut self, name: &OsString, next: &Facts) {
+    fn note_exposure(&mut self, name: &OsString, next: &KernelFacts) {
         let (dir, here) = self.here();
         let Some(by) = self.writer(&here, next) else {
             return;
         };
-        // All files of such a file system belong to whom its mount names, and it has no links: whatever is put in the place of
-        // one is another directory of the same drive.
+        // All files of such a file system belong to the user that its mount names, and it has no
+        // links. A replacement can only be another directory of the same drive.
         if here.place == next.place && super::file::has_no_owners(dir) {
             return;
         }
@@ -224,15 +229,16 @@ impl Walker {
         });
     }
 
-    /// Who, beside those that are trusted, can put something else in the place of `next` in the directory `here`.
-    fn writer(&self, here: &Facts, next: &Facts) -> Option<Writer> {
+    /// Returns who, except the trusted users, can replace `next` in the directory `here`.
+    fn writer(&self, here: &KernelFacts, next: &KernelFacts) -> Option<Writer> {
         let is_trusted = |uid| self.trusted.contains(&uid);
         if !is_trusted(here.uid) {
             return Some(Writer::Owner(here.uid));
         }
         let open_to = match here.mode {
             mode if mode & ALL_WRITE != 0 => Writer::All,
-            // Who is in root's group is trusted, as in containers whose directories are all of that group.
+            // Members of root's group are trusted, as in containers whose directories all have that
+            // group.
             mode if mode & GROUP_WRITES != 0 && here.gid != 0 => Writer::Group(here.gid),
             _ => return None,
         };
@@ -271,14 +277,14 @@ mod tests {
 
     use super::*;
 
-    const SOMEBODY: u32 = 12_345;
+    const OTHER_USER: u32 = 12_345;
     const GROUP: u32 = 7;
 
     fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
-    /// A tree below a directory of this user: its resolved path.
+    /// Makes a tree below a directory of this user and returns its resolved path.
     fn tree() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let top = fs::canonicalize(dir.path()).unwrap();
@@ -332,8 +338,8 @@ mod tests {
             found.map(|found| (found.dir.strip_prefix(&top).unwrap().to_owned(), found.by))
         };
         assert_eq!(danger(), None);
-        // What is at the end may be anybody's.
-        chown(&path, Some(SOMEBODY), None).unwrap();
+        // The owner of the directory at the end does not count.
+        chown(&path, Some(OTHER_USER), None).unwrap();
         set_mode(&path, 0o777);
         assert_eq!(danger(), None);
         set_mode(&top.join("a/b"), 0o775);
@@ -342,7 +348,7 @@ mod tests {
         for (mode, by) in [
             (0o775, Writer::Group(GROUP)),
             (0o777, Writer::All),
-            (0o1777, Writer::OwnerOfNext(SOMEBODY)),
+            (0o1777, Writer::OwnerOfNext(OTHER_USER)),
         ] {
             set_mode(&top.join("a/b"), mode);
             assert_eq!(danger(), Some(("a/b".into(), by)));
@@ -350,8 +356,8 @@ mod tests {
         chown(&path, Some(0), None).unwrap();
         assert_eq!(danger(), None, "sticky, and the name is root's");
         set_mode(&top.join("a/b"), 0o755);
-        chown(top.join("a"), Some(SOMEBODY), None).unwrap();
-        assert_eq!(danger(), Some(("a".into(), Writer::Owner(SOMEBODY))));
+        chown(top.join("a"), Some(OTHER_USER), None).unwrap();
+        assert_eq!(danger(), Some(("a".into(), Writer::Owner(OTHER_USER))));
     }
 
     #[test]
@@ -362,16 +368,16 @@ mod tests {
         let (_dir, top) = tree();
         let theirs = top.join("theirs");
         fs::create_dir(&theirs).unwrap();
-        chown(&theirs, Some(SOMEBODY), None).unwrap();
+        chown(&theirs, Some(OTHER_USER), None).unwrap();
         symlink(top.join("a/b"), theirs.join("link")).unwrap();
         let way = walk(&theirs.join("link/c")).unwrap();
         assert_eq!(way.place, top.join("a/b/c"));
-        assert_eq!(way.danger().unwrap().by, Writer::Owner(SOMEBODY));
+        assert_eq!(way.danger().unwrap().by, Writer::Owner(OTHER_USER));
         assert_eq!(way.lure(), way.danger());
         fs::create_dir(theirs.join("plain")).unwrap();
         let way = walk(&theirs.join("plain")).unwrap();
         assert!(way.danger().is_some() && way.lure().is_none());
-        // Through theirs and out again nothing of it is looked up.
+        // A path that only passes through `theirs` looks up no name in it.
         assert_eq!(walk(&theirs.join("../a")).unwrap().danger(), None);
     }
 }

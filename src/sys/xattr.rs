@@ -1,7 +1,8 @@
-//! Extended attributes: one read by path, and all of an entry of a directory that is held open.
+//! Extended attributes: one read by path, and all of an entry of an open directory.
 //!
-//! Before Linux 6.13 no call takes a directory and a name for this. `/proc/self/fd/N/name` says the same: the kernel goes to the
-//! directory behind the descriptor, wherever that is by now, and the calls that begin with `l` do not follow a link at its end.
+//! Before Linux 6.13 no such call takes a directory and a name. `/proc/self/fd/N/name` does the
+//! same: the kernel goes to the directory behind the descriptor, even if it has moved, and the
+//! calls that begin with `l` do not follow a link at its end.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -9,20 +10,21 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::base::Name;
+use crate::core::Name;
 
-/// How often a value that grows between the two calls is asked for again.
+/// The number of attempts for a value that grows between the two calls.
 const ATTEMPTS: usize = 8;
 
-/// The value of the extended attribute `name` of `path`, following symbolic links.
+/// Returns the value of the extended attribute `name` of `path`. Follows symbolic links.
 ///
 /// # Errors
-/// `ENODATA` if there is no such attribute, `ENOTCONN` if `path` is a FUSE mount whose daemon is gone,
+/// `ENODATA` if there is no such attribute, `ENOTCONN` if `path` is a FUSE mount without a daemon,
 /// `InvalidInput` if `path` holds a NUL; else what the system said.
 pub fn get(path: &Path, name: &CStr) -> io::Result<Vec<u8>> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut value = Vec::new();
-    // Asking with an empty buffer yields the size; the value may grow before the second call, which then says ERANGE.
+    // A call with an empty buffer returns the size. The value may grow before the second call,
+    // which then fails with ERANGE.
     for _ in 0..ATTEMPTS {
         let size = getxattr(&path, name, &mut [])?;
         value.resize(size, 0);
@@ -39,7 +41,8 @@ pub fn get(path: &Path, name: &CStr) -> io::Result<Vec<u8>> {
 }
 
 fn getxattr(path: &CStr, name: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: both strings end in NUL and outlive the call; the kernel writes at most `buffer.len()` bytes into `buffer`.
+    // SAFETY: both strings end in NUL and outlive the call; the kernel writes at most
+    // `buffer.len()` bytes into `buffer`.
     let size = unsafe {
         libc::getxattr(
             path.as_ptr(),
@@ -51,20 +54,22 @@ fn getxattr(path: &CStr, name: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
     usize::try_from(size).map_err(|_| io::Error::last_os_error())
 }
 
-/// What stands under `name` in `dir`, or `dir` itself, as a path that leads nowhere else.
+/// Returns a path that leads to `name` in `dir`, or to `dir` itself, and nowhere else.
 fn spelled(dir: &impl AsFd, name: Option<&Name>) -> io::Result<CString> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
     path.extend_from_slice(name.map_or(b".", Name::as_bytes));
     Ok(CString::new(path)?)
 }
 
-/// Calls `read` with a buffer that is large enough, as far as that can be had: first with none, to be told the size.
+/// Calls `read` first with an empty buffer to get the size, then with a buffer that is large
+/// enough. Tries again if the value grew in between.
 fn read_all(mut read: impl FnMut(&mut [u8]) -> libc::ssize_t) -> io::Result<Vec<u8>> {
-    let told = |size: libc::ssize_t| usize::try_from(size).map_err(|_| io::Error::last_os_error());
+    let checked =
+        |size: libc::ssize_t| usize::try_from(size).map_err(|_| io::Error::last_os_error());
     let mut bytes = Vec::new();
     for _ in 0..ATTEMPTS {
-        bytes.resize(told(read(&mut []))?, 0);
-        match told(read(&mut bytes)) {
+        bytes.resize(checked(read(&mut []))?, 0);
+        match checked(read(&mut bytes)) {
             Ok(size) => {
                 bytes.truncate(size);
                 return Ok(bytes);
@@ -76,14 +81,16 @@ fn read_all(mut read: impl FnMut(&mut [u8]) -> libc::ssize_t) -> io::Result<Vec<
     Err(io::Error::from_raw_os_error(libc::ERANGE))
 }
 
-/// The names of the extended attributes of `name` in `dir` (of `dir` itself for `None`), not following a link.
+/// Returns the names of the extended attributes of `name` in `dir` (of `dir` itself for `None`).
+/// Does not follow a link.
 ///
 /// # Errors
 /// ENOTSUP if the file system has none; else what the system said.
 pub fn list_at(dir: &impl AsFd, name: Option<&Name>) -> io::Result<Vec<Vec<u8>>> {
     let path = spelled(dir, name)?;
     let names = read_all(|buffer| {
-        // SAFETY: `path` ends in NUL and outlives the call; the kernel writes at most `buffer.len()` bytes into `buffer`.
+        // SAFETY: `path` ends in NUL and outlives the call; the kernel writes at most
+        // `buffer.len()` bytes into `buffer`.
         unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
     })?;
     let names = names.split(|&byte| byte == 0);
@@ -93,7 +100,7 @@ pub fn list_at(dir: &impl AsFd, name: Option<&Name>) -> io::Result<Vec<Vec<u8>>>
         .collect())
 }
 
-/// The value of one of them; `None` if it is gone.
+/// Returns the value of one of them; `None` if it is gone.
 ///
 /// # Errors
 /// What the system said.
@@ -104,7 +111,8 @@ pub fn get_at(
 ) -> io::Result<Option<Vec<u8>>> {
     let (path, attribute) = (spelled(dir, name)?, CString::new(attribute)?);
     let value = read_all(|buffer| {
-        // SAFETY: both strings end in NUL and outlive the call; at most `buffer.len()` bytes are written into `buffer`.
+        // SAFETY: both strings end in NUL and outlive the call; at most `buffer.len()` bytes are
+        // written into `buffer`.
         unsafe {
             libc::lgetxattr(
                 path.as_ptr(),
@@ -120,7 +128,7 @@ pub fn get_at(
     }
 }
 
-/// Gives `name` in `dir` an extended attribute, not following a link.
+/// Sets an extended attribute of `name` in `dir`. Does not follow a link.
 ///
 /// # Errors
 /// What the system said.
@@ -131,7 +139,8 @@ pub fn set_at(
     value: &[u8],
 ) -> io::Result<()> {
     let (path, attribute) = (spelled(dir, name)?, CString::new(attribute)?);
-    // SAFETY: both strings end in NUL and outlive the call; the kernel reads `value.len()` bytes of `value`.
+    // SAFETY: both strings end in NUL and outlive the call; the kernel reads `value.len()` bytes of
+    // `value`.
     let set = unsafe {
         libc::lsetxattr(
             path.as_ptr(),
@@ -147,7 +156,8 @@ pub fn set_at(
     }
 }
 
-/// Takes an extended attribute of `name` in `dir` away, not following a link; fine if there is none.
+/// Removes an extended attribute of `name` in `dir`. Does not follow a link. Succeeds if there is
+/// none.
 ///
 /// # Errors
 /// What the system said.
@@ -172,7 +182,7 @@ mod tests {
     fn a_missing_attribute_and_a_missing_file_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let code = |path: &Path| get(path, c"user.ferryfs.none").unwrap_err().raw_os_error();
-        // A file system without user attributes says ENOTSUP, which is as good a "no".
+        // A file system without user attributes says ENOTSUP, which is the same answer.
         assert!(matches!(
             code(dir.path()),
             Some(libc::ENODATA | libc::ENOTSUP)

@@ -1,5 +1,6 @@
-//! What ferryfs reads from drives and sockets, held to the checks of the fuzz targets: every seed of `fuzz/seeds`, and many
-//! mutations of each that a printed seed brings back. In a process of its own, because it limits the process's memory.
+//! What ferryfs reads from drives and sockets, held to the checks of the fuzz targets: every seed
+//! of `fuzz/seeds`, and many mutations of each that a printed seed brings back. In a process of its
+//! own, because it limits the process's memory.
 
 // The modules below are shared with others, or private to this file.
 #![allow(unreachable_pub)]
@@ -30,8 +31,9 @@ use mutate::Mutator;
 /// Mutations of each seed; `FERRYFS_TEST_MUTATIONS` asks for more.
 const MUTATIONS: u64 = 1000;
 
-/// What all of this may take on top of what the process has when it begins. The inputs are of some kilobytes: an allocation on
-/// the word of a count or a length is beyond it at once, and ends the process.
+/// What all of this may take on top of what the process has when it begins. The inputs are of some
+/// kilobytes: an allocation on the word of a count or a length is beyond it at once, and ends the
+/// process.
 const MEMORY: u64 = 256 << 20;
 
 /// A check of a parser, and whether inputs are put under a right checksum again.
@@ -47,7 +49,8 @@ fn checks() -> BTreeMap<&'static str, Check> {
     ])
 }
 
-/// A check of something larger, and how many mutations of each seed it is given for each thousand that a parser is.
+/// A check of something larger, and how many mutations of each seed it is given for each thousand
+/// that a parser is.
 type LargeCheck = (fn(&[u8]), u64);
 
 fn large_checks() -> BTreeMap<&'static str, LargeCheck> {
@@ -102,7 +105,8 @@ fn no_bytes_make_a_parser_panic_or_allocate_what_they_claim() {
     }
 }
 
-/// Gives `check` each seed of a target, and so many mutations of each; true with a seed itself. How many seeds there are.
+/// Gives `check` each seed of a target, and so many mutations of each; true with a seed itself. How
+/// many seeds there are.
 fn feed(target: &'static str, mutations: u64, check: impl Fn(&[u8], bool)) -> usize {
     let corpus = corpus(target);
     assert!(corpus.len() >= 8, "{target} has seeds");
@@ -135,8 +139,8 @@ fn no_drive_no_client_and_no_index_makes_what_reads_it_panic_or_write_elsewhere(
     }
 }
 
-/// The seeds that the project builds itself are those that are checked in; a changed format shows here. Others, found by fuzzing,
-/// may lie beside them.
+/// The seeds that the project builds itself are those that are checked in; a changed format shows
+/// here. Others, found by fuzzing, may lie beside them.
 #[test]
 fn the_seeds_that_are_checked_in_are_the_ones_that_are_built() {
     for (target, seeds) in seeds::all() {

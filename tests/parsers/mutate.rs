@@ -1,4 +1,5 @@
-//! Mutations that a number brings back: what a worn medium and what somebody with a hex editor does.
+//! Mutations that a number brings back: what a worn medium and what somebody with a hex editor
+//! does.
 
 use crate::engine::rng::Rng;
 

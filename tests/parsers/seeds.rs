@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use ferryfs::base::{BatchNo, ContentHash, RelPath, Timestamp};
 use ferryfs::control::protocol::{
-    Answer, ControlError, ErrorCode, FlushReport, LeftBehind, Phase, Progress, Reply, Request,
-    encode,
+    Answer, ControlError, ErrorCode, FlushReport, FlushWish, LeftBehind, Reply, Request, encode,
 };
-use ferryfs::rules::known::Known;
-use ferryfs::rules::marker::{self, Marker};
-use ferryfs::rules::record::{self, BatchRecord};
-use ferryfs::rules::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
+use ferryfs::core::{BatchNo, ContentHash, Phase, Progress, RelPath, Timestamp};
+use ferryfs::format::expectations::Expectations;
+use ferryfs::format::marker::Marker;
+use ferryfs::format::record::BatchRecord;
+use ferryfs::format::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
+use ferryfs::format::{marker, record};
 use uuid::Uuid;
 
 use crate::checks::resealed;
@@ -47,7 +47,7 @@ fn with(clear: Vec<ClearStep>, place: Vec<PlaceStep<FileContent>>) -> BatchRecor
             place,
             ..Steps::default()
         },
-        known: Known::default(),
+        known: Expectations::default(),
         catalog: None,
     }
 }
@@ -151,7 +151,7 @@ fn records() -> Seeds {
         ("every-kind", good.clone()),
         (
             "every-kind-2",
-            include_bytes!("../fixtures/record-v2.bin").to_vec(),
+            include_bytes!("../fixtures/record-full-v2.bin").to_vec(),
         ),
         ("empty", record::encode(&with(vec![], vec![]))),
         ("many", record::encode(&with(vec![], many.collect()))),
@@ -197,7 +197,8 @@ fn forgetting(shared: usize, rest: &[u8]) -> Vec<u8> {
     change
 }
 
-/// Little that stands for much: each path is as long as the first, of which it has all but the last byte.
+/// Little that stands for much: each path is as long as the first, of which it has all but the last
+/// byte.
 fn expanding() -> Vec<u8> {
     let long = vec!["x".repeat(255); 20].join("/").into_bytes();
     let shared = long.len() - 1;
@@ -328,11 +329,12 @@ fn control() -> Seeds {
         ("status", line(&Request::Status)),
         (
             "flush",
-            line(&Request::Flush {
+            line(&Request::Flush(FlushWish {
                 timeout_ms: Some(u64::MAX),
-            }),
+                ..FlushWish::default()
+            })),
         ),
-        ("flush-forever", line(&Request::Flush { timeout_ms: None })),
+        ("flush-forever", line(&Request::Flush(FlushWish::default()))),
         ("eject", line(&Request::Eject)),
         (
             "unmount",
@@ -407,14 +409,25 @@ fn a_report() -> FlushReport {
 }
 
 /// As text, so that a new member of it is no change here.
-const STATUS: &str = r#"{"v":1,"reply":"done","answer":{"kind":"status","mountpoint":"/home/me/lab","backend":"/media/me/HDD","volume_id":"6f1d3a52-8c0e-4b7a-9d24-51c3e07f88b1","backend_state":"detached","dirty_files":1,"dirty_bytes":2,"open_for_write":3,"cached_bytes":4,"last_batch":{"number":9,"time":"2025-11-20T18:00:00Z","files":1,"bytes":2,"outcome":"failed"},"safe_to_unplug":false,"batch_in_progress":true,"kept_local":5,"last_error":"e","io":"daemon","version":"0.1.0","pid":6}}"#;
+const STATUS: &str = concat!(
+    r#"{"v":1,"reply":"done","answer":{"kind":"status","mountpoint":"/home/me/lab","#,
+    r#""backend":"/media/me/HDD","volume_id":"6f1d3a52-8c0e-4b7a-9d24-51c3e07f88b1","#,
+    r#""backend_state":"detached","dirty_files":1,"dirty_bytes":2,"needed_bytes":4096,"#,
+    r#""open_for_write":3,"cached_bytes":4,"last_batch":{"number":9,"#,
+    r#""time":"2025-11-20T18:00:00Z","files":1,"bytes":2,"outcome":"failed"},"conflicts":0,"#,
+    r#""safe_to_unplug":false,"batch_in_progress":true,"kept_local":5,"warnings":["w"],"#,
+    r#""last_error":"e","attention":[],"import":{"complete":false,"directories_done":1,"#,
+    r#""directories_known":2,"files":3,"unreadable":[{"path":"p","reason":"r"}],"#,
+    r#""unreadable_count":1},"io":"daemon","version":"0.1.0","pid":6,"cache":"/c","#,
+    r#""mounted":true,"users":{"found":[],"some_unseen":true},"cache_limit_bytes":7}}"#,
+);
 
 /// What hostile drives hold.
 fn drives() -> Seeds {
     let log = include_bytes!("../fixtures/segment-v1.bin");
     let full = include_bytes!("../fixtures/segment-full-v1.bin");
     let record = record::encode(&every_kind());
-    let rich = include_bytes!("../fixtures/record-v2.bin");
+    let rich = include_bytes!("../fixtures/record-full-v2.bin");
     let file = |number, bytes: &[u8]| piece(kind::FILE, number, bytes);
     let links: Vec<u8> = (0..10).flat_map(|n| piece(kind::LINK, n, b"")).collect();
     let slots: Vec<u8> = (0..4)
@@ -487,9 +500,10 @@ fn drives() -> Seeds {
 fn conversations() -> Seeds {
     let line = |message: &Request| encode(message).expect("a request");
     let (ping, status) = (line(&Request::Ping), line(&Request::Status));
-    let flush = line(&Request::Flush {
+    let flush = line(&Request::Flush(FlushWish {
         timeout_ms: Some(1),
-    });
+        ..FlushWish::default()
+    }));
     let end = line(&Request::Unmount {
         flush: false,
         force: true,

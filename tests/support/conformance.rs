@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use ferryfs::backend::probe::probe;
-use ferryfs::backend::{Backend, BackendError, Capabilities, Xattrs};
-use ferryfs::base::{FileKind, Name, RelPath, Timestamp};
+use ferryfs::core::{Capabilities, FileKind, Name, RelPath, Timestamp, Xattrs};
+use ferryfs::drive::probe::probe;
+use ferryfs::drive::{Backend, BackendError};
 
 /// 2023-11-14T22:13:21.123456789Z: an odd second, and every digit of the fraction matters.
 pub const WHEN: Timestamp = Timestamp(1_700_000_001_123_456_789);

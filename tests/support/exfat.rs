@@ -1,5 +1,5 @@
-//! A real exFAT volume for tests: an image file behind a loop device, mounted with the userspace driver (Debian's
-//! `exfat-fuse`). Needs root, `/dev/fuse`, loop devices, and exfatprogs.
+//! A real exFAT volume for tests: an image file behind a loop device, mounted with the userspace
+//! driver (Debian's `exfat-fuse`). Needs root, `/dev/fuse`, loop devices, and exfatprogs.
 
 #![allow(dead_code, unreachable_pub)] // Each test crate uses its own part of this.
 
@@ -18,7 +18,8 @@ pub struct ExfatImage {
 }
 
 impl ExfatImage {
-    /// Makes and mounts an empty volume of `size_mib` MiB; `None`, said loudly on standard error, where that cannot be done.
+    /// Makes and mounts an empty volume of `size_mib` MiB; `None`, said loudly on standard error,
+    /// where that cannot be done.
     pub fn new(size_mib: u64) -> Option<ExfatImage> {
         match ExfatImage::try_new(size_mib) {
             Ok(image) => Some(image),
@@ -69,7 +70,8 @@ impl ExfatImage {
         self.loop_device.as_deref().expect("the image is attached")
     }
 
-    /// The bytes that have reached the medium by now, without what the driver or the device's cache still holds back.
+    /// The bytes that have reached the medium by now, without what the driver or the device's cache
+    /// still holds back.
     ///
     /// # Errors
     /// If the image cannot be read.
@@ -121,8 +123,8 @@ impl ExfatImage {
         verdict.map(drop)
     }
 
-    /// umount returns before the driver's process has closed the device, and a device in use is not given back. It can be
-    /// opened exclusively once it is free.
+    /// umount returns before the driver's process has closed the device, and a device in use is not
+    /// given back. It can be opened exclusively once it is free.
     fn wait_for_driver(&self) {
         use std::os::unix::fs::OpenOptionsExt;
         for _ in 0..100 {

@@ -1,5 +1,6 @@
-//! A FUSE file system that keeps what it was given in memory until it is asked, for that very file or directory, to sync it:
-//! what the daemons of network and pooled file systems do. The kernel never tells it of `syncfs`. It can crash.
+//! A FUSE file system that keeps what it was given in memory until it is asked, for that very file
+//! or directory, to sync it: what the daemons of network and pooled file systems do. The kernel
+//! never tells it of `syncfs`. It can crash.
 
 #![allow(dead_code, unreachable_pub)] // Each test crate uses its own part of this.
 
@@ -162,7 +163,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Only this file or directory becomes durable: not the name of the one, nor what is in the other.
+    /// Only this file or directory becomes durable: not the name of the one, nor what is in the
+    /// other.
     fn sync(&mut self, number: u64) -> Answer<()> {
         let node = self.node(number)?.clone();
         self.durable.insert(number, node);

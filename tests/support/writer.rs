@@ -1,5 +1,5 @@
-//! A process that writes for ever and keeps a log, outside the mount, of what was acknowledged; and what must be there
-//! by that log after the daemon was killed.
+//! A process that writes for ever and keeps a log, outside the mount, of what was acknowledged; and
+//! what must be there by that log after the daemon was killed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use crate::lab::{self, Lab, Tree};
 
-/// Writes files for ever, in the ways that scripts do. Before each step it logs what it is about to do, after it that
-/// it was acknowledged; the log lies outside the mount. It ends quietly when the mount dies under it.
+/// Writes files for ever, in the ways that scripts do. Before each step it logs what it is about to
+/// do, after it that it was acknowledged; the log lies outside the mount. It ends quietly when the
+/// mount dies under it.
 const WRITER: &str = r#"
 import os, random, sys
 root, log, seed = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND), int(sys.argv[3])
@@ -76,7 +77,8 @@ pub(crate) fn expected(log: &Path) -> Expected {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
             ["begin", how, name, version] => {
-                // A begin after a begin is a new writer's first step: what the old one had under way is settled by now.
+                // A begin after a begin is a new writer's first step: what the old one had under
+                // way is settled by now.
                 all.pending = Some((how.into(), name.into(), version.parse().expect("version")));
             }
             ["done"] => {
@@ -124,7 +126,8 @@ impl Expected {
         }
     }
 
-    /// A step that was not acknowledged may have happened or not; only a rewrite in place may be half done.
+    /// A step that was not acknowledged may have happened or not; only a rewrite in place may be
+    /// half done.
     fn settle(&mut self, lab: &Lab, log: &Path, how: &str, name: &str, version: u64) {
         let old = self.files.get(name).copied();
         let now = fs::read(lab.m(name)).ok();
@@ -138,7 +141,8 @@ impl Expected {
             how == "rewrite" || is_new || is_old,
             "{how} of {name} is neither done nor undone"
         );
-        // Whatever it is, it is removed, and that is logged, so that the next round starts from what is known.
+        // Whatever it is, it is removed, and that is logged, so that the next round starts from
+        // what is known.
         if now.is_some() {
             fs::remove_file(lab.m(name)).expect("unlink");
         }

@@ -161,7 +161,8 @@ class Actions:
                                plugged=disk.kind != 'usb' or name in self.plugged))
 
     def _snap(self, usb, ssd, lose='all'):
-        # Both disks. Called at a write to the drive, which waits meanwhile: so the two copies are one instant of it.
+        # Both disks. Called at a write to the drive, which waits meanwhile: so the two copies are
+        # one instant of it.
         for disk, name in ((self.disks['usb'], usb), (self.disks['ssd'], ssd)):
             disk.snap(os.path.join(self.share, os.path.basename(name)), lose)
         self.counts['snaps'] += 1

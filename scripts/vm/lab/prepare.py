@@ -107,7 +107,8 @@ def fetch_tools():
     packages = sorted(glob.glob(state + '/cache/archives/*.deb'))
     for package in packages:
         unpack(package, work)
-    # What the host has already was not downloaded, and is seen through the layer; but these two are needed before it is.
+    # What the host has already was not downloaded, and is seen through the layer; but these two are
+    # needed before it is.
     for tool in ('busybox', 'kmod'):
         found = shutil.which(tool)
         if not glob.glob(work + '/usr/*bin/' + tool) and found:

@@ -41,7 +41,8 @@ def before(name, seed, number, tree, writes):
     lose = ('none', 'all', 'random:%d' % chance.randrange(10000))[number % 3]
     log = Log(LOG, tree)
     writer = Writer(world.LAB, tree, log, seed * 1000 + number)
-    # At a write to the drive; or to the SSD while programs write beside the flush; or before there is one.
+    # At a write to the drive; or to the SSD while programs write beside the flush; or before there
+    # is one.
     disk, beside = chance.choice((('usb', False), ('usb', False), ('usb', True), ('ssd', True), ('ssd', None)))
     share = chance.choice((chance.random(), chance.uniform(0.6, 1.05)))
     at = max(1, int(writes * share)) if disk == 'usb' else chance.randrange(1, 80)

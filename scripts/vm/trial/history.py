@@ -8,8 +8,8 @@ import json
 import os
 import time
 
-# An operation that is older than this when the power goes must have survived, without an fsync too. The promise is 5 s;
-# an emulated machine takes its time.
+# An operation that is older than this when the power goes must have survived, without an fsync too.
+# The promise is 5 s; an emulated machine takes its time.
 SETTLED = 40.0
 
 
@@ -78,7 +78,8 @@ class History:
 
     def __init__(self, path):
         with open(path) as file:
-            # A last line may be cut short: its operation was under way, or its acknowledgement was not seen by anybody.
+            # A last line may be cut short: its operation was under way, or its acknowledgement was
+            # not seen by anybody.
             lines = [json.loads(line) for line in file if line.endswith('\n')]
         base = lines[0]
         tree = Tree({p: tuple(v) for p, v in base['files'].items()}, base['dirs'])

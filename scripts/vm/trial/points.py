@@ -16,7 +16,8 @@ OPERATIONS = 12
 def copies(seed, most):
     """A flush, with copies made at some of its writes. Those: [(name, write, lose)], at most `most`."""
     tree = world.fresh(seed)
-    # A batch of the same kind first: how many writes does it take? And some files are in the cache then, others not.
+    # A batch of the same kind first: how many writes does it take? And some files are in the cache
+    # then, others not.
     writer = Writer(world.LAB, tree, Log(cuts.LOG, tree), seed)
     writer.run(OPERATIONS)
     writes = flush()

@@ -48,7 +48,8 @@ def fresh(seed):
     """New file systems on both disks, the drive filled elsewhere; nothing of it is in the cache. The tree on the drive."""
     for path in (SSD, DRIVE, RAW, LAB):
         os.makedirs(path, exist_ok=True)
-    # Clusters of one sector's size make chains and directories long; those of 32 KiB are what small drives have.
+    # Clusters of one sector's size make chains and directories long; those of 32 KiB are what small
+    # drives have.
     must('mkfs.exfat', '-c', ('4K', '32K')[seed % 2], device('usb'))
     make_ssd()
     mount_drive()

@@ -1,32 +1,39 @@
-//! Coming by the lease, one look at a time: who wants it must not sit in here while a minute goes by.
+//! Takes the lease step by step, so that no caller must wait here for a minute.
 //!
-//! | what stands there | what is done |
+//! | lease file | action |
 //! |---|---|
-//! | nothing | it is made, which only one can do; after a moment it is read back |
-//! | our own | it is ours |
-//! | one of the same cache on the same machine | its daemon has ended, as the cache is locked by us: it is replaced |
-//! | somebody else's, or a damaged one | we knock. Answered, or replaced by another: refused. Not answered for as long as its holder may be silent, by our clock: it is replaced |
-//! | a newer one's; a link or directory | refused, also with `--take-over` |
+//! | none | make it, which only one machine can do; after a moment read it back |
+//! | our own | we hold it |
+//! | of the same cache on this machine | its daemon has ended, as we lock the cache: replace it |
+//! | of another machine, or damaged | knock, and wait for an answer |
+//! | of a newer version; a link or directory | refuse, also with `--take-over` |
 //!
-//! After a lease has been replaced, the one who had it is given time to notice, and only then is it read back: of several who
-//! replaced it at once the last one has it. A crash at any point leaves a lease that nobody answers for, a knock, or a
-//! `lease.new`; the next one copes with each.
+//! If a knock is answered, or another machine replaces the lease, the claim is refused. If it is
+//! not answered for as long as the holder may be silent, by our clock, the lease is replaced.
+//!
+//! After a lease was replaced, its holder gets time to notice that, and only then the lease is read
+//! back: of several machines that replace it at once the last one holds it. A crash at any point
+//! leaves a lease for which no daemon answers, a knock, or a `lease.new`; the next claim handles
+//! each.
 
 use std::time::{Duration, Instant};
 
-use super::files::{self, Standing};
-use super::{Holder, LeaseFailure, Result, Step};
-use crate::backend::Backend;
-use crate::rules::lease::{self, LONGEST_SILENCE, Lease};
+use super::files::LeaseFile;
+use super::{Holder, LeaseFailure, Result, Step, files};
+use crate::drive::Backend;
+use crate::format::lease;
+use crate::format::lease::{LONGEST_SILENCE, Lease};
 
-/// How long after a lease was made it is read back, should the file system have let two make it at once.
+/// How long after a lease was made it is read back, in case the file system let two machines make
+/// it at once.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// What the one who had a lease is given beyond the time between two of his looks.
+/// The time that the holder of a replaced lease gets in addition to the time between two of its
+/// looks.
 const MARGIN: Duration = Duration::from_secs(1);
 
 enum State {
-    /// Nothing has been looked at yet, or all has changed.
+    /// The lease has not been read yet, or has changed.
     New,
     /// There is a knock, and it has not been answered since.
     Asking {
@@ -34,11 +41,11 @@ enum State {
         since: Instant,
         silence: Duration,
     },
-    /// Ours was written, and is to be read back then.
+    /// Our lease was written, and is read back at this time.
     Settling { until: Instant },
 }
 
-/// An attempt to come by the lease.
+/// An attempt to take the lease.
 pub(super) struct Claim {
     me: Lease,
     bytes: Vec<u8>,
@@ -47,7 +54,7 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// An attempt of `me`; with `take_over` nobody is asked.
+    /// An attempt by `me`. With `take_over` no holder is asked.
     pub(super) fn new(me: &Lease, take_over: bool) -> Claim {
         Claim {
             bytes: lease::encode(me),
@@ -57,10 +64,10 @@ impl Claim {
         }
     }
 
-    /// Goes on as far as can be gone at `now`.
+    /// Takes the steps that are possible at `now`.
     ///
     /// # Errors
-    /// If somebody holds it, or the backend fails.
+    /// If another machine holds it, or the drive fails.
     pub(super) fn step(&mut self, backend: &dyn Backend, now: Instant) -> Result<Step> {
         if let State::Settling { until } = self.state
             && now < until
@@ -70,96 +77,97 @@ impl Claim {
                 left: until - now,
             });
         }
-        let standing = files::read(backend)?;
-        if standing.bytes() == self.bytes {
+        let found = files::read(backend)?;
+        if found.bytes() == self.bytes {
             return Ok(Step::Held);
         }
         match &self.state {
-            // Somebody was later than we were.
-            State::Settling { .. } => self.settled(backend, standing, now),
-            State::New => self.begin(backend, standing, now),
-            State::Asking { .. } => self.ask(backend, standing, now),
+            // Another machine has replaced it after us.
+            State::Settling { .. } => self.settled(backend, found, now),
+            State::New => self.begin(backend, found, now),
+            State::Asking { .. } => self.ask(backend, found, now),
         }
     }
 
-    fn begin(&mut self, backend: &dyn Backend, standing: Standing, now: Instant) -> Result<Step> {
-        let silence = match &standing {
-            Standing::Nothing => {
+    fn begin(&mut self, backend: &dyn Backend, found: LeaseFile, now: Instant) -> Result<Step> {
+        let silence = match &found {
+            LeaseFile::Absent => {
                 if files::write_first(backend, &self.bytes)? {
                     return Ok(self.settle(now, SETTLE));
                 }
-                // It has just come: the next look finds out whose it is.
+                // Another machine has just made it: the next look reads it.
                 return Ok(Step::Wait {
                     holder: Holder::Nobody,
                     left: Duration::ZERO,
                 });
             }
-            Standing::Whole(other, _) if self.me.is_successor_of(other) => {
+            LeaseFile::Whole(other, _) if self.me.is_successor_of(other) => {
                 return self.replace(backend, SETTLE, now);
             }
-            Standing::Whole(other, _) => other.silence(),
-            Standing::Damaged(_) => LONGEST_SILENCE,
+            LeaseFile::Whole(other, _) => other.silence(),
+            LeaseFile::Damaged(_) => LONGEST_SILENCE,
         };
         if self.take_over {
             return self.replace(backend, silence / 12 + MARGIN, now);
         }
-        // A knock that is there already may be anybody's; what counts is that it stays from here on.
+        // A knock that exists already may be of any machine. It counts as unanswered if it stays
+        // from here on.
         files::knock(backend)?;
         self.state = State::Asking {
-            seen: standing.bytes().to_vec(),
+            seen: found.bytes().to_vec(),
             since: now,
             silence,
         };
         Ok(Step::Wait {
-            holder: Holder::of(&standing),
+            holder: Holder::of(&found),
             left: silence,
         })
     }
 
-    fn ask(&mut self, backend: &dyn Backend, standing: Standing, now: Instant) -> Result<Step> {
+    fn ask(&mut self, backend: &dyn Backend, found: LeaseFile, now: Instant) -> Result<Step> {
         let State::Asking {
             seen,
             since,
             silence,
         } = &self.state
         else {
-            return self.begin(backend, standing, now);
+            return self.begin(backend, found, now);
         };
         let (silence, asked) = (*silence, now.saturating_duration_since(*since));
-        if standing.bytes() != seen {
+        if found.bytes() != seen {
             self.state = State::New;
-            return match standing {
-                // Somebody has just come by it.
-                Standing::Whole(..) => Err(held(&standing)),
-                // It was let go of; or is just being written.
-                _ => self.begin(backend, standing, now),
+            return match found {
+                // Another machine has just taken it.
+                LeaseFile::Whole(..) => Err(held(&found)),
+                // Its holder has released it, or it is being written now.
+                _ => self.begin(backend, found, now),
             };
         }
         if !files::is_knocked(backend)? {
             self.state = State::New;
-            return Err(held(&standing));
+            return Err(held(&found));
         }
         if asked < silence {
             return Ok(Step::Wait {
-                holder: Holder::of(&standing),
+                holder: Holder::of(&found),
                 left: silence - asked,
             });
         }
         tracing::warn!(
-            holder = %Holder::of(&standing),
-            "whoever had the directory has not answered; it is taken over"
+            holder = %Holder::of(&found),
+            "the holder of the directory has not answered; the directory is taken over"
         );
         self.replace(backend, silence / 12 + MARGIN, now)
     }
 
-    fn settled(&mut self, backend: &dyn Backend, standing: Standing, now: Instant) -> Result<Step> {
+    fn settled(&mut self, backend: &dyn Backend, found: LeaseFile, now: Instant) -> Result<Step> {
         self.state = State::New;
-        match standing {
-            Standing::Whole(..) => Err(held(&standing)),
+        match found {
+            LeaseFile::Whole(..) => Err(held(&found)),
             _ => {
-                // What was settled once with force is not to be forced for ever.
+                // `--take-over` counts once.
                 self.take_over = false;
-                self.begin(backend, standing, now)
+                self.begin(backend, found, now)
             }
         }
     }
@@ -178,6 +186,6 @@ impl Claim {
     }
 }
 
-fn held(standing: &Standing) -> LeaseFailure {
-    LeaseFailure::Held(Holder::of(standing))
+fn held(found: &LeaseFile) -> LeaseFailure {
+    LeaseFailure::Held(Holder::of(found))
 }

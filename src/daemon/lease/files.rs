@@ -1,51 +1,53 @@
-//! The files of the lease on the backend: read as anybody's, written whole.
+//! The files of the lease on the drive. They are read without trusting them, and written as a
+//! whole.
 
 use std::io;
 
 use super::{LeaseFailure, Result};
-use crate::backend::{Backend, BackendError};
-use crate::base::{RelPath, Timestamp};
-use crate::flush::free_reserve;
-use crate::rules::layout;
-use crate::rules::lease::{self, Lease, LeaseError, MAX_BYTES};
+use crate::apply::reserve::free_reserve;
+use crate::core::{RelPath, Timestamp};
+use crate::drive::{Backend, BackendError, WRITE};
+use crate::format::lease::{Lease, LeaseError, MAX_BYTES};
+use crate::format::{layout, lease};
 
-/// What stands where the lease belongs.
+/// The file at the lease's place on the drive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Nothing: nobody has the directory.
-    Nothing,
+pub(super) enum LeaseFile {
+    /// There is none, so no machine uses the directory.
+    Absent,
     /// A lease, and its bytes.
     Whole(Box<Lease>, Vec<u8>),
-    /// A file that is no lease, or not a whole one. Somebody may be writing it, or hold it all the same.
+    /// A file that is no lease, or not a whole one. Another machine may be writing it, or may hold
+    /// the lease nevertheless.
     Damaged(Vec<u8>),
 }
 
-impl Standing {
-    /// The bytes of what stands there.
+impl LeaseFile {
+    /// The bytes of the file.
     pub(super) fn bytes(&self) -> &[u8] {
         match self {
-            Standing::Nothing => &[],
-            Standing::Whole(_, bytes) | Standing::Damaged(bytes) => bytes,
+            LeaseFile::Absent => &[],
+            LeaseFile::Whole(_, bytes) | LeaseFile::Damaged(bytes) => bytes,
         }
     }
 }
 
-/// Reads the lease. The file is opened first and then read to its end: on a network file system opening is what asks the server,
-/// while what stat says may be of a lease that stood there a minute ago.
+/// Reads the lease. The file is opened first and then read to its end: on a network file system
+/// opening asks the server, while the answer of stat may be a minute old.
 ///
 /// # Errors
-/// If it cannot be read, is no file, or is a newer one's.
-pub(super) fn read(backend: &dyn Backend) -> Result<Standing> {
+/// If it cannot be read, is not a regular file, or is of another version.
+pub(super) fn read(backend: &dyn Backend) -> Result<LeaseFile> {
     let path = layout::lease_path();
     let bytes = match read_whole(backend, &path) {
         Ok(bytes) => bytes,
-        Err(error) if error.is_not_found() => return Ok(Standing::Nothing),
+        Err(error) if error.is_not_found() => return Ok(LeaseFile::Absent),
         Err(error) => return Err(not_ours(backend, &path).unwrap_or_else(|| error.into())),
     };
     match lease::decode(&bytes) {
-        Ok(lease) => Ok(Standing::Whole(Box::new(lease), bytes)),
-        Err(LeaseError::Damaged { .. }) => Ok(Standing::Damaged(bytes)),
-        Err(newer @ LeaseError::Newer { .. }) => Err(LeaseFailure::Newer(newer)),
+        Ok(lease) => Ok(LeaseFile::Whole(Box::new(lease), bytes)),
+        Err(LeaseError::Damaged { .. }) => Ok(LeaseFile::Damaged(bytes)),
+        Err(other @ LeaseError::OtherFormat { .. }) => Err(LeaseFailure::OtherVersion(other)),
     }
 }
 
@@ -64,18 +66,19 @@ fn read_whole(backend: &dyn Backend, path: &RelPath) -> std::result::Result<Vec<
     Ok(bytes)
 }
 
-/// Whether something stands at `path` that is no file: a link, a directory, a pipe. It is not followed, opened or removed.
+/// Whether `path` is not a regular file: a link, a directory, a pipe. It is not followed, opened or
+/// removed.
 fn not_ours(backend: &dyn Backend, path: &RelPath) -> Option<LeaseFailure> {
     let meta = backend.metadata(path).ok()?;
-    (meta.kind != crate::base::FileKind::Regular)
+    (meta.kind != crate::core::FileKind::Regular)
         .then(|| LeaseFailure::NotOurs { path: path.clone() })
 }
 
-/// Whether somebody has knocked and has not been answered. By a listing: opening a directory is what asks a server, while a name
-/// that was not there a moment ago is remembered to be missing for a minute.
+/// Whether there is an unanswered knock. Found by a listing: opening a directory asks the server,
+/// while the absence of a name may be cached for a minute.
 ///
 /// # Errors
-/// If our directory cannot be listed, or the knock is no file.
+/// If our own folder cannot be listed, or the knock is not a regular file.
 pub(super) fn is_knocked(backend: &dyn Backend) -> Result<bool> {
     let knock = layout::knock_path();
     let name = knock.split_last().map(|(_, name)| name);
@@ -85,15 +88,15 @@ pub(super) fn is_knocked(backend: &dyn Backend) -> Result<bool> {
         .find(|entry| Some(&entry.name) == name.as_ref())
     {
         None => Ok(false),
-        Some(entry) if entry.meta.kind == crate::base::FileKind::Regular => Ok(true),
+        Some(entry) if entry.meta.kind == crate::core::FileKind::Regular => Ok(true),
         Some(_) => Err(LeaseFailure::NotOurs { path: knock }),
     }
 }
 
-/// Knocks, unless somebody else has already: one answer serves all.
+/// Knocks, unless there is a knock already: one answer serves all machines.
 ///
 /// # Errors
-/// If the backend cannot be written.
+/// If the drive cannot be written.
 pub(super) fn knock(backend: &dyn Backend) -> Result<()> {
     match create(backend, &layout::knock_path(), b"") {
         Err(error) if already(&error) => Ok(()),
@@ -101,18 +104,18 @@ pub(super) fn knock(backend: &dyn Backend) -> Result<()> {
     }
 }
 
-/// Answers a knock: by taking it away, which works on a full disk as well.
+/// Answers a knock by removing it, which works on a full disk, too.
 ///
 /// # Errors
-/// If the backend refuses.
+/// If the drive refuses.
 pub(super) fn answer(backend: &dyn Backend) -> Result<()> {
     remove(backend, &layout::knock_path())
 }
 
-/// Writes the lease where there is none. False if there is one by now.
+/// Writes the lease if there is none. Returns false if there is one now.
 ///
 /// # Errors
-/// If the backend cannot be written.
+/// If the drive cannot be written.
 pub(super) fn write_first(backend: &dyn Backend, bytes: &[u8]) -> Result<bool> {
     match create(backend, &layout::lease_path(), bytes) {
         Err(error) if already(&error) => Ok(false),
@@ -120,10 +123,10 @@ pub(super) fn write_first(backend: &dyn Backend, bytes: &[u8]) -> Result<bool> {
     }
 }
 
-/// Puts the lease in the place of what stands there: of two who do so at once the later one has it.
+/// Replaces the lease file: of two machines that do so at once the later one holds it.
 ///
 /// # Errors
-/// If the backend cannot be written.
+/// If the drive cannot be written.
 pub(super) fn write_over(backend: &dyn Backend, bytes: &[u8]) -> Result<()> {
     let new = layout::lease_new_path();
     remove(backend, &new)?;
@@ -131,10 +134,10 @@ pub(super) fn write_over(backend: &dyn Backend, bytes: &[u8]) -> Result<()> {
     Ok(backend.rename(&new, &layout::lease_path())?)
 }
 
-/// Takes the lease away.
+/// Removes the lease.
 ///
 /// # Errors
-/// If the backend refuses.
+/// If the drive refuses.
 pub(super) fn remove_lease(backend: &dyn Backend) -> Result<()> {
     remove(backend, &layout::lease_path())
 }
@@ -147,7 +150,7 @@ fn remove(backend: &dyn Backend, path: &RelPath) -> Result<()> {
     }
 }
 
-/// Writes a small file, on a full backend in the space that is held there.
+/// Writes a small file; on a full drive in the space that is reserved there.
 fn create(
     backend: &dyn Backend,
     path: &RelPath,
@@ -161,8 +164,8 @@ fn create(
     }
 }
 
-/// Not synced: closing a file of a share hands its bytes to the server, and a lease that a power cut of the server takes along is
-/// written anew by whoever holds it.
+/// Not synced: closing a file on a share sends its bytes to the server, and the holder writes a
+/// lease again that a power cut of the server has lost.
 fn create_once(
     backend: &dyn Backend,
     path: &RelPath,
@@ -173,9 +176,9 @@ fn create_once(
         .append(bytes)
         .and_then(|()| file.finish(Timestamp::from(std::time::SystemTime::now())));
     written.map_err(|source| {
-        let error = BackendError::new("write", path, source);
+        let error = BackendError::new(WRITE, path, source);
         if error.is_full() {
-            // A part of a lease would pass for somebody's.
+            // A part of a lease would count as a damaged one.
             let _ = backend.remove_file(path);
         }
         error

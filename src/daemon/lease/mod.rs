@@ -1,22 +1,23 @@
-//! One machine at a time: the lease of a directory that others have at hand as well.
+//! The lease: only one machine at a time uses a directory that several machines can reach.
 //!
-//! The file is [`crate::rules::lease`]'s, how it is come by is [`claim`]'s. Whoever holds it looks several times a minute
-//! whether it is still his, and takes away the knocks of those who ask for him. Before anything of a batch is written, and
-//! again before its record, it is read anew: no clock and no promise of the network is relied upon. What was begun before it was
-//! lost and is still on its way may take effect later; the batch's record is there then, and whoever took over has finished
-//! the batch by it.
+//! The format of the file is in [`crate::format::lease`], how it is taken in [`claim`]. The holder
+//! checks several times a minute whether it still holds the lease, and removes the knocks of
+//! machines that ask for it. The lease is read again before anything of a batch is written, and
+//! again before the batch's record: no clock and no promise of the network is relied on. A call
+//! that was under way when the lease was lost may take effect later; the batch's record exists
+//! then, and the machine that has taken over has finished the batch.
 //!
-//! Drives have none: nobody else can have one mounted. A lease would make each mount write to a drive that may never be written
-//! to, leave it marked as in use when it is pulled, and keep it waiting for a minute at the machine that it is plugged into next.
-//! Where one stands all the same (made by `--lease always`), it is respected.
+//! A drive has no lease, because only one machine can mount it. A lease would make each mount write
+//! to a drive that may never be written to, would stay when the drive is pulled, and would make the
+//! next machine wait for a minute. If one exists nevertheless (made by `--lease always`), it is
+//! respected.
 //!
-//! State: in memory only. A crash leaves a lease that nobody answers for; the same cache takes it at once, others when it has
-//! not been answered for. No lock is held during a call to the backend.
+//! The state is in memory only. A crash leaves a lease for which no daemon answers; the same cache
+//! takes it at once, other machines when it has not been answered for. No lock is held during a
+//! call to the drive.
 
 mod claim;
 mod files;
-#[cfg(test)]
-mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,40 +29,37 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use self::claim::Claim;
-use self::files::Standing;
-use super::DaemonError;
+use self::files::LeaseFile;
 use super::options::LeaseMode;
 use super::service::rfc3339;
-use crate::backend::{Backend, BackendError};
-use crate::base::printable;
-use crate::base::{RelPath, Timestamp};
-use crate::cli::exit::Exit;
-use crate::rules::layout;
-use crate::rules::lease::{self, Lease, LeaseError};
+use crate::core::{Exit, Failure, RelPath, Timestamp, printable};
+use crate::drive::{Backend, BackendError};
+use crate::format::lease::{Lease, LeaseError};
+use crate::format::{layout, lease};
 
-/// Time between two looks while the lease is being asked for.
+/// The time between two looks while the lease is being asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// How often a damaged lease is read again before it is believed to be damaged.
+/// How often a damaged lease is read again before it counts as damaged.
 const REREADS: u32 = 5;
 
-/// Who holds a lease.
+/// The holder of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
-    /// This one.
+    /// The daemon in this lease.
     Known(Box<Lease>),
-    /// Somebody whose lease is damaged.
+    /// Unknown, because the lease is damaged.
     Unknown,
-    /// Nobody, as far as is known.
+    /// No daemon, as far as is known.
     Nobody,
 }
 
 impl Holder {
-    fn of(standing: &Standing) -> Holder {
-        match standing {
-            Standing::Whole(lease, _) => Holder::Known(lease.clone()),
-            Standing::Damaged(_) => Holder::Unknown,
-            Standing::Nothing => Holder::Nobody,
+    fn of(found: &LeaseFile) -> Holder {
+        match found {
+            LeaseFile::Whole(lease, _) => Holder::Known(lease.clone()),
+            LeaseFile::Damaged(_) => Holder::Unknown,
+            LeaseFile::Absent => Holder::Nobody,
         }
     }
 }
@@ -77,47 +75,47 @@ impl fmt::Display for Holder {
                 rfc3339(lease.since)
             ),
             Holder::Unknown => f.write_str("a ferryfs whose lease (.ferryfs/lease) is damaged"),
-            Holder::Nobody => f.write_str("nobody"),
+            Holder::Nobody => f.write_str("no ferryfs"),
         }
     }
 }
 
-/// How far the claim of a lease is.
+/// The result of one step towards the lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// It is held, or none is needed.
     Held,
-    /// Look again; it will be known in `left` at the latest.
+    /// Look again; the result is known in `left` at the latest.
     Wait {
-        /// Who is being asked for a sign of life; `Nobody` while only a moment must pass.
+        /// The daemon that is asked; `Nobody` while only a moment must pass.
         holder: Holder,
         /// How long this may still take.
         left: Duration,
     },
 }
 
-/// Why the lease is not ours.
+/// Why this daemon does not hold the lease.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LeaseFailure {
-    /// Somebody else has it.
+    /// Another daemon holds it.
     #[error("the directory is in use by {0}, last heard of just now")]
     Held(Holder),
-    /// It was ours and is somebody else's now.
-    #[error("the directory was taken over by {0}: nothing is written to it from here any more")]
+    /// This daemon held it, and another one has taken it.
+    #[error("the directory was taken over by {0}: this mount does not write to it any more")]
     Lost(Holder),
-    /// It is not held at the moment, as the backend is being let go of.
-    #[error("the directory is being let go of")]
+    /// It is not held at the moment, because the drive is being detached.
+    #[error("the directory is being released")]
     NotHeld,
-    /// A newer ferryfs holds it.
-    #[error("a newer ferryfs has the directory in use (its lease is of {0})")]
-    Newer(LeaseError),
-    /// Something that is no file stands where a file of the lease belongs.
-    #[error("{path} on the backend is no regular file, where ferryfs keeps a file of its own")]
+    /// Another version of ferryfs holds it.
+    #[error("another version of ferryfs uses the directory (its lease is of {0})")]
+    OtherVersion(LeaseError),
+    /// A file of the lease is not a regular file.
+    #[error("{path} on the drive is not a regular file; ferryfs keeps a file of its own there")]
     NotOurs {
-        /// Where.
+        /// Its path.
         path: RelPath,
     },
-    /// The backend failed.
+    /// The drive failed.
     #[error("the lease of the directory: {0}")]
     Backend(#[from] BackendError),
 }
@@ -125,37 +123,41 @@ pub(super) enum LeaseFailure {
 type Result<T> = std::result::Result<T, LeaseFailure>;
 
 impl LeaseFailure {
-    /// What to do about it.
+    /// What the user can do.
     fn hint(&self) -> &'static str {
         match self {
             LeaseFailure::Held(_) => {
-                "unmount it there first; or, if you know that nothing is at work there any more, add --take-over"
+                "unmount it there first; or, if you know that no ferryfs uses it any more, add \
+                 --take-over"
             }
             LeaseFailure::Lost(_) => {
-                "nothing is lost: what waits is in the cache. When the other one has let go, this mount goes on by itself"
+                "nothing is lost: what waits is in the cache. When the other machine releases the \
+                 directory, this mount attaches it without a command"
             }
-            LeaseFailure::Newer(_) => {
-                "update ferryfs on this machine; nothing was changed. If no newer one is in use any more, remove .ferryfs/lease there"
+            LeaseFailure::OtherVersion(_) => {
+                "update ferryfs on the machine that has the older one; nothing was changed. \
+                 If the other one is not in use any more, remove .ferryfs/lease there"
             }
             LeaseFailure::NotOurs { .. } => {
-                "somebody has put it there: look at it and move it away; it was not followed, and nothing was changed"
+                "ferryfs did not make it: look at it and move it away; it was not followed, and \
+                 nothing was changed"
             }
             LeaseFailure::NotHeld | LeaseFailure::Backend(_) => {
-                "see whether the NAS or drive is well, and try again"
+                "check the NAS or drive, and try again"
             }
         }
     }
 }
 
-impl From<LeaseFailure> for DaemonError {
-    fn from(failure: LeaseFailure) -> DaemonError {
+impl From<LeaseFailure> for Failure {
+    fn from(failure: LeaseFailure) -> Failure {
         let code = match &failure {
             LeaseFailure::Backend(error) if error.is_gone() || error.is_stalled() => {
                 Exit::BackendAbsent
             }
             _ => Exit::Failed,
         };
-        DaemonError {
+        Failure {
             code,
             message: failure.to_string(),
             hint: Some(failure.hint().into()),
@@ -163,13 +165,15 @@ impl From<LeaseFailure> for DaemonError {
     }
 }
 
-/// What this daemon has of the lease.
+/// The state of the lease.
 enum Hold {
-    /// Nothing, or not yet.
+    /// Not held, or not yet.
     Nothing,
-    /// Nobody needs one here.
+    /// None is needed here.
     NotNeeded,
-    /// It.
+    /// The drive is read-only: no lease can be made, and nothing else can be written either.
+    ReadOnly(Arc<dyn Backend>),
+    /// Held.
     Held(Arc<dyn Backend>),
 }
 
@@ -179,21 +183,23 @@ pub(super) struct Keeper {
     me: Lease,
     hold: Mutex<Hold>,
     claim: Mutex<Option<Claim>>,
-    /// Who has taken it from us; told to [`Keeper::take_loss`] once.
+    /// The daemon that has taken it; [`Keeper::take_loss`] returns it once.
     loss: Mutex<Option<String>>,
     is_lost: AtomicBool,
     stop: AtomicBool,
-    /// Held by the thread while it looks, so that what is let go of is not written anew behind whoever does so.
+    /// Locked by the thread while it looks, so that it does not write a lease again that is being
+    /// released.
     looking: Mutex<()>,
-    /// Before a damaged lease is read again.
+    /// The pause before a damaged lease is read again.
     pause: Duration,
 }
 
 impl Keeper {
-    /// A keeper for the daemon of `cache` on `volume`, with its thread, which looks after the lease from the moment it is held.
+    /// A keeper for the daemon of `cache` on `volume`. Its thread looks after the lease while it is
+    /// held.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If the system provides no thread.
     pub(super) fn start(
         mode: LeaseMode,
         silence: Duration,
@@ -206,7 +212,7 @@ impl Keeper {
         thread::Builder::new()
             .name("ferryfs-lease".into())
             .spawn(move || {
-                // It ends with its keeper; should it sit in a call then, with the process.
+                // It ends with its keeper; if it is in a call then, with the process.
                 while let Some(keeper) = weak.upgrade() {
                     if keeper.stop.load(Ordering::Acquire) {
                         return;
@@ -246,10 +252,11 @@ impl Keeper {
         }
     }
 
-    /// Goes one step towards holding the lease of `backend`, which other machines have at hand or not (`shared`). Does not wait.
+    /// Takes one step towards the lease of `backend`, which other machines can reach if it is
+    /// `shared`. Does not wait.
     ///
     /// # Errors
-    /// If somebody holds it, or the backend fails.
+    /// If another daemon holds it, or the drive fails.
     pub(super) fn advance(
         &self,
         backend: &Arc<dyn Backend>,
@@ -265,7 +272,13 @@ impl Keeper {
             .lock()
             .take()
             .unwrap_or_else(|| Claim::new(&self.me, take_over));
-        let step = claim.step(&**backend, Instant::now())?;
+        let step = match claim.step(&**backend, Instant::now()) {
+            Err(LeaseFailure::Backend(error)) if is_read_only(&error) => {
+                *self.hold.lock() = Hold::ReadOnly(backend.clone());
+                return Ok(Step::Held);
+            }
+            step => step?,
+        };
         match &step {
             Step::Held => {
                 *self.hold.lock() = Hold::Held(backend.clone());
@@ -276,7 +289,8 @@ impl Keeper {
         Ok(step)
     }
 
-    /// The same, and waits; `asking` is told once who is being asked, and for how long at most.
+    /// The same, and waits. `asking` is called once with the daemon that is asked and the longest
+    /// time.
     ///
     /// # Errors
     /// As [`Keeper::advance`].
@@ -315,46 +329,61 @@ impl Keeper {
         }
     }
 
-    /// Passes if the directory behind `backend` is still ours to write to, as it says itself.
+    /// Checks that this daemon may still write to the directory behind `backend`, by its lease.
     ///
     /// # Errors
-    /// If somebody else has it by now, or it cannot be read.
+    /// If another daemon holds it now, or it cannot be read.
     pub(super) fn check(&self, backend: &dyn Backend) -> Result<()> {
+        self.claim_if_writable()?;
         if !self.holds() {
             return match *self.hold.lock() {
-                Hold::NotNeeded => Ok(()),
+                // Each call that writes returns the error itself.
+                Hold::NotNeeded | Hold::ReadOnly(_) => Ok(()),
                 _ => Err(LeaseFailure::NotHeld),
             };
         }
         let mine = lease::encode(&self.me);
-        let mut standing = files::read(backend)?;
+        let mut found = files::read(backend)?;
         for _ in 0..REREADS {
-            // Whoever makes his own writes it in more than one step.
-            if !matches!(standing, Standing::Damaged(_)) {
+            // A daemon that makes its lease writes it in more than one step.
+            if !matches!(found, LeaseFile::Damaged(_)) {
                 break;
             }
             thread::sleep(self.pause);
-            standing = files::read(backend)?;
+            found = files::read(backend)?;
         }
-        match &standing {
-            Standing::Whole(_, bytes) if *bytes == mine => Ok(()),
-            Standing::Whole(..) => Err(self.lose(Holder::of(&standing))),
-            Standing::Nothing if !self.holds() => Err(LeaseFailure::NotHeld),
-            Standing::Nothing => {
-                // Removed by hand, or lost by the server. Only one can make it anew.
+        match &found {
+            LeaseFile::Whole(_, bytes) if *bytes == mine => Ok(()),
+            LeaseFile::Whole(..) => Err(self.lose(Holder::of(&found))),
+            LeaseFile::Absent if !self.holds() => Err(LeaseFailure::NotHeld),
+            LeaseFile::Absent => {
+                // It was removed by hand, or lost by the server. Only one machine can make it
+                // again.
                 if files::write_first(backend, &mine)? {
-                    tracing::warn!("the lease was gone; it is written anew");
+                    tracing::warn!("the lease was gone; it is written again");
                     return Ok(());
                 }
                 match files::read(backend)? {
-                    Standing::Whole(_, bytes) if bytes == mine => Ok(()),
+                    LeaseFile::Whole(_, bytes) if bytes == mine => Ok(()),
                     other => Err(self.lose(Holder::of(&other))),
                 }
             }
-            Standing::Damaged(_) => {
-                tracing::warn!("the lease is damaged; it is written anew");
+            LeaseFile::Damaged(_) => {
+                tracing::warn!("the lease is damaged; it is written again");
                 files::write_over(backend, &mine)
             }
+        }
+    }
+
+    /// Takes one step towards the lease of a drive that was read-only and may be writable now.
+    fn claim_if_writable(&self) -> Result<()> {
+        let backend = match &*self.hold.lock() {
+            Hold::ReadOnly(backend) => backend.clone(),
+            _ => return Ok(()),
+        };
+        match self.advance(&backend, true, false)? {
+            Step::Held => Ok(()),
+            Step::Wait { .. } => Err(LeaseFailure::NotHeld),
         }
     }
 
@@ -374,7 +403,7 @@ impl Keeper {
     fn look_after(&self) {
         let _looking = self.looking.lock();
         let backend = match &*self.hold.lock() {
-            Hold::Held(backend) => backend.clone(),
+            Hold::Held(backend) | Hold::ReadOnly(backend) => backend.clone(),
             _ => return,
         };
         let looked = self
@@ -386,57 +415,66 @@ impl Keeper {
         match looked {
             Ok(()) => {}
             Err(LeaseFailure::Lost(to)) => tracing::error!(%to, "the directory was taken over"),
-            // What does not answer, or is gone, is for others to find out.
-            Err(error) => tracing::warn!(%error, "the lease cannot be looked after"),
+            // The monitor reports a drive that does not answer or is gone.
+            Err(error) => tracing::warn!(%error, "the lease cannot be checked"),
         }
     }
 
-    /// Whether it was taken from us and nobody has been told.
+    /// Whether another daemon has taken it, and that has not been reported.
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost.load(Ordering::Acquire)
     }
 
-    /// Who has taken it, once.
+    /// Reports once which daemon has taken it.
     pub(super) fn take_loss(&self) -> Option<String> {
         self.is_lost.store(false, Ordering::Release);
         self.loss.lock().take()
     }
 
-    /// The backend is gone: the lease stays there, as nobody can reach it, and is looked for when it is back.
+    /// The drive is gone: the lease stays there, because it cannot be reached, and is looked for
+    /// when the drive is back.
     pub(super) fn suspend(&self) {
         *self.hold.lock() = Hold::Nothing;
         *self.claim.lock() = None;
     }
 
-    /// Takes the lease away, so that others need not wait. Best effort: what stays is found not to be answered for.
+    /// Removes the lease, so that other machines need not wait. On a failure it stays, and they
+    /// find that no daemon answers for it.
     pub(super) fn release(&self) {
         let held = std::mem::replace(&mut *self.hold.lock(), Hold::Nothing);
         let Hold::Held(backend) = held else { return };
         let _looking = self.looking.lock();
         let mine = lease::encode(&self.me);
-        let released = files::read(&*backend).and_then(|standing| match standing.bytes() == mine {
+        let released = files::read(&*backend).and_then(|found| match found.bytes() == mine {
             true => files::remove_lease(&*backend),
             false => Ok(()),
         });
         if let Err(error) = released {
-            tracing::info!(%error, "the lease stays behind");
+            tracing::info!(%error, "the lease cannot be removed");
         }
     }
 
-    /// The same, not longer than for `patience`.
+    /// The same, but waits no longer than `patience`.
     pub(super) fn release_within(self: &Arc<Keeper>, patience: Duration) {
         let (begun, keeper) = (Instant::now(), self.clone());
-        // Whether or not it came to it: there is nothing more to be done.
-        let _ = super::flight::within(move || keeper.release(), || begun.elapsed() > patience);
+        // Nothing more can be done if it has failed.
+        let _ = crate::daemon::flush_job::within(
+            move || keeper.release(),
+            || begun.elapsed() > patience,
+        );
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // A start that has come to nothing keeps nobody waiting.
+        // A start that failed must not make other machines wait.
         self.release();
     }
+}
+
+fn is_read_only(error: &BackendError) -> bool {
+    error.source.raw_os_error() == Some(libc::EROFS)
 }
 
 /// This machine's name.
@@ -447,3 +485,6 @@ fn host() -> String {
         name => name.chars().take(255).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

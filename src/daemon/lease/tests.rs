@@ -3,7 +3,8 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::memory::{MemoryBackend, MemoryOptions};
+use crate::drive::faulty::FaultyBackend;
+use crate::drive::memory::{MemoryBackend, MemoryOptions};
 
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -41,7 +42,8 @@ impl Rival {
         Rival { keeper, claim }
     }
 
-    /// Steps on from `now` until it is decided, with `meanwhile` after each wait. Gives the outcome and the time it took.
+    /// Steps on from `now` until it is decided, with `meanwhile` after each wait. Gives the outcome
+    /// and the time it took.
     fn run(
         &mut self,
         backend: &Arc<dyn Backend>,
@@ -199,13 +201,14 @@ fn a_newer_lease_is_refused_and_left_alone_even_with_force() {
         let (outcome, _) = Rival::new(1, force).run(&share, || {});
         let error = outcome.unwrap_err();
         assert!(
-            DaemonError::from(error)
+            Failure::from(error)
                 .hint
                 .unwrap()
                 .contains("update ferryfs")
         );
     }
-    let bytes = crate::flush::read_small(&*share, &layout::lease_path(), 4096).unwrap();
+    let bytes =
+        crate::drive::sealed_file::read_small(&*share, &layout::lease_path(), 4096).unwrap();
     assert_eq!(bytes.unwrap(), newer);
 }
 
@@ -283,7 +286,8 @@ fn damage_at_any_byte_hands_a_live_lease_to_nobody() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Several who come at once, in every order of their looks, with and without a dead one's lease in the way: in the end one has it.
+    /// Several who come at once, in every order of their looks, with and without a dead one's lease
+    /// in the way: in the end one has it.
     #[test]
     fn of_several_who_come_at_once_one_has_it(
         order in prop::collection::vec(0..3usize, 20..200),
@@ -338,10 +342,41 @@ fn a_full_share_is_had_in_the_space_that_is_held_there() {
     let first = holder(&share, 1);
     assert!(memory.metadata(&layout::reserve_path()).is_err());
     assert!(memory.metadata(&layout::lease_path()).is_ok());
-    // Nor does a part of a lease stay where there is nothing to be had. The first one takes his away.
+    // Nor does a part of a lease stay where there is nothing to be had. The first one takes his
+    // away.
     drop(first);
     let free = memory.space().unwrap().available;
     put(&memory, &RelPath::fixed("more"), &vec![7; free as usize]);
     assert!(Rival::new(1, false).run(&share, || {}).0.is_err());
     assert!(memory.metadata(&layout::lease_path()).is_err());
+}
+
+#[test]
+fn on_a_read_only_share_none_is_needed_until_it_can_be_written() {
+    let read_only = (1..).find_map(|call| {
+        let share = MemoryBackend::new(MemoryOptions::default());
+        share.make_dir(&layout::dir()).unwrap();
+        let backend = Arc::new(FaultyBackend::new(share));
+        backend.refuse_from(call, libc::EROFS);
+        let keeper = keeper(1);
+        let held = keeper.advance(&(backend.clone() as Arc<dyn Backend>), true, false);
+        let refused = backend.refused();
+        let is_made = refused.is_some_and(|it| it == ("create", layout::lease_path()));
+        is_made.then_some((backend, keeper, held))
+    });
+    let (backend, keeper, held) = read_only.unwrap();
+    assert_eq!(held.unwrap(), Step::Held);
+    keeper.check(&*backend).unwrap();
+    backend.heal();
+    // From here on it is asked for, and nothing may be written before it is held.
+    assert!(matches!(
+        keeper.check(&*backend),
+        Err(LeaseFailure::NotHeld)
+    ));
+    let begun = Instant::now();
+    while keeper.check(&*backend).is_err() {
+        assert!(begun.elapsed() < SILENCE, "it is never held");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(keeper.holds());
 }

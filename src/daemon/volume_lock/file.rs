@@ -1,8 +1,9 @@
-//! Lock files: they keep a user's daemons apart, in whichever network namespace they run.
+//! Lock files, which keep a user's daemons apart in all network namespaces.
 //!
-//! Each is in a directory that only this user can write to, which is checked by its descriptor: nobody else can hold the lock, and
-//! nobody can have another file locked instead. The file is removed while it is still locked. Whoever has opened it before that
-//! finds that its name is gone, and begins again. One of a killed daemon stays until the next.
+//! Each is in a directory to which only this user can write, which is checked on its descriptor: so
+//! no other user can hold the lock, or replace the file by another one. The file is removed while
+//! it is locked. A process that has opened it before that finds that its name is gone, and starts
+//! again. The file of a killed daemon stays until the next one.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -16,17 +17,17 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
 use uuid::Uuid;
 
-use crate::base::ForeignText;
+use crate::core::ForeignText;
 use crate::daemon::volume;
 use crate::sys::mounts::facts_of;
 
 /// The directory, below one of this user's.
 const DIRS: [&str; 2] = ["ferryfs", "locks"];
 
-/// How often a file is opened anew that was removed just before it was locked.
+/// How often a file is opened again that was removed just before it was locked.
 const ATTEMPTS: usize = 100;
 
-/// A locked file; the lock ends with it.
+/// A locked file. The lock ends with it.
 #[derive(Debug)]
 pub(super) struct LockFile {
     dir: OwnedFd,
@@ -34,19 +35,20 @@ pub(super) struct LockFile {
     _file: File,
 }
 
-/// Another daemon of this user has the lock.
+/// Another daemon of this user holds the lock.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// The process that says so, if it says.
+    /// Its process, if the file names it.
     pub(super) pid: Option<String>,
 }
 
 impl LockFile {
-    /// Locks the files of `volume` in each place that there is: which of them are there changes as a user logs in and out. None, which the
-    /// log tells, where this user has no place: then other daemons are seen by their claims only.
+    /// Locks the files of `volume` in each directory that exists: which ones exist changes when a
+    /// user logs in and out. If this user has none, a warning is logged, and other daemons are seen
+    /// by their claims only.
     ///
     /// # Errors
-    /// If another daemon has one.
+    /// If another daemon holds one.
     pub(super) fn acquire(volume: Uuid) -> Result<Vec<LockFile>, Held> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         let (mut files, mut seen) = (Vec::new(), Vec::new());
@@ -55,7 +57,7 @@ impl LockFile {
                 .and_then(|dir| Ok((facts_of(&dir)?, dir)))
                 .map_err(Failure::Io)
                 .and_then(|(facts, dir)| {
-                    // Two of the places may be one.
+                    // Two of the directories may be the same.
                     let place = (facts.place.device, facts.inode);
                     if seen.contains(&place) {
                         return Ok(None);
@@ -70,7 +72,7 @@ impl LockFile {
             }
         }
         if files.is_empty() {
-            tracing::warn!(error = %last, "there is no place for a lock file of the volume");
+            tracing::warn!(error = %last, "there is no directory for a lock file of the volume");
         }
         Ok(files)
     }
@@ -113,7 +115,7 @@ enum Failure {
     Io(io::Error),
 }
 
-/// Whether `name` still is the name of `file`.
+/// Whether `name` is still the name of `file`.
 fn is_named(dir: &OwnedFd, name: &str, file: &File) -> io::Result<bool> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     match openat(dir, name, flags, Mode::empty()) {
@@ -123,14 +125,14 @@ fn is_named(dir: &OwnedFd, name: &str, file: &File) -> io::Result<bool> {
     }
 }
 
-/// Without it the lock is as good, and does not tell who has it.
+/// Writes this process's number into `file`. The lock holds without it, too.
 fn note_pid(file: &mut File) {
     let noted = file
         .set_len(0)
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     if let Err(error) = noted {
-        tracing::debug!(%error, "the lock file does not tell its process");
+        tracing::debug!(%error, "the lock file does not name its process");
     }
 }
 
@@ -141,7 +143,7 @@ fn pid_in(file: &mut File) -> Option<String> {
     pid.parse::<u32>().ok().map(|pid| pid.to_string())
 }
 
-/// Where the directory may be. Root has one place, whatever its environment says.
+/// The directories below which it may be. Root has one, whatever the environment says.
 fn bases() -> Vec<PathBuf> {
     let own = Uid::effective();
     let mut bases: Vec<PathBuf> = Vec::new();
@@ -160,7 +162,7 @@ fn bases() -> Vec<PathBuf> {
     bases
 }
 
-/// The directory below `base`; made where it is not there.
+/// The directory below `base`; made if it does not exist.
 fn private_dir(base: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mode = match Uid::effective().is_root() {
@@ -168,7 +170,8 @@ fn private_dir(base: &Path) -> io::Result<OwnedFd> {
         false => Mode::S_IRWXU,
     };
     let mut dir = match open(base, flags, Mode::empty()) {
-        // Runtime directories are the system's to make; that of the caches is made by whoever comes first.
+        // The system makes runtime directories; the first process that needs the directory of the
+        // caches makes it.
         Err(Errno::ENOENT) if !base.starts_with("/run") => {
             DirBuilder::new().recursive(true).mode(0o700).create(base)?;
             open(base, flags, Mode::empty())?
@@ -183,7 +186,7 @@ fn private_dir(base: &Path) -> io::Result<OwnedFd> {
         dir = openat(&dir, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?;
         let facts = facts_of(&dir)?;
         if facts.uid != Uid::effective().as_raw() || facts.mode & 0o022 != 0 {
-            let words = format!("{name} in {} is not this user's alone", base.escaped());
+            let words = format!("other users can access {name} in {}", base.escaped());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, words));
         }
     }

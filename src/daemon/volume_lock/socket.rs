@@ -1,7 +1,7 @@
 //! Claims that other users see: sockets with abstract names, `ferryfs-volume/<id>/<random>`.
 //!
-//! Nobody can take a random name in advance. Any user can make a socket whose name looks like a claim; whose it is the kernel
-//! tells whoever connects to it.
+//! No process can take a random name in advance. Any user can make a socket whose name looks like a
+//! claim; the kernel says whose it is when one connects to it.
 
 use std::fs;
 use std::io;
@@ -23,10 +23,10 @@ use uuid::Uuid;
 /// Where the kernel lists the sockets of this network namespace.
 const TABLE: &str = "/proc/net/unix";
 
-/// Field of that table in which the name is.
+/// The field of that table that has the name.
 const NAME_FIELD: usize = 7;
 
-/// How often, and how soon again, claims are asked whose queue is full.
+/// How often, and after which pause, a claim whose queue is full is asked again.
 const ATTEMPTS: u32 = 10;
 const AGAIN: Duration = Duration::from_millis(10);
 
@@ -40,7 +40,7 @@ pub(super) struct Claim {
     ended: Arc<AtomicBool>,
 }
 
-/// A claim of somebody else.
+/// A claim of another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Other {
     /// The process that has made it.
@@ -53,7 +53,7 @@ impl Claim {
     /// Claims `volume`.
     ///
     /// # Errors
-    /// If there can be no socket or no thread.
+    /// If the system provides no socket or no thread.
     pub(super) fn make(volume: Uuid) -> io::Result<Claim> {
         let name = format!("{}{}", prefix(volume), Uuid::new_v4().simple());
         let address = SocketAddr::from_abstract_name(&name)?;
@@ -73,14 +73,15 @@ impl Claim {
         })
     }
 
-    /// All other claims of the volume. Made before this one, a claim is among them.
+    /// All other claims of the volume. A claim that was made before this one is among them.
     pub(super) fn others(&self) -> Vec<Other> {
         let mut names = Vec::new();
-        // While the table is read sockets that go may hide others; that does not happen twice.
+        // While the table is read, sockets that are being closed may hide others. That does not
+        // happen twice.
         for _ in 0..2 {
             match fs::read(TABLE) {
                 Ok(table) => names.extend(names_in(&table, &prefix(self.volume))),
-                Err(error) => tracing::warn!(%error, "claims of other users are not seen"),
+                Err(error) => tracing::warn!(%error, "claims of other users cannot be seen"),
             }
         }
         names.sort();
@@ -92,9 +93,9 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // Where there are no descriptors left the thread does not see the end of the socket.
+        // Without free descriptors the thread does not see the end of the socket.
         self.ended.store(true, Ordering::Release);
-        // Wakes the thread; the name goes with the last of the two.
+        // Wakes the thread; the name is released with the last of the two.
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
         if let Some(answering) = self.answering.take() {
             let _ = answering.join();
@@ -102,7 +103,7 @@ impl Drop for Claim {
     }
 }
 
-/// Empties the queue: whoever connects has been told by the kernel all that there is to know.
+/// Empties the queue. A process that connects has learned the owner from the kernel.
 fn answer(listener: &UnixListener, ended: &AtomicBool) {
     while !ended.load(Ordering::Acquire) {
         match listener.accept() {
@@ -123,7 +124,7 @@ fn prefix(volume: Uuid) -> String {
     format!("ferryfs-volume/{volume}/")
 }
 
-/// The names of claims in a table of sockets: abstract ones, which it shows with an `@`.
+/// The names of claims in a table of sockets, which shows abstract names with an `@`.
 fn names_in<'a>(table: &'a [u8], prefix: &'a str) -> impl Iterator<Item = String> + 'a {
     table.split(|&byte| byte == b'\n').filter_map(move |line| {
         let line = std::str::from_utf8(line).ok()?;
@@ -137,7 +138,7 @@ fn names_in<'a>(table: &'a [u8], prefix: &'a str) -> impl Iterator<Item = String
     })
 }
 
-/// Whose claims these are, as far as anybody listens.
+/// The owners of these claims, as far as a process listens.
 fn ask_all(mut names: Vec<String>) -> Vec<Other> {
     let mut others = Vec::new();
     for _ in 0..ATTEMPTS {
@@ -153,7 +154,7 @@ fn ask_all(mut names: Vec<String>) -> Vec<Other> {
         }
         thread::sleep(AGAIN);
     }
-    // Daemons empty their queue. Whose these are does not come out, so they must not keep anybody off.
+    // Daemons empty their queue. The owners of these are unknown, so these claims are ignored.
     tracing::warn!(
         claims = names.len(),
         "claims of the volume do not answer; they are ignored"
@@ -161,7 +162,7 @@ fn ask_all(mut names: Vec<String>) -> Vec<Other> {
     others
 }
 
-/// Whose claim this is. EAGAIN if its queue is full.
+/// The owner of this claim. EAGAIN if its queue is full.
 fn ask(name: &str) -> nix::Result<Other> {
     let socket = stream()?;
     connect(

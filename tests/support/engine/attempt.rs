@@ -1,20 +1,22 @@
-//! Calls by path that may fail, for tests that break something under them, and a watch that breaks the cache.
+//! Calls by path that may fail, for tests that break something under them, and a watch that breaks
+//! the cache.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ferryfs::backend::faulty::{Fault, FaultyBackend};
-use ferryfs::backend::memory::MemoryBackend;
-use ferryfs::base::Ino;
-use ferryfs::base::steps::{CacheStep, StepWatch};
-use ferryfs::fs::{FsError, NewNode, OpenMode};
+use ferryfs::core::Ino;
+use ferryfs::core::cache_step::{CacheStep, StepWatch};
+use ferryfs::drive::faulty::{Fault, FaultyBackend};
+use ferryfs::drive::memory::MemoryBackend;
+use ferryfs::vfs::{FsError, NewNode, OpenMode};
 use parking_lot::Mutex;
 
 use super::script::{REWRITE, WRITE};
 use super::{Engine, World, call};
 
-/// Kills the daemon before its n-th step on the SSD: from there on all it tries fails, on the SSD and on the drive.
+/// Kills the daemon before its n-th step on the SSD: from there on all it tries fails, on the SSD
+/// and on the drive.
 pub struct Killer {
     at: u64,
     steps: AtomicU64,
@@ -69,7 +71,8 @@ impl Engine {
         made.map(|made| made.1)
     }
 
-    /// As close(2) of the last descriptor; the first error counts, and the descriptor goes all the same.
+    /// As close(2) of the last descriptor; the first error counts, and the descriptor goes all the
+    /// same.
     fn try_close<T>(&self, handle: u64, done: Result<T, FsError>) -> Result<T, FsError> {
         let flushed = call(|ctx| self.fs.close_descriptor(ctx, handle));
         let released = call(|ctx| self.fs.release(ctx, handle));
@@ -126,7 +129,7 @@ impl Engine {
 
     /// Cuts a file to a size, or makes it longer.
     pub fn try_truncate(&self, path: &str, size: u64) -> Result<(), FsError> {
-        let set = ferryfs::fs::SetAttr {
+        let set = ferryfs::vfs::SetAttr {
             size: Some(size),
             ..Default::default()
         };

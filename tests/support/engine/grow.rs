@@ -1,7 +1,7 @@
 //! Random edits by path, for tests that need some tree and some difference.
 
-use ferryfs::base::{FileKind, Timestamp};
-use ferryfs::fs::RenameMode;
+use ferryfs::core::{FileKind, Timestamp};
+use ferryfs::vfs::RenameMode;
 
 use super::Engine;
 use super::rng::Rng;

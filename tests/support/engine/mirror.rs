@@ -1,7 +1,7 @@
 //! The catalog on the drive, and what the index knows of it.
 
-use ferryfs::rules::catalog::CatalogTree;
-use ferryfs::rules::catalog::store::CatalogStore;
+use ferryfs::format::catalog::CatalogTree;
+use ferryfs::format::catalog::store::CatalogStore;
 
 use super::{Engine, World};
 
@@ -9,7 +9,7 @@ use super::{Engine, World};
 #[track_caller]
 pub fn assert_mirrored(world: &World, engine: &Engine) {
     let log =
-        ferryfs::flush::read_catalog(&world.memory, world.volume, None).expect("read the log");
+        ferryfs::catalog::read_catalog(&world.memory, world.volume, None).expect("read the log");
     assert_eq!(log.lost, Vec::<String>::new());
     let mut drive = CatalogTree::new();
     log.replay(&world.memory, &mut drive).expect("replay");

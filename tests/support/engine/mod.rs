@@ -1,8 +1,8 @@
-//! The core without a kernel mount: file system, index, store and flusher over a cache in a temporary directory and a
-//! backend in memory that fails on command.
+//! The core without a kernel mount: file system, index, store and flusher over a cache in a
+//! temporary directory and a backend in memory that fails on command.
 //!
-//! A [`World`] is what outlives the daemon: the cache directory, the drive, the clock. An [`Engine`] is one life of the
-//! daemon in it, wired as `daemon::run` does.
+//! A [`World`] is what outlives the daemon: the cache directory, the drive, the clock. An
+//! [`Engine`] is one life of the daemon in it, wired as `daemon::run` does.
 
 // Each test file takes what it needs of this, the rest is unused there.
 #![allow(dead_code, unreachable_pub, unused_imports)]
@@ -15,26 +15,27 @@ pub mod rng;
 pub mod script;
 pub mod tree;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use ferryfs::backend::drive::Drive;
-use ferryfs::backend::faulty::FaultyBackend;
-use ferryfs::backend::memory::{MemoryBackend, MemoryOptions};
-use ferryfs::backend::{Backend, Capabilities};
-use ferryfs::base::{Clock, Ino, RelPath, Timestamp};
 use ferryfs::cache::Store;
-use ferryfs::control::protocol::Progress;
-use ferryfs::flush::{FlushError, Flusher, Hooks, Parts as FlushParts, Report};
-use ferryfs::fs::{CacheLimits, Ctx, Fs, FsError, Parts as FsParts};
-use ferryfs::index::Index;
-use ferryfs::rules::layout;
-use ferryfs::rules::marker::{self, Marker};
-use ferryfs::rules::merge::Changes;
-use ferryfs::rules::names::NameRules;
-use ferryfs::rules::space::Allocation;
+use ferryfs::core::{Capabilities, Clock, Ino, Progress, RelPath, Timestamp, WhileOpen};
+use ferryfs::drive::Backend;
+use ferryfs::drive::connection::Drive;
+use ferryfs::drive::faulty::FaultyBackend;
+use ferryfs::drive::memory::{MemoryBackend, MemoryOptions};
+use ferryfs::error::FlushError;
+use ferryfs::flush::{Flusher, FlusherParts, Hooks, Report, Wish};
+use ferryfs::format::marker::Marker;
+use ferryfs::format::{layout, marker};
+use ferryfs::index::{Index, IndexWriter, LeftOut};
+use ferryfs::plan::merge::Changes;
+use ferryfs::plan::names::NameRules;
+use ferryfs::plan::space::Allocation;
+use ferryfs::vfs::{CacheLimits, Ctx, Fs, FsError, FsParts};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -59,7 +60,8 @@ impl Kind {
         }
     }
 
-    /// What a probe of such a drive finds; of a plain one, as if it had not found links and permissions.
+    /// What a probe of such a drive finds; of a plain one, as if it had not found links and
+    /// permissions.
     pub fn capabilities(self) -> Capabilities {
         let mut options = self.options();
         options.symlinks &= self == Kind::Linux;
@@ -104,16 +106,25 @@ impl Clock for TestClock {
 struct FsHooks(Arc<Fs>);
 
 impl Hooks for FsHooks {
-    fn sync_cache(&self) -> Result<(), String> {
-        self.0.sync().map_err(|error| error.to_string())
+    fn sync_cache(&self) -> Result<(), FlushError> {
+        let synced = self.0.sync();
+        synced.map_err(|error| FlushError::Sync(Box::new(error)))
     }
 
-    fn settle(&self) -> Result<(), String> {
-        self.0.settle_for_batch().map_err(|error| error.to_string())
+    fn settle(&self) -> Result<(), FlushError> {
+        self.0.settle_for_batch().map_err(flush_error)
     }
 
-    fn catalog_changed(&self) -> Result<(), String> {
-        self.0.believe_anew().map_err(|error| error.to_string())
+    fn catalog_changed(&self) -> Result<(), FlushError> {
+        self.0.believe_anew().map_err(flush_error)
+    }
+
+    fn at_rest(
+        &self,
+        while_open: WhileOpen,
+        cut: &mut dyn FnMut(LeftOut, &mut IndexWriter) -> Result<(), FlushError>,
+    ) -> Result<(), FlushError> {
+        self.0.at_rest(while_open, &HashSet::new, cut)
     }
 
     fn look_at(&self, backend: &dyn Backend, dir: Ino) -> Result<(bool, Vec<Ino>), FlushError> {
@@ -145,7 +156,7 @@ fn flush_error(error: FsError) -> FlushError {
         FsError::Backend(error) => FlushError::Backend(error),
         FsError::Index(error) => FlushError::Index(error),
         FsError::Store(error) => FlushError::Store(error),
-        other => FlushError::Sync(other.to_string()),
+        other => FlushError::Sync(Box::new(other)),
     }
 }
 
@@ -206,7 +217,8 @@ impl World {
         self.cache.path()
     }
 
-    /// A daemon's start on this cache; `unclean` as after kill -9. The drive is attached, nothing is recovered on it yet.
+    /// A daemon's start on this cache; `unclean` as after kill -9. The drive is attached, nothing
+    /// is recovered on it yet.
     pub fn start(&self, unclean: bool) -> Engine {
         let rules = || NameRules::new(&self.kind.capabilities());
         let dir = self.cache.path();
@@ -234,7 +246,8 @@ impl World {
                 "bytes without a row: {:?}",
                 recovered.quarantined
             );
-            // The tick that notes a close does not run here, so what was just closed looks as if it were being written still.
+            // The tick that notes a close does not run here, so what was just closed looks as if it
+            // were being written still.
             let held_back = index.lock().include_interrupted();
             held_back.expect("take what was interrupted");
         }
@@ -247,7 +260,7 @@ impl World {
         noted.expect("note how the drive allocates space");
         let journals = dir.join("batches");
         std::fs::create_dir_all(&journals).expect("make the journals' directory");
-        let flusher = Flusher::new(FlushParts {
+        let flusher = Flusher::new(FlusherParts {
             index: index.clone(),
             store: store.clone(),
             drive: drive.clone(),
@@ -341,7 +354,8 @@ pub const CTX: Ctx = Ctx {
     may_wait: true,
 };
 
-/// Runs an operation as the kernel room does: first without the permission to wait, then, if it would have to, with it.
+/// Runs an operation as the kernel room does: first without the permission to wait, then, if it
+/// would have to, with it.
 pub fn call<T>(mut operation: impl FnMut(&Ctx) -> Result<T, FsError>) -> Result<T, FsError> {
     let hasty = Ctx {
         may_block: false,
@@ -357,12 +371,34 @@ pub fn call<T>(mut operation: impl FnMut(&Ctx) -> Result<T, FsError>) -> Result<
 impl Engine {
     /// A flush without a deadline.
     pub fn flush(&self) -> Result<Report, FlushError> {
-        self.flusher.flush(None, &|_| {})
+        self.flush_with(&|_| {})
     }
 
     /// A flush that calls `hook` with each step of its progress.
     pub fn flush_with(&self, hook: &dyn Fn(Progress)) -> Result<Report, FlushError> {
-        self.flusher.flush(None, hook)
+        self.flush_as(WhileOpen::Copy(Duration::ZERO), hook)
+    }
+
+    /// A flush that leaves behind what is open for writing.
+    pub fn flush_closed(&self) -> Result<Report, FlushError> {
+        self.flush_while_open(WhileOpen::Leave)
+    }
+
+    /// A flush that does this with what is open for writing.
+    pub fn flush_while_open(&self, while_open: WhileOpen) -> Result<Report, FlushError> {
+        self.flush_as(while_open, &|_| {})
+    }
+
+    fn flush_as(
+        &self,
+        while_open: WhileOpen,
+        hook: &dyn Fn(Progress),
+    ) -> Result<Report, FlushError> {
+        let wish = Wish {
+            while_open,
+            ..Wish::asked_for()
+        };
+        self.flusher.flush(&wish, hook, || {})
     }
 
     /// A flush that must carry everything.

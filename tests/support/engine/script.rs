@@ -1,8 +1,8 @@
 //! Calls by path, for tests that are written by hand.
 
-use ferryfs::base::{Ino, Name, RelPath, Timestamp};
-use ferryfs::fs::{FsError, NewNode, OpenMode, RenameMode, SetAttr, SetTime};
+use ferryfs::core::{Ino, Name, RelPath, Timestamp};
 use ferryfs::index::Inode;
+use ferryfs::vfs::{FsError, NewNode, OpenMode, RenameMode, SetAttr, SetTime};
 
 use super::{CTX, Engine, call};
 
@@ -163,7 +163,8 @@ impl Engine {
         call(|ctx| self.fs.link(ctx, ino, parent, &name)).expect("link");
     }
 
-    /// Lets go of every clean object that nobody has open, and of every dead one. The world's limits must be zero.
+    /// Lets go of every clean object that nobody has open, and of every dead one. The world's
+    /// limits must be zero.
     pub fn trim(&self) {
         self.fs.trim().expect("trim");
     }
@@ -175,6 +176,6 @@ impl Engine {
 }
 
 /// What [`CTX`] is for where no retry is wanted.
-pub fn patient() -> ferryfs::fs::Ctx {
+pub fn patient() -> ferryfs::vfs::Ctx {
     CTX
 }

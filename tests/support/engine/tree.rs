@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ferryfs::backend::memory::{MemNode, differences};
-use ferryfs::base::{FileKind, Ino, Name, RelPath, Timestamp};
+use ferryfs::core::{FileKind, Ino, Name, RelPath, Timestamp};
+use ferryfs::drive::memory::{MemNode, differences};
+use ferryfs::format::layout;
 use ferryfs::index::Inode;
-use ferryfs::rules::layout;
-use ferryfs::rules::names::NameRules;
+use ferryfs::plan::names::NameRules;
 
 use super::{Engine, World, call};
 
@@ -113,7 +113,8 @@ impl Engine {
         }
     }
 
-    /// What the drive must be once all of the mount is on it: no special files, times in the drive's steps.
+    /// What the drive must be once all of the mount is on it: no special files, times in the
+    /// drive's steps.
     pub fn expected_on_drive(&self) -> Tree {
         let cut = |time: Timestamp| Timestamp(time.0 - time.0.rem_euclid(self.granularity));
         let nodes = self.mount_tree().into_iter();

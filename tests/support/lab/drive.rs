@@ -1,4 +1,5 @@
-//! The slow side of a lab: a plain directory, or an exFAT image on a loop device. It can be taken away and put back.
+//! The slow side of a lab: a plain directory, or an exFAT image on a loop device. It can be taken
+//! away and put back.
 
 mod yank;
 
@@ -23,7 +24,8 @@ pub struct Drive {
 }
 
 enum Kind {
-    /// While away, the directory waits under another name and an empty one stands in its place, as after a yank.
+    /// While away, the directory waits under another name and an empty one stands in its place, as
+    /// after a yank.
     Plain { away: PathBuf },
     /// The image, and the loop device while there is one.
     Exfat {
@@ -131,7 +133,8 @@ impl Drive {
             Kind::Plain { away } => {
                 fs::rename(&self.path, away).expect("move the drive away");
                 fs::create_dir(&self.path).expect("leave an empty place");
-                // No mount table tells of this, and nobody pulls and plugs a drive faster than this.
+                // No mount table tells of this, and nobody pulls and plugs a drive faster than
+                // this.
                 std::thread::sleep(std::time::Duration::from_millis(500));
             }
             Kind::Exfat { .. } => {
@@ -230,14 +233,26 @@ fn detach_loop(node: &str) -> bool {
         .is_ok_and(|done| done.status.success())
 }
 
+/// [`SmallSsd::with_reserved`]; `None`, and said loudly, where the machine cannot have one.
+pub fn small_disk(root: &Path, mib: u64, percent: u64) -> Option<SmallSsd> {
+    if !nix::unistd::geteuid().is_root() {
+        super::skip("a small disk on a loop device needs root");
+        return None;
+    }
+    SmallSsd::with_reserved(root, mib, percent)
+        .inspect_err(|why| super::skip(why))
+        .ok()
+}
+
 /// A small ext4 of its own for a cache, so that a test can fill it.
 pub struct SmallSsd {
     path: PathBuf,
 }
 
 impl SmallSsd {
-    /// An ext4 of `mib` MiB at `root`/ssd. The error is why this machine cannot have one.
-    pub fn new(root: &Path, mib: u64) -> Result<SmallSsd, String> {
+    /// An ext4 of `mib` MiB at `root`/ssd, with `percent` of its blocks reserved for root. The
+    /// error is why this machine cannot have one.
+    fn with_reserved(root: &Path, mib: u64, percent: u64) -> Result<SmallSsd, String> {
         let path = root.join("ssd");
         let image = root.join("ssd.img");
         fs::create_dir(&path).map_err(|e| e.to_string())?;
@@ -246,7 +261,7 @@ impl SmallSsd {
             .map_err(|e| e.to_string())?;
         for command in [
             Command::new("mkfs.ext4")
-                .args(["-q", "-F", "-m", "0"])
+                .args(["-q", "-F", "-m", &percent.to_string()])
                 .arg(&image),
             Command::new("mount")
                 .args(["-o", "loop"])

@@ -1,8 +1,10 @@
-//! A laboratory per test: a drive, an empty cache, a mount point, and the real program between them.
+//! A laboratory per test: a drive, an empty cache, a mount point, and the real program between
+//! them.
 //!
-//! Everything lives below one temporary directory of its own, so labs run beside each other. Whatever happens, a
-//! panic included, [`Lab`]'s drop ends this lab's daemon, lets go of its mounts and loop devices, and says so if it
-//! could not. The order matters: daemon, mount, drive, directory; the other way round each step would be busy.
+//! Everything lives below one temporary directory of its own, so labs run beside each other.
+//! Whatever happens, a panic included, [`Lab`]'s drop ends this lab's daemon, lets go of its mounts
+//! and loop devices, and says so if it could not. The order matters: daemon, mount, drive,
+//! directory; the other way round each step would be busy.
 
 // Each test file takes what it needs of this, the rest is unused there.
 #![allow(dead_code, unreachable_pub, unused_imports)]
@@ -11,8 +13,8 @@ mod drive;
 mod run;
 mod tree;
 
-pub use drive::{Drive, SmallSsd, Yank};
-pub use run::{Done, has, kill9, python, run, run_for, sh, wait_until};
+pub use drive::{Drive, SmallSsd, Yank, small_disk};
+pub use run::{Done, alive, has, kill9, python, run, run_for, sh, wait_until};
 pub use tree::{Node, Tree, assert_content, content, write};
 
 use std::ffi::OsStr;
@@ -68,7 +70,8 @@ pub fn ferryfs_binary() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_ferryfs").into(), PathBuf::from)
 }
 
-/// Says loudly that a test did not run. With `FERRYFS_TEST_NO_SKIP` set, as in CI, that is a failure.
+/// Says loudly that a test did not run. With `FERRYFS_TEST_NO_SKIP` set, as in CI, that is a
+/// failure.
 #[track_caller]
 pub fn skip(why: &str) {
     if std::env::var_os("FERRYFS_TEST_NO_SKIP").is_some() {
@@ -97,7 +100,8 @@ pub fn obstacle(backend: Backend) -> Option<String> {
 }
 
 impl Lab {
-    /// A lab with nothing mounted but the drive; `None`, and said loudly, where the machine cannot have one.
+    /// A lab with nothing mounted but the drive; `None`, and said loudly, where the machine cannot
+    /// have one.
     pub fn new(backend: Backend) -> Option<Lab> {
         if let Some(why) = obstacle(backend) {
             skip(&why);
@@ -138,6 +142,31 @@ impl Lab {
         Some(lab)
     }
 
+    /// A lab whose cache is on a disk of its own, of `mib` MiB. Ends with
+    /// [`Lab::finish_on_small_ssd`].
+    pub fn on_small_ssd(backend: Backend, mib: u64) -> Option<(Lab, SmallSsd)> {
+        let mut lab = Lab::new(backend)?;
+        let ssd = small_disk(lab.root(), mib, 0)?;
+        lab.cache = ssd.path().join("cache");
+        Some((lab, ssd))
+    }
+
+    /// This mounted lab with a new cache, mounted with `extra`. It knows `shelf/film` of `size`
+    /// bytes, which only the drive has, and `shelf/kept`, which is cached.
+    pub fn with_an_uncached_film(mut self, size: usize, extra: &[&str]) -> Lab {
+        write(&self.m("shelf/film"), &content(1, size));
+        write(&self.m("shelf/kept"), &content(2, 10_000));
+        self.flush();
+        self.unmount();
+        self.take_new_cache();
+        self.mount(extra);
+        // Listed, so that the names are known without the drive.
+        assert_eq!(fs::read_dir(self.m("shelf")).expect("list").count(), 2);
+        write(&self.m("shelf/kept"), &content(3, 20_000));
+        self.flush();
+        self
+    }
+
     /// The directory that everything of this lab is in.
     pub fn root(&self) -> &Path {
         self.root.path()
@@ -170,7 +199,8 @@ impl Lab {
         run(&mut self.command(args))
     }
 
-    /// The arguments that mount this lab, `extra` among them. Tests flush when they want to, not when a timer does.
+    /// The arguments that mount this lab, `extra` among them. Tests flush when they want to, not
+    /// when a timer does.
     pub fn mount_args(&self, extra: &[&str]) -> Vec<String> {
         let mut args = vec!["mount".to_owned()];
         if !extra.contains(&"--flush-after") {
@@ -269,6 +299,13 @@ impl Lab {
             .code(code)
     }
 
+    /// `flush --json --wait-closed` that leaves something behind.
+    #[track_caller]
+    pub fn flush_closed(&self) -> Value {
+        let flush = ["flush", "--json", "--wait-closed", &text(&self.mnt)];
+        self.ferryfs(&flush).code(exit::LEFT_BEHIND).json()
+    }
+
     /// `eject`.
     #[track_caller]
     pub fn eject(&self) {
@@ -308,7 +345,8 @@ impl Lab {
         }
     }
 
-    /// The drive's tree without our own directory is the mount's, but for what exFAT has in the catalog only.
+    /// The drive's tree without our own directory is the mount's, but for what exFAT has in the
+    /// catalog only.
     #[track_caller]
     pub fn assert_drive_is_mount(&self) {
         let mut on_drive = Tree::read(self.drive.path()).without(".ferryfs");
@@ -328,6 +366,22 @@ impl Lab {
         }
         self.drive.take_away();
         self.drive.assert_clean();
+    }
+
+    /// Flushes, and finishes with the mount's tree on the drive.
+    #[track_caller]
+    pub fn finish_flushed(self) {
+        self.flush();
+        self.assert_drive_is_mount();
+        self.finish();
+    }
+
+    /// The end of a lab of [`Lab::on_small_ssd`]: the disk goes when the daemon has left it.
+    #[track_caller]
+    pub fn finish_on_small_ssd(mut self, ssd: SmallSsd) {
+        self.unmount();
+        drop(ssd);
+        self.finish();
     }
 
     /// Kills a daemon that the test started by itself.
@@ -387,7 +441,8 @@ macro_rules! on_both_drives {
     };
 }
 
-/// Makes a test of each function `fn(Lab)`, on a plain directory: for what the drive has no part in.
+/// Makes a test of each function `fn(Lab)`, on a plain directory: for what the drive has no part
+/// in.
 #[macro_export]
 macro_rules! on_plain_directory {
     ($($name:ident),* $(,)?) => {

@@ -1,6 +1,7 @@
 //! Running commands with a deadline, and knowing whether a process is there.
 //!
-//! Output goes to files, never to pipes: a background process that keeps a pipe open must not hang a test.
+//! Output goes to files, never to pipes: a background process that keeps a pipe open must not hang
+//! a test.
 
 use std::fs;
 use std::io::{Read, Seek};
@@ -144,7 +145,8 @@ pub fn wait_until(what: &str, limit: Duration, mut ready: impl FnMut() -> bool) 
     }
 }
 
-/// Whether the shell finds `tool`; system directories are looked at even where PATH leaves them out.
+/// Whether the shell finds `tool`; system directories are looked at even where PATH leaves them
+/// out.
 pub fn has(tool: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':')
@@ -152,16 +154,20 @@ pub fn has(tool: &str) -> bool {
         .any(|dir| Path::new(dir).join(tool).is_file())
 }
 
-/// Whether a process runs. A zombie does not: it only waits for a parent that may never look.
+/// Whether a process runs. A zombie does not: it only waits for a parent that may never look. A
+/// process whose first thread has ended does, as long as another one has not: that one may still
+/// have files open.
 pub fn alive(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        !stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .trim_start()
-            .starts_with('Z')
-    })
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    // proc_pid_stat(5): the name is in parentheses, the state follows, and 17 fields later the
+    // number of threads.
+    let after_name = stat.rsplit(')').next().unwrap_or("");
+    let mut fields = after_name.split_whitespace();
+    let state = fields.next();
+    let threads = fields.nth(16).and_then(|number| number.parse::<u32>().ok());
+    state != Some("Z") || threads.is_some_and(|number| number > 1)
 }
 
 /// Kills a process and waits until it is gone.

@@ -1,4 +1,5 @@
-//! What stands in a directory, so that two of them can be compared; and contents that are known by their seed.
+//! What stands in a directory, so that two of them can be compared; and contents that are known by
+//! their seed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,9 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use ferryfs::backend::Capabilities;
-use ferryfs::base::Name;
-use ferryfs::rules::names::NameRules;
+use ferryfs::core::{Capabilities, Name};
+use ferryfs::plan::names::NameRules;
 
 /// One entry of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,17 +1,21 @@
 #!/vm/busybox sh
 # lab: what a test says to its laboratory.
-#   lab dev NAME                                the device node of disk NAME (usb, ssd) now; a re-plugged drive has another
+#   lab dev NAME                                the device node of disk NAME (usb, ssd) now; a
+#                                               drive that is plugged in again has another
 #   lab wait NAME [SECS]                        the same, once it is there
-#   lab yank [lose=none|all|random:SEED]        the USB drive is pulled: nothing is asked of the guest
+#   lab yank [lose=none|all|random:SEED]        the USB drive is pulled without asking the guest
 #   lab plug                                    it is back, as a new device; prints its node
 #   lab powercut [lose=all|none|random:SEED]    all power goes, now
-#   lab snap USBFILE SSDFILE lose=...           copies, in the share on the host, of what a power cut now would leave
-#   lab keep LABEL                              copies of both disks for people to look at, with what the last yank left
+#   lab snap USBFILE SSDFILE lose=...           copies, in the share on the host, of what a power
+#                                               cut now would leave
+#   lab keep LABEL                              copies of both disks for people to look at, with
+#                                               what the last yank left
 #   lab spare FILE                              a copy of FILE in the share, into `kept` beside it
 #   lab set NAME rate=10M                       how fast the disk is (0: as fast as it goes)
 #   lab stat NAME                               writes and flushes so far
 #   lab in SECS ACTION...                       any of the above later, without waiting
-#   lab at NAME N ACTION...                     ... when N more writes have arrived, before the last of them is acknowledged
+#   lab at NAME N ACTION...                     ... when N more writes have arrived, before the last
+#                                               of them is acknowledged
 #   lab at NAME off
 #   lab nas ...                                 see nas.sh
 S=/vm/run

@@ -1,9 +1,10 @@
 #!/bin/bash
-# lab nas: NFS 4.2 (the kernel's nfsd) and SMB 3 (Samba) servers in a network namespace of their own, 10.66.0.1
+# lab nas: servers for NFS 4.2 (the kernel's nfsd) and SMB 3 (Samba), in a network namespace of
+# their own, 10.66.0.1
 #   lab nas start DIR [nfs|smb|both]            serve DIR
 #   lab nas mount-nfs MNT OPTIONS               mount it here
 #   lab nas mount-smb MNT OPTIONS
-#   lab nas unplug                              every packet is dropped, silently: the server just falls silent
+#   lab nas unplug                              every packet is dropped: the server falls silent
 #   lab nas plug                                no more
 NS="ip netns exec nas"
 die() { echo "lab nas: $*" >&2; exit 1; }

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
-# Stage 1, from the initrd: reach the host's root over 9p and put an overlay in RAM on it; disks come up meanwhile.
-# So whatever is installed or built on the host runs in the guest, by the same path, and nothing it does there stays.
+# Stage 1, from the initrd: reach the host's root over 9p and put an overlay in RAM on it; disks
+# come up meanwhile. So whatever is installed or built on the host runs in the guest, by the same
+# path, and nothing it does there stays.
 B=/bin/busybox
 $B mkdir -p /proc /sys /dev /t /bin; $B --install -s /bin; PATH=/bin
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use ferryfs::backend::Backend;
-use ferryfs::base::{FileKind, RelPath};
+use ferryfs::core::{FileKind, RelPath};
+use ferryfs::drive::Backend;
 use ferryfs::index::{Flags, Index};
 use rusqlite::Connection;
 
@@ -269,7 +269,7 @@ impl World {
             let dir = engine
                 .index
                 .lock()
-                .backend_path(ferryfs::base::Ino(*parent as u64))
+                .backend_path(ferryfs::core::Ino(*parent as u64))
                 .expect("a path");
             let path = match (dir, *parent) {
                 (Some(dir), _) => dir,
@@ -280,7 +280,7 @@ impl World {
                     continue;
                 }
             };
-            let path = path.join(&ferryfs::base::Name::new(name).expect("a name"));
+            let path = path.join(&ferryfs::core::Name::new(name).expect("a name"));
             match self.memory.metadata(&path) {
                 Err(error) => findings.push(Finding::Misbelieved {
                     path: path.to_string(),

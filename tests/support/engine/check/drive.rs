@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use ferryfs::backend::memory::{MemNode, differences};
-use ferryfs::base::RelPath;
+use ferryfs::core::RelPath;
+use ferryfs::drive::memory::{MemNode, differences};
 
 use super::super::tree::{Seen, Tree};
 use super::Finding;
 
-/// Whether every file of `drive` is a version of one of `cuts`, and the whole of it one of them. With `parts` it may be
-/// between two of them, as while a batch is applied, or is to be finished.
+/// Whether every file of `drive` is a version of one of `cuts`, and the whole of it one of them.
+/// With `parts` it may be between two of them, as while a batch is applied, or is to be finished.
 pub fn check_drive(drive: &Tree, cuts: &[(&str, &Tree)], parts: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (path, node) in drive {

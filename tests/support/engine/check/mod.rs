@@ -1,12 +1,13 @@
-//! One look over everything that a crash may leave: whether rows, objects, what is believed of the drive, and the drive
-//! itself agree, and whether the drive is the tree of a cut. Shared by all tests that break something.
+//! One look over everything that a crash may leave: whether rows, objects, what is believed of the
+//! drive, and the drive itself agree, and whether the drive is the tree of a cut. Shared by all
+//! tests that break something.
 
 mod cache;
 mod drive;
 
 use std::fmt;
 
-use ferryfs::base::RelPath;
+use ferryfs::core::RelPath;
 
 pub use cache::check_cache;
 pub use drive::{check_drive, check_mount};
@@ -89,7 +90,8 @@ pub fn assert_none(findings: &[Finding], when: &str) {
 }
 
 impl World {
-    /// What does not agree in the cache, between it and the drive, and in the drive itself. No batch may be under way.
+    /// What does not agree in the cache, between it and the drive, and in the drive itself. No
+    /// batch may be under way.
     pub fn findings(&self, engine: &Engine) -> Vec<Finding> {
         let mut findings = check_cache(&engine.index, &engine.dir);
         self.check_places(engine, &mut findings);

@@ -1,4 +1,5 @@
-//! Pulling a drive without asking, and plugging it in again as the kernel does it: under another device node.
+//! Pulling a drive without asking, and plugging it in again as the kernel does it: under another
+//! device node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use super::{Drive, Kind, attach, is_mount};
 /// What is left in the mount table by a yank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yank {
-    /// The mount, dead: every call on it fails. What the file system's driver had not written is lost.
+    /// The mount, dead: every call on it fails. What the file system's driver had not written is
+    /// lost.
     StaleMount,
     /// Nothing: an empty directory. Whoever has a file open goes on with it.
     EmptyPlace,
@@ -40,8 +42,8 @@ impl Drive {
         }
     }
 
-    /// Plugs it in again, under another device node, and mounts it at `place`: over its own stale mount if that still stands
-    /// there. With `fsck` its file system is checked before.
+    /// Plugs it in again, under another device node, and mounts it at `place`: over its own stale
+    /// mount if that still stands there. With `fsck` its file system is checked before.
     #[track_caller]
     pub fn plug_in_at(&mut self, place: &Path, fsck: bool) {
         let (image, device) = self.image_and_device();

@@ -1,0 +1,136 @@
+//! Open files of a mounted directory.
+
+use std::fs::File;
+use std::io;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd;
+
+use crate::core::{FileKind, Metadata, Name, Timestamp};
+use crate::drive::mounted::metadata::{metadata_at, metadata_from};
+use crate::drive::{ReadFile, WriteFile};
+use crate::sys;
+use crate::sys::direct::DirectFile;
+
+/// A file that is open for reading; holds one descriptor.
+pub(super) struct MountedReader {
+    file: File,
+}
+
+impl MountedReader {
+    pub(super) fn new(file: File) -> MountedReader {
+        MountedReader { file }
+    }
+}
+
+impl ReadFile for MountedReader {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            match self
+                .file
+                .read_at(&mut buf[filled..], offset.saturating_add(filled as u64))
+            {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        metadata_from(&fstat(&self.file)?)
+    }
+}
+
+/// A file whose reads bypass the page cache; holds one descriptor.
+pub(super) struct UncachedReader(DirectFile);
+
+impl UncachedReader {
+    pub(super) fn new(file: File) -> UncachedReader {
+        UncachedReader(DirectFile::new(file))
+    }
+}
+
+impl ReadFile for UncachedReader {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        metadata_from(&fstat(self.0.file())?)
+    }
+}
+
+/// A file that is being written; holds one descriptor. A drop without `finish` closes it and leaves
+/// the bytes written so far.
+pub(super) struct MountedWriter {
+    file: File,
+    /// No later sync reaches its bytes: see [`crate::drive::unsynced`].
+    sync_at_end: bool,
+}
+
+impl MountedWriter {
+    pub(super) fn new(file: File, sync_at_end: bool) -> MountedWriter {
+        MountedWriter { file, sync_at_end }
+    }
+}
+
+impl WriteFile for MountedWriter {
+    fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        self.file.write_all(data)
+    }
+
+    /// As the trait says. If the file system does not allow a chosen time (EPERM on shares that map
+    /// owners, EOPNOTSUPP and ENOSYS on those without such a call), the file keeps its own time:
+    /// its bytes are complete, and `time_granularity_ns` says that times are unreliable there. Any
+    /// other error is returned.
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        let timed = match sys::time::set_modified_fd(&self.file, modified) {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)
+                ) =>
+            {
+                Ok(())
+            }
+            answer => answer,
+        };
+        let synced = match self.sync_at_end {
+            true => sys::file::sync_all(&self.file),
+            false => Ok(()),
+        };
+        // NFS and FUSE report failed writes here. EINTR is an error too: the result of the flush is
+        // then unknown.
+        unistd::close(OwnedFd::from(self.file))?;
+        synced.and(timed)
+    }
+}
+
+pub(super) fn open_regular_at(dir: &OwnedFd, name: &Name) -> io::Result<File> {
+    // The type is checked first, since opening a device or a pipe can have effects.
+    must_be_regular(metadata_at(dir, name)?.kind)?;
+    // Non-blocking, in case it has become a pipe in between; without effect on regular files.
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = File::from(openat(dir, name.as_os_str(), flags, Mode::empty())?);
+    must_be_regular(metadata_from(&fstat(&file)?)?.kind)?;
+    Ok(file)
+}
+
+fn must_be_regular(kind: FileKind) -> io::Result<()> {
+    match kind {
+        FileKind::Regular => Ok(()),
+        FileKind::Directory => Err(Errno::EISDIR.into()),
+        FileKind::Symlink => Err(Errno::ELOOP.into()),
+        // Not ENXIO, the system's error for sockets: that would mean a missing device.
+        _ => Err(Errno::EINVAL.into()),
+    }
+}

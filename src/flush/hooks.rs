@@ -1,0 +1,89 @@
+//! What a flush needs of the file system that it writes.
+
+use crate::core::{Ino, WhileOpen};
+use crate::drive::Backend;
+use crate::error::Result;
+use crate::index::{IndexWriter, LeftOut};
+use crate::plan::merge::Changes;
+
+/// What a flush needs of the file system that it writes. The daemon implements it, so that `flush`
+/// and `vfs` need not know each other.
+pub trait Hooks: Send + Sync {
+    /// Makes everything in the cache durable.
+    ///
+    /// # Errors
+    /// [`crate::error::FlushError::Sync`].
+    fn sync_cache(&self) -> Result<()>;
+
+    /// Brings the rows of files that were written up to date with their objects.
+    ///
+    /// # Errors
+    /// If the cache or the backend fails. A file whose row is not up to date is left behind.
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Runs `cut` while no open file changes, with the locked index. It gets the files that the
+    /// batch must leave out although nobody may be changing them.
+    ///
+    /// # Errors
+    /// Those of `cut`.
+    fn at_rest(
+        &self,
+        while_open: WhileOpen,
+        cut: &mut dyn FnMut(LeftOut, &mut IndexWriter) -> Result<()>,
+    ) -> Result<()>;
+
+    /// Shows in the mount what another machine has written to the drive's catalog.
+    ///
+    /// # Errors
+    /// If the cache or the backend fails; some of it is then not shown yet.
+    fn catalog_changed(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Compares a directory of the backend with the index. Returns whether they differ, and the
+    /// directories in it whose contents are known.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn look_at(&self, backend: &dyn Backend, dir: Ino) -> Result<(bool, Vec<Ino>)> {
+        let _ = (backend, dir);
+        Ok((false, Vec::new()))
+    }
+
+    /// Imports the external changes in `dirs` into the index, while no batch is open. Before
+    /// anything is concluded from the listings, `still_right` checks that they are of the volume.
+    ///
+    /// # Errors
+    /// If they are not, or the backend or the index fails.
+    fn take_in(
+        &self,
+        backend: &dyn Backend,
+        dirs: &[Ino],
+        still_right: &mut dyn FnMut() -> bool,
+    ) -> Result<Changes> {
+        let _ = (backend, dirs, still_right);
+        Ok(Changes::default())
+    }
+
+    /// Opens the files that the batch is about to remove from the backend and that programs still
+    /// read.
+    fn hold_open(&self, inos: &[Ino]);
+
+    /// Checks that no other machine uses `backend`: before anything of a batch is written to it,
+    /// and again before the batch's record.
+    ///
+    /// # Errors
+    /// [`crate::error::FlushError::InUse`] if one does; else why that is unknown.
+    fn may_write(&self, backend: &dyn Backend) -> Result<()> {
+        let _ = backend;
+        Ok(())
+    }
+
+    /// Frees a part of the reserve on the SSD, so that a batch can be noted on a full SSD. Returns
+    /// false if nothing is left of it.
+    fn give_up_reserve(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,239 @@
+//! Decides what to do for each file that a batch places, from what is at its names.
+
+use std::collections::HashMap;
+
+use crate::apply::refused::StepNo;
+use crate::core::{Metadata, RelPath};
+use crate::error::{FlushError, Result};
+use crate::format::expectations::ExpectedFile;
+use crate::format::steps::SlotNo;
+use crate::recovery::locate::{Slots, Standing};
+use crate::recovery::replay::{Redo, State, is_file, look};
+
+/// A file that the batch places, as far as it is known.
+pub(crate) struct Wanted<'a> {
+    /// The number of its step.
+    pub(crate) number: usize,
+    pub(crate) slot: SlotNo,
+    pub(crate) to: &'a RelPath,
+    /// `None` for a moved file without an expectation.
+    pub(crate) content: Option<ExpectedFile>,
+}
+
+impl Wanted<'_> {
+    pub(crate) fn step(&self) -> StepNo {
+        StepNo::Place(self.number)
+    }
+}
+
+/// What to do for one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// It is whole under its name.
+    Done,
+    /// The file in its slot goes to its name, which has an older version, or nothing.
+    Move,
+    /// The same, but the name has somebody else's file.
+    MoveAside,
+    /// Both names are removed, and it is written again from the SSD. Its name has no file of
+    /// others.
+    Rebuild,
+    /// The same, but the name has somebody else's file.
+    RebuildAside,
+    /// It is under both names, and the SSD does not have it.
+    CopyApart,
+    /// It is nowhere.
+    Vanished,
+    /// The backend refuses it: its name keeps its file.
+    Refused,
+}
+
+/// The names in directories, each with the number of its entries: after a crash there may be two of
+/// one name.
+#[derive(Default)]
+pub(crate) struct Counts(HashMap<RelPath, HashMap<Vec<u8>, usize>>);
+
+impl Redo<'_> {
+    /// Checks, before anything is touched, that the SSD is not needed for any staged file: each is
+    /// whole in its slot or under its name. Otherwise the drive is better left as it is until the
+    /// machine comes that has the bytes.
+    pub(crate) fn check_at_hand(&self, slots: &Slots) -> Result<()> {
+        let mut standing = Standing::default();
+        for (_, to, slot) in self.moving_directories() {
+            if let Some(name) = slots.newest(slot) {
+                standing.note(to, name);
+            }
+        }
+        for file in self.wanted().iter().filter(|file| !self.is_moved(file)) {
+            let here = standing.locate_name(file.to);
+            let mut places = slots.all(file.slot);
+            places.push(here);
+            let mut is_there = false;
+            for place in places.iter().rev() {
+                let found = look(self.backend, place)?;
+                is_there = is_there || self.state(place, found.as_ref(), file)? == State::Good;
+            }
+            if !is_there {
+                return Err(self.not_at_hand(file));
+            }
+        }
+        Ok(())
+    }
+
+    fn not_at_hand(&self, file: &Wanted<'_>) -> FlushError {
+        self.unfinished(format!(
+            "the staged copy of {} is damaged or missing; only the machine that wrote it can \
+             finish the batch",
+            file.to
+        ))
+    }
+
+    /// Removes an older version that hides the newer one: there may be two entries of one name, of
+    /// which only the first is found. It does so only if the newer one is nowhere else. No other
+    /// name shares the clusters of the older one.
+    pub(crate) fn uncover(
+        &self,
+        file: &Wanted<'_>,
+        here: &RelPath,
+        slots: &Slots,
+        counts: &mut Counts,
+    ) -> Result<()> {
+        if slots.newest(file.slot).is_some() || self.is_kept(file.slot) {
+            return Ok(());
+        }
+        while let Some(found) = look(self.backend, here)?
+            && is_file(Some(&found))
+            && counts.of(self, here)? > 1
+            && self.state(here, Some(&found), file)? == State::Bad
+        {
+            self.backend.remove_file(here)?;
+            self.backend.sync()?;
+            *counts = Counts::default();
+        }
+        Ok(())
+    }
+
+    /// Decides for one file, and touches nothing.
+    pub(crate) fn judge(
+        &self,
+        file: &Wanted<'_>,
+        here: &RelPath,
+        slots: &Slots,
+        counts: &mut Counts,
+    ) -> Result<Task> {
+        let found = look(self.backend, here)?;
+        let staged = slots.newest(file.slot);
+        let is_theirs = match &staged {
+            Some(path) => self.is_theirs(file.slot, path)?,
+            None => false,
+        };
+        let there = self.state(here, found.as_ref(), file)?;
+        if is_theirs && there == State::Good && self.backend.renames_atomically() {
+            // It was exchanged with another program's version of the replaced file.
+            return Ok(Task::Done);
+        }
+        let in_slot = match &staged {
+            // It is moved as it is now.
+            Some(_) if is_theirs => State::Good,
+            Some(path) => self.state(path, look(self.backend, path)?.as_ref(), file)?,
+            None => State::Nothing,
+        };
+        let twice = found.is_some() && counts.of(self, here)? > 1;
+        let tangled = match (in_slot, there) {
+            (State::Good, State::Good) => true,
+            (_, State::Good) => twice || slots.all(file.slot).len() > 1,
+            // One of the two may be the one in the slot.
+            (State::Good, _) => twice,
+            _ => false,
+        };
+        let kept = self.is_kept(file.slot);
+        let aside = found
+            .as_ref()
+            .is_some_and(|meta| self.is_foreign(file, meta));
+        let was_twin = slots.was_twin(file.slot);
+        let tangled = tangled
+            || was_twin
+                && match (in_slot, there) {
+                    (_, State::Good) => true,
+                    (State::Good, _) => !aside,
+                    _ => false,
+                };
+        Ok(match (in_slot, there) {
+            _ if tangled && kept => Task::Rebuild,
+            (State::Good, _) if was_twin && kept && aside => Task::RebuildAside,
+            (State::Nothing, State::Good) if tangled => Task::CopyApart,
+            (State::Good, State::Good)
+                if self.is_older(file, found.as_ref(), staged.as_ref())? =>
+            {
+                Task::Move
+            }
+            _ if tangled => Task::CopyApart,
+            (_, State::Good) => Task::Done,
+            (State::Good, _) if aside => Task::MoveAside,
+            (State::Good, _) => Task::Move,
+            (_, _) if kept && aside => Task::RebuildAside,
+            (_, _) if kept => Task::Rebuild,
+            (_, _) if self.is_moved(file) => Task::Vanished,
+            (_, _) => return Err(self.not_at_hand(file)),
+        })
+    }
+
+    /// Returns whether it is a file that is moved, not one that was staged.
+    pub(crate) fn is_moved(&self, file: &Wanted<'_>) -> bool {
+        file.content.is_none() || self.moved(file.slot).is_some()
+    }
+
+    fn state(&self, path: &RelPath, found: Option<&Metadata>, file: &Wanted<'_>) -> Result<State> {
+        self.whole(path, found, file.content.as_ref())
+    }
+
+    /// Returns whether the file under the name is somebody else's: neither the one that belongs
+    /// there nor the one that the batch replaces.
+    pub(crate) fn is_foreign(&self, file: &Wanted<'_>, found: &Metadata) -> bool {
+        let replaced = self.known.replaced.get(&file.slot);
+        let known = [file.content.as_ref(), replaced];
+        !known.into_iter().flatten().any(|known| known.may_be(found))
+    }
+
+    /// Returns whether the new name of a moved file without an expectation has another, older file.
+    fn is_older(
+        &self,
+        file: &Wanted<'_>,
+        found: Option<&Metadata>,
+        staged: Option<&RelPath>,
+    ) -> Result<bool> {
+        if file.content.is_some() {
+            return Ok(false);
+        }
+        let (Some(found), Some(staged)) = (found, staged) else {
+            return Ok(false);
+        };
+        let staged = look(self.backend, staged)?;
+        Ok(staged.is_some_and(|s| (s.size, s.modified) != (found.size, found.modified)))
+    }
+}
+
+impl Counts {
+    fn of(&mut self, redo: &Redo<'_>, path: &RelPath) -> Result<usize> {
+        let Some((dir, name)) = path.split_last() else {
+            return Ok(0);
+        };
+        if !self.0.contains_key(&dir) {
+            let mut names: HashMap<Vec<u8>, usize> = HashMap::new();
+            let entries = match redo.backend.read_dir(&dir) {
+                Err(error) if error.is_not_found() => Vec::new(),
+                entries => entries?,
+            };
+            for entry in entries {
+                *names.entry(entry.name.as_bytes().to_vec()).or_default() += 1;
+            }
+            self.0.insert(dir.clone(), names);
+        }
+        Ok(self
+            .0
+            .get(&dir)
+            .and_then(|names| names.get(name.as_bytes()))
+            .copied()
+            .unwrap_or(0))
+    }
+}

@@ -1,0 +1,165 @@
+//! Replays removals of the second phase: names that must not stay are removed before anything is
+//! written, and versions of others are kept.
+//!
+//! A crash after some of the removals leaves files that are at neither name, and the SSD has them:
+//! [`judge`](super::judge) has made sure of that before.
+
+use crate::apply::Applied;
+use crate::apply::refused::is_local;
+use crate::apply::staging::make_lost_found;
+use crate::core::{Metadata, Name, RelPath};
+use crate::error::{FlushError, Result};
+use crate::format::expectations::ExpectedFile;
+use crate::format::layout;
+use crate::recovery::judge::{Task, Wanted};
+use crate::recovery::locate::Slots;
+use crate::recovery::replay::{Redo, look};
+
+impl Redo<'_> {
+    /// Removes names that must not stay: older copies of the file, and the file under its name.
+    /// Somebody else's file is kept.
+    pub(super) fn take_away(
+        &self,
+        file: &Wanted<'_>,
+        task: Task,
+        (here, seen): (&RelPath, Option<&Metadata>),
+        slots: &mut Slots,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        match task {
+            Task::Done | Task::Rebuild | Task::RebuildAside => {
+                for name in slots.all(file.slot) {
+                    self.remove_own(file, &name, applied)?;
+                }
+                slots.forget(file.slot);
+            }
+            // Copies were made of the older names.
+            Task::Move | Task::MoveAside => {
+                if let Some(newest) = slots.newest(file.slot) {
+                    for name in slots.all(file.slot).iter().filter(|name| **name != newest) {
+                        self.remove_own(file, name, applied)?;
+                    }
+                    slots.only(file.slot, &newest);
+                }
+            }
+            Task::CopyApart | Task::Vanished | Task::Refused => {}
+        }
+        match task {
+            Task::Move | Task::Rebuild => self.take_old_away(file, (here, seen), applied)?,
+            Task::MoveAside | Task::RebuildAside => {
+                self.placer().keep_theirs(here, file.to, applied)?;
+            }
+            Task::Done | Task::CopyApart | Task::Vanished | Task::Refused => {}
+        }
+        match task {
+            Task::Refused => Ok(()),
+            _ => self.see_to_set_aside(file, applied),
+        }
+    }
+
+    /// Removes the file under the name of `file`, unless it has become somebody else's since it was
+    /// `seen`.
+    fn take_old_away(
+        &self,
+        file: &Wanted<'_>,
+        (here, seen): (&RelPath, Option<&Metadata>),
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let Some(found) = look(self.backend, here)? else {
+            return Ok(());
+        };
+        if seen != Some(&found) && self.is_foreign(file, &found) {
+            return self.placer().keep_theirs(here, file.to, applied);
+        }
+        self.remove_all(here)?;
+        // A file that was set aside from here may be on the clusters that have just been freed, and
+        // must not be removed later.
+        let replaced = self.known.replaced.get(&file.slot);
+        for old in self.set_aside_for(file) {
+            if let Some(aside) = look(self.backend, &old)?
+                && !self.backend.renames_atomically()
+                && replaced.is_some_and(|known| known.may_be(&aside))
+            {
+                self.remove_all(&old)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deals with a file that was set aside for `file`: the replaced one, or another program's
+    /// version of it.
+    fn see_to_set_aside(&self, file: &Wanted<'_>, applied: &mut Applied) -> Result<()> {
+        for old in self.set_aside_for(file) {
+            let found = match look(self.backend, &old) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                // It goes back to its name, if that is free, and the step is set aside.
+                Err(FlushError::Backend(error)) if is_local(self.backend, self.batch, &error) => {
+                    match self.backend.rename_new(&old, file.to) {
+                        Ok(()) => return Err(error.into()),
+                        Err(_) => self.placer().keep_aside(&old, file.to, applied)?,
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let replaced = self.known.replaced.get(&file.slot);
+            if replaced.is_some_and(|known| known.may_be(&found) && found.size != known.size) {
+                self.remove_all(&old)?;
+                continue;
+            }
+            let expected = replaced.copied().unwrap_or(ExpectedFile::ANYTHING);
+            self.placer()
+                .keep_or_drop(&old, file.to, &expected, applied)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the file in the slot. If names are exchanged it may be the one from the file's name,
+    /// and that may be somebody else's version; so may a moved file.
+    fn remove_own(&self, file: &Wanted<'_>, name: &RelPath, applied: &mut Applied) -> Result<()> {
+        if self.is_theirs(file.slot, name)? {
+            return self.placer().keep_aside(name, file.to, applied);
+        }
+        if self.backend.renames_atomically()
+            && let Some(found) = look(self.backend, name)?
+            && self.is_foreign(file, &found)
+        {
+            return self.placer().keep_aside(name, file.to, applied);
+        }
+        self.remove_all(name)
+    }
+
+    /// Keeps a file in a slot that is not the one that was moved there. It gets no final name.
+    pub(super) fn keep_damaged(&self, file: &Wanted<'_>, slots: &mut Slots) -> Result<()> {
+        for from in slots.all(file.slot) {
+            self.to_lost_found(&from, file.to, &file.slot.file_name(), "damaged")?;
+        }
+        slots.forget(file.slot);
+        Ok(())
+    }
+
+    /// Keeps the file at `from`, which is in the way of the name `to`.
+    pub(crate) fn to_lost_found(
+        &self,
+        from: &RelPath,
+        to: &RelPath,
+        slot: &str,
+        what: &str,
+    ) -> Result<()> {
+        let dir = layout::lost_found();
+        make_lost_found(self.backend)?;
+        let mut number = 0;
+        loop {
+            let name = format!("{:016x}-{slot}-{what}{number}", self.batch.0);
+            let name = Name::new(name.as_bytes()).expect("names formed here are well formed");
+            let kept = dir.join(&name);
+            if look(self.backend, &kept)?.is_none() {
+                tracing::error!(path = %to, kept = %kept, what, "kept on the drive, not under its \
+                    name");
+                return Ok(self.backend.rename(from, &kept)?);
+            }
+            number += 1;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Keeps the cache within its limits: removes dead objects, evicts clean ones, never dirty ones.
+//!
+//! Invariant: an object's file is removed only after the row that no longer names it is durable.
+//! Order of a removal: row, sync, file, note of the dead object. A crash in between leaves the
+//! note, and the next run removes the file again.
+
+use std::time::{Duration, Instant};
+
+use crate::core::Ino;
+use crate::index::Flags;
+use crate::vfs::Result;
+use crate::vfs::cache_space::CacheSpace;
+
+/// Objects removed under one hold of a lock.
+const CHUNK: u32 = 1024;
+
+/// How often damaged objects are evicted: finding their owners is a scan of the index.
+const DAMAGED_EVERY: Duration = Duration::from_secs(60);
+
+impl CacheSpace {
+    /// Removes dead objects, then clean ones, least recently used first, until the cache is within
+    /// its limits.
+    pub(in crate::vfs) fn trim(&self) -> Result<()> {
+        let mut looked = self.evicting.lock();
+        self.reap()?;
+        if looked.is_none_or(|looked| looked.elapsed() >= DAMAGED_EVERY) {
+            self.evict_damaged()?;
+            *looked = Some(Instant::now());
+        }
+        let (_, free) = self.store.space()?;
+        let cached = self.index.lock().totals().cached_bytes;
+        let over = cached.saturating_sub(self.limits.max_bytes);
+        let short = self.limits.roomy().saturating_sub(free);
+        let mut goal = over.max(short);
+        while goal > 0 {
+            let freed = self.evict_some(goal)?;
+            if freed == 0 {
+                break;
+            }
+            goal = goal.saturating_sub(freed);
+        }
+        self.refill_reserve();
+        Ok(())
+    }
+
+    /// Evicts clean objects that are damaged: the backend has their bytes.
+    fn evict_damaged(&self) -> Result<()> {
+        let mut evicted = false;
+        for (object, _, _) in self.store.damaged() {
+            let owner = self.index.lock().owner_of(object)?;
+            if let Some(ino) = owner {
+                evicted |= self.evict(ino)?;
+            }
+        }
+        if evicted { self.reap() } else { Ok(()) }
+    }
+
+    /// Evicts clean objects until `goal` bytes are free, or one chunk has been examined. Returns
+    /// the bytes freed.
+    fn evict_some(&self, goal: u64) -> Result<u64> {
+        let candidates = self.index.lock().evictable(CHUNK)?;
+        let mut freed = 0_u64;
+        for candidate in candidates {
+            if freed >= goal {
+                break;
+            }
+            if self.evict(candidate.ino)? {
+                freed = freed.saturating_add(candidate.blocks.saturating_mul(512));
+            }
+        }
+        self.reap()?;
+        Ok(freed)
+    }
+
+    /// Evicts the object of `ino` if it is clean and not in use. Returns whether it did.
+    fn evict(&self, ino: Ino) -> Result<bool> {
+        let evicted = self.open_files.while_closed(ino, || -> Result<bool> {
+            let mut state = self.index.lock();
+            let Some(mut inode) = state.inode(ino)? else {
+                return Ok(false);
+            };
+            let clean = !inode.flags.has(Flags::DATA_DIRTY) && !inode.flags.has(Flags::TIME_DIRTY);
+            match inode.object {
+                Some(object)
+                    if clean && !state.is_pinned(&inode) && inode.flags.has(Flags::ON_BACKEND) =>
+                {
+                    state.bury_object(&inode, object)?;
+                    inode.object = None;
+                    state.put_inode(inode);
+                    Ok(true)
+                }
+                _ => Ok(false),
+            }
+        });
+        evicted.unwrap_or(Ok(false))
+    }
+
+    /// Removes the files of dead objects. The rows must be durable before a file is removed: after
+    /// a power cut the index may have an older row, and that row needs its object. Then the file
+    /// goes, then the note of the dead object; after a crash in between the note is found and the
+    /// file removed again.
+    fn reap(&self) -> Result<()> {
+        loop {
+            let dead = self.index.lock().dead_objects(CHUNK)?;
+            if dead.is_empty() {
+                return Ok(());
+            }
+            self.durability.sync()?;
+            for object in &dead {
+                self.durability.forget_damage(*object)?;
+                self.store.remove(*object)?;
+            }
+            self.index.lock().forget_dead_objects(&dead)?;
+        }
+    }
+}

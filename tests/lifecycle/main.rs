@@ -1,0 +1,15 @@
+//! How a mount begins and ends, and how its drive is detached and attached again.
+//!
+//! `detach`, `ending`, `lease` and `mounting` make mount namespaces, which hold the mounts of every
+//! other test that runs at the same time. `scripts/tests.py` runs these four one by one, after all
+//! others; with cargo: `cargo test --test lifecycle -- --test-threads 1`.
+
+#[path = "../support/lab/mod.rs"]
+mod lab;
+
+mod detach;
+mod ending;
+mod lease;
+mod mount_life;
+mod mounting;
+mod offline;
