@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use super::known_caches;
 use super::volume::CacheFacts;
 use crate::core::{Exit, Failure, ForeignText, RelPath, quoted};
-use crate::drive::Backend;
 use crate::drive::mounted::MountedDir;
-use crate::format::layout;
+use crate::drive::{Backend, sealed_file};
+use crate::format::marker::Marker;
+use crate::format::{layout, marker};
 
 /// Directories below which systems mount drives.
 const MOUNT_ROOTS: [&str; 4] = ["/media", "/run/media", "/mnt", "/Volumes"];
@@ -158,12 +159,14 @@ fn unit_name(path: &Path) -> String {
     name + ".mount"
 }
 
-/// A volume that this process has enrolled, and the cache that it has made for it. If it is dropped
+/// A volume that this process enrolls, and the cache that it has made for it. If it is dropped
 /// before the mount works, both are removed: a mount that failed has enrolled nothing.
 #[derive(Debug)]
 pub(super) struct Fresh {
     path: PathBuf,
     backend: MountedDir,
+    /// The marker that this process writes. Another machine may be faster.
+    marker: Marker,
     /// The new cache and its facts, once it is made, if this process has made it.
     cache: Option<(PathBuf, CacheFacts)>,
     /// Whether the cache's directory itself was made.
@@ -172,11 +175,13 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
-    /// The volume that was enrolled at `path`, to be removed unless it is kept.
-    pub(super) fn new(path: &Path, backend: &MountedDir) -> Fresh {
+    /// The volume that is about to be enrolled at `path` by `marker`, to be removed unless it is
+    /// kept.
+    pub(super) fn new(path: &Path, backend: &MountedDir, marker: &Marker) -> Fresh {
         Fresh {
             path: path.into(),
             backend: backend.clone(),
+            marker: marker.clone(),
             cache: None,
             made_dir: false,
             keep: false,
@@ -202,10 +207,18 @@ impl Fresh {
     }
 
     /// Removes the marker first, without which the rest has no meaning. Only empty directories are
-    /// removed, so files that another process has made stay.
+    /// removed, so files that another process has made stay. A marker of another machine stays, and
+    /// all that belongs to it.
     fn take_back(&self) {
         let backend = &self.backend;
-        if let Err(error) = backend.remove_file(&layout::marker_path())
+        let path = layout::marker_path();
+        let ours = marker::encode(&self.marker);
+        match sealed_file::read_small(backend, &path, marker::MAX_BYTES) {
+            Ok(None) => {}
+            Ok(Some(found)) if found == ours => {}
+            Ok(Some(_)) | Err(_) => return,
+        }
+        if let Err(error) = backend.remove_file(&path)
             && !error.is_not_found()
         {
             tracing::warn!(

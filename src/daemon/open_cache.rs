@@ -153,12 +153,14 @@ fn open_with_drive(
     let marker = match marker {
         Some(marker) => marker,
         None => {
-            fresh = Some(Fresh::new(&path, &backend));
-            let (marker, is_ours) = volume::enroll(&backend, clock.now())?;
-            if !is_ours && let Some(ours) = fresh.take() {
-                ours.disown();
+            let marker = Marker::new(Uuid::new_v4(), *Uuid::new_v4().as_bytes(), clock.now());
+            let ours = Fresh::new(&path, &backend, &marker);
+            let found = volume::enroll(&backend, &marker)?;
+            match found == marker {
+                true => fresh = Some(ours),
+                false => ours.disown(),
             }
-            marker
+            found
         }
     };
     // A daemon that locked the volume has found the new marker, so the marker belongs to that

@@ -8,6 +8,8 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,7 +17,7 @@ use uuid::Uuid;
 use crate::cache::private;
 use crate::core::{Capabilities, Exit, Failure, ForeignText, PROBE_VERSION, RelPath, Timestamp};
 use crate::daemon::drive_identity::FsIdentity;
-use crate::drive::{Backend, BackendError, WRITE, probe};
+use crate::drive::{Backend, BackendError, WRITE, probe, sealed_file};
 use crate::error::FlushError;
 use crate::format::marker::Marker;
 use crate::format::{layout, marker};
@@ -25,6 +27,10 @@ pub(super) const CACHE_FILE: &str = "cache.json";
 
 /// The version of that file.
 const CACHE_FORMAT: u32 = 1;
+
+/// How often, and how long after one another, a marker that cannot be decoded is read again.
+const MARKER_TRIES: u32 = 10;
+const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
 /// Where a probe works, on the drive.
 const SCRATCH: &str = ".ferryfs/probe";
@@ -65,32 +71,37 @@ struct Format {
 /// The volume's marker, if the directory has one.
 ///
 /// # Errors
-/// If it cannot be read or decoded.
+/// If it cannot be read, or if it cannot be decoded for longer than another machine needs to write
+/// one.
 pub(super) fn peek(backend: &dyn Backend) -> Result<Option<Marker>, Failure> {
-    let bytes =
-        crate::drive::sealed_file::read_small(backend, &layout::marker_path(), marker::MAX_BYTES)
+    let mut tries = 0;
+    let error = loop {
+        let bytes = sealed_file::read_small(backend, &layout::marker_path(), marker::MAX_BYTES)
             .map_err(FlushError::from)?;
-    let Some(bytes) = bytes else { return Ok(None) };
-    marker::decode(&bytes).map(Some).map_err(|error| {
-        Failure::failed(error.to_string()).hint(
-            "the marker is .ferryfs/volume.json on the drive; nothing was changed. If it cannot be \
-             repaired, delete it there, and enroll the drive up again: ferryfs mount --re-enroll \
-             (or ferryfs attach --re-enroll)",
-        )
-    })
+        let Some(bytes) = bytes else { return Ok(None) };
+        match marker::decode(&bytes) {
+            Ok(marker) => return Ok(Some(marker)),
+            Err(error) if tries == MARKER_TRIES => break error,
+            // A marker is not in one piece while another machine writes it.
+            Err(_) => thread::sleep(BETWEEN_TRIES),
+        }
+        tries += 1;
+    };
+    Err(Failure::failed(error.to_string()).hint(
+        "the marker is .ferryfs/volume.json on the drive; nothing was changed. If it cannot be \
+         repaired, delete it there, and enroll the drive up again: ferryfs mount --re-enroll \
+         (or ferryfs attach --re-enroll)",
+    ))
 }
 
-/// Makes the directory a volume: our own folder, and last the marker. If two machines do so at
-/// once, one of them makes the marker, and both use that one. Returns whether it was this one.
+/// Makes the directory a volume: our own folder, and last `marker`. If two machines do so at once,
+/// one of them makes the marker, and both use that one. Returns the one that is there.
 ///
 /// # Errors
 /// If the drive cannot be written.
-pub(super) fn enroll(backend: &dyn Backend, now: Timestamp) -> Result<(Marker, bool), Failure> {
-    let marker = Marker::new(Uuid::new_v4(), *Uuid::new_v4().as_bytes(), now);
-    write_marker(backend, &marker)?;
-    let found = peek(backend)?.unwrap_or_else(|| marker.clone());
-    let is_ours = found == marker;
-    Ok((found, is_ours))
+pub(super) fn enroll(backend: &dyn Backend, marker: &Marker) -> Result<Marker, Failure> {
+    write_marker(backend, marker)?;
+    Ok(peek(backend)?.unwrap_or_else(|| marker.clone()))
 }
 
 /// Writes `marker`, after everything else. An existing one is not changed.
@@ -137,7 +148,11 @@ fn write_file(backend: &dyn Backend, path: &RelPath, bytes: &[u8]) -> Result<(),
     };
     file.append(bytes)
         .and_then(|()| file.finish(Timestamp::from(std::time::SystemTime::now())))
-        .map_err(|source| BackendError::new(WRITE, path, source))
+        .map_err(|source| {
+            // A part of a marker would pass for a damaged one.
+            let _ = backend.remove_file(path);
+            BackendError::new(WRITE, path, source)
+        })
 }
 
 /// The default directory of caches: `$XDG_DATA_HOME/ferryfs`, else `~/.local/share/ferryfs`. It is
