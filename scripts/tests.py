@@ -8,8 +8,12 @@ daemons and clocks, or use one thread.
 
 Each tests/GROUP/main.rs is one program, as linking takes time. Each module of a group is run as a
 process of its own, so that what it does to its process concerns no other module. What a process
-prints is shown when it ends, as a whole. The exit code is 1 if a test failed, was not run, or does
-not build.
+prints is shown when it ends, as a whole.
+
+A test that fails is run once more, by itself: on a busy machine a mount, a signal or a clock can
+come later than any limit that is worth waiting for. What fails only beside others is named at the
+end as UNSTABLE, with what it printed above; more than three of them count as failures. The exit
+code is 1 if a test failed twice, was not run, or does not build.
 """
 import concurrent.futures
 import json
@@ -30,6 +34,8 @@ ALONE = ['detach', 'ending', 'lease', 'mounting']
 # Processes at once, and tests at once in each of them.
 AT_ONCE = os.environ.get('FERRYFS_TESTS_AT_ONCE', '3')
 THREADS = '2'
+# So many tests may fail beside others, if they pass by themselves.
+UNSTABLE = 3
 
 
 def group_of(name):
@@ -74,21 +80,21 @@ class Part:
         """Its place among all."""
         return LONG.index(self.module) if self.module in LONG else len(LONG), self.module
 
-    def run(self):
-        """Runs it. Whether it passed, and what it printed."""
+    def run(self, tests):
+        """Runs these tests of it. The tests that did not pass, and what it printed."""
         begun = time.monotonic()
         # Whole names: a part of a name would be found in the names of other modules as well.
-        command = [self.program, '--test-threads', THREADS, '--exact', *self.tests]
+        command = [self.program, '--test-threads', THREADS, '--exact', *tests]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, check=False)
         took = time.monotonic() - begun
         head = '     Running %s (%.0f s, exit code %d)\n' % (self, took, done.returncode)
         said = head.encode() + done.stdout
-        counts = re.findall(rb'^test result: .*?(\d+) passed; (\d+) failed; (\d+) ignored', done.stdout, re.M)
-        ran = sum(map(int, counts[-1])) if counts else 0
-        if ran != len(self.tests):
-            said += ('%s: %d of %d tests were run\n' % (self, ran, len(self.tests))).encode()
-        return done.returncode == 0 and ran == len(self.tests), said
+        counts = re.findall(rb'^test result: .*?(\d+) passed', done.stdout, re.M)
+        if done.returncode == 0 and counts and int(counts[-1]) == len(tests):
+            return [], said
+        passed = set(re.findall(r'^test (\S+).* \.\.\. ok$', done.stdout.decode(errors='replace'), re.M))
+        return [test for test in tests if test not in passed], said
 
 
 def parts_of(group, program):
@@ -106,17 +112,32 @@ def parts_of(group, program):
 
 
 def run_all(parts, at_once):
-    """Runs parts in this order, so many at once, and shows what they print. Those that failed."""
+    """Runs parts in this order, so many at once, and shows what they print. The tests that did not
+    pass, with their parts."""
     failed = []
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        runs = {pool.submit(part.run): part for part in parts}
+        runs = {pool.submit(part.run, part.tests): part for part in parts}
         for done in concurrent.futures.as_completed(runs):
-            passed, said = done.result()
-            sys.stdout.buffer.write(said)
-            sys.stdout.flush()
-            if not passed:
-                failed.append(str(runs[done]))
+            tests, said = done.result()
+            show(said)
+            failed += [(runs[done], test) for test in tests]
     return failed
+
+
+def again(failed):
+    """Runs each of these tests by itself. Those that fail once more, and those that pass."""
+    twice, once = [], []
+    for part, test in failed:
+        tests, said = part.run([test])
+        show(said)
+        (twice if tests else once).append('%s %s' % (part, test))
+    return twice, once
+
+
+def show(said):
+    """Shows what a test program printed."""
+    sys.stdout.buffer.write(said)
+    sys.stdout.flush()
 
 
 def main():
@@ -130,10 +151,13 @@ def main():
         sys.exit('without a test: ' + ', '.join(sorted(empty)))
     failed = run_all([part for part in parts if part.module not in ALONE], int(AT_ONCE))
     failed += run_all([part for part in parts if part.module in ALONE], 1)
+    failed, unstable = again(failed) if len(failed) <= UNSTABLE else (['%s %s' % one for one in failed], [])
     count = sum(len(part.tests) for part in parts)
     print('%d tests in %d parts of %d programs' % (count, len(parts), len(programs)))
     if not names and subprocess.run(['cargo', 'test', '--doc'], check=False).returncode:
         failed.append('examples in the documentation')
+    for name in unstable:
+        print('UNSTABLE: failed beside others, and passed by itself: ' + name)
     if failed:
         print('failed: ' + ', '.join(sorted(failed)))
         sys.exit(1)

@@ -29,9 +29,9 @@ need qemu-system-x86_64=qemu-system-x86 mkfs.exfat=exfatprogs mkfs.ext4=e2fsprog
     zstd=zstd dpkg-deb=dpkg || cannot "QEMU is not to be had"
 python3 -B "$here/run.py" --prepare || cannot "a kernel for the guest is not to be had"
 
-profile=release
-# The short form is a part of the gate, where the build would take longer than the guests.
-! $short || profile=vm
-(cd "$top" && cargo build --profile $profile --quiet)
+profile=(release --release)
+# The short form is a part of the gate, which has built this one already.
+! $short || profile=(debug)
+(cd "$top" && cargo build --quiet "${profile[@]:1}")
 target=${CARGO_TARGET_DIR:-$top/target}
-exec python3 -B "$here/run.py" --ferryfs "${FERRYFS:-$target/$profile/ferryfs}" "$@"
+exec python3 -B "$here/run.py" --ferryfs "${FERRYFS:-$target/${profile[0]}/ferryfs}" "$@"

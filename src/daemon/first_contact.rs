@@ -300,6 +300,31 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_that_failed_takes_its_own_marker_back_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = MountedDir::open(dir.path()).unwrap();
+        let marker = |id: u128| {
+            let time = crate::core::Timestamp::from_parts(1, 0);
+            Marker::new(uuid::Uuid::from_u128(id), [0; 16], time)
+        };
+        let is_there = || dir.path().join(".ferryfs/volume.json").exists();
+        let ours = Fresh::new(dir.path(), &backend, &marker(1));
+        crate::daemon::volume::enroll(&backend, &marker(1)).unwrap();
+        assert!(is_there());
+        drop(ours);
+        assert!(!is_there() && is_bare(dir.path()));
+        let late = Fresh::new(dir.path(), &backend, &marker(2));
+        let found = crate::daemon::volume::enroll(&backend, &marker(1)).unwrap();
+        drop(late);
+        assert_eq!(crate::daemon::volume::peek(&backend).unwrap(), Some(found));
+        // Another machine is writing it.
+        let half = &marker::encode(&marker(1))[..20];
+        fs::write(dir.path().join(".ferryfs/volume.json"), half).unwrap();
+        drop(Fresh::new(dir.path(), &backend, &marker(2)));
+        assert!(is_there());
+    }
+
+    #[test]
     fn an_empty_directory_where_drives_are_mounted_is_one() {
         if !nix::unistd::geteuid().is_root() {
             return;
