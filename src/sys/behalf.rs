@@ -86,13 +86,11 @@ pub fn groups(uid: u32, gid: u32) -> Vec<u32> {
 
 /// Sets the supplementary groups of this thread. The C library would change them for all threads.
 fn set_groups(groups: &[Gid]) -> io::Result<()> {
-    let numbers: Vec<libc::gid_t> = groups.iter().map(|gid| gid.as_raw()).collect();
-    // SAFETY: the kernel reads `numbers.len()` numbers from there and keeps no pointer.
-    let answer = unsafe { libc::syscall(libc::SYS_setgroups, numbers.len(), numbers.as_ptr()) };
-    match answer {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let groups: Vec<rustix::thread::Gid> = groups
+        .iter()
+        .map(|gid| rustix::thread::Gid::from_raw(gid.as_raw()))
+        .collect();
+    Ok(rustix::thread::set_thread_groups(&groups)?)
 }
 
 /// Returns whether a group is the effective user's own group without other members. Many systems

@@ -1,17 +1,16 @@
 //! Checks, without an attempt, that names can be created, replaced or removed.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsFd;
 
-use nix::errno::Errno;
-use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
 
-/// Attributes that restrict even root (`chattr +i`, `chattr +a`), from `linux/stat.h`.
-const IMMUTABLE: u64 = libc::STATX_ATTR_IMMUTABLE as u64;
-const APPEND: u64 = libc::STATX_ATTR_APPEND as u64;
+/// Attributes that restrict even root (`chattr +i`, `chattr +a`).
+const IMMUTABLE: StatxAttributes = StatxAttributes::IMMUTABLE;
+const APPEND: StatxAttributes = StatxAttributes::APPEND;
 
 /// Checks that names in `dir` can be created and removed. It looks at permissions, at a read-only
 /// file system and at the directory's attributes.
@@ -20,7 +19,7 @@ const APPEND: u64 = libc::STATX_ATTR_APPEND as u64;
 /// EACCES, EROFS, EPERM: the error that the attempt would give.
 pub fn check_dir(dir: impl AsFd) -> io::Result<()> {
     let mode = AccessFlags::W_OK | AccessFlags::X_OK;
-    faccessat(dir.as_fd(), ".", mode, AtFlags::AT_EACCESS)?;
+    faccessat(dir.as_fd(), ".", mode, nix::fcntl::AtFlags::AT_EACCESS)?;
     check_attributes(dir, OsStr::new("."), IMMUTABLE)
 }
 
@@ -29,26 +28,13 @@ pub fn check_dir(dir: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// EPERM if it is immutable or append-only.
 pub fn check_name(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
-    check_attributes(dir, name, IMMUTABLE | APPEND)
+    check_attributes(dir, name, IMMUTABLE.union(APPEND))
 }
 
-fn check_attributes(dir: impl AsFd, name: &OsStr, fixed: u64) -> io::Result<()> {
-    let name = CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: statx is plain data, for which all zeros is a value.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the name ends in a zero byte, the buffer is as large as the call expects, and both
-    // outlive it.
-    let result = unsafe {
-        libc::statx(
-            dir.as_fd().as_raw_fd(),
-            name.as_ptr(),
-            libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_DONT_SYNC,
-            libc::STATX_TYPE,
-            &raw mut found,
-        )
-    };
-    match Errno::result(result) {
-        Ok(_) if found.stx_attributes & fixed != 0 => Err(Errno::EPERM.into()),
+fn check_attributes(dir: impl AsFd, name: &OsStr, fixed: StatxAttributes) -> io::Result<()> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+    match statx(dir, name, flags, StatxFlags::TYPE) {
+        Ok(found) if found.stx_attributes.intersects(fixed) => Err(Errno::PERM.into()),
         // The attempt itself reports any other error.
         _ => Ok(()),
     }

@@ -1,23 +1,12 @@
 //! Reads all names of a directory, or fails. It never returns a partial list.
 
-use std::ffi::CStr;
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use nix::errno::Errno;
+use rustix::fs::RawDir;
 
-/// An open directory stream; closed on drop.
-struct Stream(*mut libc::DIR);
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // SAFETY: the pointer came from `fdopendir`, is owned by this value alone and is not used
-        // afterwards.
-        unsafe {
-            libc::closedir(self.0);
-        }
-    }
-}
+/// The size of the buffer for one call, in bytes: some hundred names.
+const BUFFER: usize = 32 << 10;
 
 /// Returns the names in the directory that `dir` is open on (for reading), without `.` and `..`, in
 /// the directory's order.
@@ -28,42 +17,17 @@ impl Drop for Stream {
 /// # Errors
 /// If reading fails anywhere before the end; a partial list is never returned.
 pub fn read_names(dir: OwnedFd) -> io::Result<Vec<Vec<u8>>> {
-    let raw = dir.into_raw_fd();
-    // SAFETY: `raw` is an open descriptor without another owner; on success the stream owns it.
-    let stream = unsafe { libc::fdopendir(raw) };
-    if stream.is_null() {
-        let error = io::Error::last_os_error();
-        // The descriptor is still ours after the failed call. The error of its close does not
-        // matter.
-        let _ = nix::unistd::close(raw);
-        return Err(error);
-    }
-    let stream = Stream(stream);
+    let mut buffer = Vec::with_capacity(BUFFER);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut names = Vec::new();
-    while let Some(name) = next_name(&stream)? {
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(name);
+            names.push(name.to_vec());
         }
     }
     Ok(names)
-}
-
-fn next_name(stream: &Stream) -> io::Result<Option<Vec<u8>>> {
-    // The end and an error are both a null pointer. Only errno distinguishes them.
-    Errno::clear();
-    // SAFETY: the stream is open, and no other thread uses it.
-    let entry = unsafe { libc::readdir64(stream.0) };
-    if entry.is_null() {
-        return match Errno::last_raw() {
-            0 => Ok(None),
-            code => Err(io::Error::from_raw_os_error(code)),
-        };
-    }
-    // SAFETY: `entry` is valid until the next call on this stream, and its name ends in NUL. The
-    // code takes the name's address without a reference to the declared array, because the record
-    // may be shorter or longer than that.
-    let name = unsafe { CStr::from_ptr((&raw const (*entry).d_name).cast()) };
-    Ok(Some(name.to_bytes().to_vec()))
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! Operations on open files beyond read and write: sync, reserve, punch, clone, seek for holes, and
 //! hints to the page cache.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{self, FallocateFlags, PosixFadviseAdvice};
 use nix::unistd::{self, Whence};
+use rustix::fs::{AtFlags, StatxFlags};
 
 use crate::core::Space;
 
@@ -125,20 +125,14 @@ pub fn copy_range(
     target_offset: u64,
     length: usize,
 ) -> io::Result<usize> {
-    let (mut from, mut to) = (to_off(source_offset)?, to_off(target_offset)?);
-    // SAFETY: both descriptors are borrowed and therefore open; the two offsets live on this stack
-    // until the call returns.
-    let copied = unsafe {
-        libc::copy_file_range(
-            source.as_fd().as_raw_fd(),
-            &raw mut from,
-            target.as_fd().as_raw_fd(),
-            &raw mut to,
-            length,
-            0,
-        )
-    };
-    Ok(Errno::result(copied)?.unsigned_abs())
+    let (mut from, mut to) = (source_offset, target_offset);
+    Ok(rustix::fs::copy_file_range(
+        source,
+        Some(&mut from),
+        target,
+        Some(&mut to),
+        length,
+    )?)
 }
 
 /// Replaces the bytes of `target` by those of `source`, shared copy-on-write. Returns `false` if
@@ -147,17 +141,10 @@ pub fn copy_range(
 /// # Errors
 /// If a supported clone fails, as with ENOSPC or EIO.
 pub fn clone_file(source: impl AsFd, target: impl AsFd) -> io::Result<bool> {
-    // SAFETY: FICLONE takes a descriptor by value, and both are borrowed and therefore open.
-    let result = unsafe {
-        libc::ioctl(
-            target.as_fd().as_raw_fd(),
-            libc::FICLONE as _,
-            source.as_fd().as_raw_fd(),
-        )
-    };
-    match Errno::result(result) {
-        Ok(_) => Ok(true),
-        Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::ENOSYS | Errno::EXDEV | Errno::EINVAL) => {
+    use rustix::io::Errno;
+    match rustix::fs::ioctl_ficlone(target, source) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV | Errno::INVAL) => {
             Ok(false)
         }
         Err(error) => Err(error.into()),
@@ -215,22 +202,9 @@ pub fn space(file: impl AsFd) -> io::Result<Space> {
 /// # Errors
 /// What the system said.
 pub fn stat_now(dir: impl AsFd, name: Option<&OsStr>) -> io::Result<libc::stat> {
-    let name = CString::new(name.unwrap_or_default().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_STATX_FORCE_SYNC;
-    // SAFETY: statx is plain data, for which all zeros is a value.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the name ends in a zero byte, the descriptor is borrowed and therefore open, and both
-    // outlive the call, as `found` does.
-    let result = unsafe {
-        libc::statx(
-            dir.as_fd().as_raw_fd(),
-            name.as_ptr(),
-            flags,
-            libc::STATX_BASIC_STATS,
-            &raw mut found,
-        )
-    };
-    Errno::result(result)?;
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    let name = name.unwrap_or_default();
+    let found = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?;
     // SAFETY: stat is plain data, for which all zeros is a value.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     stat.st_dev = libc::makedev(found.stx_dev_major, found.stx_dev_minor);

@@ -5,11 +5,12 @@
 //! here sends a request to the file system itself: this process may be the one that serves it.
 
 use std::collections::HashSet;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::mounts;
 use super::mounts::Mount;
@@ -62,7 +63,7 @@ pub struct Holders {
 /// # Errors
 /// What the system said.
 pub fn device_of(path: &Path) -> io::Result<u64> {
-    device_with(path, 0)
+    device_with(path, AtFlags::empty())
 }
 
 /// As [`device_of`], but does not follow the last component of `path` if it is a link.
@@ -70,20 +71,13 @@ pub fn device_of(path: &Path) -> io::Result<u64> {
 /// # Errors
 /// What the system said.
 pub fn device_there(path: &Path) -> io::Result<u64> {
-    device_with(path, libc::AT_SYMLINK_NOFOLLOW)
+    device_with(path, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-fn device_with(path: &Path, flags: libc::c_int) -> io::Result<u64> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: statx is plain data, for which all zeros is a value.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    let flags = flags | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
-    // SAFETY: the path is a C string, and it and `found` outlive the call.
-    let result = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, 0, &raw mut found) };
-    match result {
-        0 => Ok(libc::makedev(found.stx_dev_major, found.stx_dev_minor)),
-        _ => Err(io::Error::last_os_error()),
-    }
+fn device_with(path: &Path, flags: AtFlags) -> io::Result<u64> {
+    let flags = flags | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let found = statx(CWD, path, flags, StatxFlags::empty())?;
+    Ok(libc::makedev(found.stx_dev_major, found.stx_dev_minor))
 }
 
 /// Returns what keeps the file system with this `st_dev` in use, except this process itself.

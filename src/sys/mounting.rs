@@ -4,32 +4,21 @@
 //! It also does what mount(2) cannot: replace a mount without a moment in between, and open the
 //! directory that a mount covers. All functions except [`Spot::hold`] need root.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::Mode;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
 
 use super::holders;
-
-/// Numbers from `linux/mount.h`.
-const FSCONFIG_SET_FLAG: libc::c_uint = 0;
-const FSCONFIG_SET_STRING: libc::c_uint = 1;
-const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-const CLOEXEC: libc::c_uint = 1;
-const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
-const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
-const MOVE_MOUNT_BENEATH: libc::c_uint = 0x200;
-const AT_EMPTY_PATH: libc::c_uint = 0x1000;
-const OPEN_TREE_CLONE: libc::c_uint = 1;
-const MOUNT_ATTR_NOSUID: libc::c_uint = 0x2;
-const MOUNT_ATTR_NODEV: libc::c_uint = 0x4;
-const MOUNT_ATTR_NOEXEC: libc::c_uint = 0x8;
 
 /// A mount point, present or future. Descriptors hold its directory and the parent directory, so
 /// that a link or another directory in the path cannot lead a mount elsewhere.
@@ -172,16 +161,16 @@ pub fn replace_mount(
     flags: MsFlags,
     data: &str,
 ) -> io::Result<()> {
-    let context = open_context(fs_type)?;
-    set(&context, "source", Some(source))?;
-    set(&context, "subtype", Some(subtype.as_ref()))?;
+    let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, c"source", source)?;
+    fsconfig_set_string(&context, c"subtype", subtype)?;
     for option in data.split(',').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
-            Some((key, value)) => set(&context, key, Some(value.as_ref()))?,
-            None => set(&context, option, None)?,
+            Some((key, value)) => fsconfig_set_string(&context, key, value)?,
+            None => fsconfig_set_flag(&context, option)?,
         }
     }
-    configure(&context, FSCONFIG_CMD_CREATE, None, None)?;
+    fsconfig_create(&context)?;
     let mount = detached_mount(&context, flags)?;
     move_beneath(&mount, &spot.dir)?;
     spot.detach().inspect_err(|_| {
@@ -196,100 +185,31 @@ pub fn replace_mount(
 /// # Errors
 /// EPERM without root; ENOSYS before Linux 5.2; else what the system said.
 pub fn open_covered(spot: &Spot) -> io::Result<File> {
-    let flags = OPEN_TREE_CLONE | AT_EMPTY_PATH | libc::O_CLOEXEC.cast_unsigned();
-    // SAFETY: the path is a C string that outlives the call, the descriptor is borrowed and
-    // therefore open; the rest are integers.
-    let tree = descriptor(unsafe {
-        libc::syscall(
-            libc::SYS_open_tree,
-            spot.parent.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-        )
-    })?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&spot.parent, c"", flags)?;
     Ok(directory_in(&tree, &spot.name, OFlag::O_RDONLY)?.into())
 }
 
-fn open_context(fs_type: &str) -> io::Result<OwnedFd> {
-    let fs_type = c_string(fs_type.as_bytes())?;
-    // SAFETY: the name is a C string that outlives the call.
-    descriptor(unsafe { libc::syscall(libc::SYS_fsopen, fs_type.as_ptr(), CLOEXEC) })
-}
-
-fn set(context: &OwnedFd, key: &str, value: Option<&OsStr>) -> io::Result<()> {
-    let command = match value {
-        Some(_) => FSCONFIG_SET_STRING,
-        None => FSCONFIG_SET_FLAG,
-    };
-    configure(context, command, Some(key), value)
-}
-
-fn configure(
-    context: &OwnedFd,
-    command: libc::c_uint,
-    key: Option<&str>,
-    value: Option<&OsStr>,
-) -> io::Result<()> {
-    let key = key.map(|key| c_string(key.as_bytes())).transpose()?;
-    let value = value.map(|value| c_string(value.as_bytes())).transpose()?;
-    let pointer = |text: &Option<CString>| text.as_ref().map_or(std::ptr::null(), |t| t.as_ptr());
-    // SAFETY: key and value are null or C strings that outlive the call; the descriptor is borrowed
-    // and therefore open.
-    done(unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            context.as_raw_fd(),
-            command,
-            pointer(&key),
-            pointer(&value),
-            0,
-        )
-    })
-}
-
 fn detached_mount(context: &OwnedFd, flags: MsFlags) -> io::Result<OwnedFd> {
-    let attribute = |flag, attribute| if flags.contains(flag) { attribute } else { 0 };
-    let attributes = attribute(MsFlags::MS_NOSUID, MOUNT_ATTR_NOSUID)
-        | attribute(MsFlags::MS_NODEV, MOUNT_ATTR_NODEV)
-        | attribute(MsFlags::MS_NOEXEC, MOUNT_ATTR_NOEXEC);
-    // SAFETY: passes integers only; the descriptor is borrowed and therefore open.
-    descriptor(unsafe {
-        libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, attributes)
-    })
+    let mut attributes = MountAttrFlags::empty();
+    for (flag, attribute) in [
+        (MsFlags::MS_NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (MsFlags::MS_NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (MsFlags::MS_NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    ] {
+        attributes.set(attribute, flags.contains(flag));
+    }
+    Ok(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 /// Moves `mount` beneath the mount whose root directory is `top`.
 fn move_beneath(mount: &OwnedFd, top: &OwnedFd) -> io::Result<()> {
-    // SAFETY: both paths are C strings that outlive the call; the descriptors are borrowed and
-    // therefore open.
-    done(unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            top.as_raw_fd(),
-            c"".as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH | MOVE_MOUNT_BENEATH,
-        )
-    })
-}
-
-fn c_string(bytes: &[u8]) -> io::Result<CString> {
-    CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
-}
-
-fn done(result: libc::c_long) -> io::Result<()> {
-    match result {
-        0.. => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
-    done(result)?;
-    let number = RawFd::try_from(result).map_err(io::Error::other)?;
-    // SAFETY: the call succeeded, so the number is a new descriptor without another owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_BENEATH;
+    Ok(move_mount(mount, c"", top, c"", flags)?)
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
 //! The mount table of this process, from `/proc/self/mountinfo` (format: proc_pid_mountinfo(5)).
 
-use crate::core::ForeignText;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, Statx, StatxAttributes, StatxFlags};
+
+use crate::core::ForeignText;
+
 /// Asks statx for a mount number that the kernel never reuses (Linux 6.8).
-const UNIQUE_MOUNT_ID: libc::c_uint = 0x4000;
+const UNIQUE_MOUNT_ID: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// One line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,7 +184,7 @@ pub struct Place {
 /// # Errors
 /// What the system said.
 pub fn place_of(file: impl AsFd) -> io::Result<Place> {
-    look(file, 0).map(|found| place(&found))
+    look(file, StatxFlags::empty()).map(|found| place(&found))
 }
 
 /// The facts that the kernel has about a file: location, inode number, type, and owners.
@@ -209,13 +212,12 @@ pub struct KernelFacts {
 /// What the system said.
 pub fn facts_of(file: impl AsFd) -> io::Result<KernelFacts> {
     let wanted =
-        libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_INO | libc::STATX_UID | libc::STATX_GID;
+        StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::INO | StatxFlags::UID | StatxFlags::GID;
     let found = look(file, wanted)?;
-    let root = u64::try_from(libc::STATX_ATTR_MOUNT_ROOT).unwrap_or(0);
     Ok(KernelFacts {
         place: place(&found),
         inode: found.stx_ino,
-        is_mount_root: found.stx_attributes & root != 0,
+        is_mount_root: is_mount_root(&found),
         mode: found.stx_mode.into(),
         uid: found.stx_uid,
         gid: found.stx_gid,
@@ -228,9 +230,8 @@ pub fn facts_of(file: impl AsFd) -> io::Result<KernelFacts> {
 /// # Errors
 /// What the system said.
 pub fn mount_root(file: impl AsFd) -> io::Result<(Place, bool)> {
-    let found = look(file, 0)?;
-    let root = u64::try_from(libc::STATX_ATTR_MOUNT_ROOT).unwrap_or(0);
-    Ok((place(&found), found.stx_attributes & root != 0))
+    let found = look(file, StatxFlags::empty())?;
+    Ok((place(&found), is_mount_root(&found)))
 }
 
 /// Returns whether something is mounted at the directory `dir`, which is below `root`. Before Linux
@@ -240,15 +241,21 @@ pub fn mount_root(file: impl AsFd) -> io::Result<(Place, bool)> {
 /// # Errors
 /// What the system said.
 pub fn is_mount_point(root: impl AsFd, dir: impl AsFd) -> io::Result<bool> {
-    let found = look(dir, 0)?;
-    let flag = u64::try_from(libc::STATX_ATTR_MOUNT_ROOT).unwrap_or(0);
-    match found.stx_attributes_mask & flag != 0 {
-        true => Ok(found.stx_attributes & flag != 0),
+    let found = look(dir, StatxFlags::empty())?;
+    match found
+        .stx_attributes_mask
+        .contains(StatxAttributes::MOUNT_ROOT)
+    {
+        true => Ok(is_mount_root(&found)),
         false => Ok(place(&found).device != place_of(root)?.device),
     }
 }
 
-fn place(found: &libc::statx) -> Place {
+fn is_mount_root(found: &Statx) -> bool {
+    found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+}
+
+fn place(found: &Statx) -> Place {
     Place {
         mount: found.stx_mnt_id,
         device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
@@ -256,26 +263,10 @@ fn place(found: &libc::statx) -> Place {
 }
 
 /// Calls statx(2) once, for the mount and the fields `wanted`.
-fn look(file: impl AsFd, wanted: libc::c_uint) -> io::Result<libc::statx> {
-    // SAFETY: statx is plain data, for which all zeros is a value.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    let wanted = wanted | UNIQUE_MOUNT_ID | libc::STATX_MNT_ID;
-    // SAFETY: the path is a C string, the descriptor is borrowed and therefore open, and `found`
-    // outlives the call.
-    let result = unsafe {
-        libc::statx(
-            file.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            wanted,
-            &raw mut found,
-        )
-    };
-    match result {
-        0 => Ok(found),
-        _ => Err(io::Error::last_os_error()),
-    }
+fn look(file: impl AsFd, wanted: StatxFlags) -> io::Result<Statx> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let wanted = wanted | UNIQUE_MOUNT_ID | StatxFlags::MNT_ID;
+    Ok(rustix::fs::statx(file, c"", flags, wanted)?)
 }
 
 /// Parses the table. It skips lines that do not have the format.

@@ -7,13 +7,17 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+use rustix::fs::{self, XattrFlags};
+use rustix::io::Errno;
 
 use crate::core::Name;
 
-/// The number of attempts for a value that grows between the two calls.
-const ATTEMPTS: usize = 8;
+/// The size of most values and lists, in bytes, and of the largest (`XATTR_SIZE_MAX` and
+/// `XATTR_LIST_MAX` in `linux/limits.h`).
+const USUAL: usize = 256;
+const LARGEST: usize = 64 << 10;
 
 /// Returns the value of the extended attribute `name` of `path`. Follows symbolic links.
 ///
@@ -21,37 +25,7 @@ const ATTEMPTS: usize = 8;
 /// `ENODATA` if there is no such attribute, `ENOTCONN` if `path` is a FUSE mount without a daemon,
 /// `InvalidInput` if `path` holds a NUL; else what the system said.
 pub fn get(path: &Path, name: &CStr) -> io::Result<Vec<u8>> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut value = Vec::new();
-    // A call with an empty buffer returns the size. The value may grow before the second call,
-    // which then fails with ERANGE.
-    for _ in 0..ATTEMPTS {
-        let size = getxattr(&path, name, &mut [])?;
-        value.resize(size, 0);
-        match getxattr(&path, name, &mut value) {
-            Ok(size) => {
-                value.truncate(size);
-                return Ok(value);
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(io::Error::from_raw_os_error(libc::ERANGE))
-}
-
-fn getxattr(path: &CStr, name: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: both strings end in NUL and outlive the call; the kernel writes at most
-    // `buffer.len()` bytes into `buffer`.
-    let size = unsafe {
-        libc::getxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-        )
-    };
-    usize::try_from(size).map_err(|_| io::Error::last_os_error())
+    read_all(|buffer| fs::getxattr(path, name, buffer))
 }
 
 /// Returns a path that leads to `name` in `dir`, or to `dir` itself, and nowhere else.
@@ -61,24 +35,19 @@ fn spelled(dir: &impl AsFd, name: Option<&Name>) -> io::Result<CString> {
     Ok(CString::new(path)?)
 }
 
-/// Calls `read` first with an empty buffer to get the size, then with a buffer that is large
-/// enough. Tries again if the value grew in between.
-fn read_all(mut read: impl FnMut(&mut [u8]) -> libc::ssize_t) -> io::Result<Vec<u8>> {
-    let checked =
-        |size: libc::ssize_t| usize::try_from(size).map_err(|_| io::Error::last_os_error());
-    let mut bytes = Vec::new();
-    for _ in 0..ATTEMPTS {
-        bytes.resize(checked(read(&mut []))?, 0);
-        match checked(read(&mut bytes)) {
-            Ok(size) => {
-                bytes.truncate(size);
-                return Ok(bytes);
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
-            Err(error) => return Err(error),
+/// Calls `read` with a buffer that is large enough for most, then with one for the largest value or
+/// list that the kernel passes on.
+fn read_all(mut read: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; USUAL];
+    let size = match read(&mut bytes) {
+        Err(Errno::RANGE) => {
+            bytes.resize(LARGEST, 0);
+            read(&mut bytes)?
         }
-    }
-    Err(io::Error::from_raw_os_error(libc::ERANGE))
+        size => size?,
+    };
+    bytes.truncate(size);
+    Ok(bytes)
 }
 
 /// Returns the names of the extended attributes of `name` in `dir` (of `dir` itself for `None`).
@@ -88,11 +57,7 @@ fn read_all(mut read: impl FnMut(&mut [u8]) -> libc::ssize_t) -> io::Result<Vec<
 /// ENOTSUP if the file system has none; else what the system said.
 pub fn list_at(dir: &impl AsFd, name: Option<&Name>) -> io::Result<Vec<Vec<u8>>> {
     let path = spelled(dir, name)?;
-    let names = read_all(|buffer| {
-        // SAFETY: `path` ends in NUL and outlives the call; the kernel writes at most
-        // `buffer.len()` bytes into `buffer`.
-        unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
-    })?;
+    let names = read_all(|buffer| fs::llistxattr(&path, buffer))?;
     let names = names.split(|&byte| byte == 0);
     Ok(names
         .filter(|name| !name.is_empty())
@@ -110,18 +75,7 @@ pub fn get_at(
     attribute: &[u8],
 ) -> io::Result<Option<Vec<u8>>> {
     let (path, attribute) = (spelled(dir, name)?, CString::new(attribute)?);
-    let value = read_all(|buffer| {
-        // SAFETY: both strings end in NUL and outlive the call; at most `buffer.len()` bytes are
-        // written into `buffer`.
-        unsafe {
-            libc::lgetxattr(
-                path.as_ptr(),
-                attribute.as_ptr(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-            )
-        }
-    });
+    let value = read_all(|buffer| fs::lgetxattr(&path, &attribute, buffer));
     match value {
         Err(error) if error.raw_os_error() == Some(libc::ENODATA) => Ok(None),
         value => value.map(Some),
@@ -139,21 +93,7 @@ pub fn set_at(
     value: &[u8],
 ) -> io::Result<()> {
     let (path, attribute) = (spelled(dir, name)?, CString::new(attribute)?);
-    // SAFETY: both strings end in NUL and outlive the call; the kernel reads `value.len()` bytes of
-    // `value`.
-    let set = unsafe {
-        libc::lsetxattr(
-            path.as_ptr(),
-            attribute.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
-    match set {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(fs::lsetxattr(path, attribute, value, XattrFlags::empty())?)
 }
 
 /// Removes an extended attribute of `name` in `dir`. Does not follow a link. Succeeds if there is
@@ -163,14 +103,9 @@ pub fn set_at(
 /// What the system said.
 pub fn remove_at(dir: &impl AsFd, name: Option<&Name>, attribute: &[u8]) -> io::Result<()> {
     let (path, attribute) = (spelled(dir, name)?, CString::new(attribute)?);
-    // SAFETY: both strings end in NUL and outlive the call.
-    let removed = unsafe { libc::lremovexattr(path.as_ptr(), attribute.as_ptr()) };
-    if removed == 0 {
-        return Ok(());
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ENODATA) => Ok(()),
-        error => Err(error),
+    match fs::lremovexattr(path, attribute) {
+        Ok(()) | Err(Errno::NODATA) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -188,6 +123,35 @@ mod tests {
             Some(libc::ENODATA | libc::ENOTSUP)
         ));
         assert_eq!(code(&dir.path().join("absent")), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn values_of_every_size_and_long_lists_are_read_whole() {
+        let dir = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
+        let opened = std::fs::File::open(dir.path()).unwrap();
+        let set = |name: &str, value: &[u8]| set_at(&opened, None, name.as_bytes(), value);
+        if set("user.size", b"").is_err() {
+            return;
+        }
+        for size in [0, 1, USUAL - 1, USUAL, USUAL + 1, 2000] {
+            let value = vec![7; size];
+            set("user.size", &value).unwrap();
+            assert_eq!(get(dir.path(), c"user.size").unwrap(), value);
+            assert_eq!(get_at(&opened, None, b"user.size").unwrap(), Some(value));
+        }
+        remove_at(&opened, None, b"user.size").unwrap();
+        let names: Vec<Vec<u8>> = (0..40)
+            .map(|n| format!("user.a-name-of-some-length-{n}").into_bytes())
+            .collect();
+        for name in &names {
+            set_at(&opened, None, name, b"").unwrap();
+        }
+        let listed = list_at(&opened, None).unwrap();
+        assert!(names.iter().all(|name| listed.contains(name)));
+        remove_at(&opened, None, &names[0]).unwrap();
+        assert_eq!(get_at(&opened, None, &names[0]).unwrap(), None);
     }
 
     #[test]
