@@ -18,7 +18,7 @@ use crate::plan::merge::Changes;
 const INVALIDATING: Duration = Duration::from_secs(10);
 
 /// How often a look is considered.
-const CONSIDER_EVERY: Duration = Duration::from_millis(200);
+const CONSIDER_EVERY: Duration = Duration::from_millis(500);
 
 /// The longest wait before a failed look is tried again.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(300);

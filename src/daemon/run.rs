@@ -89,7 +89,8 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
         fs.show_system();
     }
     let attention = repair_after_unclean_end(&fs, &index)?;
-    let bell = Bell::new();
+    let bell =
+        Bell::new().map_err(|error| Failure::failed(format!("cannot watch the drive: {error}")))?;
     let flusher = Arc::new(flusher(
         &opened,
         &index,

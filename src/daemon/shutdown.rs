@@ -25,7 +25,7 @@ const GIVING_UP: Duration = Duration::from_secs(3);
 
 /// How often to check whether the file system has ended: while the end is expected, and otherwise.
 const SOON: Duration = Duration::from_millis(10);
-const NOW_AND_THEN: Duration = Duration::from_millis(200);
+const NOW_AND_THEN: Duration = Duration::from_millis(500);
 
 /// How long the file system may take to end after the mount is gone.
 pub(super) const LAST_BREATH: Duration = Duration::from_secs(2);

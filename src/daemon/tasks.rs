@@ -38,7 +38,7 @@ const CONSIDER_EVERY: Duration = Duration::from_millis(500);
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// How often the trimming thread looks whether the SSD is nearly full.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// While programs use the mount, the walk makes up to so many pauses of that length before each
 /// directory.

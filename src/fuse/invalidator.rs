@@ -15,7 +15,7 @@ use crate::vfs::Fs;
 use crate::vfs::Invalidation;
 
 /// Interval at which the thread checks whether to end.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The thread, stopped on drop. Drop does not wait for it: it may be in the kernel until the mount
 /// is gone.

@@ -2,7 +2,7 @@
 import json
 import os
 
-from . import content, lab
+from . import content, database, lab
 from .history import Tree
 
 OURS = ('.ferryfs', 'LOST+FOUND')
@@ -24,7 +24,7 @@ class Found:
             return
         for entry in entries:
             path = os.path.join(below, entry.name)
-            if path in OURS:
+            if path in OURS or path.startswith(database.PREFIX):
                 continue
             try:
                 if entry.is_dir(follow_symlinks=False):

@@ -1,7 +1,9 @@
 """The drive is pulled in the middle of flushes, over and over; the daemon lives on, or dies meanwhile.
 
 Each round: operations, a flush, a yank at a chosen write of it, the drive back under another device node, fsck, mount,
-attach, recovery, flush. Whatever was acknowledged must be in the mount all the time, exactly.
+attach, recovery, flush. Whatever was acknowledged must be in the mount all the time, exactly. Two
+databases stay open and get rows all the time, also during the flushes: on the drive each must be
+whole, with each row that was acknowledged before the last flush began.
 """
 import random
 import subprocess
@@ -9,6 +11,7 @@ import time
 
 from . import lab, recovery, world
 from .check import Findings, Found
+from .database import Databases
 from .history import Log
 from .writer import Writer
 
@@ -23,6 +26,7 @@ class Yanks:
         tree = world.fresh(seed)
         self.flushed = tree.copy()
         self.writer = Writer(world.LAB, tree, Log(lab.SHARE + '/yank.log', tree), seed)
+        self.databases = Databases()
 
     def round(self, number):
         chance = random.Random('%d %d' % (self.seed, number))
@@ -30,7 +34,8 @@ class Yanks:
         lose = ('none', 'all', 'random:%d' % chance.randrange(10000))[number % 3]
         beside = chance.random() < 0.3
         self.writer.run(chance.randrange(8, 30))
-        cut = self.writer.tree.copy()
+        self.databases.add(3)
+        cut, rows = self.writer.tree.copy(), self.databases.state()
         # The last third of the writes is where names are moved.
         share = chance.choice((chance.random(), chance.uniform(0.6, 1.05)))
         at = max(1, int(self.flush_writes * share))
@@ -38,13 +43,19 @@ class Yanks:
         self.findings.note('yank', 'lose=%s at write %d of about %d%s; flush ended with %s: %s' % (
             lose, at, self.flush_writes, ', writing beside it' if beside else '', code, said))
         trees = None if beside else [cut] if code == 0 else [self.flushed, cut]
+        if code == 0:
+            self.databases.flushed(rows)
         if code not in (0, 4) and fired:
             self.findings.note('flush', 'exit code %d on a yank' % code)
         self.away(chance)
         self.back(chance, trees)
-        tree = self.writer.tree
+        tree, rows = self.writer.tree, self.databases.state()
+        self.databases.check_drive(self.findings, 'the drive after recovery')
         recovery.flushed(self.findings, tree)
+        self.databases.flushed(rows)
+        self.databases.check_drive(self.findings, 'the drive after the flush')
         self.findings.same(Found(world.LAB), tree, 'the mount at the end')
+        self.databases.check_mount(self.findings, 'the mount at the end')
         self.flushed = tree.copy()
 
     def flush(self, at, lose, beside):
@@ -54,6 +65,7 @@ class Yanks:
         flush = subprocess.Popen((world.FERRYFS, 'flush', world.LAB), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         deadline = time.monotonic() + world.PATIENCE
         while flush.poll() is None:
+            self.databases.add()
             if beside:
                 self.writer.step()
             else:
@@ -80,6 +92,7 @@ class Yanks:
             self.findings.add('broken', 'detach is noticed', str(error))
         if chance.random() < 0.5:
             self.writer.run(6)
+            self.databases.add()
         self.daemon_dies = chance.random() < 0.4
         if self.daemon_dies:
             world.kill()
@@ -93,6 +106,7 @@ class Yanks:
         world.mount_drive()
         if self.daemon_dies:
             world.start()
+            self.databases.open()
         recovery.attached(self.findings, trees)
 
 

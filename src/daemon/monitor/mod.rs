@@ -52,9 +52,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The same until an ejected drive is gone: it may be back within a second.
 const EJECTED_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long one wait for a change of the mount table lasts. Requests for a look, and a block device
-/// that is gone, are noticed after it.
-const TABLE_WAIT_MS: u8 = 50;
+/// How long one wait for a change of the mount table lasts. A block device that is gone is noticed
+/// after it, unless a call to the drive fails before.
+const TABLE_WAIT_MS: u8 = 250;
 
 /// How often other mounts are searched for the volume after the mount table has changed. At the
 /// first time the program that mounts a drive may not have finished.
@@ -292,7 +292,7 @@ impl Monitor {
         };
         let device = self.block_device();
         let end = Instant::now() + interval;
-        while Instant::now() < end && self.parts.bell.wake.1.try_recv().is_err() {
+        while Instant::now() < end && !self.parts.bell.take_ring() {
             if self.table_changes() {
                 self.table_is_new.store(true, Ordering::Release);
                 self.expect_it_elsewhere();
@@ -315,18 +315,20 @@ impl Monitor {
     }
 
     /// Waits a moment for a change of the mount table, which the kernel signals on its file (see
-    /// proc(5), mountinfo). Returns whether it has changed.
+    /// proc(5), mountinfo), or for the bell. Returns whether the table has changed.
     fn table_changes(&self) -> bool {
-        let Some(table) = &self.table else {
-            std::thread::sleep(Duration::from_millis(TABLE_WAIT_MS.into()));
-            return false;
-        };
-        let mut fds = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
-        let changed = poll(&mut fds, TABLE_WAIT_MS).is_ok_and(|count| count > 0);
-        changed
-            && fds[0]
-                .revents()
-                .is_some_and(|events| events.contains(PollFlags::POLLPRI))
+        let bell = PollFd::new(self.parts.bell.wake(), PollFlags::POLLIN);
+        let table = self.table.iter();
+        let mut fds: Vec<PollFd<'_>> = table
+            .map(|table| PollFd::new(table.as_fd(), PollFlags::POLLPRI))
+            .chain([bell])
+            .collect();
+        // An interrupted wait is a short one.
+        let _ = poll(&mut fds, TABLE_WAIT_MS);
+        let events = fds.iter().filter_map(PollFd::revents);
+        events
+            .fold(PollFlags::empty(), PollFlags::union)
+            .contains(PollFlags::POLLPRI)
     }
 
     /// Looks at the drive once.
