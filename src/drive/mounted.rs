@@ -27,6 +27,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
@@ -70,10 +71,14 @@ pub struct MountedDir {
     unsynced: Arc<Unsynced>,
     /// The allocation unit, once it is known.
     unit: OnceLock<u64>,
+    /// Whether its renames are atomic across a crash, once that is known.
+    is_journaled: OnceLock<bool>,
     /// What is, or was, mounted inside. Shared by all clones.
     inner: Arc<InnerMounts>,
     /// The descriptors of a phase under way. Shared by all clones.
     kept: Arc<Kept>,
+    /// Its file system has no call that moves to a new name only. Shared by all clones.
+    has_no_flags: Arc<AtomicBool>,
 }
 
 impl MountedDir {
@@ -90,8 +95,10 @@ impl MountedDir {
             unsynced: Arc::new(Unsynced::new(root.device())),
             root,
             unit: OnceLock::new(),
+            is_journaled: OnceLock::new(),
             inner: Arc::default(),
             kept: Arc::default(),
+            has_no_flags: Arc::default(),
         })
     }
 
@@ -103,8 +110,10 @@ impl MountedDir {
             on_block_device: false,
             unsynced: Arc::new(Unsynced::new(u64::MAX)),
             unit: OnceLock::new(),
+            is_journaled: OnceLock::new(),
             inner: Arc::default(),
             kept: Arc::default(),
+            has_no_flags: Arc::default(),
         }
     }
 
@@ -244,23 +253,81 @@ impl MountedDir {
         Ok((at, Some(name), way))
     }
 
-    fn rename_flagged(&self, from: &RelPath, to: &RelPath, flags: RenameFlags) -> io::Result<()> {
+    /// Moves or exchanges names. Each of the two directories is opened once.
+    fn move_name(&self, from: &RelPath, to: &RelPath, how: Moving) -> io::Result<()> {
         self.kept.forget(from);
         self.kept.forget(to);
         let root = self.root()?;
         let parent = |path| self.parent_in(&root, path);
         let (from_dir, from_name) = parent(from)?.ok_or(Errno::EBUSY)?;
         let (to_dir, to_name) = parent(to)?.ok_or(Errno::EBUSY)?;
-        let (from_name, to_name) = (from_name.as_os_str(), to_name.as_os_str());
-        renameat2(&from_dir, from_name, &to_dir, to_name, flags)?;
-        match flags.contains(RenameFlags::RENAME_EXCHANGE) {
-            true => self.inner.note_exchanged(from, to),
-            false => self.inner.note_moved(from, to),
+        let names = ((&*from_dir, &from_name), (&*to_dir, &to_name));
+        match how {
+            Moving::Over => move_over(names)?,
+            Moving::ToNew => self.move_to_new(names)?,
+            Moving::Exchanging => move_flagged(names, RenameFlags::RENAME_EXCHANGE)?,
+        }
+        match how {
+            Moving::Exchanging => self.inner.note_exchanged(from, to),
+            Moving::Over | Moving::ToNew => self.inner.note_moved(from, to),
         }
         self.unsynced.note_moved(from, to);
         self.note_name(&from_dir, from)?;
         self.note_name(&to_dir, to)
     }
+
+    /// Moves to a name that does not exist. Where the file system has no such call, the name is
+    /// looked for first.
+    fn move_to_new(&self, names: TwoNames<'_>) -> io::Result<()> {
+        let (_, (dir, name)) = names;
+        // Other file systems may be mounted inside.
+        let may_know = dir.is_on_root_mount;
+        if !(may_know && self.has_no_flags.load(Ordering::Relaxed)) {
+            match move_flagged(names, RenameFlags::RENAME_NOREPLACE) {
+                Err(error) if is_unknown_flag(&error) => {}
+                answer => return answer,
+            }
+        }
+        match metadata_at(dir, name) {
+            Ok(_) => return Err(Errno::EEXIST.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => move_over(names)?,
+            Err(error) => return Err(error),
+        }
+        // The same error has other reasons, for which this call fails as well.
+        self.has_no_flags.fetch_or(may_know, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// What becomes of the names of a rename.
+#[derive(Clone, Copy)]
+enum Moving {
+    /// The second may exist, and is replaced.
+    Over,
+    /// The second must not exist.
+    ToNew,
+    /// Both exist.
+    Exchanging,
+}
+
+/// Two names, each in its directory.
+type TwoNames<'a> = ((&'a OpenDir, &'a Name), (&'a OpenDir, &'a Name));
+
+fn move_over(((from_dir, from), (to_dir, to)): TwoNames<'_>) -> io::Result<()> {
+    Ok(renameat(
+        from_dir,
+        from.as_os_str(),
+        to_dir,
+        to.as_os_str(),
+    )?)
+}
+
+fn move_flagged(
+    ((from_dir, from), (to_dir, to)): TwoNames<'_>,
+    flags: RenameFlags,
+) -> io::Result<()> {
+    let (from, to) = (from.as_os_str(), to.as_os_str());
+    Ok(renameat2(from_dir, from, to_dir, to, flags)?)
 }
 
 impl Backend for MountedDir {
@@ -375,39 +442,17 @@ impl Backend for MountedDir {
 
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<()> {
         self.check_both("rename", from, to)?;
-        let answer = || -> io::Result<()> {
-            self.kept.forget(from);
-            self.kept.forget(to);
-            let root = self.root()?;
-            let parent = |path| self.parent_in(&root, path);
-            let (from_dir, from_name) = parent(from)?.ok_or(Errno::EBUSY)?;
-            let (to_dir, to_name) = parent(to)?.ok_or(Errno::EBUSY)?;
-            let (from_name, to_name) = (from_name.as_os_str(), to_name.as_os_str());
-            renameat(&from_dir, from_name, &to_dir, to_name)?;
-            self.inner.note_moved(from, to);
-            self.unsynced.note_moved(from, to);
-            self.note_name(&from_dir, from)?;
-            self.note_name(&to_dir, to)
-        };
-        named("rename", from, answer())
+        named("rename", from, self.move_name(from, to, Moving::Over))
     }
 
     fn rename_new(&self, from: &RelPath, to: &RelPath) -> Result<()> {
         self.check_both("rename", from, to)?;
-        match self.rename_flagged(from, to, RenameFlags::RENAME_NOREPLACE) {
-            Err(error) if is_unknown_flag(&error) => {}
-            answer => return named("rename", from, answer),
-        }
-        match self.metadata(to) {
-            Ok(_) => named("rename", to, Err(Errno::EEXIST.into())),
-            Err(error) if error.is_not_found() => self.rename(from, to),
-            Err(error) => Err(error),
-        }
+        named("rename", from, self.move_name(from, to, Moving::ToNew))
     }
 
     fn exchange(&self, one: &RelPath, other: &RelPath) -> Result<bool> {
         self.check_both("exchange", one, other)?;
-        match self.rename_flagged(one, other, RenameFlags::RENAME_EXCHANGE) {
+        match self.move_name(one, other, Moving::Exchanging) {
             Ok(()) => Ok(true),
             Err(error) if is_unknown_flag(&error) => Ok(false),
             Err(error) => named("exchange", one, Err(error)),
@@ -482,7 +527,15 @@ impl Backend for MountedDir {
     }
 
     fn renames_atomically(&self) -> bool {
-        self.root().is_ok_and(sys::file::is_journaled)
+        // What file system it is stays the same: the root is this one directory or none.
+        if let Some(is_atomic) = self.is_journaled.get() {
+            return *is_atomic;
+        }
+        self.root().is_ok_and(|root| {
+            *self
+                .is_journaled
+                .get_or_init(|| sys::file::is_journaled(root))
+        })
     }
 
     /// As the trait says. FUSE file systems without a block device may be pools of several.
