@@ -4,6 +4,8 @@ pub mod attach;
 pub mod eject;
 pub mod flush;
 mod interrupt;
+pub mod log;
+mod metrics_args;
 pub mod mount;
 pub mod progress;
 pub mod reach;
@@ -51,6 +53,7 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 flushed, but something was left b
 enum Command {
     Mount(mount::MountArgs),
     Status(status::StatusArgs),
+    Log(log::LogArgs),
     Flush(flush::FlushArgs),
     Eject(eject::EjectArgs),
     Attach(attach::AttachArgs),
@@ -78,6 +81,7 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
     match command {
         Command::Mount(command) => mount::run(command, args),
         Command::Status(command) => status::run(&command),
+        Command::Log(command) => log::run(&command),
         Command::Flush(command) => flush::run(&command),
         Command::Eject(command) => eject::run(&command),
         Command::Attach(command) => attach::run(&command),

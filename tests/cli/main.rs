@@ -8,4 +8,5 @@ mod bad_input;
 mod cli_contract;
 mod control_protocol;
 mod control_users;
+mod metrics;
 mod rescue;
