@@ -1,6 +1,7 @@
 //! The command line: one file per command; its doc comment is its help text.
 
 pub mod attach;
+pub mod doctor;
 pub mod eject;
 pub mod flush;
 mod interrupt;
@@ -31,12 +32,15 @@ use crate::sys::terminal::complain;
 /// One path for scripts: every write goes to the local SSD at once, and is flushed to the drive in
 /// atomic batches.
 #[derive(Debug, Parser)]
-#[command(name = "ferryfs", bin_name = "ferryfs", version, max_term_width = 100, after_help = OVERVIEW)]
+#[command(name = "ferryfs", bin_name = "ferryfs", version = VERSION, max_term_width = 100, after_help = OVERVIEW)]
 #[command(arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// The version, with the commit from which the program was built if it is known.
+const VERSION: &str = env!("FERRYFS_VERSION");
 
 const OVERVIEW: &str = "\
 A day with it:
@@ -54,6 +58,7 @@ enum Command {
     Mount(mount::MountArgs),
     Status(status::StatusArgs),
     Log(log::LogArgs),
+    Doctor(doctor::DoctorArgs),
     Flush(flush::FlushArgs),
     Eject(eject::EjectArgs),
     Attach(attach::AttachArgs),
@@ -82,6 +87,7 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
         Command::Mount(command) => mount::run(command, args),
         Command::Status(command) => status::run(&command),
         Command::Log(command) => log::run(&command),
+        Command::Doctor(command) => doctor::run(&command),
         Command::Flush(command) => flush::run(&command),
         Command::Eject(command) => eject::run(&command),
         Command::Attach(command) => attach::run(&command),

@@ -5,6 +5,7 @@ mod already_running;
 mod attach;
 pub mod background;
 pub mod dead_mount;
+pub mod doctor;
 mod drive_identity;
 mod external_changes;
 mod first_contact;

@@ -8,5 +8,6 @@ mod bad_input;
 mod cli_contract;
 mod control_protocol;
 mod control_users;
+mod doctor;
 mod metrics;
 mod rescue;

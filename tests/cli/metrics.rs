@@ -20,7 +20,9 @@ struct Exposition {
 fn is_name(name: &str) -> bool {
     let first = name.chars().next().unwrap_or('0');
     (first.is_ascii_alphabetic() || first == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
 }
 
 /// The labels in `text`, which begins after `{`, and what follows the `}`.
@@ -90,7 +92,9 @@ fn parse(text: &str) -> Exposition {
         };
         let number = value(rest.strip_prefix(' ').expect("a space before the value"));
         let kind = kinds.get(&family).expect("a type before the sample");
-        let suffix = name.strip_prefix(family.as_str()).expect("a sample of its family");
+        let suffix = name
+            .strip_prefix(family.as_str())
+            .expect("a sample of its family");
         match kind.as_str() {
             "histogram" => assert!(["_bucket", "_sum", "_count"].contains(&suffix), "{line}"),
             _ => assert_eq!(suffix, "", "{line}"),
@@ -110,9 +114,10 @@ fn parse(text: &str) -> Exposition {
 
 impl Exposition {
     fn get(&self, key: &str) -> f64 {
-        *self.samples.get(key).unwrap_or_else(|| {
-            panic!("no {key} in {:?}", self.samples.keys().collect::<Vec<_>>())
-        })
+        *self
+            .samples
+            .get(key)
+            .unwrap_or_else(|| panic!("no {key} in {:?}", self.samples.keys().collect::<Vec<_>>()))
     }
 
     /// The buckets of each histogram grow, and the last one is the count.
@@ -130,7 +135,10 @@ impl Exposition {
             assert!(!series.is_empty(), "{name} has no buckets");
             for (own, mut buckets) in series {
                 buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-                assert!(buckets.windows(2).all(|two| two[0].1 <= two[1].1), "{name} {own}");
+                assert!(
+                    buckets.windows(2).all(|two| two[0].1 <= two[1].1),
+                    "{name} {own}"
+                );
                 let (last, count) = *buckets.last().expect("a bucket");
                 assert_eq!(last, f64::INFINITY, "{name} {own}");
                 let key = match own.is_empty() {
@@ -144,7 +152,9 @@ impl Exposition {
 }
 
 fn docs(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("docs")
+        .join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -159,7 +169,9 @@ fn named(text: &str) -> BTreeSet<String> {
 /// Runs promtool on `input`, if it is installed.
 fn promtool(args: &[&str], input: &str) {
     if !has("promtool") {
-        return skip("promtool is not installed (Debian: prometheus): metrics are checked by our own parser only");
+        return skip(
+            "promtool is not installed (Debian: prometheus): metrics are checked by our own parser only",
+        );
     }
     let mut child = Command::new("promtool")
         .args(args)
@@ -169,7 +181,9 @@ fn promtool(args: &[&str], input: &str) {
         .spawn()
         .expect("promtool");
     let mut stdin = child.stdin.take().expect("its stdin");
-    stdin.write_all(input.as_bytes()).expect("write to promtool");
+    stdin
+        .write_all(input.as_bytes())
+        .expect("write to promtool");
     drop(stdin);
     let output = child.wait_with_output().expect("promtool ends");
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
@@ -213,9 +227,11 @@ fn metrics_in_the_file_and_at_the_socket_say_what_waits_and_what_was_written() {
 
     lab.flush();
     let written = "ferryfs_batches_total{outcome=\"complete\"} 1\n";
-    wait_until("the file to have the flush", Duration::from_secs(20), || {
-        fs::read_to_string(&file).is_ok_and(|text| text.contains(written))
-    });
+    wait_until(
+        "the file to have the flush",
+        Duration::from_secs(20),
+        || fs::read_to_string(&file).is_ok_and(|text| text.contains(written)),
+    );
     let body = fs::read_to_string(&file).expect("the metrics");
     let after = parse(&body);
     assert_eq!(after.get("ferryfs_dirty_files"), 0.0);
@@ -227,11 +243,20 @@ fn metrics_in_the_file_and_at_the_socket_say_what_waits_and_what_was_written() {
     assert_eq!(after.get("ferryfs_drive_state{state=away}"), 0.0);
     assert!(after.get("ferryfs_drive_free_bytes") > 0.0);
     assert!(after.get("ferryfs_last_batch_timestamp_seconds") > 1.7e9);
-    assert!(!after.samples.contains_key("ferryfs_oldest_change_timestamp_seconds"));
+    assert!(
+        !after
+            .samples
+            .contains_key("ferryfs_oldest_change_timestamp_seconds")
+    );
     promtool(&["check", "metrics"], &body);
 
     // Each is in the document, and the document has no other ones.
-    let all: BTreeSet<String> = before.kinds.keys().chain(after.kinds.keys()).cloned().collect();
+    let all: BTreeSet<String> = before
+        .kinds
+        .keys()
+        .chain(after.kinds.keys())
+        .cloned()
+        .collect();
     assert_eq!(named(&docs("metrics.md")), all);
 
     lab.eject();
@@ -249,7 +274,9 @@ fn metrics_in_the_file_and_at_the_socket_say_what_waits_and_what_was_written() {
 fn alert_rules_and_the_dashboard_name_only_metrics_that_exist() {
     let known = named(&docs("metrics.md"));
     let exists = |name: &str| {
-        let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
         known.contains(name) || family.is_some_and(|family| known.contains(family))
     };
     let rules = docs("metrics/alerts.yml");
@@ -261,7 +288,11 @@ fn alert_rules_and_the_dashboard_name_only_metrics_that_exist() {
     let panels = parsed["panels"].as_array().expect("panels");
     assert!(panels.len() >= 6);
     for panel in panels {
-        assert!(panel["targets"][0]["expr"].is_string(), "{}", panel["title"]);
+        assert!(
+            panel["targets"][0]["expr"].is_string(),
+            "{}",
+            panel["title"]
+        );
     }
     promtool(&["check", "rules", "/dev/stdin"], &rules);
 }
@@ -276,7 +307,11 @@ fn a_metrics_option_that_cannot_be_kept_is_refused_before_anything_is_mounted() 
         (&["--metrics", &inside], 2, "in the mount"),
         (&["--metrics", "/no/such/dir/m.prom"], 1, "the directory"),
         (&["--metrics-listen", "0.0.0.0:9"], 2, "loopback"),
-        (&["--metrics-listen", "unix:/no/such/dir/m.sock"], 1, "cannot listen"),
+        (
+            &["--metrics-listen", "unix:/no/such/dir/m.sock"],
+            1,
+            "cannot listen",
+        ),
     ];
     for (args, code, word) in cases {
         lab.try_mount(args).refuses(code, word);
@@ -321,6 +356,7 @@ fn the_history_has_each_batch_also_without_the_mount() {
     let cache = text(&lab.cache);
     assert_eq!(log(&lab, &["--cache", &cache]), entries);
     assert_eq!(log(&lab, &["-n", "1", "--cache", &cache])[0], entries[1]);
-    lab.ferryfs(&["log", "--cache", "/no/such/cache"]).refuses(1, "no cache");
+    lab.ferryfs(&["log", "--cache", "/no/such/cache"])
+        .refuses(1, "no cache");
     lab.finish();
 }

@@ -1,7 +1,7 @@
 //! Metrics over a socket: a loopback port, or a Unix socket that only its owner may use.
 //!
-//! Each connection gets one answer, one after another. A client has [`PATIENCE`] to ask and to read,
-//! and at most [`LONGEST`] bytes are read of it.
+//! Each connection gets one answer, one after another. A client has [`PATIENCE`] to ask and to
+//! read, and at most [`LONGEST`] bytes are read of it.
 
 use std::fs;
 use std::io::{self, Read, Write};
