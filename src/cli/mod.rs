@@ -8,6 +8,7 @@ mod interrupt;
 pub mod log;
 mod metrics_args;
 pub mod mount;
+mod mount_helper;
 pub mod progress;
 pub mod reach;
 pub mod recover;
@@ -19,12 +20,14 @@ mod times;
 pub mod units;
 pub mod unmount;
 pub mod usage;
+mod watch;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::core::{Exit, Failure, printable_json, printable_lines};
 use crate::sys::terminal::complain;
@@ -66,6 +69,21 @@ enum Command {
     Unmount(unmount::UnmountArgs),
     Recover(recover::RecoverArgs),
     Rescue(rescue::RescueArgs),
+}
+
+/// Runs this program as `args` say, which have its name first: also for mount(8), which has exit
+/// codes of its own.
+pub fn run_program(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    match mount_helper::is_meant(&args) {
+        true => mount_helper::run(&args),
+        false => main(args).into(),
+    }
+}
+
+/// The definition of the command line, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command in `args` (with the program's name first), and prints its result.
@@ -139,7 +157,6 @@ fn json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {

@@ -11,3 +11,4 @@ mod control_users;
 mod doctor;
 mod metrics;
 mod rescue;
+mod watch;

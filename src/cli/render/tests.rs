@@ -5,7 +5,7 @@ use super::*;
 use crate::control::protocol::{Conflict, LastFlush};
 use crate::control::protocol::{UsedBy, Users};
 
-fn sample() -> Status {
+pub(in crate::cli) fn sample() -> Status {
     Status {
         mountpoint: "/home/me/lab".into(),
         backend: "/media/me/HDD".into(),
