@@ -20,6 +20,7 @@ mod log;
 pub mod metrics;
 mod monitor;
 mod mountpoint;
+mod notify;
 mod open_cache;
 mod open_index;
 pub mod options;

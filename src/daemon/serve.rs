@@ -13,6 +13,7 @@ use super::metrics;
 use super::metrics::{Door, Outlets, Source, Totals};
 use super::monitor::{Bell, Monitor, MonitorParts, Site, unfinished_line};
 use super::mountpoint::{Ground, Note};
+use super::notify::Notifier;
 use super::open_cache::Opened;
 use super::open_index::note_unclean;
 use super::options::{MountOptions, Verify};
@@ -148,16 +149,20 @@ pub(super) fn serve(
         max_age: options.max_age,
         max_dirty: service.cache_limit / 4,
     });
+    let notifier = Notifier::from_env().map(Arc::new);
     let metrics = Outlets {
         source: Source::new(&service, &times),
         file: options.metrics.file.clone(),
         door,
     };
-    let tasks = Tasks::start(&service, &syncer, auto, metrics)
+    let tasks = Tasks::start(&service, &syncer, auto, metrics, notifier.clone())
         .map_err(|e| io("cannot start a thread", e))?;
     if let Err(error) = ready.signal(&opened.dir.join(LOG)) {
         tracing::error!(%error, "the process that started the mount is gone");
         let _ = super::dead_mount::unmount(&options.mountpoint, service.device.get().copied());
+    }
+    if let Some(notifier) = &notifier {
+        notifier.ready();
     }
     tracing::info!(
         backend = %opened.path.escaped(),
@@ -166,6 +171,9 @@ pub(super) fn serve(
         "mounted"
     );
     let (is_cut_off, patience) = wait_for_end(options, &session, &service, &end, &signals);
+    if let Some(notifier) = &notifier {
+        notifier.stopping();
+    }
     let running = Running {
         service,
         session,

@@ -11,6 +11,8 @@ use super::dead_mount;
 use super::dead_mount::DetachError;
 use super::metrics;
 use super::metrics::Outlets;
+use super::notify;
+use super::notify::Notifier;
 use super::service::Service;
 use super::stop::Stop;
 use crate::core::{Ino, Pace, WhileOpen};
@@ -90,6 +92,7 @@ impl Tasks {
         syncer: &Arc<Syncer>,
         auto: Option<AutoFlush>,
         metrics: Outlets,
+        notifier: Option<Arc<Notifier>>,
     ) -> std::io::Result<Tasks> {
         let stop = Arc::new(Stop::default());
         let mut tasks = Tasks {
@@ -131,6 +134,12 @@ impl Tasks {
         if let Some(door) = metrics.door {
             tasks.spawn("ferryfs-listen", move |stop| {
                 metrics::answer(&source, &door, stop)
+            })?;
+        }
+        if let Some(notifier) = notifier {
+            let s = service.clone();
+            tasks.spawn("ferryfs-notify", move |stop| {
+                notify::report(&notifier, &s, stop)
             })?;
         }
         Ok(tasks)
