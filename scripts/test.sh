@@ -10,6 +10,8 @@ cd "$top"
 
 need cc=build-essential mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse mergerfs=mergerfs fusermount3=fuse3 rsync=rsync getfacl=acl sqlite3=sqlite3 \
     setfattr=attr git=git python3=python3 mkfs.ext4=e2fsprogs losetup=mount setpriv=util-linux tar=tar rclone=rclone
+# A check of the metrics that is not ours; without it the test says SKIPPED.
+need promtool=prometheus || say "no promtool: the metrics are checked by our own parser only"
 need_cargo
 python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv-is-missing=python3-venv
 # A version of the suites that the list of exceptions was made with.

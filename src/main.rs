@@ -4,5 +4,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ferryfs::cli::main(std::env::args_os()).into()
+    ferryfs::cli::run_program(std::env::args_os())
 }

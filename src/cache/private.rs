@@ -283,7 +283,14 @@ fn check_entry(
 fn is_name_of_ours(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let of_index = name.starts_with("index.db");
-    of_index || ["lock", "cache.json", "mountpoint.json", "ferryfs.log"].contains(&&*name)
+    let others = [
+        "lock",
+        "cache.json",
+        "mountpoint.json",
+        "ferryfs.log",
+        "history.jsonl",
+    ];
+    of_index || others.contains(&&*name)
 }
 
 /// Returns the options to open a file of the cache. They follow no symbolic link and do not block

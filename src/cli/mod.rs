@@ -1,10 +1,14 @@
 //! The command line: one file per command; its doc comment is its help text.
 
 pub mod attach;
+pub mod doctor;
 pub mod eject;
 pub mod flush;
 mod interrupt;
+pub mod log;
+mod metrics_args;
 pub mod mount;
+mod mount_helper;
 pub mod progress;
 pub mod reach;
 pub mod recover;
@@ -16,12 +20,14 @@ mod times;
 pub mod units;
 pub mod unmount;
 pub mod usage;
+mod watch;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::core::{Exit, Failure, printable_json, printable_lines};
 use crate::sys::terminal::complain;
@@ -29,12 +35,15 @@ use crate::sys::terminal::complain;
 /// One path for scripts: every write goes to the local SSD at once, and is flushed to the drive in
 /// atomic batches.
 #[derive(Debug, Parser)]
-#[command(name = "ferryfs", bin_name = "ferryfs", version, max_term_width = 100, after_help = OVERVIEW)]
+#[command(name = "ferryfs", bin_name = "ferryfs", version = VERSION, max_term_width = 100, after_help = OVERVIEW)]
 #[command(arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// The version, with the commit from which the program was built if it is known.
+const VERSION: &str = env!("FERRYFS_VERSION");
 
 const OVERVIEW: &str = "\
 A day with it:
@@ -51,6 +60,8 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 flushed, but something was left b
 enum Command {
     Mount(mount::MountArgs),
     Status(status::StatusArgs),
+    Log(log::LogArgs),
+    Doctor(doctor::DoctorArgs),
     Flush(flush::FlushArgs),
     Eject(eject::EjectArgs),
     Attach(attach::AttachArgs),
@@ -58,6 +69,21 @@ enum Command {
     Unmount(unmount::UnmountArgs),
     Recover(recover::RecoverArgs),
     Rescue(rescue::RescueArgs),
+}
+
+/// Runs this program as `args` say, which have its name first: also for mount(8), which has exit
+/// codes of its own.
+pub fn run_program(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    match mount_helper::is_meant(&args) {
+        true => mount_helper::run(&args),
+        false => main(args).into(),
+    }
+}
+
+/// The definition of the command line, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command in `args` (with the program's name first), and prints its result.
@@ -78,6 +104,8 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
     match command {
         Command::Mount(command) => mount::run(command, args),
         Command::Status(command) => status::run(&command),
+        Command::Log(command) => log::run(&command),
+        Command::Doctor(command) => doctor::run(&command),
         Command::Flush(command) => flush::run(&command),
         Command::Eject(command) => eject::run(&command),
         Command::Attach(command) => attach::run(&command),
@@ -129,7 +157,6 @@ fn json<T: serde::Serialize>(value: &T) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::complain_of;
+use super::metrics_args::MetricsArgs;
 use super::units::{UnitError, parse_cache_size, parse_duration};
 use crate::core::{Exit, Failure, ForeignText};
 use crate::daemon::background;
@@ -124,6 +125,8 @@ pub struct MountArgs {
     /// Leave the bare mount point writable, and undo an earlier protection
     #[arg(long)]
     no_protect_mountpoint: bool,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// Stay in the foreground
     #[arg(long)]
     foreground: bool,
@@ -224,6 +227,7 @@ impl MountArgs {
                 _ => Protect::Auto,
             },
             foreground: self.foreground,
+            metrics: self.metrics.into_options()?,
         })
     }
 }
@@ -274,7 +278,7 @@ fn parse_lease_timeout(text: &str) -> Result<Duration, DurationError> {
 }
 
 /// `path` made absolute now, because the daemon leaves the working directory.
-fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
     if path.as_os_str() == OsStr::new("") {
         return Err(Failure::usage(format!("the {what} is an empty path")));
     }
@@ -286,6 +290,7 @@ fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::metrics::MetricsOptions;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -330,6 +335,7 @@ mod tests {
             adopt: false,
             protect: Protect::Auto,
             foreground: false,
+            metrics: MetricsOptions::default(),
         };
         assert_eq!(options, expected);
     }

@@ -90,14 +90,14 @@ impl Bar {
 }
 
 /// The measure of a phase: bytes if it moves any, else files or names.
-struct Count {
+pub(super) struct Count {
     done: u64,
     total: u64,
     in_bytes: bool,
 }
 
 impl Count {
-    fn of(step: &Progress) -> Count {
+    pub(super) fn of(step: &Progress) -> Count {
         match step.bytes_total > 0 {
             true => Count {
                 done: step.bytes_done,
@@ -115,13 +115,14 @@ impl Count {
 
 /// The speed of a phase in the last seconds.
 #[derive(Default)]
-struct Pace {
+pub(super) struct Pace {
     seen: VecDeque<(Instant, u64)>,
+    phase: Option<Phase>,
 }
 
 /// The estimate for a phase.
 #[derive(Debug, PartialEq)]
-enum Outlook {
+pub(super) enum Outlook {
     /// Unknown yet.
     Unknown,
     /// So many units a second, and so many seconds left.
@@ -131,6 +132,15 @@ enum Outlook {
 }
 
 impl Pace {
+    /// Notes a step. A new phase has a speed of its own.
+    pub(super) fn note_phase(&mut self, now: Instant, step: &Progress, count: &Count) {
+        if self.phase != Some(step.phase) {
+            self.seen.clear();
+            self.phase = Some(step.phase);
+        }
+        self.note(now, count.done);
+    }
+
     fn note(&mut self, now: Instant, done: u64) {
         // A count that starts again within a phase is that of another batch.
         if self.seen.back().is_some_and(|&(_, before)| done < before) {
@@ -143,7 +153,7 @@ impl Pace {
         }
     }
 
-    fn at(&self, now: Instant, count: &Count) -> Outlook {
+    pub(super) fn at(&self, now: Instant, count: &Count) -> Outlook {
         if count.total > 0 && count.done >= count.total {
             return Outlook::Finishing;
         }
@@ -174,12 +184,13 @@ fn begin(step: &Progress) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.set_prefix(name(step.phase));
+    bar.set_prefix(phase_name(step.phase));
     bar.enable_steady_tick(TICK);
     bar
 }
 
-fn message(step: &Progress, outlook: &Outlook) -> String {
+/// What is to be said of a step, without its phase.
+pub(super) fn message(step: &Progress, outlook: &Outlook) -> String {
     if step.silent_seconds > 0 {
         return waiting(step.silent_seconds);
     }
@@ -220,7 +231,8 @@ fn waiting(seconds: u64) -> String {
     format!("the drive has not answered for {silent}; waiting")
 }
 
-fn name(phase: Phase) -> &'static str {
+/// The phase in one word, with spaces up to a common width.
+pub(super) fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Cut => "looking  ",
         Phase::Stage => "copying  ",

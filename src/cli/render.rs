@@ -578,4 +578,4 @@ pub fn files(count: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

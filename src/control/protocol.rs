@@ -235,6 +235,19 @@ pub struct Status {
     pub cache_limit_bytes: u64,
     /// Space of the drive at the last query; `None` if it is not there.
     pub drive: Option<Space>,
+    /// The flush under way, as far as it has reported its progress; `None` if none is.
+    pub running: Option<RunningFlush>,
+    /// When the oldest change that makes a flush due was made: RFC 3339, UTC.
+    pub oldest_change: Option<String>,
+}
+
+/// A flush under way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunningFlush {
+    /// Its last step.
+    pub progress: Progress,
+    /// For how long it has been under way.
+    pub seconds: f64,
 }
 
 /// Space of a file system, in bytes.

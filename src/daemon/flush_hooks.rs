@@ -5,11 +5,13 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::core::{Ino, WhileOpen};
+use crate::core::{Clock, Ino, WhileOpen};
+use crate::daemon::history::History;
 use crate::daemon::lease::{Keeper, LeaseFailure};
+use crate::daemon::metrics::Totals;
 use crate::drive::Backend;
 use crate::error::FlushError;
-use crate::flush::Hooks;
+use crate::flush::{BatchNote, Hooks};
 use crate::index::{IndexWriter, LeftOut};
 use crate::plan::merge::Changes;
 use crate::sys;
@@ -19,6 +21,9 @@ pub(super) struct FlushHooks {
     pub(super) fs: Arc<Fs>,
     pub(super) lease: Arc<Keeper>,
     pub(super) mountpoint: PathBuf,
+    pub(super) history: History,
+    pub(super) totals: Arc<Totals>,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 /// Whether these are the bytes that SQLite locks for writing while it changes a database in place:
@@ -98,6 +103,12 @@ impl Hooks for FlushHooks {
 
     fn give_up_reserve(&self) -> bool {
         self.fs.give_up_reserve()
+    }
+
+    fn batch_ended(&self, note: &BatchNote) {
+        let now = self.clock.now();
+        self.totals.note(note, now);
+        self.history.note(note, now);
     }
 }
 

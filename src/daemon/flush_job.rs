@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unb
 
 use crate::control::server::Asker;
 use crate::core::{Phase, Progress};
+use crate::daemon::metrics::Running;
 use crate::drive::connection::Drive;
 use crate::error::FlushError;
 pub(crate) use crate::flush::{Cancel, Flusher, Report, Wish};
@@ -65,7 +66,7 @@ type Outcome = Result<Report, FlushError>;
 /// # Errors
 /// The flush's own, or [`FlushError::StillRunning`] if the caller gave up.
 pub(super) fn flush(
-    (flusher, drive): (&Arc<Flusher>, &Drive),
+    (flusher, drive, running): (&Arc<Flusher>, &Drive, &Arc<Running>),
     wish: Wish,
     patience: &Patience<'_>,
     asker: &Asker<'_>,
@@ -76,17 +77,22 @@ pub(super) fn flush(
     let cancel = wish.cancel.clone();
     let (steps, stepped) = unbounded();
     let (end, ended) = bounded(1);
-    let (theirs, flusher) = (verdict.clone(), flusher.clone());
+    let (theirs, flusher, running) = (verdict.clone(), flusher.clone(), running.clone());
     let spawned = thread::Builder::new()
         .name("ferryfs-flush".into())
         .spawn(move || {
             let last = Cell::new(None);
-            let reporter = Reporter { steps, last };
+            let reporter = Reporter {
+                steps,
+                last,
+                running: &running,
+            };
             let outcome = flusher.flush(&wish, &|step| reporter.report(step), || {
                 if theirs.decide(DONE) {
                     then();
                 }
             });
+            running.end();
             after(&outcome);
             // Fails if the caller gave up.
             let _ = end.send(outcome);
@@ -109,18 +115,20 @@ pub(super) fn flush(
 
 /// Passes the progress of a flush on, not more often than a user can see: each report wakes the
 /// waiting thread.
-struct Reporter {
+struct Reporter<'a> {
     steps: Sender<Progress>,
+    running: &'a Running,
     last: Cell<Option<(Phase, Instant)>>,
 }
 
-impl Reporter {
+impl Reporter<'_> {
     fn report(&self, step: Progress) {
         let known = self.last.get();
         if known.is_some_and(|(phase, at)| phase == step.phase && at.elapsed() < TELL_EVERY) {
             return;
         }
         self.last.set(Some((step.phase, Instant::now())));
+        self.running.note(step);
         // Fails if the caller gave up.
         let _ = self.steps.send(step);
     }

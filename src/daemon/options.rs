@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::metrics::MetricsOptions;
+
 /// The options of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
@@ -56,6 +58,8 @@ pub struct MountOptions {
     pub protect: Protect,
     /// Stay in the foreground.
     pub foreground: bool,
+    /// Where metrics go.
+    pub metrics: MetricsOptions,
 }
 
 /// How the directory under the mount is protected against writes while nothing is mounted there.

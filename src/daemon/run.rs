@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::flush_hooks::FlushHooks;
 use super::flush_job::within;
+use super::history::History;
+use super::metrics::Totals;
 use super::monitor::{Bell, Site};
 use super::open_cache::{Opened, open_cache};
 use super::open_index::{open_index, repair_after_unclean_end};
@@ -91,6 +93,7 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
     let attention = repair_after_unclean_end(&fs, &index)?;
     let bell =
         Bell::new().map_err(|error| Failure::failed(format!("cannot watch the drive: {error}")))?;
+    let totals = Arc::new(Totals::default());
     let flusher = Arc::new(flusher(
         &opened,
         &index,
@@ -98,7 +101,7 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
         &drive,
         &clock,
         &fs,
-        &options.mountpoint,
+        (&options.mountpoint, &totals),
     )?);
     let (site, begin) = match &opened.found {
         Ok(found) => {
@@ -158,6 +161,7 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
         attention,
         bell,
         site,
+        totals,
     };
     let start = Start {
         ready,
@@ -196,7 +200,7 @@ fn flusher(
     drive: &Arc<Drive>,
     clock: &Arc<dyn Clock>,
     fs: &Arc<Fs>,
-    mountpoint: &Path,
+    (mountpoint, totals): (&Path, &Arc<Totals>),
 ) -> Result<Flusher, Failure> {
     let journals = opened.dir.join("batches");
     volume::make_cache_dir(&journals)?;
@@ -216,6 +220,9 @@ fn flusher(
             fs: fs.clone(),
             lease: opened.lease.clone(),
             mountpoint: mountpoint.into(),
+            history: History::of(&opened.dir),
+            totals: totals.clone(),
+            clock: clock.clone(),
         }),
     }))
 }

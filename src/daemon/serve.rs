@@ -9,8 +9,11 @@ use parking_lot::Mutex;
 
 use super::background::Ready;
 use super::external_changes::Refreshing;
+use super::metrics;
+use super::metrics::{Door, Outlets, Source, Totals};
 use super::monitor::{Bell, Monitor, MonitorParts, Site, unfinished_line};
 use super::mountpoint::{Ground, Note};
+use super::notify::Notifier;
 use super::open_cache::Opened;
 use super::open_index::note_unclean;
 use super::options::{MountOptions, Verify};
@@ -28,7 +31,7 @@ use crate::control::{registry, server};
 use crate::core::{Failure, ForeignText};
 use crate::drive::connection::Drive;
 use crate::flush::Flusher;
-use crate::fuse::{Session, SessionOptions, Shown, Workers};
+use crate::fuse::{RequestTimes, Session, SessionOptions, Shown, Workers};
 use crate::index::Index;
 use crate::sys::mounting::Spot;
 use crate::sys::mounts::Mount;
@@ -49,6 +52,8 @@ pub(super) struct Serving {
     pub(super) attention: Vec<String>,
     pub(super) bell: Arc<Bell>,
     pub(super) site: Site,
+    /// What the batches have done together.
+    pub(super) totals: Arc<Totals>,
 }
 
 /// How the mount starts.
@@ -87,6 +92,13 @@ pub(super) fn serve(
     let workers = Workers::new();
     let (ended, end) = unbounded();
     let service = Arc::new(service(options, &opened, serving, &begin, ended));
+    let door = options
+        .metrics
+        .listen
+        .as_ref()
+        .map(Door::open)
+        .transpose()?;
+    let times = RequestTimes::default();
     let server = server::serve(&opened.dir, service.clone() as Arc<dyn Handler>)
         .map_err(|e| io("cannot open the control socket", e))?;
     // Not before the control socket is open.
@@ -100,7 +112,7 @@ pub(super) fn serve(
     let mounted = mount(
         options,
         &opened,
-        (fs, workers, syncer.clone()),
+        (fs, workers, syncer.clone(), times.clone()),
         &mut note,
         spot,
     );
@@ -137,11 +149,20 @@ pub(super) fn serve(
         max_age: options.max_age,
         max_dirty: service.cache_limit / 4,
     });
-    let tasks =
-        Tasks::start(&service, &syncer, auto).map_err(|e| io("cannot start a thread", e))?;
+    let notifier = Notifier::from_env().map(Arc::new);
+    let metrics = Outlets {
+        source: Source::new(&service, &times),
+        file: options.metrics.file.clone(),
+        door,
+    };
+    let tasks = Tasks::start(&service, &syncer, auto, metrics, notifier.clone())
+        .map_err(|e| io("cannot start a thread", e))?;
     if let Err(error) = ready.signal(&opened.dir.join(LOG)) {
         tracing::error!(%error, "the process that started the mount is gone");
         let _ = super::dead_mount::unmount(&options.mountpoint, service.device.get().copied());
+    }
+    if let Some(notifier) = &notifier {
+        notifier.ready();
     }
     tracing::info!(
         backend = %opened.path.escaped(),
@@ -150,6 +171,9 @@ pub(super) fn serve(
         "mounted"
     );
     let (is_cut_off, patience) = wait_for_end(options, &session, &service, &end, &signals);
+    if let Some(notifier) = &notifier {
+        notifier.stopping();
+    }
     let running = Running {
         service,
         session,
@@ -180,6 +204,7 @@ fn service(
         attention,
         bell,
         site,
+        totals,
     } = serving;
     let on_network = (site.mount.as_ref()).is_some_and(Mount::is_shared);
     let refreshing = Arc::new(Refreshing::new(options.refresh.every(on_network)));
@@ -228,6 +253,8 @@ fn service(
         cache_limit: limits.max_bytes,
         device: OnceLock::new(),
         last_flush: Arc::default(),
+        running: Arc::new(metrics::Running::new()),
+        totals,
         ended,
         life: Life::default(),
         ending: false.into(),
@@ -241,7 +268,7 @@ fn service(
 fn mount(
     options: &MountOptions,
     opened: &Opened,
-    (fs, workers, syncer): (Arc<Fs>, Workers, Arc<Syncer>),
+    (fs, workers, syncer, times): (Arc<Fs>, Workers, Arc<Syncer>, RequestTimes),
     note: &mut Note,
     spot: Spot,
 ) -> Result<(Session, Ground), Failure> {
@@ -259,6 +286,7 @@ fn mount(
         },
         replaces_dead: ground.is_dead,
         generation: opened.facts.origin.as_fields().0,
+        times,
     };
     match Session::mount(fs, workers, syncer, &ground.spot, &session_options) {
         Ok(session) => Ok((session, ground)),

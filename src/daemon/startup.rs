@@ -13,7 +13,7 @@ use crate::daemon::monitor::Presence;
 use crate::daemon::preflight::Checked;
 use crate::daemon::service::Service;
 use crate::daemon::stop::Stop;
-use crate::daemon::{MountOptions, known_caches, preflight, volume, write_back};
+use crate::daemon::{MountOptions, known_caches, metrics, preflight, volume, write_back};
 use crate::drive::Look;
 use crate::drive::connection::Drive;
 use crate::drive::mounted::MountedDir;
@@ -194,6 +194,14 @@ pub(super) fn check(options: MountOptions) -> Result<Checked, Failure> {
             write_back::allow();
         }
         write_back::check(&checked.options.backend)?;
+        if let Some(file) = &checked.options.metrics.file {
+            let MountOptions {
+                mountpoint,
+                backend,
+                ..
+            } = &checked.options;
+            metrics::check_file(file, mountpoint, backend)?;
+        }
         Ok(checked)
     };
     match within(check, || begun.elapsed() > patience) {

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::dead_mount;
 use super::dead_mount::DetachError;
+use super::metrics;
+use super::metrics::Outlets;
+use super::notify;
+use super::notify::Notifier;
 use super::service::Service;
 use super::stop::Stop;
 use crate::core::{Ino, Pace, WhileOpen};
@@ -87,6 +91,8 @@ impl Tasks {
         service: &Arc<Service>,
         syncer: &Arc<Syncer>,
         auto: Option<AutoFlush>,
+        metrics: Outlets,
+        notifier: Option<Arc<Notifier>>,
     ) -> std::io::Result<Tasks> {
         let stop = Arc::new(Stop::default());
         let mut tasks = Tasks {
@@ -117,6 +123,24 @@ impl Tasks {
         if let Some(auto) = auto {
             let s = service.clone();
             tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, auto, stop))?;
+        }
+        let source = Arc::new(metrics.source);
+        if let Some(file) = metrics.file {
+            let source = source.clone();
+            tasks.spawn("ferryfs-metrics", move |stop| {
+                metrics::write_file(&source, &file, stop)
+            })?;
+        }
+        if let Some(door) = metrics.door {
+            tasks.spawn("ferryfs-listen", move |stop| {
+                metrics::answer(&source, &door, stop)
+            })?;
+        }
+        if let Some(notifier) = notifier {
+            let s = service.clone();
+            tasks.spawn("ferryfs-notify", move |stop| {
+                notify::report(&notifier, &s, stop)
+            })?;
         }
         Ok(tasks)
     }

@@ -164,7 +164,11 @@ pub(super) fn default_caches() -> Result<PathBuf, Failure> {
             .filter(|path| path.is_absolute())
     };
     absolute("XDG_DATA_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .or_else(|| {
+            absolute("HOME")
+                .or_else(home)
+                .map(|home| home.join(".local/share"))
+        })
         .map(|data| data.join("ferryfs"))
         .ok_or_else(|| {
             Failure::failed(
@@ -172,6 +176,13 @@ pub(super) fn default_caches() -> Result<PathBuf, Failure> {
             )
             .hint("name a directory for it: --cache DIR")
         })
+}
+
+/// The home directory of this user by the system's list of users: mount(8) and units of systemd may
+/// set no HOME.
+fn home() -> Option<PathBuf> {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()??;
+    Some(user.dir).filter(|home| home.is_absolute())
 }
 
 /// Makes the cache directory, with access for its owner only.
@@ -436,6 +447,21 @@ mod tests {
         let now = Timestamp(1_763_661_600_000_000_000);
         let marker = Marker::new(Uuid::new_v4(), [7; 16], now);
         CacheFacts::new(drive, Path::new("/media/x"), &marker, Uuid::new_v4()).unwrap()
+    }
+
+    #[test]
+    fn the_home_of_a_user_without_home_is_in_the_systems_list() {
+        let listed = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let own = format!(":{}:", nix::unistd::geteuid());
+        let line = listed
+            .lines()
+            .find(|line| line.contains(&format!(":x{own}")));
+        let expected = line
+            .and_then(|line| line.split(':').nth(5))
+            .map(PathBuf::from);
+        if expected.is_some() {
+            assert_eq!(home(), expected);
+        }
     }
 
     #[test]

@@ -20,12 +20,13 @@ use crate::flush::conclusions::{Concluded, conclusions};
 use crate::flush::diff::Gathered;
 use crate::flush::expectations::Before;
 use crate::flush::flusher::phase;
+use crate::flush::note::removed_and_moved;
 use crate::flush::refused_names::refused_names;
 use crate::flush::report::{Report, Wish};
 use crate::flush::stage::{Staged, Stager};
 use crate::flush::{Flusher, FlusherParts, across, attributes, open_copies, space_check, verify};
 use crate::format::record::BatchRecord;
-use crate::format::steps::{ClearStep, Steps};
+use crate::format::steps::Steps;
 use crate::format::{layout, record};
 use crate::index::{ActiveBatch, BatchEnd, Flags, IndexWriter};
 use crate::plan::planner::{LeftReason, NameKey, Placed, Plan, StageSource, plan};
@@ -202,12 +203,7 @@ impl BatchWriter<'_> {
         report.batch = Some(self.active.batch);
         report.files = staged.files;
         report.bytes = staged.bytes;
-        let clear = &journal.record.steps.clear;
-        report.moved = clear
-            .iter()
-            .filter(|s| matches!(s, ClearStep::Detach { .. }))
-            .count() as u64;
-        report.removed = clear.len() as u64 - report.moved;
+        (report.removed, report.moved) = removed_and_moved(&journal.record.steps);
         Ok(Attempt::Done(report))
     }
 

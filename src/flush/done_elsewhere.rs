@@ -5,6 +5,8 @@
 //! the index confirms what is really there. The receipt goes after that; a crash before leaves the
 //! batch open, and the same is concluded again.
 
+use std::time::Instant;
+
 use crate::apply::blocked::note_blocked;
 use crate::apply::refused::{Refused, StepNo, Why, is_local};
 use crate::apply::refused_list;
@@ -26,6 +28,7 @@ impl JournaledBatch<'_> {
     /// Confirms what the other machine has done, and removes its receipt.
     pub(super) fn accept_finished(&self) -> Result<()> {
         let (flusher, backend, batch) = (self.flusher, self.backend, self.active.batch);
+        let began = Instant::now();
         tracing::info!(%batch, "the batch was finished elsewhere");
         let mut applied = Applied::default();
         self.note_refused_elsewhere(&mut applied)?;
@@ -33,6 +36,7 @@ impl JournaledBatch<'_> {
         self.note_untouched(&mut applied)?;
         applied.vanished = self.missing(&applied.refused)?;
         flusher.confirm(self.journal, &applied, self.active.cut, BatchEnd::Complete)?;
+        flusher.note_recovered(self.journal, applied.refused.steps.len(), began);
         forget_done(backend, batch)?;
         flusher.leftovers.clean_up(backend, batch, &[])?;
         flusher.import_met(backend, &applied);

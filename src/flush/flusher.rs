@@ -233,6 +233,7 @@ impl Flusher {
         gather: impl FnOnce(&ActiveBatch, Snapshot, &Capabilities) -> Result<Option<Gathered>>,
     ) -> Result<Report> {
         let backend = run.backend;
+        let began = Instant::now();
         (run.progress)(phase(Phase::Cut));
         // Another cache of this volume may have used higher numbers. The names of this batch must
         // not collide with what that cache has left.
@@ -257,7 +258,9 @@ impl Flusher {
                 Some(gathered) => writer.write(gathered),
                 None => Ok(Report::default()),
             });
-        self.end_uncommitted(backend, active.batch, &result)?;
+        let ended = self.end_uncommitted(backend, active.batch, &result);
+        self.note_ended(active.batch, &result, began.elapsed());
+        ended?;
         result
     }
 
@@ -350,8 +353,11 @@ impl Flusher {
 
     /// Gives up a batch that was interrupted before it was committed.
     pub(super) fn give_up_interrupted(&self, backend: &dyn Backend, batch: BatchNo) -> Result<()> {
-        tracing::warn!(%batch, error = "interrupted before it was committed", "{GIVEN_UP}");
-        self.end_untouched(backend, batch, BatchEnd::GivenUp)
+        let error = "interrupted before it was committed";
+        tracing::warn!(%batch, error, "{GIVEN_UP}");
+        self.end_untouched(backend, batch, BatchEnd::GivenUp)?;
+        self.note_never_committed(batch, error);
+        Ok(())
     }
 
     /// Ends a batch that has touched nothing under a final name.

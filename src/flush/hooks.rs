@@ -3,6 +3,7 @@
 use crate::core::{Ino, WhileOpen};
 use crate::drive::Backend;
 use crate::error::Result;
+use crate::flush::note::BatchNote;
 use crate::index::{IndexWriter, LeftOut};
 use crate::plan::merge::Changes;
 
@@ -85,5 +86,10 @@ pub trait Hooks: Send + Sync {
     /// false if nothing is left of it.
     fn give_up_reserve(&self) -> bool {
         false
+    }
+
+    /// Hears what became of a batch, for the history. The turn of the flush is taken.
+    fn batch_ended(&self, note: &BatchNote) {
+        let _ = note;
     }
 }

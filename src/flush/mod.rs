@@ -51,6 +51,7 @@ mod flusher;
 mod hooks;
 mod leftovers;
 mod look;
+mod note;
 mod open_batch;
 mod open_copies;
 mod others_batches;
@@ -91,6 +92,7 @@ use crate::recovery::interrupted;
 
 pub(crate) use crate::flush::flusher::phase;
 pub use crate::flush::hooks::Hooks;
+pub use crate::flush::note::{BatchNote, NotedEnd};
 pub use crate::flush::report::{Cancel, OpenCopy, Report, Wish};
 
 /// The parts that a flusher works with.

@@ -13,6 +13,8 @@
 //! [`OpenBatch`] and [`JournaledBatch`] are values of one recovery. What they conclude is in the
 //! index; a crash in between leaves the batch open, and the next recovery concludes the same.
 
+use std::time::Instant;
+
 use crate::apply::journal::Journal;
 use crate::apply::limited::Limited;
 use crate::apply::place::Manners;
@@ -120,6 +122,7 @@ impl JournaledBatch<'_> {
     /// Takes the steps of the batch again, and confirms them.
     fn redo(&self) -> Result<()> {
         let (flusher, backend, batch) = (self.flusher, self.backend, self.active.batch);
+        let began = Instant::now();
         tracing::info!(%batch, "finishing an interrupted batch");
         let touched = Touched::of(&self.journal.record.steps);
         flusher.parts.drive.withhold(Withheld::Moving(touched));
@@ -139,6 +142,7 @@ impl JournaledBatch<'_> {
         flusher.conflicts.note(named_conflicts(&applied));
         let end = BatchEnd::applied(refused.is_empty());
         flusher.confirm(self.journal, &applied, self.active.cut, end)?;
+        flusher.note_recovered(self.journal, refused.len(), began);
         flusher.parts.drive.withhold(Withheld::Nothing);
         flusher
             .leftovers

@@ -24,6 +24,7 @@ use crate::fuse::dispatch;
 use crate::fuse::dispatch::{Fails, answer, guarded};
 use crate::fuse::owner_override::Shown;
 use crate::fuse::read_buffer::ReadBuffer;
+use crate::fuse::request_times::RequestTimes;
 use crate::fuse::workers::Workers;
 use crate::index::Inode;
 use crate::vfs::{
@@ -44,6 +45,7 @@ pub(super) struct Adapter {
     fs: Arc<Fs>,
     workers: Workers,
     syncer: Arc<Syncer>,
+    times: RequestTimes,
     shown: Shown,
     numbers: Numbers,
 }
@@ -76,8 +78,7 @@ macro_rules! checked {
 impl Adapter {
     pub(super) fn new(
         fs: Arc<Fs>,
-        workers: Workers,
-        syncer: Arc<Syncer>,
+        (workers, syncer, times): (Workers, Arc<Syncer>, RequestTimes),
         shown: Shown,
         numbers: Numbers,
     ) -> Adapter {
@@ -85,6 +86,7 @@ impl Adapter {
             fs,
             workers,
             syncer,
+            times,
             shown,
             numbers,
         }
@@ -132,7 +134,8 @@ impl Adapter {
         D: FnOnce(R, T) + Send + 'static,
     {
         let with = (&self.fs, &self.workers);
-        dispatch::run(with, request, ctx, reply, operation, done);
+        let timer = self.times.start(request);
+        dispatch::run(with, (request, timer), ctx, reply, operation, done);
     }
 
     /// Makes names durable, and no bytes.
@@ -484,14 +487,15 @@ impl Filesystem for Adapter {
         {
             return reply.error(errno(&error));
         }
+        let timer = self.times.start("write");
         match guarded(|| self.fs.write(&ctx, handle.0, offset, data)) {
             Err(FsError::WouldBlock | FsError::WouldWait) => {
                 // The bytes are copied only here: the request's buffer belongs to the event thread.
                 let data = data.to_vec();
                 let operation = move |fs: &Fs, ctx: &Ctx| fs.write(ctx, handle.0, offset, &data);
-                self.run("write", ctx, reply, operation, |reply, written| {
-                    reply.written(written as u32)
-                });
+                let done = |reply: ReplyWrite, written: usize| reply.written(written as u32);
+                let with = (&self.fs, &self.workers);
+                dispatch::run(with, ("write", timer), ctx, reply, operation, done);
             }
             result => answer("write", reply, result, |reply, written| {
                 reply.written(written as u32)
@@ -541,7 +545,9 @@ impl Filesystem for Adapter {
         // daemon is killed.
         let _ = guarded(|| self.fs.note_fsync(&ctx(request), handle.0));
         let fs = self.fs.clone();
+        let timer = self.times.start("fsync");
         self.syncer.request_file(Some(ino(number)), move |result| {
+            let _timer = timer;
             // This sync's success does not restore bytes that an earlier sync has lost.
             let verdict =
                 result.and_then(|()| fs.sync_verdict(ino(number)).map_err(|error| error.errno()));
@@ -584,6 +590,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _timer = self.times.start("readdir");
         let listed = guarded(|| {
             self.fs.readdir(handle.0, offset, |entry| {
                 let number = INodeNo(entry.inode.ino.0);
@@ -605,6 +612,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _timer = self.times.start("readdir");
         let listed = guarded(|| {
             self.fs.readdir(handle.0, offset, |entry| {
                 let number = INodeNo(entry.inode.ino.0);
@@ -698,11 +706,13 @@ impl Filesystem for Adapter {
         if self.is_hidden(called.as_bytes()) {
             return reply.error(Errno::EOPNOTSUPP);
         }
+        let _timer = self.times.start("getxattr");
         let result = guarded(|| self.fs.getxattr(ino(number), called.as_bytes()));
         reply_xattr(reply, size, result);
     }
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        let _timer = self.times.start("listxattr");
         let result = guarded(|| {
             let mut list = self.fs.listxattr(&ctx(request), ino(number))?;
             if !self.has_acls() {

@@ -11,6 +11,7 @@ use fuser::{
 
 use crate::fuse::convert::errno;
 use crate::fuse::fatal::Caught;
+use crate::fuse::request_times::Timer;
 use crate::fuse::workers::Workers;
 use crate::vfs::{Ctx, Fs, FsError, Result};
 
@@ -76,7 +77,7 @@ pub(super) fn answer<R: Fails, T>(
 fn run_waiting<R, T, O, D>(
     workers: &Workers,
     fs: Arc<Fs>,
-    request: &'static str,
+    (request, timer): (&'static str, Timer),
     ctx: Ctx,
     reply: R,
     operation: O,
@@ -94,13 +95,15 @@ fn run_waiting<R, T, O, D>(
         };
         let result = guarded(|| operation(&fs, &ctx));
         answer(request, reply, result, done);
+        drop(timer);
     });
 }
 
 /// Runs `operation` on this thread. If it would copy or wait, runs it again on a worker that may.
+/// `timer` measures the time until the answer.
 pub(super) fn run<R, T, O, D>(
     (fs, workers): (&Arc<Fs>, &Workers),
-    request: &'static str,
+    (request, timer): (&'static str, Timer),
     ctx: Ctx,
     reply: R,
     operation: O,
@@ -124,13 +127,18 @@ pub(super) fn run<R, T, O, D>(
                 };
                 match guarded(|| operation(&fs, &ctx)) {
                     Err(FsError::WouldWait) => {
+                        let request = (request, timer);
                         run_waiting(&again, fs, request, ctx, reply, operation, done);
                     }
-                    result => answer(request, reply, result, done),
+                    result => {
+                        answer(request, reply, result, done);
+                        drop(timer);
+                    }
                 }
             });
         }
         Err(FsError::WouldWait) => {
+            let request = (request, timer);
             run_waiting(workers, fs.clone(), request, ctx, reply, operation, done);
         }
         result => answer(request, reply, result, done),

@@ -12,6 +12,7 @@ mod fatal;
 mod invalidator;
 mod owner_override;
 mod read_buffer;
+mod request_times;
 mod workers;
 
 use std::ffi::OsString;
@@ -28,10 +29,11 @@ use crate::sys::mounting::Spot;
 use crate::vfs::{Fs, Syncer};
 
 pub use crate::fuse::owner_override::Shown;
+pub use crate::fuse::request_times::{BOUNDS_US, Counts, KINDS, RequestTimes};
 pub use crate::fuse::workers::Workers;
 
 /// Options of the mount for the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct SessionOptions {
     /// The source in the mount table: the backend's path.
     pub source: OsString,
@@ -49,6 +51,8 @@ pub struct SessionOptions {
     pub replaces_dead: bool,
     /// Distinguishes the inode numbers of this cache from those of another cache.
     pub generation: u32,
+    /// Counts the requests.
+    pub times: RequestTimes,
 }
 
 /// A mounted file system with running event loops.
@@ -95,7 +99,8 @@ impl Session {
         );
         config.clone_fd = true;
         let numbers = adapter::Numbers(options.generation);
-        let adapter = adapter::Adapter::new(fs.clone(), workers, syncer, options.shown, numbers);
+        let with = (workers, syncer, options.times.clone());
+        let adapter = adapter::Adapter::new(fs.clone(), with, options.shown, numbers);
         let session = if nix::unistd::geteuid().is_root() {
             let device = mount_as_root(spot, options)?;
             fuser::Session::from_fd(adapter, device, config.acl, config.clone())

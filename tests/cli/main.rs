@@ -8,4 +8,7 @@ mod bad_input;
 mod cli_contract;
 mod control_protocol;
 mod control_users;
+mod doctor;
+mod metrics;
 mod rescue;
+mod watch;

@@ -5,7 +5,7 @@ use super::*;
 use crate::control::protocol::{Conflict, LastFlush};
 use crate::control::protocol::{UsedBy, Users};
 
-fn sample() -> Status {
+pub(in crate::cli) fn sample() -> Status {
     Status {
         mountpoint: "/home/me/lab".into(),
         backend: "/media/me/HDD".into(),
@@ -53,6 +53,8 @@ fn sample() -> Status {
             free_bytes: 1 << 40,
             total_bytes: 4 << 40,
         }),
+        running: None,
+        oldest_change: None,
     }
 }
 

@@ -50,6 +50,7 @@ impl Place {
             adopt: false,
             protect: Default::default(),
             foreground: true,
+            metrics: Default::default(),
         })
         .map(|checked| checked.options)
     }

@@ -66,7 +66,7 @@ impl Service {
             closed || asker.has_cancelled()
         };
         flush_job::flush(
-            (&self.flusher, &self.drive),
+            (&self.flusher, &self.drive, &self.running),
             wish,
             &patience,
             &Asker::new(&progress, &cancelled),

@@ -19,6 +19,7 @@ pub(super) use self::errors::{control_error, hint};
 pub(super) use self::unmounting::Place;
 use super::external_changes::Refreshing;
 use super::flush_job::Patience;
+use super::metrics::{Running, Totals};
 use super::monitor::{Monitor, Presence};
 use super::shutdown::{Asked, Life};
 use super::under_mount::Taken;
@@ -68,6 +69,10 @@ pub(super) struct Service {
     pub(super) device: OnceLock<u64>,
     /// What the last flush has left behind.
     pub(super) last_flush: Arc<Mutex<Option<LastFlush>>>,
+    /// The flush under way.
+    pub(super) running: Arc<Running>,
+    /// What the batches have done together.
+    pub(super) totals: Arc<Totals>,
     /// Wakes the thread that waits for the end of the mount.
     pub(super) ended: Sender<Asked>,
     /// Whether the kernel has ended the file system.

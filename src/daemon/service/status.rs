@@ -1,9 +1,11 @@
 //! The answer to `ferryfs status`.
 
+use std::time::SystemTime;
+
 use super::{Place, Service, conflict, rfc3339};
 use crate::control::protocol::{
-    BackendState, BatchOutcome, ImportStatus, IoPath, LastBatch, LastFlush, LeftBehind, Space,
-    Status, Users,
+    BackendState, BatchOutcome, ImportStatus, IoPath, LastBatch, LastFlush, LeftBehind,
+    RunningFlush, Space, Status, Users,
 };
 use crate::core::{Failure, ForeignText, Timestamp};
 use crate::daemon::monitor::Presence;
@@ -18,15 +20,16 @@ const NAMED: usize = 100;
 
 impl Service {
     /// The state of the mount and of the drive.
-    pub(super) fn current_status(&self) -> Status {
+    pub(in crate::daemon) fn current_status(&self) -> Status {
         let waiting = self.waiting();
         self.fs.count_needed();
-        let (totals, writing, last) = {
+        let (totals, writing, last, oldest) = {
             let state = self.index.lock();
             (
                 state.totals(),
                 state.writing_count(),
                 state.last_batch().ok().flatten(),
+                state.dirty_since().map(|(_, oldest)| oldest.elapsed()),
             )
         };
         // A drive counts as attached when its recovery is over: before that no file is opened
@@ -80,6 +83,13 @@ impl Service {
             drive: attached
                 .then(|| space(on_drive.available, on_drive.total))
                 .flatten(),
+            running: self.running.get().map(|(progress, time)| RunningFlush {
+                progress,
+                seconds: time.as_secs_f64(),
+            }),
+            oldest_change: oldest
+                .and_then(|age| SystemTime::now().checked_sub(age))
+                .map(|at| rfc3339(at.into())),
         }
     }
 
