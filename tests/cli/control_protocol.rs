@@ -83,6 +83,8 @@ impl Handler for Fake {
             ssd: None,
             cache_limit_bytes: 7,
             drive: None,
+            config: None,
+            automatic: Default::default(),
         }
     }
 

@@ -13,3 +13,4 @@ mod lease;
 mod mount_life;
 mod mounting;
 mod offline;
+mod when;

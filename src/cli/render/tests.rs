@@ -53,6 +53,8 @@ fn sample() -> Status {
             free_bytes: 1 << 40,
             total_bytes: 4 << 40,
         }),
+        config: None,
+        automatic: Automatic::default(),
     }
 }
 

@@ -80,6 +80,8 @@ impl Service {
             drive: attached
                 .then(|| space(on_drive.available, on_drive.total))
                 .flatten(),
+            config: self.config_origin(),
+            automatic: self.automatic(),
         }
     }
 
@@ -125,7 +127,7 @@ impl Service {
     }
 
     /// What the user should look at, a line each.
-    fn attention(&self) -> Vec<String> {
+    pub(super) fn attention(&self) -> Vec<String> {
         let mut lines = self.attention.clone();
         lines.extend(self.from_below.lock().lines(&self.mountpoint));
         lines.extend(self.flusher.catalog_losses().into_iter().map(|line| {
