@@ -1,6 +1,7 @@
 //! The command line: one file per command; its doc comment is its help text.
 
 pub mod attach;
+pub mod config;
 pub mod doctor;
 pub mod eject;
 pub mod flush;
@@ -9,10 +10,12 @@ pub mod log;
 mod metrics_args;
 pub mod mount;
 mod mount_helper;
+pub mod pause;
 pub mod progress;
 pub mod reach;
 pub mod recover;
 pub mod refresh;
+pub mod reload;
 pub mod render;
 pub mod rescue;
 pub mod status;
@@ -27,7 +30,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::core::{Exit, Failure, printable_json, printable_lines};
 use crate::sys::terminal::complain;
@@ -52,13 +55,14 @@ A day with it:
   ferryfs flush                       # flush everything now; returns when it is on the drive
   ferryfs eject                       # flush and release the drive; ~/lab stays usable
   ferryfs unmount                     # flush and end the mount
+Several drives, with names and schedules: see `ferryfs config --help`.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 flushed, but something was left behind (and named);
 4 the drive is not there; 130 cancelled by Ctrl-C.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Mount(mount::MountArgs),
+    Mount(Box<mount::MountArgs>),
     Status(status::StatusArgs),
     Log(log::LogArgs),
     Doctor(doctor::DoctorArgs),
@@ -67,6 +71,10 @@ enum Command {
     Attach(attach::AttachArgs),
     Refresh(refresh::RefreshArgs),
     Unmount(unmount::UnmountArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Config(config::command::ConfigArgs),
+    Reload(reload::ReloadArgs),
     Recover(recover::RecoverArgs),
     Rescue(rescue::RescueArgs),
 }
@@ -81,17 +89,22 @@ pub fn run_program(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The definition of the command line, for manual pages and completions.
+/// The definition of the command line, also for manual pages and completions.
 pub fn command() -> clap::Command {
-    Cli::command()
+    Cli::command().mut_subcommand(MOUNT, config::with_opposites)
 }
 
 /// Runs the command in `args` (with the program's name first), and prints its result.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     escape_panics();
     let args: Vec<OsString> = args.into_iter().collect();
-    let outcome = match Cli::try_parse_from(&args) {
-        Ok(cli) => run(cli.command, &args),
+    let matches = command().try_get_matches_from(&args);
+    let parsed = matches.and_then(|matches| {
+        let given = matches.subcommand_matches(MOUNT).map(config::given);
+        Ok((Cli::from_arg_matches(&matches)?, given.unwrap_or_default()))
+    });
+    let outcome = match parsed {
+        Ok((cli, given)) => run(cli.command, &given, &args),
         Err(error) => usage::answer(&error),
     };
     outcome.unwrap_or_else(|failure| {
@@ -100,9 +113,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     })
 }
 
-fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
+/// The name of the command that mounts.
+const MOUNT: &str = "mount";
+
+fn run(command: Command, given: &config::Settings, args: &[OsString]) -> Result<Exit, Failure> {
     match command {
-        Command::Mount(command) => mount::run(command, args),
+        Command::Mount(command) => mount::run(*command, given, args),
         Command::Status(command) => status::run(&command),
         Command::Log(command) => log::run(&command),
         Command::Doctor(command) => doctor::run(&command),
@@ -111,6 +127,10 @@ fn run(command: Command, args: &[OsString]) -> Result<Exit, Failure> {
         Command::Attach(command) => attach::run(&command),
         Command::Refresh(command) => refresh::run(&command),
         Command::Unmount(command) => unmount::run(&command),
+        Command::Pause(command) => pause::run(&command),
+        Command::Resume(command) => pause::resume(&command),
+        Command::Config(command) => config::command::run(&command),
+        Command::Reload(command) => reload::run(&command),
         Command::Recover(command) => recover::run(&command),
         Command::Rescue(command) => rescue::run(&command),
     }
@@ -160,6 +180,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

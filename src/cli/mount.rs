@@ -6,15 +6,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::complain_of;
+use clap::Parser;
+
+use super::config::{CACHE, DRIVE, MOUNTPOINT, Setting, Settings};
 use super::metrics_args::MetricsArgs;
 use super::units::{UnitError, parse_cache_size, parse_duration};
+use super::{complain_of, config, reach, usage};
+use crate::control::mounts;
 use crate::core::{Exit, Failure, ForeignText};
-use crate::daemon::background;
 use crate::daemon::background::{CHILD_FLAG, Ready};
+use crate::daemon::find_drive::DriveName;
 use crate::daemon::options::{
-    CacheSize, FuseOptions, IoMode, LeaseMode, MountOptions, Protect, Refresh, Verify,
+    CacheSize, FuseOptions, HookCommands, IoMode, LeaseMode, Live, MountOptions, Origin, Protect,
+    QuietHours, Refresh, Schedule, Verify,
 };
+use crate::daemon::{background, find_drive};
 use crate::sys::terminal::complain;
 
 /// This program, also after its file has been replaced.
@@ -127,39 +133,222 @@ pub struct MountArgs {
     no_protect_mountpoint: bool,
     #[command(flatten)]
     metrics: MetricsArgs,
+    /// Flush at these times, in the syntax of crontab(5) and local time, also with
+    /// --no-auto-flush: "0 2 * * *", "30 6 * * mon-fri", "@daily". A run that was missed is made up
+    /// once, when the machine is awake and the drive is there
+    #[arg(long, value_name = "CRON")]
+    schedule: Option<Schedule>,
+    /// Begin no flush in these hours of the day, "19:00-23:30", unless the SSD is nearly full;
+    /// flushes on request go on
+    #[arg(long, value_name = "FROM-TO", value_delimiter = ',')]
+    quiet_hours: Vec<QuietHours>,
+    /// Begin no flush while the machine runs on its battery, unless the SSD is nearly full
+    #[arg(long)]
+    only_on_mains: bool,
+    /// Run this command for the shell when a flush has failed or left something behind. It gets a
+    /// report in JSON on stdin
+    #[arg(long, value_name = "COMMAND")]
+    on_failure: Option<String>,
+    /// Run this command when a flush has succeeded, or the schedule has found nothing to flush
+    #[arg(long, value_name = "COMMAND")]
+    on_success: Option<String>,
+    /// Run this command when there is something new that you must look at
+    #[arg(long, value_name = "COMMAND")]
+    on_attention: Option<String>,
+    /// Kill a command that runs after a flush, and what it has started, after this long
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "1m")]
+    hook_timeout: Duration,
+    /// Mount all drives of the configuration
+    #[arg(long, conflicts_with_all = ["backend", "mountpoint", "foreground"])]
+    all: bool,
     /// Stay in the foreground
     #[arg(long)]
     foreground: bool,
     /// Set by the first process for the one in the background
     #[arg(long, hide = true)]
     background_child: bool,
-    /// The drive's directory
-    #[arg(value_name = "DRIVE")]
-    backend: PathBuf,
+    /// Set by a mount from the configuration: what it says, in JSON
+    #[arg(long, hide = true, value_parser = parse_origin)]
+    origin: Option<Origin>,
+    /// The drive's directory; or alone: the name of a drive in the configuration
+    #[arg(value_name = "DRIVE", required_unless_present = "all")]
+    backend: Option<PathBuf>,
     /// Where to mount it: an empty directory
-    mountpoint: PathBuf,
+    mountpoint: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ferryfs mount /media/me/HDD ~/lab
   ferryfs mount --cache /ssd/ferry --cache-size 200G /mnt/nas ~/nas
-  ferryfs mount --no-auto-flush -o allow_other,noexec /media/me/HDD /srv/lab";
+  ferryfs mount --no-auto-flush -o allow_other,noexec /media/me/HDD /srv/lab
+  ferryfs mount hdd                  # the drive [drive.hdd] of the configuration
+  ferryfs mount --all                # all of them
 
-pub(super) fn run(args: MountArgs, command_line: &[OsString]) -> Result<Exit, Failure> {
-    let child = args.background_child;
-    let options = args.into_options()?;
-    if child {
-        background::begin_child()
-            .map_err(|error| Failure::failed(format!("cannot go to the background: {error}")))?;
-        if let Err(error) = serve(options, Ready::background()) {
-            let failure = error;
-            complain_of(&failure);
-            background::give_up(failure.code);
-            return Ok(failure.code);
-        }
-        return Ok(Exit::Done);
+Each option may be set in the configuration, see `ferryfs config --help`. What the command line says
+counts more; every --OPTION without a value there has its opposite --no-OPTION.";
+
+/// Runs the command. `given` is what the command line has set itself.
+pub(super) fn run(
+    args: MountArgs,
+    given: &Settings,
+    command_line: &[OsString],
+) -> Result<Exit, Failure> {
+    if args.background_child {
+        return in_background(args.into_options()?);
     }
+    if args.all {
+        return mount_all(given);
+    }
+    let name = match (&args.backend, &args.mountpoint) {
+        (Some(name), None) => name,
+        _ => return start(args.into_options()?, command_line),
+    };
+    if name.as_os_str().as_encoded_bytes().contains(&b'/') {
+        return Err(
+            Failure::usage("the mount point is missing: where to mount the drive").hint(
+                "usage: ferryfs mount [OPTIONS] DRIVE MOUNTPOINT; or the NAME of a drive in the \
+                   configuration, which has no slash",
+            ),
+        );
+    }
+    let config = config::load()?;
+    let drive = config.drive(&name.to_string_lossy())?;
+    let settings = config.settings_for(drive, given)?;
+    start_configured(&drive.name, &settings, args.foreground)
+}
+
+/// Mounts what the configuration and the command line have `settings` for.
+fn start_configured(name: &str, settings: &Settings, foreground: bool) -> Result<Exit, Failure> {
+    let line = command_line(name, settings, foreground)?;
+    start(parsed(&line)?.into_options()?, &line)
+}
+
+/// Mounts every drive of the configuration that is not mounted yet. One that fails does not keep
+/// the others from being mounted; the exit code is that of the first failure.
+fn mount_all(given: &Settings) -> Result<Exit, Failure> {
+    let config = config::load()?;
+    if config.drives.is_empty() {
+        return Err(
+            Failure::failed(format!("{} names no drive", config.path.escaped()))
+                .hint("add a section such as [drive.hdd], see `ferryfs config --help`"),
+        );
+    }
+    let mut outcome = Exit::Done;
+    let mut fail = |code: Exit| {
+        if outcome == Exit::Done {
+            outcome = code;
+        }
+    };
+    for problem in &config.problems {
+        complain(&problem.to_string());
+        fail(Exit::Failed);
+    }
+    for drive in &config.drives {
+        if config.is_broken(drive) {
+            complain(&format!("ferryfs: {} was not mounted", drive.name));
+            continue;
+        }
+        let mounted =
+            (config.settings_for(drive, given)).and_then(|settings| match is_mounted(&settings) {
+                true => Ok(Exit::Done),
+                false => start_configured(&drive.name, &settings, false),
+            });
+        match mounted {
+            Ok(Exit::Done) => {}
+            Ok(code) => fail(code),
+            Err(failure) => {
+                complain_of(&failure);
+                fail(failure.code);
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+/// Whether a daemon serves the mount point already.
+fn is_mounted(settings: &Settings) -> bool {
+    let mountpoint = settings.get(MOUNTPOINT).and_then(Setting::text);
+    let Some(place) = mountpoint.and_then(|path| mounts::resolve(Path::new(path)).ok()) else {
+        return false;
+    };
+    let mount = mounts::find(Some(&place));
+    mount.is_ok_and(|mount| mount.mountpoint == place && reach::daemon_of(&mount).is_ok())
+}
+
+/// The command line that mounts a drive of the configuration with these settings.
+fn command_line(
+    name: &str,
+    settings: &Settings,
+    foreground: bool,
+) -> Result<Vec<OsString>, Failure> {
+    let text = |key| {
+        settings
+            .get(key)
+            .and_then(Setting::text)
+            .unwrap_or_default()
+    };
+    let drive = text(DRIVE)
+        .parse::<DriveName>()
+        .map_err(|error| Failure::usage(format!("drive {error}")))?;
+    let cache = settings.get(CACHE).and_then(Setting::text).map(Path::new);
+    let place = find_drive::find(&drive, cache)?;
+    let origin = Origin {
+        name: name.into(),
+        settings: serde_json::to_value(settings)
+            .map_err(|error| Failure::failed(format!("the settings are no JSON: {error}")))?,
+    };
+    let origin = serde_json::to_string(&origin)
+        .map_err(|error| Failure::failed(format!("the settings are no JSON: {error}")))?;
+    let mut line = vec!["ferryfs".into(), "mount".into()];
+    line.extend(config::arguments(settings));
+    line.push(format!("--origin={origin}").into());
+    if foreground {
+        line.push("--foreground".into());
+    }
+    line.extend(["--".into(), place.into(), text(MOUNTPOINT).into()]);
+    Ok(line)
+}
+
+/// A command line as an ordinary one is parsed, after the program's name and the command's.
+fn parsed(line: &[OsString]) -> Result<MountArgs, Failure> {
+    let words = line.iter().skip(1);
+    Line::try_parse_from(words)
+        .map(|line| line.mount)
+        .map_err(|error| usage::failure(&error))
+}
+
+/// The options of a mount with these settings, without looking for its drive.
+///
+/// # Errors
+/// If a value is not accepted.
+pub(super) fn options_of(settings: &Settings) -> Result<MountOptions, Failure> {
+    let mut line = vec!["ferryfs".into(), "mount".into()];
+    line.extend(config::arguments(settings));
+    line.extend(["--", "/", "/"].map(OsString::from));
+    parsed(&line)?.into_options()
+}
+
+/// A command line that is only this command.
+#[derive(Debug, Parser)]
+#[command(name = "mount", no_binary_name = false)]
+pub(super) struct Line {
+    #[command(flatten)]
+    mount: MountArgs,
+}
+
+fn in_background(options: MountOptions) -> Result<Exit, Failure> {
+    background::begin_child()
+        .map_err(|error| Failure::failed(format!("cannot go to the background: {error}")))?;
+    if let Err(failure) = serve(options, Ready::background()) {
+        complain_of(&failure);
+        background::give_up(failure.code);
+        return Ok(failure.code);
+    }
+    Ok(Exit::Done)
+}
+
+fn start(options: MountOptions, command_line: &[OsString]) -> Result<Exit, Failure> {
     if options.foreground {
         let ready = Ready::foreground(&options.backend, &options.mountpoint);
         serve(options, ready)?;
@@ -197,19 +386,33 @@ impl MountArgs {
         let fuse = FuseOptions::parse(self.options.iter().map(String::as_str))
             .map_err(|error| Failure::usage(error.to_string()).hint(error.hint))?;
         let cache = self.cache.as_deref().map(|path| absolute("cache", path));
+        let (Some(backend), Some(mountpoint)) = (&self.backend, &self.mountpoint) else {
+            return Err(Failure::usage("a drive and a mount point are needed"));
+        };
         Ok(MountOptions {
-            backend: absolute("drive", &self.backend)?,
-            mountpoint: absolute("mount point", &self.mountpoint)?,
+            backend: absolute("drive", backend)?,
+            mountpoint: absolute("mount point", mountpoint)?,
             cache: cache.transpose()?,
             cache_size: self.cache_size.unwrap_or_default(),
-            flush_after: self.flush_after,
-            max_age: self.max_age,
-            auto_flush: !self.no_auto_flush,
-            wait_closed: self.wait_closed,
+            live: Live {
+                flush_after: self.flush_after,
+                max_age: self.max_age,
+                auto_flush: !self.no_auto_flush,
+                wait_closed: self.wait_closed,
+                verify: self.verify,
+                refresh: self.refresh.unwrap_or_default(),
+                schedule: self.schedule,
+                quiet_hours: self.quiet_hours,
+                only_on_mains: self.only_on_mains,
+                hooks: HookCommands {
+                    on_failure: self.on_failure,
+                    on_success: self.on_success,
+                    on_attention: self.on_attention,
+                    timeout: self.hook_timeout,
+                },
+            },
             io_timeout: self.io_timeout,
             io: self.io,
-            verify: self.verify,
-            refresh: self.refresh.unwrap_or_default(),
             fuse,
             fsck: self.fsck,
             accept_copy: self.accept_copy,
@@ -228,6 +431,7 @@ impl MountArgs {
             },
             foreground: self.foreground,
             metrics: self.metrics.into_options()?,
+            origin: self.origin,
         })
     }
 }
@@ -245,6 +449,11 @@ enum DurationError {
     Refresh,
     #[error("must be 1s to 2m")]
     LeaseTimeout,
+}
+
+/// Parses what [`command_line`] passes on.
+fn parse_origin(text: &str) -> Result<Origin, serde_json::Error> {
+    serde_json::from_str(text)
 }
 
 /// Parses a duration that is at least [`SHORTEST_IO_TIMEOUT`].
@@ -291,13 +500,6 @@ pub(super) fn absolute(what: &str, path: &Path) -> Result<PathBuf, Failure> {
 mod tests {
     use super::*;
     use crate::daemon::metrics::MetricsOptions;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        mount: MountArgs,
-    }
 
     fn options(line: &str) -> Result<MountOptions, Failure> {
         let words = std::iter::once("mount").chain(line.split_whitespace());
@@ -314,14 +516,23 @@ mod tests {
             mountpoint: "/m".into(),
             cache: None,
             cache_size: CacheSize::PercentOfFree(80),
-            flush_after: Duration::from_secs(30),
-            max_age: Duration::from_secs(900),
-            auto_flush: true,
-            wait_closed: false,
+            live: Live {
+                flush_after: Duration::from_secs(30),
+                max_age: Duration::from_secs(900),
+                auto_flush: true,
+                wait_closed: false,
+                verify: Verify::Off,
+                refresh: Refresh::Auto,
+                schedule: None,
+                quiet_hours: Vec::new(),
+                only_on_mains: false,
+                hooks: HookCommands {
+                    timeout: Duration::from_secs(60),
+                    ..HookCommands::default()
+                },
+            },
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
-            verify: Verify::Off,
-            refresh: Refresh::Auto,
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,
@@ -336,6 +547,7 @@ mod tests {
             protect: Protect::Auto,
             foreground: false,
             metrics: MetricsOptions::default(),
+            origin: None,
         };
         assert_eq!(options, expected);
     }
@@ -345,16 +557,20 @@ mod tests {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --wait-closed --io-timeout 1.5s --io daemon \
              --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
+             --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-attention date --hook-timeout 5s \
              --no-protect-mountpoint -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
         assert!(options.backend.is_absolute() && options.backend.ends_with("rel"));
         assert_eq!(options.cache.as_deref(), Some(Path::new("/c")));
         assert_eq!(options.cache_size, CacheSize::Bytes(10 << 30));
-        assert_eq!(options.flush_after, Duration::from_secs(7200));
-        assert_eq!(options.max_age, Duration::from_secs(86_400));
-        assert_eq!(options.refresh, Refresh::Every(Duration::from_secs(300)));
-        assert!(!options.auto_flush && options.wait_closed && options.foreground);
+        assert_eq!(options.live.flush_after, Duration::from_secs(7200));
+        assert_eq!(options.live.max_age, Duration::from_secs(86_400));
+        assert_eq!(
+            options.live.refresh,
+            Refresh::Every(Duration::from_secs(300))
+        );
+        assert!(!options.live.auto_flush && options.live.wait_closed && options.foreground);
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
         assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
         assert!(options.enroll && options.re_enroll && options.adopt);
@@ -362,7 +578,16 @@ mod tests {
         assert_eq!(options.lease, LeaseMode::Always);
         assert_eq!(options.lease_timeout, Duration::from_secs(90));
         assert_eq!(options.io, IoMode::Daemon);
-        assert_eq!(options.verify, Verify::AfterFlush);
+        assert_eq!(options.live.verify, Verify::AfterFlush);
+        assert_eq!(options.live.schedule, Some("@daily".parse().unwrap()));
+        assert_eq!(options.live.quiet_hours.len(), 2);
+        let hooks = HookCommands {
+            on_failure: Some("false".into()),
+            on_success: Some("true".into()),
+            on_attention: Some("date".into()),
+            timeout: Duration::from_secs(5),
+        };
+        assert!(options.live.only_on_mains && options.live.hooks == hooks);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }
 

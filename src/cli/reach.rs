@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, OsString};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,15 +16,14 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 use uuid::Uuid;
 
-use super::interrupt;
 use super::progress::Bar;
-use crate::cache::private;
+use super::{config, interrupt};
 use crate::control::client::{Client, ClientError};
 use crate::control::mounts::MountEntry;
 use crate::control::protocol::{Answer, FlushReport, Request, Status};
 use crate::control::{mounts, registry};
 use crate::core::{Failure, ForeignText, path_of_text, quoted};
-use crate::format::{layout, marker};
+use crate::daemon::find_drive;
 use crate::sys::terminal::complain;
 use crate::sys::xattr;
 
@@ -113,8 +112,8 @@ pub struct Which {
     /// The cache of the mount: reaches the daemon also if the mount is gone
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
-    /// The mount, a path in it, its drive, or the id of its volume; may be left out inside a mount,
-    /// and if you have only one
+    /// The mount, its name in the configuration, a path in it, its drive, or the id of its volume;
+    /// may be left out inside a mount, and if you have only one
     pub mountpoint: Option<PathBuf>,
 }
 
@@ -158,10 +157,15 @@ pub(super) fn reach(which: &Which) -> Result<Reached, NotReached> {
             mount: None,
         });
     }
-    let wanted = which.mountpoint.as_deref();
+    let named = which.mountpoint.as_deref().and_then(of_name);
+    let wanted = named.as_deref().or(which.mountpoint.as_deref());
     let mount = match mounts::find(wanted) {
         Ok(mount) => mount,
         Err(failure) => {
+            let failure = match &named {
+                Some(_) => not_mounted(which.mountpoint.as_deref(), failure),
+                None => failure,
+            };
             let client = without_mount(wanted).ok_or(NotReached::Failed(failure))?;
             return Ok(Reached {
                 client,
@@ -169,6 +173,14 @@ pub(super) fn reach(which: &Which) -> Result<Reached, NotReached> {
             });
         }
     };
+    at(mount)
+}
+
+/// Connects to the daemon of `mount`, also as root to that of another user.
+///
+/// # Errors
+/// [`NotReached`].
+pub(super) fn at(mount: MountEntry) -> Result<Reached, NotReached> {
     match daemon_of(&mount) {
         Ok(client) => Ok(Reached {
             client,
@@ -184,6 +196,55 @@ pub(super) fn reach(which: &Which) -> Result<Reached, NotReached> {
             None => Err(NotReached::Failed(error.into())),
         },
         Err(error) => Err(NotReached::Failed(error.into())),
+    }
+}
+
+/// The mount that was made by a name of the configuration: its daemon, and what that says. It is
+/// looked for at `place` first.
+pub(super) fn named(name: &str, place: Option<&Path>) -> Option<(Client, Status)> {
+    let mut mounts = mounts::commanded().ok()?;
+    let place = place.and_then(|place| mounts::resolve(place).ok());
+    mounts.sort_by_key(|mount| Some(&mount.mountpoint) != place.as_ref());
+    mounts.into_iter().find_map(|mount| {
+        let mut client = at(mount).ok()?.client;
+        let status = status_of(&mut client).ok()?;
+        let is_it = status
+            .config
+            .as_ref()
+            .is_some_and(|config| config.name == name);
+        is_it.then_some((client, status))
+    })
+}
+
+/// The mount point of the drive that a word names. A word with a slash is a path.
+fn of_name(word: &Path) -> Option<PathBuf> {
+    let name = word
+        .to_str()
+        .filter(|name| !name.contains('/') && !name.starts_with('.'))?;
+    // A configuration that cannot be used has no names.
+    let config = config::load().ok();
+    let drive = config
+        .as_ref()
+        .and_then(|config| config.drives.iter().find(|it| it.name == name));
+    let place = drive.and_then(config::Drive::mountpoint);
+    if let Some(place) = place
+        && mounts::find(Some(place)).is_ok_and(|mount| mount.mountpoint == place)
+    {
+        return Some(place.to_path_buf());
+    }
+    // The section may have been changed or removed since.
+    if let Some((_, status)) = named(name, place) {
+        return Some(path_of_text(&status.mountpoint));
+    }
+    place.map(Path::to_path_buf)
+}
+
+fn not_mounted(name: Option<&Path>, failure: Failure) -> Failure {
+    let name = name.map(quoted).unwrap_or_default();
+    Failure {
+        message: format!("{name} is not mounted: {}", failure.message),
+        hint: Some(format!("mount it with `ferryfs mount {name}`")),
+        ..failure
     }
 }
 
@@ -214,7 +275,7 @@ fn without_mount(wanted: Option<&Path>) -> Option<Client> {
     let id = wanted.to_str().and_then(|text| Uuid::parse_str(text).ok());
     let (volume, owner) = match id {
         Some(id) => (Some(id), None),
-        None => volume_at(wanted).unzip(),
+        None => find_drive::volume_at(wanted).unzip(),
     };
     if let Some(volume) = volume {
         return (registry::noted().into_iter())
@@ -249,22 +310,6 @@ fn only_one() -> Option<Client> {
         1 => running.pop(),
         _ => None,
     }
-}
-
-/// The id of the volume whose drive is at `path`, and the user to whom its marker belongs.
-fn volume_at(path: &Path) -> Option<(Uuid, u32)> {
-    let place = path.join(layout::marker_path().as_os_str());
-    // The user of the drive may have put any file there.
-    let marker = private::own().read(true).open(place).ok()?;
-    let meta = marker.metadata().ok()?;
-    if !meta.is_file() {
-        return None;
-    }
-    let mut bytes = Vec::new();
-    let most = marker::MAX_BYTES as u64 + 1;
-    marker.take(most).read_to_end(&mut bytes).ok()?;
-    let marker = marker::decode(&bytes).ok()?;
-    Some((marker.id, meta.uid()))
 }
 
 /// The daemon of a mount that this user may not access.

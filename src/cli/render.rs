@@ -6,8 +6,8 @@ use std::path::Path;
 use super::times;
 use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
-    AttachReport, BackendState, BatchOutcome, CopiedOpen, Ejected, FlushReport, ImportStatus,
-    IoPath, LastBatch, LeftBehind, RefreshReport, Space, Status,
+    AttachReport, Automatic, BackendState, BatchOutcome, CopiedOpen, Ejected, FlushReport,
+    ImportStatus, IoPath, LastBatch, LeftBehind, RefreshReport, Space, Status,
 };
 pub use crate::control::users::users;
 pub use crate::core::quoted;
@@ -33,6 +33,8 @@ pub fn status(status: &Status) -> String {
             format!("{} for writing", files(status.open_for_write)),
         ));
     }
+    let lines = automatic(&status.automatic).into_iter();
+    rows.extend(lines.map(|line| ("automatic", line)));
     rows.extend(what_was_left(status));
     if status.conflicts > 0 {
         rows.push(("conflicts", conflicts(status.conflicts)));
@@ -80,15 +82,36 @@ fn what_it_is(status: &Status) -> Vec<(&'static str, String)> {
         true => status.mountpoint.escaped().to_string(),
         false => format!("{} (not mounted any more)", status.mountpoint.escaped()),
     };
-    let mut rows = vec![
+    let mut rows = Vec::new();
+    if let Some(config) = &status.config {
+        rows.push(("name", printable(&config.name)));
+    }
+    rows.extend([
         ("mount", mount),
         ("drive", format!("{} ({state})", status.backend.escaped())),
         ("volume", printable(&status.volume_id)),
-    ];
+    ]);
     if !status.cache.is_empty() {
         rows.push(("cache", status.cache.escaped().to_string()));
     }
     rows
+}
+
+/// What keeps flushes from beginning by themselves, and when the schedule is due, a line each.
+pub(super) fn automatic(automatic: &Automatic) -> Vec<String> {
+    let mut lines = Vec::new();
+    match (&automatic.paused_until, &automatic.held) {
+        (Some(until), _) => lines.push(format!("paused until {}", times::date_and_time(until))),
+        (None, _) if automatic.paused => {
+            lines.push("paused until you end it with `ferryfs resume`".into());
+        }
+        (None, Some(held)) => lines.push(format!("none now: {}", printable(held))),
+        (None, None) => {}
+    }
+    if let Some(next) = &automatic.next_run {
+        lines.push(format!("scheduled for {}", times::date_and_time(next)));
+    }
+    lines
 }
 
 /// What the last flush has left behind, with the reasons, and the conflicts that it has found.
@@ -131,6 +154,9 @@ fn what_is_wrong(status: &Status) -> Vec<(&'static str, String)> {
     }
     for line in &status.attention {
         rows.push(("attention", printable(line)));
+    }
+    for line in &status.automatic.hook_problems {
+        rows.push(("hook", printable(line)));
     }
     for item in status.import.unreadable.iter().take(LISTED) {
         let (path, reason) = (item.path.escaped(), printable(&item.reason));

@@ -15,8 +15,13 @@ pub(super) fn answer(error: &clap::Error) -> Result<Exit, Failure> {
             let _ = error.print();
             Ok(Exit::Usage)
         }
-        _ => Err(in_one_line(&error.to_string())),
+        _ => Err(failure(error)),
     }
+}
+
+/// A wrong command line as one of our failures.
+pub(super) fn failure(error: &clap::Error) -> Failure {
+    in_one_line(&error.to_string())
 }
 
 /// The parser's message in the form of all our failures. Its first paragraph says what is wrong,

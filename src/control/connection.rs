@@ -140,6 +140,12 @@ fn respond(
             .re_enroll(Path::new(path), *accept_copy)
             .map(Answer::Attached),
         Request::Refresh { path } => handler.refresh(path).map(Answer::Refreshed),
+        Request::Pause { time_ms } => {
+            let time = time_ms.map(Duration::from_millis);
+            handler.pause(time).map(Answer::Automatic)
+        }
+        Request::Resume => handler.resume().map(Answer::Automatic),
+        Request::Reload { live, config } => handler.reload(live, config).map(Answer::Automatic),
         Request::Unmount { flush, force } => report(handler.unmount(*flush, *force, &asker)),
         Request::Cancel => Err(ControlError::new(
             ErrorCode::BadRequest,

@@ -157,6 +157,26 @@ fn choose<'a>(
     }
 }
 
+/// Returns the ferryfs mounts that this user may command, each file system once: its own, and all
+/// of them for root.
+///
+/// # Errors
+/// If the table cannot be read.
+pub fn commanded() -> io::Result<Vec<MountEntry>> {
+    let all = read()?;
+    let found = match nix::unistd::geteuid().as_raw() {
+        0 => whole(&all, |_| true),
+        user => belonging(&all, user),
+    };
+    Ok(found.into_iter().cloned().collect())
+}
+
+/// Returns the ferryfs mount that the working directory is in.
+pub fn here() -> Option<MountEntry> {
+    let here = std::env::current_dir().ok()?;
+    of_path(&read().ok()?, &here).cloned()
+}
+
 /// Returns the ferryfs mounts of a user, each file system once.
 fn belonging(all: &[MountEntry], user: u32) -> Vec<&MountEntry> {
     whole(all, |mount| mount.user.is_none_or(|owner| owner == user))

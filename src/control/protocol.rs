@@ -68,6 +68,21 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "is_false")]
         force: bool,
     },
+    /// Pauses the flushes that begin by themselves.
+    Pause {
+        /// For how long, in milliseconds; until [`Request::Resume`] if left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        time_ms: Option<u64>,
+    },
+    /// Ends a pause.
+    Resume,
+    /// Replaces the options that a running mount can change.
+    Reload {
+        /// The options, as the daemon's program encodes them.
+        live: serde_json::Value,
+        /// What [`Status::config`] says from now on.
+        config: ConfigOrigin,
+    },
     /// Cancels the request that this connection waits for, if that is still possible. It has no
     /// answer of its own; the request in progress gets one. Closing a connection cancels nothing.
     Cancel,
@@ -132,6 +147,8 @@ pub enum Answer {
     Attached(AttachReport),
     /// To [`Request::Refresh`].
     Refreshed(RefreshReport),
+    /// To [`Request::Pause`], [`Request::Resume`] and [`Request::Reload`].
+    Automatic(Automatic),
     /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
     Report(FlushReport),
 }
@@ -239,6 +256,13 @@ pub struct Status {
     pub running: Option<RunningFlush>,
     /// When the oldest change that makes a flush due was made: RFC 3339, UTC.
     pub oldest_change: Option<String>,
+    /// The part of the configuration that the mount was made from; `None` if its command named a
+    /// drive and a mount point.
+    #[serde(default)]
+    pub config: Option<ConfigOrigin>,
+    /// When flushes begin by themselves.
+    #[serde(default)]
+    pub automatic: Automatic,
 }
 
 /// A flush under way.
@@ -248,6 +272,36 @@ pub struct RunningFlush {
     pub progress: Progress,
     /// For how long it has been under way.
     pub seconds: f64,
+}
+
+/// The part of the configuration that a mount was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigOrigin {
+    /// The name of the drive in the configuration.
+    pub name: String,
+    /// What the commands have set, and where each value came from.
+    pub settings: serde_json::Value,
+}
+
+/// When flushes begin by themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Automatic {
+    /// They do after quiet, by age and by amount.
+    pub enabled: bool,
+    /// The user has paused them.
+    pub paused: bool,
+    /// When the pause ends: RFC 3339, UTC; `None` if it does not end by itself.
+    pub paused_until: Option<String>,
+    /// Why none begins now, in words; `None` if one may.
+    pub held: Option<String>,
+    /// The schedule.
+    pub schedule: Option<String>,
+    /// Its next run: RFC 3339, UTC. A time that has passed is a run that is made up as soon as it
+    /// can be.
+    pub next_run: Option<String>,
+    /// How the commands that run after flushes have failed the last time, a line each.
+    pub hook_problems: Vec<String>,
 }
 
 /// Space of a file system, in bytes.

@@ -30,8 +30,8 @@ use super::address::at_socket;
 use super::connection;
 use super::connection::Limits;
 use super::protocol::{
-    AttachReport, ControlError, ErrorCode, FlushReport, FlushWish, RefreshReport, SOCKET_NAME,
-    Status,
+    AttachReport, Automatic, ConfigOrigin, ControlError, ErrorCode, FlushReport, FlushWish,
+    RefreshReport, SOCKET_NAME, Status,
 };
 use crate::core::{ForeignText, Progress, quoted};
 
@@ -129,6 +129,36 @@ pub trait Handler: Send + Sync {
         Err(ControlError::new(ErrorCode::BadRequest, message))
     }
 
+    /// Pauses the flushes that begin by themselves, for `time` or until [`Handler::resume`].
+    ///
+    /// # Errors
+    /// If the pause would end with the daemon.
+    fn pause(&self, time: Option<Duration>) -> Result<Automatic, ControlError> {
+        let _ = time;
+        Err(no_automatic_flushes())
+    }
+
+    /// Ends a pause.
+    ///
+    /// # Errors
+    /// If the pause would come back with the next daemon.
+    fn resume(&self) -> Result<Automatic, ControlError> {
+        Err(no_automatic_flushes())
+    }
+
+    /// Replaces the options that a running mount can change.
+    ///
+    /// # Errors
+    /// If they cannot be decoded; nothing has changed then.
+    fn reload(
+        &self,
+        live: &serde_json::Value,
+        config: &ConfigOrigin,
+    ) -> Result<Automatic, ControlError> {
+        let _ = (live, config);
+        Err(no_automatic_flushes())
+    }
+
     /// Flushes if `flush` is set, then ends the mount; with `force` also for processes that still
     /// use it. If the file system stays in use elsewhere, the report names its users, and the
     /// daemon continues. The answer is sent after this function returns. So the code that ends the
@@ -142,6 +172,10 @@ pub trait Handler: Send + Sync {
         force: bool,
         asker: &Asker<'_>,
     ) -> Result<FlushReport, ControlError>;
+}
+
+fn no_automatic_flushes() -> ControlError {
+    ControlError::new(ErrorCode::BadRequest, "there are no automatic flushes here")
 }
 
 /// The open connections, each by its own number.

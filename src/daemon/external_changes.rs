@@ -26,19 +26,16 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
 /// The most unreadable directories that are listed.
 const NAMED: usize = 100;
 
-/// The schedule and the last result of the looks.
+/// The last result of the looks.
 pub(super) struct Refreshing {
-    /// The time between two looks; `None` to look after an attach only.
-    pub(super) every: Option<Duration>,
     last: Mutex<Option<LastRefresh>>,
     /// How many times the drive was attached.
     attached: AtomicU64,
 }
 
 impl Refreshing {
-    pub(super) fn new(every: Option<Duration>) -> Refreshing {
+    pub(super) fn new() -> Refreshing {
         Refreshing {
-            every,
             last: Mutex::new(None),
             attached: AtomicU64::new(1),
         }
@@ -73,7 +70,7 @@ pub(super) fn run(service: &Service, stop: &Stop) {
                 tracing::warn!(%error, "cannot read from the index what waits");
             }
         }
-        let due = match service.refreshing.every {
+        let due = match service.refresh_every() {
             Some(every) => looked.elapsed() >= every,
             None => false,
         };

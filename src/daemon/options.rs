@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::metrics::MetricsOptions;
+use serde::{Deserialize, Serialize};
+
+pub use super::when::{QuietHours, Schedule};
 
 /// The options of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,22 +19,12 @@ pub struct MountOptions {
     pub cache: Option<PathBuf>,
     /// How much the cache may hold.
     pub cache_size: CacheSize,
-    /// Flush once nothing has changed for this long.
-    pub flush_after: Duration,
-    /// Flush once the oldest change is this old, even if changes go on.
-    pub max_age: Duration,
-    /// Whether to flush automatically.
-    pub auto_flush: bool,
-    /// Whether flushes leave files that are open for writing behind until they are closed.
-    pub wait_closed: bool,
+    /// The options that a running mount can change.
+    pub live: Live,
     /// How long a read from the drive may take before it fails.
     pub io_timeout: Duration,
     /// Who reads and writes the bytes of cached files.
     pub io: IoMode,
-    /// Whether a flush reads back what it has written.
-    pub verify: Verify,
-    /// How often to look for external changes.
-    pub refresh: Refresh,
     /// The mount options for the kernel.
     pub fuse: FuseOptions,
     /// Check the drive's file system first, unless it was unmounted cleanly.
@@ -60,6 +53,73 @@ pub struct MountOptions {
     pub foreground: bool,
     /// Where metrics go.
     pub metrics: MetricsOptions,
+    /// What the command that mounts says of the configuration that these options are from. It is
+    /// passed on in the status, for a later `ferryfs reload`.
+    pub origin: Option<Origin>,
+}
+
+/// The part of the configuration that a mount was made from. The daemon only keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The name of the drive in the configuration.
+    pub name: String,
+    /// All that the command line and the configuration have set, and where each came from.
+    pub settings: serde_json::Value,
+}
+
+/// The keys of the configuration that [`Live`] has.
+pub const LIVE: [&str; 13] = [
+    "auto_flush",
+    "flush_after",
+    "hook_timeout",
+    "max_age",
+    "on_attention",
+    "on_failure",
+    "on_success",
+    "only_on_mains",
+    "quiet_hours",
+    "refresh",
+    "schedule",
+    "verify",
+    "wait_closed",
+];
+
+/// The options that a running mount can change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// Flush once nothing has changed for this long.
+    pub flush_after: Duration,
+    /// Flush once the oldest change is this old, even if changes go on.
+    pub max_age: Duration,
+    /// Whether to flush after quiet, by age and by amount.
+    pub auto_flush: bool,
+    /// Whether flushes leave files that are open for writing behind until they are closed.
+    pub wait_closed: bool,
+    /// Whether a flush reads back what it has written.
+    pub verify: Verify,
+    /// How often to look for external changes.
+    pub refresh: Refresh,
+    /// Flush at these times.
+    pub schedule: Option<Schedule>,
+    /// Begin no flush in these hours.
+    pub quiet_hours: Vec<QuietHours>,
+    /// Begin no flush on battery.
+    pub only_on_mains: bool,
+    /// The commands to run after a flush.
+    pub hooks: HookCommands,
+}
+
+/// The commands to run after a flush, for the shell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookCommands {
+    /// When a flush has failed or left something behind.
+    pub on_failure: Option<String>,
+    /// When a flush has succeeded.
+    pub on_success: Option<String>,
+    /// When there is something that the user must look at.
+    pub on_attention: Option<String>,
+    /// How long each may take.
+    pub timeout: Duration,
 }
 
 /// How the directory under the mount is protected against writes while nothing is mounted there.
@@ -93,7 +153,7 @@ impl Default for CacheSize {
 }
 
 /// When to read back and compare what was written to the drive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 pub enum Verify {
     /// Only if the flush command asks for it.
     #[default]
@@ -103,7 +163,7 @@ pub enum Verify {
 }
 
 /// How often to look for external changes. After an attach that is done in any case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refresh {
     /// Every minute on a network file system, which other machines may change; otherwise never,
     /// because it would wake the drive.

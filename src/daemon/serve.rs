@@ -5,10 +5,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::background::Ready;
 use super::external_changes::Refreshing;
+use super::hooks::{Hooks, Subject};
 use super::metrics;
 use super::metrics::{Door, Outlets, Source, Totals};
 use super::monitor::{Bell, Monitor, MonitorParts, Site, unfinished_line};
@@ -16,14 +17,15 @@ use super::mountpoint::{Ground, Note};
 use super::notify::Notifier;
 use super::open_cache::Opened;
 use super::open_index::note_unclean;
-use super::options::{MountOptions, Verify};
+use super::options::MountOptions;
 use super::run::{HOPELESS, LOG, PATIENCE, failed};
 use super::service::Service;
 use super::shutdown;
 use super::shutdown::{Asked, End, Life};
 use super::startup::Begin;
-use super::tasks::{AutoFlush, Tasks};
+use super::tasks::Tasks;
 use super::under_mount::Below;
+use super::when::Timing;
 use crate::cache::Store;
 use crate::control::registry::Noted;
 use crate::control::server::{Handler, ServerHandle};
@@ -35,6 +37,7 @@ use crate::fuse::{RequestTimes, Session, SessionOptions, Shown, Workers};
 use crate::index::Index;
 use crate::sys::mounting::Spot;
 use crate::sys::mounts::Mount;
+use crate::sys::time::CoarseClock;
 use crate::vfs::{CacheLimits, Fs, Syncer};
 
 /// How long programs have to close their files once a signal has taken the mount away.
@@ -144,18 +147,13 @@ pub(super) fn serve(
     for line in below.first_lines() {
         ready.say(&line);
     }
-    let auto = options.auto_flush.then_some(AutoFlush {
-        after: options.flush_after,
-        max_age: options.max_age,
-        max_dirty: service.cache_limit / 4,
-    });
     let notifier = Notifier::from_env().map(Arc::new);
     let metrics = Outlets {
         source: Source::new(&service, &times),
         file: options.metrics.file.clone(),
         door,
     };
-    let tasks = Tasks::start(&service, &syncer, auto, metrics, notifier.clone())
+    let tasks = Tasks::start(&service, &syncer, metrics, notifier.clone())
         .map_err(|e| io("cannot start a thread", e))?;
     if let Err(error) = ready.signal(&opened.dir.join(LOG)) {
         tracing::error!(%error, "the process that started the mount is gone");
@@ -207,7 +205,7 @@ fn service(
         totals,
     } = serving;
     let on_network = (site.mount.as_ref()).is_some_and(Mount::is_shared);
-    let refreshing = Arc::new(Refreshing::new(options.refresh.every(on_network)));
+    let refreshing = Arc::new(Refreshing::new());
     let (readers, again) = (fs.clone(), refreshing.clone());
     let monitor = Monitor::new(
         MonitorParts {
@@ -241,8 +239,11 @@ fn service(
         monitor: Arc::new(monitor),
         volume: opened.facts.volume,
         mountpoint: options.mountpoint.clone(),
-        verify: options.verify == Verify::AfterFlush,
-        waits_for_closes: options.wait_closed,
+        hooks: Arc::new(hooks(options)),
+        timing: Timing::open(&opened.dir, Arc::new(CoarseClock)),
+        live: RwLock::new(options.live.clone()),
+        origin: Mutex::new(options.origin.clone()),
+        on_network,
         last_error: Arc::new(Mutex::new(None)),
         patience: options.io_timeout * HOPELESS,
         store,
@@ -262,6 +263,16 @@ fn service(
         flush_at_end: false.into(),
         over: false.into(),
     }
+}
+
+/// The runner of the user's commands.
+fn hooks(options: &MountOptions) -> Hooks {
+    let subject = Subject {
+        name: options.origin.as_ref().map(|origin| origin.name.clone()),
+        mountpoint: options.mountpoint.clone(),
+        drive: options.backend.clone(),
+    };
+    Hooks::new(subject, options.live.hooks.clone())
 }
 
 /// Mounts at `spot`. The previous state of the mount point is restored on a failure.

@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 
 use super::dead_mount;
 use super::dead_mount::DetachError;
+use super::hooks;
 use super::metrics;
 use super::metrics::Outlets;
 use super::notify;
 use super::notify::Notifier;
-use super::service::Service;
+use super::options::Live;
+use super::service::{Service, rfc3339};
 use super::stop::Stop;
+use super::when::Hold;
 use crate::core::{Ino, Pace, WhileOpen};
 use crate::daemon::flush_job::Patience;
 pub(crate) use crate::flush::Wish;
@@ -55,24 +58,14 @@ const AFTER_FAILURE: Duration = Duration::from_millis(50);
 /// The longest wait after a failed flush.
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// When to flush automatically.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct AutoFlush {
-    /// Flush when nothing has changed for this long.
-    pub(super) after: Duration,
-    /// Flush when the oldest change is older than this.
-    pub(super) max_age: Duration,
-    /// Flush when this many bytes wait.
-    pub(super) max_dirty: u64,
-}
+/// How often there may be something new for the user's attention.
+const ATTENTION_EVERY: Duration = Duration::from_secs(5);
 
-impl AutoFlush {
-    /// How often a file that stays open is written.
-    fn pace(&self) -> Pace {
-        Pace {
-            quiet: self.after,
-            max_age: self.max_age,
-        }
+/// How often a file that stays open is written.
+fn pace(live: &Live) -> Pace {
+    Pace {
+        quiet: live.flush_after,
+        max_age: live.max_age,
     }
 }
 
@@ -90,7 +83,6 @@ impl Tasks {
     pub(super) fn start(
         service: &Arc<Service>,
         syncer: &Arc<Syncer>,
-        auto: Option<AutoFlush>,
         metrics: Outlets,
         notifier: Option<Arc<Notifier>>,
     ) -> std::io::Result<Tasks> {
@@ -120,10 +112,12 @@ impl Tasks {
         tasks.spawn("ferryfs-retry", move |stop| {
             crate::daemon::startup::retry(&s, stop)
         })?;
-        if let Some(auto) = auto {
-            let s = service.clone();
-            tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, auto, stop))?;
-        }
+        let s = service.clone();
+        tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, stop))?;
+        let s = service.clone();
+        tasks.spawn("ferryfs-notice", move |stop| notice(&s, stop))?;
+        let hooks = service.hooks.clone();
+        tasks.spawn("ferryfs-hooks", move |stop| hooks.run(stop))?;
         let source = Arc::new(metrics.source);
         if let Some(file) = metrics.file {
             let source = source.clone();
@@ -277,7 +271,7 @@ fn walk(service: &Service, stop: &Stop) {
     }
 }
 
-fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &Stop) {
+fn flush_by_itself(service: &Service, stop: &Stop) {
     let mut backoff = Duration::ZERO;
     let mut not_before = Instant::now();
     // What was left behind is not tried again at once, unless writers need space: a file that is
@@ -285,6 +279,14 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &Stop) {
     let mut unhurried_before = not_before;
     let mut has_written = true;
     while !stop.is_given() {
+        let live = service.live.read().clone();
+        if !live.auto_flush && live.schedule.is_none() {
+            service.fs.expect_relief(false);
+            stop.rest(CONSIDER_EVERY);
+            continue;
+        }
+        let hold = service.hold();
+        let yields = hold.as_ref().is_none_or(Hold::yields_to_full_ssd);
         let ending = service.ending.load(Ordering::Acquire);
         let now = Instant::now();
         let able = !ending
@@ -299,13 +301,28 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &Stop) {
         // After a failure, or if only files that are being written wait, a flush frees no space for
         // waiting writers.
         let in_vain = is_all_left_behind(service);
+        let helps = able && live.auto_flush && yields && !in_vain;
         service
             .fs
-            .expect_relief(able && !in_vain && (has_written || now >= unhurried_before));
+            .expect_relief(helps && (has_written || now >= unhurried_before));
         stop.rest(CONSIDER_EVERY);
-        let hurried = has_written && service.fs.wants_flush();
-        let running = service.flusher.is_running();
-        if !able || running || !(hurried || now >= unhurried_before) || !is_due(service, &auto) {
+        let is_full = service.fs.wants_flush();
+        if !able || service.flusher.is_running() || !(hold.is_none() || yields && is_full) {
+            continue;
+        }
+        let run = (live.schedule.as_ref()).filter(|schedule| service.timing.is_due(schedule));
+        let hurried = has_written && is_full;
+        let by_itself =
+            live.auto_flush && (hurried || now >= unhurried_before) && is_due(service, &live);
+        if run.is_none() && !by_itself {
+            continue;
+        }
+        if let Some(schedule) = run
+            && !service.is_anything_waiting()
+        {
+            // The drive need not be woken up for it.
+            service.timing.note_run(schedule);
+            service.hooks.nothing_to_flush(rfc3339(hooks::now()));
             continue;
         }
         let patience = Patience {
@@ -315,12 +332,18 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &Stop) {
         service.fs.look_at_space();
         let flushable = service.fs.flushable();
         let wish = Wish {
-            while_open: WhileOpen::IfDue(auto.pace()),
+            while_open: match run {
+                Some(_) => WhileOpen::ON_REQUEST,
+                None => WhileOpen::IfDue(pace(&live)),
+            },
             ..Wish::default()
         };
         match service.run_flush(&patience, wish, &crate::daemon::shutdown::nobody()) {
             Ok(report) => {
                 backoff = Duration::ZERO;
+                if let Some(schedule) = run {
+                    service.timing.note_run(schedule);
+                }
                 service.fs.note_flushed(flushable, report.bytes);
                 if report.batch.is_some() {
                     tracing::info!(files = report.files, bytes = report.bytes, "flushed");
@@ -328,14 +351,25 @@ fn flush_by_itself(service: &Service, auto: AutoFlush, stop: &Stop) {
                 }
                 has_written = report.batch.is_some() || report.left_behind.is_empty();
                 if !report.left_behind.is_empty() {
-                    unhurried_before = Instant::now() + auto.after;
+                    unhurried_before = Instant::now() + live.flush_after;
                 }
             }
             Err(_) => {
-                backoff = (backoff * 2).clamp(auto.after.min(MAX_BACKOFF), MAX_BACKOFF);
+                backoff = (backoff * 2).clamp(live.flush_after.min(MAX_BACKOFF), MAX_BACKOFF);
                 not_before = Instant::now() + backoff;
             }
         }
+    }
+}
+
+/// Reports what the user must look at, when there is something new.
+fn notice(service: &Service, stop: &Stop) {
+    while !stop.is_given() {
+        if service.hooks.wants_attention() {
+            let lines = service.worth_a_look();
+            service.hooks.attention(lines, rfc3339(hooks::now()));
+        }
+        stop.rest(ATTENTION_EVERY);
     }
 }
 
@@ -347,17 +381,17 @@ fn is_all_left_behind(service: &Service) -> bool {
 
 /// Whether a flush is due. What the last flush has left behind, and has not changed since, does not
 /// make one due: the next flush would leave it behind again, and wake the drive each time.
-fn is_due(service: &Service, auto: &AutoFlush) -> bool {
+fn is_due(service: &Service, live: &Live) -> bool {
     let (since, dirty_bytes) = {
         let state = service.index.lock();
         (state.dirty_since(), state.totals().dirty_bytes)
     };
     since.is_some_and(|(latest, oldest)| {
-        latest.elapsed() >= auto.after
-            || oldest.elapsed() >= auto.max_age
-            || dirty_bytes > auto.max_dirty
+        latest.elapsed() >= live.flush_after
+            || oldest.elapsed() >= live.max_age
+            || dirty_bytes > service.cache_limit / 4
             || service.fs.wants_flush()
-    }) || (!service.waits_for_closes && service.fs.is_open_file_due(auto.pace()))
+    }) || (!live.wait_closed && service.fs.is_open_file_due(pace(live)))
 }
 
 /// Evicts what has just been written to the drive, if writers may be waiting for space.

@@ -85,6 +85,8 @@ impl Handler for Fake {
             drive: None,
             running: None,
             oldest_change: None,
+            config: None,
+            automatic: Default::default(),
         }
     }
 

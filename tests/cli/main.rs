@@ -6,6 +6,7 @@ mod lab;
 mod as_user;
 mod bad_input;
 mod cli_contract;
+mod config;
 mod control_protocol;
 mod control_users;
 mod doctor;

@@ -14,3 +14,4 @@ mod mount_life;
 mod mounting;
 mod offline;
 mod systemd;
+mod when;

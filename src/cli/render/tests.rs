@@ -55,6 +55,8 @@ pub(in crate::cli) fn sample() -> Status {
         }),
         running: None,
         oldest_change: None,
+        config: None,
+        automatic: Automatic::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::{Exit, Failure};
-use crate::daemon::options::{CacheSize, FuseOptions, IoMode};
+use crate::daemon::options::{CacheSize, FuseOptions, IoMode, Live};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -29,16 +29,23 @@ impl Place {
             mountpoint: self.at(mountpoint),
             cache: cache.map(|name| self.at(name)),
             cache_size: CacheSize::default(),
-            flush_after: Duration::ZERO,
-            max_age: Duration::ZERO,
-            auto_flush: true,
-            wait_closed: false,
+            live: Live {
+                flush_after: Duration::ZERO,
+                max_age: Duration::ZERO,
+                auto_flush: true,
+                wait_closed: false,
+                verify: Default::default(),
+                refresh: Default::default(),
+                schedule: None,
+                quiet_hours: Vec::new(),
+                only_on_mains: false,
+                hooks: Default::default(),
+            },
+            origin: None,
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
-            verify: Default::default(),
             fuse: FuseOptions::default(),
             fsck: false,
-            refresh: Default::default(),
             accept_copy: false,
             allow_write_back: false,
             lease: crate::daemon::options::LeaseMode::Auto,

@@ -10,7 +10,8 @@ use crate::control::server::Asker;
 use crate::core::WhileOpen;
 use crate::daemon::flush_job::Patience;
 use crate::daemon::monitor::Presence;
-use crate::daemon::{flush_job, monitor};
+use crate::daemon::options::Verify;
+use crate::daemon::{flush_job, hooks, monitor};
 use crate::error::FlushError;
 use crate::flush::{OpenCopy, Report, Wish};
 
@@ -47,10 +48,11 @@ impl Service {
             deadline: patience.deadline,
             enough: &|silent| self.over.load(Ordering::Acquire) || (patience.enough)(silent),
         };
+        let live = self.live.read().clone();
         let wish = Wish {
             deadline: patience.deadline,
-            verify: wish.verify || self.verify,
-            while_open: match self.waits_for_closes {
+            verify: wish.verify || live.verify == Verify::AfterFlush,
+            while_open: match live.wait_closed {
                 true => WhileOpen::Leave,
                 false => wish.while_open,
             },
@@ -91,8 +93,9 @@ impl Service {
         let started = Instant::now();
         let (last_error, monitor) = (self.last_error.clone(), self.monitor.clone());
         let (index, fs) = (self.index.clone(), self.fs.clone());
-        let remembered = self.last_flush.clone();
+        let (remembered, hooks) = (self.last_flush.clone(), self.hooks.clone());
         move |result| {
+            hooks.flush_ended(result, rfc3339(hooks::now()));
             match result {
                 Ok(report) => {
                     *last_error.lock() = None;

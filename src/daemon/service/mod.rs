@@ -1,6 +1,7 @@
 //! A running daemon as the control socket sees it: the parts that a request works with, and the
 //! requests.
 
+mod automatic;
 mod errors;
 mod flushing;
 mod status;
@@ -12,21 +13,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
 pub(super) use self::errors::{control_error, hint};
 pub(super) use self::unmounting::Place;
 use super::external_changes::Refreshing;
 use super::flush_job::Patience;
+use super::hooks::Hooks;
 use super::metrics::{Running, Totals};
 use super::monitor::{Monitor, Presence};
+use super::options::{Live, Origin};
 use super::shutdown::{Asked, Life};
 use super::under_mount::Taken;
+use super::when::Timing;
 use crate::cache::Store;
 use crate::control::protocol::{
-    AttachReport, Conflict, ControlError, ErrorCode, FlushReport, FlushWish, LastFlush,
-    RefreshReport, Status,
+    AttachReport, Automatic, ConfigOrigin, Conflict, ControlError, ErrorCode, FlushReport,
+    FlushWish, LastFlush, RefreshReport, Status,
 };
 use crate::control::server::{Asker, Handler};
 use crate::core::{RelPath, Timestamp, Utc, WhileOpen};
@@ -45,10 +49,16 @@ pub(super) struct Service {
     pub(super) monitor: Arc<Monitor>,
     pub(super) volume: Uuid,
     pub(super) mountpoint: PathBuf,
-    /// Every flush reads back what it has written.
-    pub(super) verify: bool,
-    /// Every flush leaves files that are open for writing behind.
-    pub(super) waits_for_closes: bool,
+    /// The options that may change while the mount is there.
+    pub(super) live: RwLock<Live>,
+    /// The configuration that they are from.
+    pub(super) origin: Mutex<Option<Origin>>,
+    /// When flushes begin by themselves.
+    pub(super) timing: Timing,
+    /// The user's commands.
+    pub(super) hooks: Arc<Hooks>,
+    /// The drive is on a network file system.
+    pub(super) on_network: bool,
     /// The last error, until a flush succeeds.
     pub(super) last_error: Arc<Mutex<Option<String>>>,
     /// How long a drive may not answer before `eject` and `unmount` give up on it.
@@ -191,6 +201,22 @@ impl Handler for Service {
                 FlushError::TimedOut => ControlError::new(ErrorCode::Busy, "the mount is ending"),
                 error => control_error(&error),
             })
+    }
+
+    fn pause(&self, time: Option<Duration>) -> Result<Automatic, ControlError> {
+        self.pause_automatic(time)
+    }
+
+    fn resume(&self) -> Result<Automatic, ControlError> {
+        self.resume_automatic()
+    }
+
+    fn reload(
+        &self,
+        live: &serde_json::Value,
+        config: &ConfigOrigin,
+    ) -> Result<Automatic, ControlError> {
+        self.take_up(live, config)
     }
 
     fn unmount(

@@ -90,6 +90,8 @@ impl Service {
             oldest_change: oldest
                 .and_then(|age| SystemTime::now().checked_sub(age))
                 .map(|at| rfc3339(at.into())),
+            config: self.config_origin(),
+            automatic: self.automatic(),
         }
     }
 
@@ -135,7 +137,7 @@ impl Service {
     }
 
     /// What the user should look at, a line each.
-    fn attention(&self) -> Vec<String> {
+    pub(super) fn attention(&self) -> Vec<String> {
         let mut lines = self.attention.clone();
         lines.extend(self.from_below.lock().lines(&self.mountpoint));
         lines.extend(self.flusher.catalog_losses().into_iter().map(|line| {

@@ -189,6 +189,7 @@ impl Lab {
             .args(args)
             .env("HOME", self.root().join("home"))
             .env("XDG_DATA_HOME", self.root().join("data"))
+            .env("XDG_CONFIG_HOME", self.root().join("config"))
             .env("XDG_RUNTIME_DIR", self.root().join("run"))
             .env_remove("RUST_LOG");
         command
