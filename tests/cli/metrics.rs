@@ -211,6 +211,12 @@ fn metrics_in_the_file_and_at_the_socket_say_what_waits_and_what_was_written() {
     lab.mount(&["--metrics", &text(&file), "--metrics-listen", &listen]);
     write(&lab.m("a/one"), &content(1, 50_000));
     write(&lab.m("two"), &content(2, 10_000));
+    // The kernel reports the last close of a file a moment after it has returned.
+    wait_until("both files to be counted", Duration::from_secs(20), || {
+        ask(&socket, "/metrics")
+            .1
+            .contains("ferryfs_dirty_bytes 60000\n")
+    });
     let (head, body) = ask(&socket, "/metrics");
     assert!(head.starts_with("HTTP/1.0 200 OK\r\n"), "{head}");
     assert!(head.contains("text/plain; version=0.0.4"), "{head}");
