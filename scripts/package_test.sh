@@ -49,17 +49,19 @@ check "its version is that of the package" \
 in_root dpkg --verify ferryfs | tee "$lab/verify"
 # A minimal Debian may leave out manual pages and documents.
 check "all files are as they were packed" sh -c "! grep -v '/usr/share/\(man\|doc\)' '$lab/verify' | grep -q ."
+dpkg-deb --contents "$package" >"$lab/contents"
 for file in man/man1/ferryfs.1.gz man/man1/ferryfs-mount.1.gz bash-completion/completions/ferryfs \
     zsh/vendor-completions/_ferryfs fish/vendor_completions.d/ferryfs.fish; do
-    check "$file is in the package" sh -c "dpkg-deb --contents '$package' | grep -q '/usr/share/$file'"
+    check "$file is in the package" grep -q "/usr/share/$file" "$lab/contents"
 done
 check "bash takes the completions" in_root bash -n /usr/share/bash-completion/completions/ferryfs
 for where in system user; do
     check "a unit for the $where manager" test -s "$root/usr/lib/systemd/$where/ferryfs@.service"
 done
 if command -v systemd-analyze >/dev/null; then
-    # The unit needs its program; that of the package is in the other root.
-    systemd-analyze verify --root="$root" ferryfs@x.service 2>&1 | grep ferryfs | tee "$lab/units" || true
+    # A unit's program must be there; that of the package is in the other root.
+    sed 's|/usr/bin/ferryfs|/bin/true|' "$root/usr/lib/systemd/system/ferryfs@.service" >"$lab/ferryfs@x.service"
+    systemd-analyze verify --man=no "$lab/ferryfs@x.service" 2>&1 | grep ferryfs | tee "$lab/units" || true
     check "systemd finds no fault in the unit" sh -c "! grep -q . '$lab/units'"
 fi
 

@@ -1,9 +1,9 @@
 //! `mount -t ferryfs DRIVE DIR -o OPTIONS`, and lines in fstab(5): mount(8) starts this program
 //! under the name `mount.ferryfs` or `mount.fuse.ferryfs`.
 //!
-//! The options of `ferryfs mount` are words of `-o`, with `_` or `-`: `cache=DIR`, `flush_after=1m`,
-//! `no_auto_flush`. All other words go to its own `-o`, which ignores those for mount(8), fstab(5)
-//! and systemd. The exit codes are those that mount(8) wants of a helper.
+//! The options of `ferryfs mount` are words of `-o`, with `_` or `-`: `cache=DIR`,
+//! `flush_after=1m`, `no_auto_flush`. All other words go to its own `-o`, which ignores those for
+//! mount(8), fstab(5) and systemd. The exit codes are those that mount(8) wants of a helper.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

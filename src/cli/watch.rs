@@ -566,7 +566,7 @@ mod tests {
             outcome: Outcome::GivenUp,
             ..batch(1 << 30, 1.0)
         };
-        assert_eq!(seconds_for(1000, &[failed.clone()]), None);
+        assert_eq!(seconds_for(1000, std::slice::from_ref(&failed)), None);
         assert_eq!(seconds_for(1000, &[failed, batch(100, 1.0)]), Some(10.0));
         assert_eq!(seconds_for(1000, &[]), None);
     }

@@ -92,8 +92,9 @@ pub(super) fn flush(
                     then();
                 }
             });
-            running.end();
             after(&outcome);
+            // Wakes the writer of the metrics, which shows what was just concluded.
+            running.end();
             // Fails if the caller gave up.
             let _ = end.send(outcome);
         });

@@ -194,22 +194,25 @@ pub(super) fn check(options: MountOptions) -> Result<Checked, Failure> {
             write_back::allow();
         }
         write_back::check(&checked.options.backend)?;
-        if let Some(file) = &checked.options.metrics.file {
-            let MountOptions {
-                mountpoint,
-                backend,
-                ..
-            } = &checked.options;
-            metrics::check_file(file, mountpoint, backend)?;
-        }
+        check_metrics(&checked.options, Some(&checked.options.backend))?;
         Ok(checked)
     };
     match within(check, || begun.elapsed() > patience) {
         Some(checked) => checked,
         // The mount starts without the drive, if its cache is known.
         None if known_caches::are_there_any(&mine, Place::Silent) => {
-            Ok(preflight::check_without_backend(mine)?)
+            let checked = preflight::check_without_backend(mine)?;
+            check_metrics(&checked.options, None)?;
+            Ok(checked)
         }
         None => Err(no_answer()),
+    }
+}
+
+/// Checks the file for the metrics, if there is to be one.
+fn check_metrics(options: &MountOptions, backend: Option<&Path>) -> Result<(), Failure> {
+    match &options.metrics.file {
+        Some(file) => metrics::check_file(file, &options.mountpoint, backend),
+        None => Ok(()),
     }
 }

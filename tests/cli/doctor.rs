@@ -99,7 +99,11 @@ fn a_mount_is_looked_at_with_its_cache_and_drive_and_a_dead_one_is_a_problem() {
     find(&found, "drive", "it is volume ");
     find(&found, "drive", "it keeps permissions");
     assert_eq!(find(&found, "drive", "no unfinished batch")["level"], "ok");
-    assert_eq!(lab.status()["dirty_bytes"], 5_000);
+    assert_eq!(
+        lab.status()["safe_to_unplug"],
+        false,
+        "it has flushed something"
+    );
 
     lab.kill9();
     let found = doctor(&lab, &[&mnt]);

@@ -211,6 +211,12 @@ fn metrics_in_the_file_and_at_the_socket_say_what_waits_and_what_was_written() {
     lab.mount(&["--metrics", &text(&file), "--metrics-listen", &listen]);
     write(&lab.m("a/one"), &content(1, 50_000));
     write(&lab.m("two"), &content(2, 10_000));
+    // The kernel reports the last close of a file a moment after it has returned.
+    wait_until("both files to be counted", Duration::from_secs(20), || {
+        ask(&socket, "/metrics")
+            .1
+            .contains("ferryfs_dirty_bytes 60000\n")
+    });
     let (head, body) = ask(&socket, "/metrics");
     assert!(head.starts_with("HTTP/1.0 200 OK\r\n"), "{head}");
     assert!(head.contains("text/plain; version=0.0.4"), "{head}");
@@ -359,4 +365,35 @@ fn the_history_has_each_batch_also_without_the_mount() {
     lab.ferryfs(&["log", "--cache", "/no/such/cache"])
         .refuses(1, "no cache");
     lab.finish();
+}
+
+#[test]
+fn a_batch_that_is_given_up_is_in_the_history_with_its_reason() {
+    let Some(lab) = Lab::mounted(Backend::Exfat(32)) else {
+        return;
+    };
+    write(&lab.m("too large"), &content(1, 40 << 20));
+    lab.flush_code(1);
+    let mnt = text(&lab.mnt);
+    let entries = lab.ferryfs(&["log", "--json", &mnt]).ok().json();
+    let last = entries
+        .as_array()
+        .and_then(|all| all.last())
+        .expect("an entry");
+    assert_eq!(last["outcome"], "given_up", "{last}");
+    assert_eq!(last["files"], 0);
+    assert!(
+        last["problem"]
+            .as_str()
+            .is_some_and(|it| it.contains("space")),
+        "{last}"
+    );
+    let said = lab.ferryfs(&["log", "-n", "1", &mnt]).ok().stdout;
+    assert!(said.contains("given up, all of it still waits"), "{said}");
+    fs::remove_file(lab.m("too large")).expect("remove");
+    write(&lab.m("small"), &content(2, 1000));
+    lab.flush();
+    let entries = lab.ferryfs(&["log", "--json", "-n", "1", &mnt]).ok().json();
+    assert_eq!(entries[0]["outcome"], "complete", "{entries}");
+    lab.finish_flushed();
 }

@@ -8,12 +8,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 
 use crate::lab::{Backend, Lab, content, text, wait_until, write};
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// Sees to it that programs started from here on take a Ctrl-C: a gate that runs in the background
+/// of a shell has inherited that it is ignored.
+fn take_interrupts() {
+    // SAFETY: the default action is no handler of ours.
+    unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.expect("reset SIGINT");
+}
 
 fn interrupt(child: &mut Child) -> i32 {
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("send SIGINT");
@@ -28,6 +35,7 @@ fn interrupt(child: &mut Child) -> i32 {
 
 #[test]
 fn without_a_terminal_each_change_is_one_line_and_ctrl_c_ends_it_well() {
+    take_interrupts();
     let Some(mut lab) = Lab::mounted(Backend::Ext4Dir) else {
         return;
     };
@@ -88,6 +96,7 @@ struct Terminal {
 
 impl Terminal {
     fn start(mut command: Command, columns: u16, rows: u16) -> Terminal {
+        take_interrupts();
         let size = winsize(columns, rows);
         let pty = openpty(Some(&size), None).expect("a terminal");
         let of_slave = || Stdio::from(pty.slave.as_fd().try_clone_to_owned().expect("clone"));
