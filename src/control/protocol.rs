@@ -252,6 +252,9 @@ pub struct Status {
     pub cache_limit_bytes: u64,
     /// Space of the drive at the last query; `None` if it is not there.
     pub drive: Option<Space>,
+    /// The mount changes nothing, neither in itself nor on the drive.
+    #[serde(default)]
+    pub read_only: bool,
     /// The part of the configuration that the mount was made from; `None` if its command named a
     /// drive and a mount point.
     #[serde(default)]

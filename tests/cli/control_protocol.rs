@@ -83,6 +83,7 @@ impl Handler for Fake {
             ssd: None,
             cache_limit_bytes: 7,
             drive: None,
+            read_only: false,
             config: None,
             automatic: Default::default(),
         }

@@ -13,4 +13,5 @@ mod lease;
 mod mount_life;
 mod mounting;
 mod offline;
+mod read_only;
 mod when;

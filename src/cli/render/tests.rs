@@ -53,6 +53,7 @@ fn sample() -> Status {
             free_bytes: 1 << 40,
             total_bytes: 4 << 40,
         }),
+        read_only: false,
         config: None,
         automatic: Automatic::default(),
     }

@@ -80,6 +80,7 @@ impl Service {
             drive: attached
                 .then(|| space(on_drive.available, on_drive.total))
                 .flatten(),
+            read_only: self.read_only,
             config: self.config_origin(),
             automatic: self.automatic(),
         }
