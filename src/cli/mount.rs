@@ -123,6 +123,10 @@ pub struct MountArgs {
     /// not empty
     #[arg(long)]
     adopt: bool,
+    /// Only read: the mount answers EROFS, and nothing is written to the drive. It must have been
+    /// mounted without this before, with the same cache; what waits in that stays there
+    #[arg(long, conflicts_with_all = ["adopt", "enroll", "re_enroll", "fsck", "take_over"])]
+    read_only: bool,
     /// Make the bare mount point immutable (chattr +i), so that not even root can write to it while
     /// nothing is mounted; needs root. Without this it loses its write permission only, unless
     /// fstab or a systemd unit names it
@@ -424,6 +428,7 @@ impl MountArgs {
             enroll: self.enroll,
             re_enroll: self.re_enroll,
             adopt: self.adopt,
+            read_only: self.read_only,
             protect: match (self.protect_mountpoint, self.no_protect_mountpoint) {
                 (true, _) => Protect::Immutable,
                 (_, true) => Protect::No,
@@ -544,6 +549,7 @@ mod tests {
             enroll: false,
             re_enroll: false,
             adopt: false,
+            read_only: false,
             protect: Protect::Auto,
             foreground: false,
             metrics: MetricsOptions::default(),

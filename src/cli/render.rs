@@ -79,6 +79,7 @@ fn what_it_is(status: &Status) -> Vec<(&'static str, String)> {
         (BackendState::Detached, _) => "detached".into(),
     };
     let mount = match status.mounted {
+        true if status.read_only => format!("{} (read-only)", status.mountpoint.escaped()),
         true => status.mountpoint.escaped().to_string(),
         false => format!("{} (not mounted any more)", status.mountpoint.escaped()),
     };

@@ -256,6 +256,9 @@ pub struct Status {
     pub running: Option<RunningFlush>,
     /// When the oldest change that makes a flush due was made: RFC 3339, UTC.
     pub oldest_change: Option<String>,
+    /// The mount changes nothing, neither in itself nor on the drive.
+    #[serde(default)]
+    pub read_only: bool,
     /// The part of the configuration that the mount was made from; `None` if its command named a
     /// drive and a mount point.
     #[serde(default)]

@@ -136,6 +136,9 @@ fn open_with_drive(
         false => volume::check_way(&dir)?,
     }
     let known = CacheFacts::read(&dir)?;
+    if options.read_only && (known.is_none() || marker.is_none()) {
+        return Err(not_known(&path, marker.is_some()));
+    }
     if known.is_none() {
         // The probe must be able to write to the drive.
         preflight::check_can_write(&path)?;
@@ -218,6 +221,20 @@ fn open_with_drive(
         _lock: lock,
         volume_lock: Arc::new(volume_lock),
     })
+}
+
+/// Why a mount that only reads cannot begin. What a drive can do is found by trying, which writes;
+/// and without a marker it is not known which drive it is.
+fn not_known(path: &Path, is_volume: bool) -> Failure {
+    let why = match is_volume {
+        true => "this cache does not know the drive yet",
+        false => "it is no volume of ferryfs, and is not made one",
+    };
+    let place = path.escaped();
+    Failure::failed(format!("cannot mount {place} read-only: {why}")).hint(
+        "nothing was written. Mount it once without --read-only, with the same cache; or read the \
+         directory itself",
+    )
 }
 
 fn lock_volume(volume: Uuid, backend: &MountedDir) -> Result<VolumeLock, Failure> {

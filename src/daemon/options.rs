@@ -47,6 +47,8 @@ pub struct MountOptions {
     pub re_enroll: bool,
     /// Move the files in the mount point into the mount.
     pub adopt: bool,
+    /// Change nothing, neither in the mount nor on the drive.
+    pub read_only: bool,
     /// How the bare mount point is protected against writes.
     pub protect: Protect,
     /// Stay in the foreground.
@@ -371,7 +373,7 @@ fn refuse(word: &str) -> OptionRefused {
     let (reason, hint) = match key {
         "ro" => (
             "is not accepted: ferryfs is a cache for writes",
-            "to only read the drive, use its own directory",
+            "to only read the drive, use --read-only",
         ),
         "uid" | "gid" | "umask" => (
             "needs a value",
@@ -449,7 +451,7 @@ mod tests {
     #[test]
     fn what_is_refused_comes_with_what_to_do() {
         for (word, part) in [
-            ("ro", "its own directory"),
+            ("ro", "--read-only"),
             ("umask=8", "octal"),
             ("umask=1777", "octal"),
             ("umask=+22", "octal"),

@@ -20,6 +20,7 @@ use super::{Ready, inner_mounts, log, startup, volume};
 use crate::cache::Store;
 use crate::core::{Clock, Failure, Ino};
 use crate::drive::connection::{Drive, Withheld};
+use crate::drive::mounted;
 use crate::drive::mounted::MountedDir;
 use crate::flush::{Flusher, FlusherParts};
 use crate::index::{Flags, Index};
@@ -52,6 +53,9 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
     if options.io == IoMode::Passthrough {
         return Err(Failure::failed("--io passthrough is not implemented yet")
             .hint("use --io daemon, or leave it out"));
+    }
+    if options.read_only {
+        mounted::forbid_changes();
     }
     log::start(options.foreground);
     let descriptors = raise_open_files();

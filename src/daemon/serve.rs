@@ -244,6 +244,7 @@ fn service(
         live: RwLock::new(options.live.clone()),
         origin: Mutex::new(options.origin.clone()),
         on_network,
+        read_only: options.read_only,
         last_error: Arc::new(Mutex::new(None)),
         patience: options.io_timeout * HOPELESS,
         store,
@@ -290,6 +291,7 @@ fn mount(
         suid: options.fuse.suid,
         dev: options.fuse.dev,
         exec: options.fuse.exec,
+        read_only: options.read_only,
         shown: Shown {
             uid: options.fuse.uid,
             gid: options.fuse.gid,

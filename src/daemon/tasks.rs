@@ -280,7 +280,7 @@ fn flush_by_itself(service: &Service, stop: &Stop) {
     let mut has_written = true;
     while !stop.is_given() {
         let live = service.live.read().clone();
-        if !live.auto_flush && live.schedule.is_none() {
+        if service.read_only || !live.auto_flush && live.schedule.is_none() {
             service.fs.expect_relief(false);
             stop.rest(CONSIDER_EVERY);
             continue;

@@ -45,6 +45,8 @@ pub struct SessionOptions {
     pub dev: bool,
     /// Programs may be executed.
     pub exec: bool,
+    /// The kernel refuses every change with `EROFS`.
+    pub read_only: bool,
     /// Overrides of owner and mode.
     pub shown: Shown,
     /// A dead mount of ferryfs is at the mount point; the new one replaces it.
@@ -86,6 +88,7 @@ impl Session {
             flag(options.suid, MountOption::Suid, MountOption::NoSuid),
             flag(options.dev, MountOption::Dev, MountOption::NoDev),
             flag(options.exec, MountOption::Exec, MountOption::NoExec),
+            flag(options.read_only, MountOption::RO, MountOption::RW),
         ];
         config.acl = if options.allow_other {
             SessionACL::All
@@ -175,7 +178,8 @@ fn mount_as_root(spot: &Spot, options: &SessionOptions) -> io::Result<OwnedFd> {
     let flag = |on, flag| if on { MsFlags::empty() } else { flag };
     let flags = flag(options.suid, MsFlags::MS_NOSUID)
         | flag(options.dev, MsFlags::MS_NODEV)
-        | flag(options.exec, MsFlags::MS_NOEXEC);
+        | flag(options.exec, MsFlags::MS_NOEXEC)
+        | flag(!options.read_only, MsFlags::MS_RDONLY);
     let data = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions{}",
         device.as_raw_fd(),

@@ -85,6 +85,7 @@ impl Handler for Fake {
             drive: None,
             running: None,
             oldest_change: None,
+            read_only: false,
             config: None,
             automatic: Default::default(),
         }

@@ -13,5 +13,6 @@ mod lease;
 mod mount_life;
 mod mounting;
 mod offline;
+mod read_only;
 mod systemd;
 mod when;

@@ -55,6 +55,7 @@ pub(in crate::cli) fn sample() -> Status {
         }),
         running: None,
         oldest_change: None,
+        read_only: false,
         config: None,
         automatic: Automatic::default(),
     }

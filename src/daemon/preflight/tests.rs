@@ -42,6 +42,7 @@ impl Place {
                 hooks: Default::default(),
             },
             origin: None,
+            read_only: false,
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             fuse: FuseOptions::default(),

@@ -40,6 +40,13 @@ impl Service {
         if self.closing.load(Ordering::Acquire) {
             return Err(FlushError::Ended { committed: false });
         }
+        if self.read_only {
+            then();
+            return Ok(self.what_waits(
+                "this mount only reads the drive; they wait in the cache and are flushed after a \
+                 mount without --read-only",
+            ));
+        }
         if self.drive.is_attached() {
             self.monitor.look_at_inner_mounts()?;
         }

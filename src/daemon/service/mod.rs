@@ -57,6 +57,8 @@ pub(super) struct Service {
     pub(super) timing: Timing,
     /// The user's commands.
     pub(super) hooks: Arc<Hooks>,
+    /// The mount changes nothing.
+    pub(super) read_only: bool,
     /// The drive is on a network file system.
     pub(super) on_network: bool,
     /// The last error, until a flush succeeds.

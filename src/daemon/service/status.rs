@@ -90,6 +90,7 @@ impl Service {
             oldest_change: oldest
                 .and_then(|age| SystemTime::now().checked_sub(age))
                 .map(|at| rfc3339(at.into())),
+            read_only: self.read_only,
             config: self.config_origin(),
             automatic: self.automatic(),
         }
