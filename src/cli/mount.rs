@@ -12,7 +12,7 @@ use crate::core::{Exit, Failure, ForeignText};
 use crate::daemon::background;
 use crate::daemon::background::{CHILD_FLAG, Ready};
 use crate::daemon::options::{
-    CacheSize, FuseOptions, IoMode, LeaseMode, MountOptions, Protect, Refresh, Verify,
+    CacheSize, DeltaMode, FuseOptions, IoMode, LeaseMode, MountOptions, Protect, Refresh, Verify,
 };
 use crate::sys::terminal::complain;
 
@@ -70,6 +70,11 @@ pub struct MountArgs {
     /// When to read back what was written to the drive, past the kernel's memory, and compare it
     #[arg(long, value_enum, default_value_t)]
     verify: Verify,
+    /// How to write large files of which little has changed: "auto" only the changed blocks,
+    /// "never" whole. If the drive is pulled out while blocks are written into a file, it is
+    /// neither the old nor the new version until the drive is back
+    #[arg(long, value_enum, default_value_t)]
+    delta: DeltaMode,
     /// How often to look for changes by other machines and programs: "30s", "5m", or "off"; after
     /// the drive was plugged in that is done in any case [default: 1m on network file systems, else
     /// off]
@@ -206,6 +211,7 @@ impl MountArgs {
             io_timeout: self.io_timeout,
             io: self.io,
             verify: self.verify,
+            delta: self.delta,
             refresh: self.refresh.unwrap_or_default(),
             fuse,
             fsck: self.fsck,
@@ -316,6 +322,7 @@ mod tests {
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             verify: Verify::Off,
+            delta: DeltaMode::Auto,
             refresh: Refresh::Auto,
             fuse: FuseOptions::default(),
             fsck: false,
@@ -338,7 +345,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --wait-closed --io-timeout 1.5s --io daemon \
-             --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
+             --verify after-flush --delta never --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
              --no-protect-mountpoint -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
@@ -357,6 +364,7 @@ mod tests {
         assert_eq!(options.lease_timeout, Duration::from_secs(90));
         assert_eq!(options.io, IoMode::Daemon);
         assert_eq!(options.verify, Verify::AfterFlush);
+        assert_eq!(options.delta, DeltaMode::Never);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }
 

@@ -28,6 +28,8 @@ pub struct MountOptions {
     pub io: IoMode,
     /// Whether a flush reads back what it has written.
     pub verify: Verify,
+    /// Whether large files are written as the blocks that have changed.
+    pub delta: DeltaMode,
     /// How often to look for external changes.
     pub refresh: Refresh,
     /// The mount options for the kernel.
@@ -96,6 +98,17 @@ pub enum Verify {
     Off,
     /// In every flush, before anything may be evicted. Reads all written bytes once more.
     AfterFlush,
+}
+
+/// How large files that have changed are written to the drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeltaMode {
+    /// Where little has changed, only the changed blocks, into the file on the drive. A crash in
+    /// the moment of writing leaves the file torn until the batch is finished.
+    #[default]
+    Auto,
+    /// Always whole, as a new file that replaces the old one.
+    Never,
 }
 
 /// How often to look for external changes. After an attach that is done in any case.

@@ -1,6 +1,5 @@
 //! Starts a mount: opens the cache, repairs it, attaches the drive, and serves.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use super::flush_job::within;
 use super::monitor::{Bell, Site};
 use super::open_cache::{Opened, open_cache};
 use super::open_index::{open_index, repair_after_unclean_end};
-use super::options::{CacheSize, IoMode, MountOptions};
+use super::options::{CacheSize, DeltaMode, IoMode, MountOptions};
 use super::preflight::Checked;
 use super::process::{block_signals, raise_open_files};
 use super::serve::{Serving, Start, keep_locks, serve};
@@ -19,7 +18,7 @@ use crate::cache::Store;
 use crate::core::{Clock, Failure, Ino};
 use crate::drive::connection::{Drive, Withheld};
 use crate::drive::mounted::MountedDir;
-use crate::flush::{Flusher, FlusherParts};
+use crate::flush::{Flusher, FlusherParts, Patching};
 use crate::index::{Flags, Index};
 use crate::plan::names::NameRules;
 use crate::sys::terminal::complain;
@@ -91,13 +90,7 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
     let attention = repair_after_unclean_end(&fs, &index)?;
     let bell = Bell::new();
     let flusher = Arc::new(flusher(
-        &opened,
-        &index,
-        &store,
-        &drive,
-        &clock,
-        &fs,
-        &options.mountpoint,
+        &opened, &index, &store, &drive, &clock, &fs, &options,
     )?);
     let (site, begin) = match &opened.found {
         Ok(found) => {
@@ -195,10 +188,12 @@ fn flusher(
     drive: &Arc<Drive>,
     clock: &Arc<dyn Clock>,
     fs: &Arc<Fs>,
-    mountpoint: &Path,
+    options: &MountOptions,
 ) -> Result<Flusher, Failure> {
     let journals = opened.dir.join("batches");
     volume::make_cache_dir(&journals)?;
+    let blocks = opened.dir.join("blocks");
+    volume::make_cache_dir(&blocks)?;
     Ok(Flusher::new(FlusherParts {
         index: index.clone(),
         store: store.clone(),
@@ -211,10 +206,11 @@ fn flusher(
         capabilities: opened.facts.capabilities.clone(),
         time_granularity_ns: opened.facts.capabilities.time_granularity_ns,
         journals,
+        patching: Patching::new(blocks, options.delta == DeltaMode::Auto),
         hooks: Arc::new(FlushHooks {
             fs: fs.clone(),
             lease: opened.lease.clone(),
-            mountpoint: mountpoint.into(),
+            mountpoint: options.mountpoint.clone(),
         }),
     }))
 }

@@ -54,6 +54,7 @@ mod look;
 mod open_batch;
 mod open_copies;
 mod others_batches;
+mod patches;
 mod recover;
 mod refusals;
 mod refused_names;
@@ -91,6 +92,7 @@ use crate::recovery::interrupted;
 
 pub(crate) use crate::flush::flusher::phase;
 pub use crate::flush::hooks::Hooks;
+pub use crate::flush::patches::Patching;
 pub use crate::flush::report::{Cancel, OpenCopy, Report, Wish};
 
 /// The parts that a flusher works with.
@@ -117,6 +119,8 @@ pub struct FlusherParts {
     pub time_granularity_ns: u64,
     /// The directory of the journals, on the SSD.
     pub journals: PathBuf,
+    /// Which files are written as patches.
+    pub patching: Patching,
     /// The served file system.
     pub hooks: Arc<dyn Hooks>,
 }

@@ -36,6 +36,7 @@ impl Place {
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             verify: Default::default(),
+            delta: Default::default(),
             fuse: FuseOptions::default(),
             fsck: false,
             refresh: Default::default(),
