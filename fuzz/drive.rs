@@ -264,10 +264,10 @@ fn recovered_alone(input: &[u8]) {
     for thing in plan(input, volume) {
         let (Planted::File(path, _) | Planted::Link(path)) = &thing;
         let at = root.join(path.as_os_str());
-        // Not through a link that was planted before.
+        // Not through a link that was planted before, neither the thing nor its directory.
         let is_below = at.parent().is_some_and(|dir| {
-            let _ = fs::create_dir_all(dir);
-            dir.canonicalize().is_ok_and(|dir| dir.starts_with(&root))
+            let there = dir.ancestors().find_map(|dir| dir.canonicalize().ok());
+            there.is_some_and(|there| there.starts_with(&root)) && fs::create_dir_all(dir).is_ok()
         });
         if !is_below {
             continue;

@@ -348,10 +348,12 @@ impl Journal {
         let steps = journal.record.steps.place.into_iter();
         steps
             .filter_map(|step| match step {
-                PlaceStep::Install { slot, to, .. } => match journal.sources.get(&slot) {
-                    Some(StageSource::Object { object, .. }) => Some((*object, to)),
-                    _ => None,
-                },
+                PlaceStep::Install { slot, to, .. } | PlaceStep::Patch { slot, to, .. } => {
+                    match journal.sources.get(&slot) {
+                        Some(StageSource::Object { object, .. }) => Some((*object, to)),
+                        _ => None,
+                    }
+                }
                 _ => None,
             })
             .collect()

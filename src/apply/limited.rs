@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::core::{
     FileKind, Metadata, Name, RelPath, Timestamp, Xattrs, is_privileged, without_set_ids,
 };
-use crate::drive::{Backend, BackendError, ReadFile, Result, WriteFile};
+use crate::drive::{Backend, BackendError, ModifyFile, ReadFile, Result, WriteFile};
 use crate::format::layout;
 use crate::plan::trust::{Credentials, Ownership};
 
@@ -280,6 +280,11 @@ impl Backend for Limited<'_> {
         self.inner.create(path)
     }
 
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        self.check_file(path, 2)?;
+        self.inner.modify(path)
+    }
+
     fn make_dir(&self, path: &RelPath) -> Result<()> {
         self.check_name(path)?;
         self.inner.make_dir(path)?;
@@ -411,6 +416,9 @@ mod tests {
         assert!(refused(limited.set_xattrs(&path("secret"), &Xattrs::new())));
         assert!(refused(limited.set_modified(&path("secret"), Timestamp(1))));
         limited.open(&path("other/open")).unwrap();
+        assert!(refused(limited.modify(&path("secret"))));
+        assert!(refused(limited.modify(&path("other/open"))));
+        limited.modify(&path("his/file")).unwrap();
         limited.open(&path("his/file")).unwrap();
         drive.set_permissions(&path("other"), 0o700).unwrap();
         assert!(refused(limited.open(&path("other/open"))));

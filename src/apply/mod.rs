@@ -9,6 +9,7 @@ pub(crate) mod journal;
 pub(crate) mod limited;
 pub(crate) mod move_backup;
 pub(crate) mod moves;
+pub(crate) mod patch;
 pub(crate) mod place;
 pub(crate) mod put_back;
 pub(crate) mod refused;
@@ -22,6 +23,7 @@ use std::collections::{BTreeSet, HashSet};
 use uuid::Uuid;
 
 use crate::apply::blocked::Blocked;
+use crate::apply::patch::{Failure, Patch};
 use crate::apply::place::{Manners, Placer, is_across};
 use crate::apply::put_back::put_back;
 use crate::apply::refused::{Refused, StepNo, Why};
@@ -34,10 +36,10 @@ use crate::drive::set_time;
 use crate::drive::{Backend, BackendError};
 use crate::error::{FlushError, Result};
 use crate::format::catalog::CatalogBatch;
-use crate::format::expectations::Expectations;
+use crate::format::expectations::{Expectations, ExpectedFile};
 use crate::format::layout;
 use crate::format::steps::{
-    AttributeStep, ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps,
+    AttributeStep, ClearStep, FileContent, PatchFile, PlaceStep, PlainKind, SlotNo, Steps,
 };
 
 /// What a batch has met on the drive that it could not have known.
@@ -155,6 +157,7 @@ impl Applier<'_> {
         }
         let private = self.private_paths();
         let mut blocked = Blocked::after_clear(self.steps, &applied.refused);
+        let patchable = self.begin_patches(&blocked, applied)?;
         for (number, step) in self.steps.place.iter().enumerate() {
             let (no, path) = (StepNo::Place(number), step.path());
             if let Some(why) = blocked.why_not(step, &applied.refused) {
@@ -164,7 +167,15 @@ impl Applier<'_> {
                     (applied.garbage).push(layout::slot_path(self.batch, *slot));
                 }
             } else {
-                let placed = self.place(number, step, &private, applied);
+                let placed = match step {
+                    PlaceStep::Patch {
+                        slot,
+                        to,
+                        content,
+                        patch,
+                    } if patchable.contains(slot) => self.patch(*slot, to, (content, patch)),
+                    _ => self.place(number, step, &private, applied),
+                };
                 self.or_refuse(no, path, placed, applied)?;
             }
             if applied.refused.has(no) {
@@ -326,6 +337,8 @@ impl Applier<'_> {
             PlaceStep::Install { slot, to, .. } | PlaceStep::InstallNode { slot, to, .. } => {
                 self.install(*slot, to, applied)
             }
+            // The file is another one than the batch expects. The replay decides.
+            PlaceStep::Patch { to, .. } => Err(self.not_patched(to)),
             PlaceStep::Link { from, to } => {
                 let expected = self.known.removed.get(to);
                 let slot = spare_slot(number);
@@ -364,6 +377,99 @@ impl Applier<'_> {
         }
         applied.garbage.push(from);
         placed
+    }
+
+    /// Compares the files that are patched with what the batch expects of them, and notes, durably,
+    /// that the patches of those that are so may be written from now on. Returns their slots.
+    fn begin_patches(&self, blocked: &Blocked, applied: &Applied) -> Result<HashSet<SlotNo>> {
+        let mut patchable = HashSet::new();
+        for step in &self.steps.place {
+            let PlaceStep::Patch { slot, to, .. } = step else {
+                continue;
+            };
+            if blocked.why_not(step, &applied.refused).is_some() {
+                continue;
+            }
+            match self.begin_patch(*slot, to) {
+                Ok(true) => drop(patchable.insert(*slot)),
+                Ok(false) => {}
+                // Without the note nothing is patched; the replay tries again.
+                Err(FlushError::Backend(error)) if self.manners.is_refusal(&error) => {
+                    tracing::debug!(%error, path = %to, "not patched");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if !patchable.is_empty() {
+            self.backend.sync()?;
+        }
+        Ok(patchable)
+    }
+
+    fn begin_patch(&self, slot: SlotNo, to: &RelPath) -> Result<bool> {
+        let Some(expected) = self.known.replaced.get(&slot) else {
+            return Ok(false);
+        };
+        let is_as_before = self.is_as_before(to, expected)?;
+        if is_as_before {
+            patch::note_begun(self.backend, self.batch, slot)?;
+        }
+        Ok(is_as_before)
+    }
+
+    /// Returns whether the file at `to` is the one that is to be patched.
+    fn is_as_before(&self, to: &RelPath, expected: &ExpectedFile) -> Result<bool> {
+        let found = match self.backend.metadata(to) {
+            Err(error) if is_absent(&error) => return Ok(false),
+            found => found?,
+        };
+        let may_be_patched = patch::may_be_patched(&found);
+        Ok(may_be_patched && self.placer().is_as_expected(to, &found, expected)?)
+    }
+
+    fn patch(
+        &self,
+        slot: SlotNo,
+        to: &RelPath,
+        (content, wanted): (&FileContent, &PatchFile),
+    ) -> Result<()> {
+        let from = layout::patch_path(self.batch, slot);
+        let opened = Patch::open(self.backend, &patch::usual, &from, wanted)?;
+        // Once more: the note, the sync, and patches of other files may have taken a while.
+        let before = self.known.replaced.get(&slot);
+        let is_as_before = match before {
+            Some(before) => self.is_as_before(to, before)?,
+            None => false,
+        };
+        let (Some(opened), Some(before), true) = (opened, before, is_as_before) else {
+            // Nothing was written. With the note the replay would take what others have written in
+            // the meantime for ours.
+            self.backend
+                .remove_file(&layout::begun_path(self.batch, slot))?;
+            return Err(self.not_patched(to));
+        };
+        match opened.write(self.backend, to, before.modified, content.modified) {
+            Ok(()) => Ok(()),
+            Err(Failure::Unchanged(error))
+                if self.manners.is_refusal(&error) && !is_absent(&error) =>
+            {
+                Err(error.into())
+            }
+            Err(failure) => match failure.error() {
+                error if error.is_refusal() && !error.is_full() => {
+                    tracing::warn!(%error, path = %to, "not patched");
+                    Err(self.not_patched(to))
+                }
+                error => Err(error.into()),
+            },
+        }
+    }
+
+    fn not_patched(&self, path: &RelPath) -> FlushError {
+        FlushError::Unfinished {
+            batch: self.batch,
+            problem: format!("the changed blocks of {path} could not be written into it"),
+        }
     }
 
     fn put_back(&self, applied: &mut Applied) -> Result<()> {

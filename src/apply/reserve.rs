@@ -12,7 +12,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::core::{BatchNo, FileKind, RelPath, Space, Timestamp, Xattrs};
-use crate::drive::{Backend, BackendError, ReadFile, Result, WRITE, WriteFile, is_absent};
+use crate::drive::{
+    Backend, BackendError, ModifyFile, ReadFile, Result, WRITE, WriteFile, is_absent,
+};
 use crate::format::layout;
 
 /// The reserve is at least this large if the drive is not small,
@@ -244,6 +246,11 @@ impl Backend for Relieved<'_> {
     /// Appends to the file are not repeated here: see [`crate::drive::create_with`].
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         self.retry(|inner| inner.create(path))
+    }
+
+    /// Writes are not repeated here: see [`crate::apply::patch`].
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        self.retry(|inner| inner.modify(path))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {

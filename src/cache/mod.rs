@@ -1,6 +1,7 @@
 //! The SSD below the index: objects, the lock of the cache, and the reserved space.
 
 mod before_images;
+mod block_lists;
 mod damage;
 mod fault;
 mod lock;
@@ -8,6 +9,7 @@ pub mod private;
 mod reserve;
 mod store;
 
+pub use block_lists::{BlockList, BlockLists, Cutter, block_size};
 pub use damage::Damage;
 #[doc(hidden)]
 #[cfg(any(test, feature = "testing"))]

@@ -17,8 +17,8 @@ use crate::core::{Exit, Failure, ForeignText};
 use crate::daemon::background::{CHILD_FLAG, Ready};
 use crate::daemon::find_drive::DriveName;
 use crate::daemon::options::{
-    CacheSize, FuseOptions, HookCommands, IoMode, LeaseMode, Live, MountOptions, Origin, Protect,
-    QuietHours, Refresh, Schedule, Verify,
+    CacheSize, DeltaMode, FuseOptions, HookCommands, IoMode, LeaseMode, Live, MountOptions, Origin,
+    Protect, QuietHours, Refresh, Schedule, Verify,
 };
 use crate::daemon::{background, find_drive};
 use crate::sys::terminal::complain;
@@ -77,6 +77,11 @@ pub struct MountArgs {
     /// When to read back what was written to the drive, past the kernel's memory, and compare it
     #[arg(long, value_enum, default_value_t)]
     verify: Verify,
+    /// How to write large files of which little has changed: "auto" only the changed blocks,
+    /// "never" whole. If the drive is pulled out while blocks are written into a file, it is
+    /// neither the old nor the new version until the drive is back
+    #[arg(long, value_enum, default_value_t)]
+    delta: DeltaMode,
     /// How often to look for changes by other machines and programs: "30s", "5m", or "off"; after
     /// the drive was plugged in that is done in any case [default: 1m on network file systems, else
     /// off]
@@ -417,6 +422,7 @@ impl MountArgs {
             },
             io_timeout: self.io_timeout,
             io: self.io,
+            delta: self.delta,
             fuse,
             fsck: self.fsck,
             accept_copy: self.accept_copy,
@@ -538,6 +544,7 @@ mod tests {
             },
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
+            delta: DeltaMode::Auto,
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,
@@ -562,7 +569,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --wait-closed --io-timeout 1.5s --io daemon \
-             --verify after-flush --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
+             --verify after-flush --delta never --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
              --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-attention date --hook-timeout 5s \
              --no-protect-mountpoint -o allow_other -o noexec,suid --foreground rel /m",
         )
@@ -594,6 +601,7 @@ mod tests {
             timeout: Duration::from_secs(5),
         };
         assert!(options.live.only_on_mains && options.live.hooks == hooks);
+        assert_eq!(options.delta, DeltaMode::Never);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }
 

@@ -25,6 +25,8 @@ pub struct MountOptions {
     pub io_timeout: Duration,
     /// Who reads and writes the bytes of cached files.
     pub io: IoMode,
+    /// Whether large files are written as the blocks that have changed.
+    pub delta: DeltaMode,
     /// The mount options for the kernel.
     pub fuse: FuseOptions,
     /// Check the drive's file system first, unless it was unmounted cleanly.
@@ -162,6 +164,17 @@ pub enum Verify {
     Off,
     /// In every flush, before anything may be evicted. Reads all written bytes once more.
     AfterFlush,
+}
+
+/// How large files that have changed are written to the drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeltaMode {
+    /// Where little has changed, only the changed blocks, into the file on the drive. A crash in
+    /// the moment of writing leaves the file torn until the batch is finished.
+    #[default]
+    Auto,
+    /// Always whole, as a new file that replaces the old one.
+    Never,
 }
 
 /// How often to look for external changes. After an attach that is done in any case.

@@ -1,6 +1,5 @@
 //! Starts a mount: opens the cache, repairs it, attaches the drive, and serves.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use super::metrics::Totals;
 use super::monitor::{Bell, Site};
 use super::open_cache::{Opened, open_cache};
 use super::open_index::{open_index, repair_after_unclean_end};
-use super::options::{CacheSize, IoMode, MountOptions};
+use super::options::{CacheSize, DeltaMode, IoMode, MountOptions};
 use super::preflight::Checked;
 use super::process::{block_signals, raise_open_files};
 use super::serve::{Serving, Start, keep_locks, serve};
@@ -22,7 +21,7 @@ use crate::core::{Clock, Failure, Ino};
 use crate::drive::connection::{Drive, Withheld};
 use crate::drive::mounted;
 use crate::drive::mounted::MountedDir;
-use crate::flush::{Flusher, FlusherParts};
+use crate::flush::{Flusher, FlusherParts, Patching};
 use crate::index::{Flags, Index};
 use crate::plan::names::NameRules;
 use crate::sys::terminal::complain;
@@ -105,7 +104,7 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
         &drive,
         &clock,
         &fs,
-        (&options.mountpoint, &totals),
+        (&options, &totals),
     )?);
     let (site, begin) = match &opened.found {
         Ok(found) => {
@@ -204,10 +203,12 @@ fn flusher(
     drive: &Arc<Drive>,
     clock: &Arc<dyn Clock>,
     fs: &Arc<Fs>,
-    (mountpoint, totals): (&Path, &Arc<Totals>),
+    (options, totals): (&MountOptions, &Arc<Totals>),
 ) -> Result<Flusher, Failure> {
     let journals = opened.dir.join("batches");
     volume::make_cache_dir(&journals)?;
+    let blocks = opened.dir.join("blocks");
+    volume::make_cache_dir(&blocks)?;
     Ok(Flusher::new(FlusherParts {
         index: index.clone(),
         store: store.clone(),
@@ -220,10 +221,11 @@ fn flusher(
         capabilities: opened.facts.capabilities.clone(),
         time_granularity_ns: opened.facts.capabilities.time_granularity_ns,
         journals,
+        patching: Patching::new(blocks, options.delta == DeltaMode::Auto),
         hooks: Arc::new(FlushHooks {
             fs: fs.clone(),
             lease: opened.lease.clone(),
-            mountpoint: mountpoint.into(),
+            mountpoint: options.mountpoint.clone(),
             history: History::of(&opened.dir),
             totals: totals.clone(),
             clock: clock.clone(),

@@ -2,9 +2,9 @@
 //! call until no call fails, and check after each run that every promise held.
 //!
 //! Every call counts, reading or changing, also those on open files (`read_at`, `metadata`,
-//! `append`, `finish`). Opening and creating count once. Dropping a file does not count. A single
-//! counter behind one lock numbers the calls, so runs with one thread are repeatable. The lock is
-//! not held while the inner backend works.
+//! `append`, `write_at`, `finish`). Opening and creating count once. Dropping a file does not
+//! count. A single counter behind one lock numbers the calls, so runs with one thread are
+//! repeatable. The lock is not held while the inner backend works.
 //!
 //! It can also corrupt appended data while every call succeeds ([`FaultyBackend::lie`]), be full
 //! from some call on ([`FaultyBackend::fill_from`]), refuse one operation for ever
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xattrs};
 use crate::drive::{
-    Backend, BackendError, CLOSE, KeptOpen, ReadFile, Result, SYNC, WRITE, WriteFile,
+    Backend, BackendError, CLOSE, KeptOpen, ModifyFile, ReadFile, Result, SYNC, WRITE, WriteFile,
 };
 use crate::format::layout;
 use crate::plan::trust::Trust;
@@ -254,6 +254,15 @@ impl<B> FaultyBackend<B> {
         });
     }
 
+    /// Makes every call of `operation` on `path` fail with `errno` from now on.
+    pub fn refuse(&self, operation: &'static str, path: RelPath, errno: i32) {
+        self.switch.0.lock().refusal = Some(Refusal {
+            at: u64::MAX,
+            errno,
+            what: Some((operation, path)),
+        });
+    }
+
     /// Returns the refused operation and its path.
     pub fn refused(&self) -> Option<(&'static str, RelPath)> {
         let counter = self.switch.0.lock();
@@ -362,6 +371,17 @@ impl<B: Backend> Backend for FaultyBackend<B> {
         let inner = self
             .switch
             .call("create", path, || self.inner.create(path))?;
+        let (switch, path) = (self.switch.clone(), path.clone());
+        Ok(Box::new(FaultyWriter {
+            inner,
+            switch,
+            path,
+        }))
+    }
+
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        let work = || self.inner.modify(path);
+        let inner = self.switch.call("modify", path, work)?;
         let (switch, path) = (self.switch.clone(), path.clone());
         Ok(Box::new(FaultyWriter {
             inner,
@@ -497,13 +517,13 @@ impl ReadFile for FaultyReader {
     }
 }
 
-struct FaultyWriter {
-    inner: Box<dyn WriteFile>,
+struct FaultyWriter<F: ?Sized> {
+    inner: Box<F>,
     switch: Switch,
     path: RelPath,
 }
 
-impl WriteFile for FaultyWriter {
+impl WriteFile for FaultyWriter<dyn WriteFile> {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
         let lie = self.switch.0.lock().lie;
         let (switch, path) = (&self.switch, &self.path);
@@ -514,6 +534,35 @@ impl WriteFile for FaultyWriter {
             }
             _ => self.inner.append(data),
         })
+    }
+
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        let FaultyWriter {
+            inner,
+            switch,
+            path,
+        } = *self;
+        switch.io(CLOSE, &path, || inner.finish(modified))
+    }
+}
+
+impl ModifyFile for FaultyWriter<dyn ModifyFile> {
+    /// As for an append; a change within the file takes no space.
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        let lie = self.switch.0.lock().lie;
+        let (switch, path) = (&self.switch, &self.path);
+        switch.io(WRITE, path, || match data.split_first() {
+            Some((first, rest)) if lie => {
+                self.inner.write_at(&[!first], offset)?;
+                self.inner.write_at(rest, offset + 1)
+            }
+            _ => self.inner.write_at(data, offset),
+        })
+    }
+
+    fn set_size(&mut self, size: u64) -> io::Result<()> {
+        let work = || self.inner.set_size(size);
+        self.switch.io("truncate", &self.path, work)
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {

@@ -272,6 +272,28 @@ pub trait WriteFile: Send {
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()>;
 }
 
+/// A regular file of the backend that is changed in place. A drop without `finish` closes it as it
+/// is.
+pub trait ModifyFile: Send {
+    /// Writes all of `data` at `offset`, over what is there, or at the end of the file.
+    ///
+    /// # Errors
+    /// What the system said; any part of `data` may have been written then.
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Cuts the file off, or fills it up with zeros, to `size` bytes.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn set_size(&mut self, size: u64) -> io::Result<()>;
+
+    /// Sets the modification time and closes the file. Durable after the next [`Backend::sync`].
+    ///
+    /// # Errors
+    /// As for [`WriteFile::finish`].
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()>;
+}
+
 /// A directory on the slow side. All paths are relative to its root; no call follows a symbolic
 /// link.
 pub trait Backend: Send + Sync {
@@ -352,6 +374,14 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// `AlreadyExists` if the path exists.
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>>;
+
+    /// Opens the regular file at `path` to be changed in place. Other programs that have it open
+    /// see the changes.
+    ///
+    /// # Errors
+    /// If it does not exist, or is no regular file; EMLINK if it has further names, under which it
+    /// would change as well.
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>>;
 
     /// Creates a directory.
     ///

@@ -40,13 +40,15 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat
 use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xattrs};
 use crate::drive::inner_mounts::InnerMounts;
 use crate::drive::kept::{Kept, KeptOpen, OpenDir};
-use crate::drive::mounted::files::{MountedReader, MountedWriter, UncachedReader, open_regular_at};
+use crate::drive::mounted::files::{
+    MountedReader, MountedWriter, UncachedReader, open_regular_at, open_to_modify_at,
+};
 use crate::drive::mounted::metadata::{
     holder, judge, metadata_at, metadata_from, metadata_with_target,
 };
 use crate::drive::root::Root;
 use crate::drive::unsynced::Unsynced;
-use crate::drive::{Backend, BackendError, Look, ReadFile, Result, SYNC, WriteFile};
+use crate::drive::{Backend, BackendError, Look, ModifyFile, ReadFile, Result, SYNC, WriteFile};
 use crate::format::layout;
 use crate::plan::representable;
 use crate::plan::trust::{Ownership, Trust};
@@ -441,6 +443,18 @@ impl Backend for MountedDir {
             Ok(MountedWriter::new(file, sync_at_end))
         };
         Ok(Box::new(named("create", path, answer())?))
+    }
+
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        self.check_change("open", path)?;
+        let answer = || -> io::Result<MountedWriter> {
+            let (dir, name) = self.parent(path, Errno::EISDIR)?;
+            let file = open_to_modify_at(&dir, &name)?;
+            // The name stays, but its time and size may be kept in its directory.
+            let sync_at_end = self.note_new(&dir, path)?;
+            Ok(MountedWriter::new(file, sync_at_end))
+        };
+        Ok(Box::new(named("open", path, answer())?))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {

@@ -20,7 +20,9 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xattrs};
-use crate::drive::{Backend, BackendError, KeptOpen, Look, ReadFile, Result, SYNC, WriteFile};
+use crate::drive::{
+    Backend, BackendError, KeptOpen, Look, ModifyFile, ReadFile, Result, SYNC, WriteFile,
+};
 use crate::plan::trust::Trust;
 
 /// Called for errors that may mean that the drive is gone, on the thread that got the error. It
@@ -133,6 +135,18 @@ impl Watched {
     }
 }
 
+impl Watched {
+    fn register_writer<F: ?Sized + Send + 'static>(&self, file: Box<F>) -> Shared<Writer<F>> {
+        let writer = Arc::new(Writer {
+            file: Mutex::new(Some(file)),
+            revocation: self.revocation.clone(),
+        });
+        let held: Arc<dyn Held> = writer.clone();
+        self.hold(Arc::downgrade(&held));
+        Shared(writer)
+    }
+}
+
 impl Backend for Watched {
     fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
         self.call("read_dir", dir, |inner| inner.read_dir(dir))
@@ -171,13 +185,12 @@ impl Backend for Watched {
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         let file = self.call("create", path, |inner| inner.create(path))?;
-        let writer = Arc::new(Writer {
-            file: Mutex::new(Some(file)),
-            revocation: self.revocation.clone(),
-        });
-        let held: Arc<dyn Held> = writer.clone();
-        self.hold(Arc::downgrade(&held));
-        Ok(Box::new(Shared(writer)))
+        Ok(Box::new(self.register_writer(file)))
+    }
+
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        let file = self.call("open", path, |inner| inner.modify(path))?;
+        Ok(Box::new(self.register_writer(file)))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {
@@ -335,37 +348,55 @@ impl ReadFile for Shared<Reader> {
     }
 }
 
-struct Writer {
+struct Writer<F: ?Sized> {
     /// `None` once it is revoked, and while it is in use.
-    file: Mutex<Option<Box<dyn WriteFile>>>,
+    file: Mutex<Option<Box<F>>>,
     revocation: Arc<Revocation>,
 }
 
-impl Writer {
-    fn take(&self) -> io::Result<Box<dyn WriteFile>> {
+impl<F: ?Sized> Writer<F> {
+    fn take(&self) -> io::Result<Box<F>> {
         self.file.lock().take().ok_or_else(no_medium)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut F) -> io::Result<()>) -> io::Result<()> {
+        let mut file = self.take()?;
+        let answer = self.revocation.judge_io(change(&mut file));
+        let mut slot = self.file.lock();
+        // Checked under the lock that `close` takes: a file that is put back after the revocation
+        // would never be closed.
+        if self.revocation.is_revoked() {
+            return Err(no_medium());
+        }
+        *slot = Some(file);
+        answer
     }
 }
 
-impl Held for Writer {
+impl<F: ?Sized + Send> Held for Writer<F> {
     fn close(&self) {
         *self.file.lock() = None;
     }
 }
 
-impl WriteFile for Shared<Writer> {
+impl WriteFile for Shared<Writer<dyn WriteFile>> {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
-        let writer = &self.0;
-        let mut file = writer.take()?;
-        let answer = writer.revocation.judge_io(file.append(data));
-        let mut slot = writer.file.lock();
-        // Checked under the lock that `close` takes: a file that is put back after the revocation
-        // would never be closed.
-        if writer.revocation.is_revoked() {
-            return Err(no_medium());
-        }
-        *slot = Some(file);
-        answer
+        self.0.change(|file| file.append(data))
+    }
+
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        let file = self.0.take()?;
+        self.0.revocation.judge_io(file.finish(modified))
+    }
+}
+
+impl ModifyFile for Shared<Writer<dyn ModifyFile>> {
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.0.change(|file| file.write_at(data, offset))
+    }
+
+    fn set_size(&mut self, size: u64) -> io::Result<()> {
+        self.0.change(|file| file.set_size(size))
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {

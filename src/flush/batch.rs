@@ -21,10 +21,13 @@ use crate::flush::diff::Gathered;
 use crate::flush::expectations::Before;
 use crate::flush::flusher::phase;
 use crate::flush::note::removed_and_moved;
+use crate::flush::patches::Bases;
 use crate::flush::refused_names::refused_names;
 use crate::flush::report::{Report, Wish};
 use crate::flush::stage::{Staged, Stager};
-use crate::flush::{Flusher, FlusherParts, across, attributes, open_copies, space_check, verify};
+use crate::flush::{
+    Flusher, FlusherParts, across, attributes, open_copies, patches, space_check, verify,
+};
 use crate::format::record::BatchRecord;
 use crate::format::steps::Steps;
 use crate::format::{layout, record};
@@ -137,7 +140,8 @@ impl BatchWriter<'_> {
             }
         }
         let capabilities = self.capabilities;
-        let granted = space_check::check(self.backend, plan, gathered, capabilities)?;
+        let bases = patches::bases(self.parts, self.backend, plan, gathered, capabilities)?;
+        let granted = space_check::check(self.backend, plan, gathered, capabilities, &bases)?;
         let relieved = self
             .flusher
             .reserve
@@ -156,10 +160,12 @@ impl BatchWriter<'_> {
             wish: self.wish,
             progress: self.progress,
             held: granted.held,
+            patching: &self.parts.patching,
+            bases: &bases,
         };
         let staged = stager
             .stage(plan.steps.clone())
-            .map_err(|error| self.explain_full(error, plan, gathered))?;
+            .map_err(|error| self.explain_full(error, plan, gathered, &bases))?;
         if self.wish.verify {
             verify::staged(
                 self.backend,
@@ -167,7 +173,8 @@ impl BatchWriter<'_> {
                 &staged.steps,
                 self.wish,
                 self.progress,
-            )?;
+            )
+            .inspect_err(|_| self.forget_bases(plan, gathered))?;
         }
         // Staging may have taken hours. External changes from here on are met when names are
         // placed.
@@ -196,7 +203,8 @@ impl BatchWriter<'_> {
             backend: &relieved,
             ..*self
         };
-        (writer.commit(&journal)).map_err(|error| self.explain_full(error, plan, gathered))?;
+        (writer.commit(&journal))
+            .map_err(|error| self.explain_full(error, plan, gathered, &bases))?;
         self.parts.hooks.hold_open(&going_away(gathered, plan));
         writer.apply_and_confirm(&journal, &mut report)?;
         report.copied_open = open_copies::of(self.parts, self.active, &staged);
@@ -244,7 +252,13 @@ impl BatchWriter<'_> {
 
     /// Replaces the `error` of a backend that was full before the commit by what is missing there.
     /// Removes what was staged.
-    fn explain_full(&self, error: FlushError, plan: &Plan, gathered: &Gathered) -> FlushError {
+    fn explain_full(
+        &self,
+        error: FlushError,
+        plan: &Plan,
+        gathered: &Gathered,
+        bases: &Bases,
+    ) -> FlushError {
         let is_full = matches!(&error, FlushError::Backend(error) if error.is_full());
         // With a record the batch may yet be finished, also by a machine that has only the staged
         // files.
@@ -255,7 +269,15 @@ impl BatchWriter<'_> {
         // Best effort: this is repeated when the batch is given up.
         let _ = discard(self.backend, &layout::staging_dir(self.active.batch));
         let capabilities = self.capabilities;
-        space_check::full(self.backend, plan, gathered, capabilities)
+        space_check::full(self.backend, plan, gathered, capabilities, bases)
+    }
+
+    /// After a failed comparison with the drive: the next batch writes its files whole.
+    fn forget_bases(&self, plan: &Plan, gathered: &Gathered) {
+        let known = Before::new(gathered).known(&plan.steps);
+        for replaced in known.replaced.values() {
+            self.parts.patching.forget(replaced.hash);
+        }
     }
 
     /// Returns the journal. `left` is the space that rewriting the catalog may take beside the

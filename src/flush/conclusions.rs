@@ -26,7 +26,9 @@ pub(super) fn conclusions(plan: &Plan, gathered: &Gathered, staged: &Staged) -> 
     let place = staged.steps.place.iter();
     let contents: BTreeMap<SlotNo, Staging> = place
         .filter_map(|step| match step {
-            PlaceStep::Install { slot, content, .. } => Some((*slot, Staging::File(*content))),
+            PlaceStep::Install { slot, content, .. } | PlaceStep::Patch { slot, content, .. } => {
+                Some((*slot, Staging::File(*content)))
+            }
             PlaceStep::InstallNode { slot, node, .. } => Some((*slot, Staging::Node(node.size()))),
             _ => None,
         })

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::flush::Flusher;
 use crate::flush::conclusions::Concluded;
 use crate::format::expectations::ExpectedFile;
-use crate::format::steps::{ClearStep, PlainKind};
+use crate::format::steps::{ClearStep, PlaceStep, PlainKind};
 use crate::index::{BatchEnd, BatchSummary, Confirmed, Flags, IndexWriter, PlacedEntry};
 use crate::plan::delta::NOBODY;
 use crate::plan::planner::NameKey;
@@ -23,6 +23,19 @@ use crate::plan::planner::NameKey;
 const CHUNK: usize = 256;
 
 impl Flusher {
+    /// Forgets the blocks of files that could not be patched. The next batch writes them whole.
+    fn forget_unpatched(&self, journal: &Journal, applied: &Applied) {
+        let record = &journal.record;
+        for refusal in &applied.refused.steps {
+            if let StepNo::Place(number) = refusal.step
+                && let Some(PlaceStep::Patch { slot, .. }) = record.steps.place.get(number)
+            {
+                let replaced = record.known.replaced.get(slot);
+                self.parts.patching.forget(replaced.and_then(|it| it.hash));
+            }
+        }
+    }
+
     /// Derives what the index is to conclude from a batch, and marks the names that were refused.
     fn conclude(&self, journal: &Journal, applied: &Applied) -> Result<Concluded> {
         let (mut concluded, exceptions) = Concluded::of(journal, applied)?;
@@ -212,6 +225,7 @@ impl Flusher {
         for path in &applied.lost_dirs {
             self.note_lost_dir(path, cut)?;
         }
+        self.forget_unpatched(journal, applied);
         let concluded = self.conclude(journal, applied)?;
         self.note_relocated(journal, applied, cut)?;
         self.note_conclusions(&concluded, cut)?;

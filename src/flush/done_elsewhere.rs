@@ -91,6 +91,7 @@ impl JournaledBatch<'_> {
             match step {
                 PlaceStep::MakeDir { path: to }
                 | PlaceStep::Install { to, .. }
+                | PlaceStep::Patch { to, .. }
                 | PlaceStep::InstallNode { to, .. }
                 | PlaceStep::Link { to, .. }
                 | PlaceStep::Attach {
@@ -164,7 +165,9 @@ fn note_different(
             continue;
         }
         let is_it = match step {
-            PlaceStep::Install { content, .. } => crate::drive::matches(backend, to, content),
+            PlaceStep::Install { content, .. } | PlaceStep::Patch { content, .. } => {
+                crate::drive::matches(backend, to, content)
+            }
             PlaceStep::InstallNode { node, .. } => (backend.metadata(to))
                 .map(|found| special_files::node_of(&found).as_ref() == Some(node)),
             PlaceStep::Link { from, .. } => (backend.metadata(from))

@@ -48,6 +48,12 @@ impl<'a> Before<'a> {
         before
     }
 
+    /// Returns the file that the backend has at `path`, a path after the batch, if the name is
+    /// among those that differ.
+    pub(super) fn file_at(&self, path: &RelPath) -> Option<&'a PlacedEntry> {
+        self.new.get(path).copied()
+    }
+
     /// Returns what the steps of a batch move.
     pub(super) fn moves<'s>(&self, staged: &'s Staged) -> Moves<'s> {
         let mut moves = Moves {
@@ -60,6 +66,7 @@ impl<'a> Before<'a> {
         for step in &staged.steps.place {
             match step {
                 PlaceStep::Install { to, .. }
+                | PlaceStep::Patch { to, .. }
                 | PlaceStep::InstallNode { to, .. }
                 | PlaceStep::Link { to, .. } => {
                     moves.installed.insert(to);
@@ -138,6 +145,7 @@ impl<'a> Before<'a> {
             };
             match step {
                 PlaceStep::Install { slot, .. }
+                | PlaceStep::Patch { slot, .. }
                 | PlaceStep::InstallNode { slot, .. }
                 | PlaceStep::Attach { slot, .. } => {
                     known.replaced.insert(*slot, believed(entry));

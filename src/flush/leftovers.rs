@@ -197,9 +197,9 @@ fn left_by(record: &BatchRecord) -> Vec<RelPath> {
     }
     for step in &record.steps.place {
         let (slot, to, is_staged) = match step {
-            PlaceStep::Install { slot, to, .. } | PlaceStep::InstallNode { slot, to, .. } => {
-                (*slot, to, true)
-            }
+            PlaceStep::Install { slot, to, .. }
+            | PlaceStep::Patch { slot, to, .. }
+            | PlaceStep::InstallNode { slot, to, .. } => (*slot, to, true),
             PlaceStep::Attach { slot, to, .. } => (*slot, to, false),
             _ => continue,
         };

@@ -55,6 +55,7 @@ mod note;
 mod open_batch;
 mod open_copies;
 mod others_batches;
+mod patches;
 mod recover;
 mod refusals;
 mod refused_names;
@@ -93,6 +94,7 @@ use crate::recovery::interrupted;
 pub(crate) use crate::flush::flusher::phase;
 pub use crate::flush::hooks::Hooks;
 pub use crate::flush::note::{BatchNote, NotedEnd};
+pub use crate::flush::patches::Patching;
 pub use crate::flush::report::{Cancel, OpenCopy, Report, Wish};
 
 /// The parts that a flusher works with.
@@ -119,6 +121,8 @@ pub struct FlusherParts {
     pub time_granularity_ns: u64,
     /// The directory of the journals, on the SSD.
     pub journals: PathBuf,
+    /// Which files are written as patches.
+    pub patching: Patching,
     /// The served file system.
     pub hooks: Arc<dyn Hooks>,
 }

@@ -23,6 +23,7 @@ use crate::core::{Capabilities, Ino, RelPath, Space, Xattrs};
 use crate::drive::Backend;
 use crate::error::{FlushError, Result};
 use crate::flush::diff::Gathered;
+use crate::flush::patches::{Bases, most_bytes};
 use crate::format::steps::{AttributeStep, Node, PlaceStep, PlainKind, Steps};
 use crate::plan::planner::{NameChange, Plan, StageSource};
 use crate::plan::space::{Allocation, entry_bytes};
@@ -39,7 +40,7 @@ const ROOMY: u64 = 1 << 30;
 
 /// The most bytes that a step takes in a record, without its path; with the expectation of a file
 /// that it replaces.
-const STEP: u64 = 128;
+const STEP: u64 = 192;
 
 /// Bytes of a description in the catalog, without name and attributes.
 const DESCRIPTION: u64 = 96;
@@ -47,12 +48,22 @@ const DESCRIPTION: u64 = 96;
 /// A symbolic link of at most this many bytes is stored in its inode.
 const SHORT_TARGET: usize = 59;
 
+/// The files of a batch that may be patched.
+#[derive(Clone, Copy)]
+struct Patches<'a> {
+    bases: &'a Bases,
+    /// They are counted as patches, not as whole files.
+    are_used: bool,
+}
+
 /// The space that a batch will take on the drive, in bytes.
 struct Need<'a> {
     /// Before the commit: files, nodes, the staging directory.
     staged: u64,
-    /// From the commit on: the record, the segment, directories.
+    /// From the commit on: the record, the segment, directories, what patched files grow by.
     later: u64,
+    /// What files may grow by if they are patched.
+    grown: u64,
     /// The largest file.
     largest: Option<(&'a RelPath, u64)>,
     /// The batch only removes and renames.
@@ -70,22 +81,29 @@ pub(super) struct Granted {
 }
 
 impl<'a> Need<'a> {
-    fn of(plan: &'a Plan, gathered: &Gathered, allocation: Allocation) -> Need<'a> {
+    fn of(
+        plan: &'a Plan,
+        gathered: &Gathered,
+        allocation: Allocation,
+        patches: Patches<'_>,
+    ) -> Need<'a> {
         let steps = &plan.steps;
         let mut need = Need {
-            staged: staging_dir(steps, allocation),
+            staged: staging_dir(steps, allocation, patches),
             later: 0,
+            grown: 0,
             largest: None,
             makes_nothing: true,
         };
         for step in &steps.place {
-            need.add_staged(step, gathered, allocation);
+            need.add_staged(step, gathered, allocation, patches);
         }
         let catalog = catalog_bytes(&gathered.subjects);
         need.later = directories(steps, allocation)
             .saturating_add(allocation.file(record_bytes(steps).saturating_add(catalog)))
             .saturating_add(allocation.file(catalog))
             .saturating_add(attributes(&steps.attributes, allocation))
+            .saturating_add(need.grown)
             // Our directories may grow, and that of the catalog may be new.
             .saturating_add(allocation.unit.saturating_mul(2));
         need
@@ -96,11 +114,23 @@ impl<'a> Need<'a> {
         step: &'a PlaceStep<StageSource>,
         gathered: &Gathered,
         allocation: Allocation,
+        patches: Patches<'_>,
     ) {
         match step {
-            PlaceStep::Install { to, content, .. } => {
+            PlaceStep::Install { slot, to, content } => {
                 let size = size_of(content, gathered);
-                self.staged = self.staged.saturating_add(allocation.file(size));
+                let base = patches.bases.get(slot);
+                let staged = match base {
+                    Some(_) if patches.are_used => most_bytes(size),
+                    _ => size,
+                };
+                self.staged = self.staged.saturating_add(allocation.file(staged));
+                if let Some(base) = base {
+                    let grown = allocation
+                        .file(size)
+                        .saturating_sub(allocation.file(base.size));
+                    self.grown = self.grown.saturating_add(grown);
+                }
                 self.makes_nothing = false;
                 if self.largest.is_none_or(|(_, most)| size > most) {
                     self.largest = Some((to, size));
@@ -113,7 +143,10 @@ impl<'a> Need<'a> {
                 }
             }
             PlaceStep::MakeDir { .. } => self.makes_nothing = false,
-            PlaceStep::Attach { .. } | PlaceStep::Link { .. } | PlaceStep::Touch { .. } => {}
+            PlaceStep::Attach { .. }
+            | PlaceStep::Patch { .. }
+            | PlaceStep::Link { .. }
+            | PlaceStep::Touch { .. } => {}
         }
     }
 
@@ -146,8 +179,10 @@ fn size_of(content: &StageSource, gathered: &Gathered) -> u64 {
 }
 
 /// Returns the space of the batch's own directory, with an entry for each slot.
-fn staging_dir(steps: &Steps<StageSource>, allocation: Allocation) -> u64 {
+fn staging_dir(steps: &Steps<StageSource>, allocation: Allocation, patches: Patches<'_>) -> u64 {
     let slots = steps.clear.len().saturating_add(steps.place.len()) as u64;
+    // A patch has a note beside it.
+    let slots = slots.saturating_add(patches.bases.len() as u64);
     allocation.directory(slots.saturating_mul(entry_bytes("s00000000".len())))
 }
 
@@ -264,15 +299,27 @@ pub(super) fn check(
     plan: &Plan,
     gathered: &Gathered,
     capabilities: &Capabilities,
+    bases: &Bases,
 ) -> Result<Granted> {
     let space = space_on(backend)?;
-    let need = Need::of(plan, gathered, allocation(&space, capabilities));
+    let need_of = |are_used| {
+        let patches = Patches { bases, are_used };
+        Need::of(plan, gathered, allocation(&space, capabilities), patches)
+    };
+    let mut need = need_of(false);
     let reserve = reserve::size_on(backend)?;
     let available = if space.total > 0 {
         space.available
     } else {
         u64::MAX
     };
+    // In doubt there is space for whole files. On a drive without it patches must do.
+    if need.total() > available && !bases.is_empty() {
+        let patched = need_of(true);
+        if patched.total() <= available {
+            need = patched;
+        }
+    }
     if need.total() <= available {
         let left = available - need.total();
         return Ok(Granted {
@@ -304,9 +351,15 @@ pub(super) fn full(
     plan: &Plan,
     gathered: &Gathered,
     capabilities: &Capabilities,
+    bases: &Bases,
 ) -> FlushError {
     let space = backend.space().unwrap_or_default();
-    Need::of(plan, gathered, allocation(&space, capabilities)).full(space.available, gathered)
+    let patches = Patches {
+        bases,
+        are_used: false,
+    };
+    let allocation = allocation(&space, capabilities);
+    Need::of(plan, gathered, allocation, patches).full(space.available, gathered)
 }
 
 fn freed_by_removals(gathered: &Gathered) -> u64 {

@@ -15,9 +15,10 @@ use crate::cache::Store;
 use crate::core::{BatchNo, Ino, Phase, Progress, RelPath};
 use crate::drive::{Backend, BackendError};
 use crate::error::{FlushError, Result};
+use crate::flush::patches::{Bases, PatchStager, Patching};
 use crate::flush::report::Wish;
 use crate::format::layout;
-use crate::format::steps::{FileContent, Node, PlaceStep, SlotNo, Steps};
+use crate::format::steps::{FileContent, Node, PatchFile, PlaceStep, SlotNo, Steps};
 use crate::index::Inode;
 use crate::plan::planner::StageSource;
 
@@ -27,43 +28,6 @@ pub(crate) struct Staged {
     pub(crate) sources: BTreeMap<SlotNo, StageSource>,
     pub(crate) files: u64,
     pub(crate) bytes: u64,
-}
-
-/// Copies one file into its slot and returns its content. A file that is not of the `expected` size
-/// is not the one that the index describes, and must not replace anything. `done` gets the bytes of
-/// each step.
-fn stage_file(
-    backend: &dyn Backend,
-    store: &Store,
-    source: &StageSource,
-    slot: &RelPath,
-    expected: Option<u64>,
-    buffer: &mut [u8],
-    done: impl FnMut(u64) -> Result<()>,
-) -> Result<FileContent> {
-    let from = Source::open(backend, store, source)?;
-    let content = write_slot(
-        (backend.create(slot)?, slot),
-        &from,
-        modified(source),
-        expected,
-        buffer,
-        done,
-    )?;
-    if from.is_torn() {
-        return Err(bad_object(source, TORN.into()));
-    }
-    if expected.is_some_and(|expected| expected != content.size) {
-        return Err(FlushError::Cache {
-            operation: format!(
-                "read the object of {slot}: {} bytes where the index has {}",
-                content.size,
-                expected.unwrap_or(0)
-            ),
-            source: std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
-        });
-    }
-    Ok(content)
 }
 
 /// Stages every file of the plan, in the order of its final path, and syncs once.
@@ -82,6 +46,9 @@ pub(crate) struct Stager<'a> {
     pub(crate) progress: &'a dyn Fn(Progress),
     /// Space that is held for the part after the commit.
     pub(crate) held: Held,
+    pub(crate) patching: &'a Patching,
+    /// The files that may be patched.
+    pub(super) bases: &'a Bases,
 }
 
 impl Stager<'_> {
@@ -107,26 +74,42 @@ impl Stager<'_> {
         for step in plan.place {
             let step = match step {
                 PlaceStep::Install { slot, to, content } => {
-                    let measured = match self.stage_one(&content, slot, &mut buffer, &mut progress)
-                    {
+                    let place = (slot, &to);
+                    let written = self.stage_one(&content, place, &mut buffer, &mut progress);
+                    let (measured, patch) = match written {
                         // All of them are found in one pass; the batch is then planned without
                         // them.
                         Err(FlushError::BadObjects(files)) => {
                             bad.extend(files);
                             continue;
                         }
-                        measured => measured?,
+                        written => written?,
                     };
-                    self.hide_private(&content, slot)?;
+                    let path = match patch {
+                        Some(_) => layout::patch_path(self.batch, slot),
+                        None => layout::slot_path(self.batch, slot),
+                    };
+                    self.hide_private(&content, &path)?;
+                    let bytes = patch.map_or(measured.size, |patch| patch.size);
                     staged.files += 1;
-                    staged.bytes = staged.bytes.saturating_add(measured.size);
+                    staged.bytes = staged.bytes.saturating_add(bytes);
                     staged.sources.insert(slot, content);
-                    PlaceStep::Install {
-                        slot,
-                        to,
-                        content: measured,
+                    match patch {
+                        Some(patch) => PlaceStep::Patch {
+                            slot,
+                            to,
+                            content: measured,
+                            patch,
+                        },
+                        None => PlaceStep::Install {
+                            slot,
+                            to,
+                            content: measured,
+                        },
                     }
                 }
+                // Made here only.
+                PlaceStep::Patch { .. } => continue,
                 PlaceStep::MakeDir { path } => PlaceStep::MakeDir { path },
                 PlaceStep::Attach { slot, to, kind } => PlaceStep::Attach { slot, to, kind },
                 PlaceStep::InstallNode { slot, to, node } => {
@@ -154,12 +137,11 @@ impl Stager<'_> {
 
     /// Closes the slot of a file that others may not read in the mount. So they cannot read it in
     /// the slot, nor under its name before it gets its attributes.
-    fn hide_private(&self, source: &StageSource, slot: SlotNo) -> Result<()> {
+    fn hide_private(&self, source: &StageSource, path: &RelPath) -> Result<()> {
         let (StageSource::Object { ino, .. } | StageSource::Backend { ino, .. }) = source;
         match self.inodes.get(ino) {
             Some(inode) if self.keeps_permissions && inode.mode & 0o044 != 0o044 => {
-                let path = layout::slot_path(self.batch, slot);
-                Ok(self.backend.set_permissions(&path, 0o600)?)
+                Ok(self.backend.set_permissions(path, 0o600)?)
             }
             _ => Ok(()),
         }
@@ -192,28 +174,94 @@ impl Stager<'_> {
         self.expected_size(source).or_else(known).unwrap_or(0)
     }
 
-    fn stage_one(
+    /// Stages the difference of a file that may be patched. Returns `None` if it is better written
+    /// whole.
+    fn stage_patch(
+        &self,
+        source: &StageSource,
+        (slot, to): (SlotNo, &RelPath),
+    ) -> Result<Option<(FileContent, PatchFile)>> {
+        let (Some(base), Some(size)) = (self.bases.get(&slot), self.expected_size(source)) else {
+            return Ok(None);
+        };
+        let from = Source::open(self.backend, self.store, source)?;
+        let path = layout::patch_path(self.batch, slot);
+        let stager = PatchStager {
+            backend: self.backend,
+            patching: self.patching,
+            target: to,
+            patch: &path,
+            size,
+            modified: modified(source),
+        };
+        let staged = stager.stage(&from, base, &mut || self.wish.check())?;
+        match from.is_torn() {
+            true => Err(bad_object(source, TORN.into())),
+            false => Ok(staged),
+        }
+    }
+
+    /// Writes one file into its slot, whole.
+    fn stage_whole(
         &self,
         source: &StageSource,
         slot: SlotNo,
         buffer: &mut [u8],
         progress: &mut Progress,
     ) -> Result<FileContent> {
-        let path = layout::slot_path(self.batch, slot);
+        let slot = layout::slot_path(self.batch, slot);
         let expected = self.expected_size(source);
-        let result = stage_file(
-            self.backend,
-            self.store,
-            source,
-            &path,
+        let from = Source::open(self.backend, self.store, source)?;
+        let file = self.backend.create(&slot)?;
+        let (file, tap) = self.patching.tap(file, source, expected);
+        let done = |bytes| {
+            progress.bytes_done = progress.bytes_done.saturating_add(bytes);
+            (self.progress)(*progress);
+            self.wish.check()
+        };
+        let content = write_slot(
+            (file, &slot),
+            &from,
+            modified(source),
             expected,
             buffer,
-            |bytes| {
-                progress.bytes_done = progress.bytes_done.saturating_add(bytes);
-                (self.progress)(*progress);
-                self.wish.check()
-            },
-        );
+            done,
+        )?;
+        if from.is_torn() {
+            return Err(bad_object(source, TORN.into()));
+        }
+        if expected.is_some_and(|expected| expected != content.size) {
+            return Err(FlushError::Cache {
+                operation: format!(
+                    "read the object of {slot}: {} bytes where the index has {}",
+                    content.size,
+                    expected.unwrap_or(0)
+                ),
+                source: std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
+            });
+        }
+        self.patching.keep(tap, &content);
+        Ok(content)
+    }
+
+    /// Copies one file, or what differs of it, into its slot and returns its content. A file that
+    /// is not of the expected size is not the one that the index describes, and must not replace
+    /// anything.
+    fn stage_one(
+        &self,
+        source: &StageSource,
+        (slot, to): (SlotNo, &RelPath),
+        buffer: &mut [u8],
+        progress: &mut Progress,
+    ) -> Result<(FileContent, Option<PatchFile>)> {
+        let result = match self.stage_patch(source, (slot, to)) {
+            Ok(Some((content, patch))) => {
+                progress.bytes_done = progress.bytes_done.saturating_add(content.size);
+                Ok((content, Some(patch)))
+            }
+            Ok(None) => (self.stage_whole(source, slot, buffer, progress)).map(|it| (it, None)),
+            Err(error) => Err(error),
+        };
         progress.files_done += 1;
         (self.progress)(*progress);
         result.map_err(|error| match error {

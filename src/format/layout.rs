@@ -74,6 +74,9 @@ const LOST: &str = ".lost";
 /// Suffix of the note that the content of a slot was found under two names.
 const TWIN: &str = ".twin";
 
+/// Suffix of the note that the patch of a slot may have been begun.
+const BEGUN: &str = ".begun";
+
 /// Path of the directory of ferryfs.
 pub fn dir() -> RelPath {
     RelPath::fixed(DIR)
@@ -190,6 +193,8 @@ pub fn is_note_name(name: &Name) -> bool {
         .any(|note| name.as_bytes() == note.as_bytes())
         || parse_lost_name(name).is_some()
         || parse_twin_name(name).is_some()
+        || parse_begun_name(name).is_some()
+        || is_patch_name(name)
 }
 
 /// Path of the file that the clear step with this number removed, until the end of the batch.
@@ -307,6 +312,30 @@ pub fn twin_path(batch: BatchNo, slot: SlotNo) -> RelPath {
 /// Returns the slot for which a name in a staging directory notes two names.
 pub fn parse_twin_name(name: &Name) -> Option<SlotNo> {
     let slot = name.as_bytes().strip_suffix(TWIN.as_bytes())?;
+    parse_slot_name(&Name::new(slot).ok()?)
+}
+
+/// Path of the patch of `slot`. It has a name of its own, because no file of the user's is ever
+/// there.
+pub fn patch_path(batch: BatchNo, slot: SlotNo) -> RelPath {
+    staging_dir(batch).join(&own_name(&format!("p{:08x}", slot.0)))
+}
+
+/// Returns whether a name in a staging directory is that of a patch.
+fn is_patch_name(name: &Name) -> bool {
+    let digits = name.as_bytes().strip_prefix(b"p");
+    digits.is_some_and(|digits| parse_hex(digits, 8).is_some())
+}
+
+/// Path of the note that blocks of the patch of `slot` may be in its file: until the patch is
+/// complete, the file may be neither the old version nor the new one.
+pub fn begun_path(batch: BatchNo, slot: SlotNo) -> RelPath {
+    staging_dir(batch).join(&own_name(&format!("{}{BEGUN}", slot.file_name())))
+}
+
+/// Returns the slot whose patch a name in a staging directory notes as begun.
+pub fn parse_begun_name(name: &Name) -> Option<SlotNo> {
+    let slot = name.as_bytes().strip_suffix(BEGUN.as_bytes())?;
     parse_slot_name(&Name::new(slot).ok()?)
 }
 

@@ -8,5 +8,6 @@ pub mod expectations;
 pub mod layout;
 pub mod lease;
 pub mod marker;
+pub mod patch;
 pub mod record;
 pub mod steps;

@@ -121,6 +121,15 @@ pub struct FileContent {
     pub modified: Timestamp,
 }
 
+/// A staged patch, a file of [`crate::format::patch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PatchFile {
+    /// Length in bytes.
+    pub size: u64,
+    /// BLAKE3 of all bytes.
+    pub hash: ContentHash,
+}
+
 /// A step of the first phase. Paths are those of the tree before the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClearStep {
@@ -172,6 +181,18 @@ pub enum PlaceStep<C> {
         /// Its content.
         content: C,
     },
+    /// Writes the blocks of a staged patch into the regular file that is at `to` before the batch
+    /// and keeps its name.
+    Patch {
+        /// The slot. The patch is beside it, under a name of its own.
+        slot: SlotNo,
+        /// The path.
+        to: RelPath,
+        /// The content that the file has afterwards.
+        content: C,
+        /// The patch.
+        patch: PatchFile,
+    },
     /// Moves a staged node to its name and replaces any entry there except a directory.
     InstallNode {
         /// The slot.
@@ -215,6 +236,7 @@ impl<C> PlaceStep<C> {
             PlaceStep::MakeDir { path }
             | PlaceStep::Attach { to: path, .. }
             | PlaceStep::Install { to: path, .. }
+            | PlaceStep::Patch { to: path, .. }
             | PlaceStep::InstallNode { to: path, .. }
             | PlaceStep::Link { to: path, .. }
             | PlaceStep::Touch { path, .. } => path,
@@ -264,7 +286,7 @@ impl<C> Steps<C> {
         }
         let fills = |step: &PlaceStep<C>| {
             let dir = || step.path().split_last().map(|it| it.0);
-            !matches!(step, PlaceStep::Touch { .. })
+            !matches!(step, PlaceStep::Touch { .. } | PlaceStep::Patch { .. })
                 && dir().is_some_and(|it| emptied.contains(&it))
         };
         !emptied.is_empty() && self.place.iter().any(fills)
@@ -272,10 +294,12 @@ impl<C> Steps<C> {
 
     /// Returns whether the second phase takes space that the first has freed, so that a sync must
     /// separate them even without a mark. Without it, on a backend without a journal, a crash may
-    /// bring back a name whose clusters a new directory has got.
+    /// bring back a name whose clusters a new directory, or a file that has grown, has got.
     pub fn needs_sync_between(&self) -> bool {
-        let makes_dir = |step: &PlaceStep<C>| matches!(step, PlaceStep::MakeDir { .. });
-        !self.clear.is_empty() && self.place.iter().any(makes_dir)
+        let takes_space = |step: &PlaceStep<C>| {
+            matches!(step, PlaceStep::MakeDir { .. } | PlaceStep::Patch { .. })
+        };
+        !self.clear.is_empty() && self.place.iter().any(takes_space)
     }
 
     /// Returns whether there are no steps.

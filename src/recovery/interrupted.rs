@@ -338,6 +338,11 @@ fn keep_refused(
                 reason.push_str(&format!("; the new version is kept as {kept}"));
             }
         }
+        if let StepNo::Place(number) = step
+            && let Some(PlaceStep::Patch { .. }) = record.steps.place.get(*number)
+        {
+            reason.push_str("; only the machine that wrote the batch has the whole new version");
+        }
         left_behind.push((path.to_text(), reason));
     }
     Ok(left_behind)
@@ -403,6 +408,7 @@ fn totals(record: &BatchRecord) -> (u64, u64) {
         .iter()
         .fold((0, 0_u64), |(files, bytes), step| match step {
             PlaceStep::Install { content, .. } => (files + 1, bytes.saturating_add(content.size)),
+            PlaceStep::Patch { patch, .. } => (files + 1, bytes.saturating_add(patch.size)),
             _ => (files, bytes),
         })
 }

@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 
+use crate::apply::patch;
+use crate::apply::patch::Patch;
 use crate::apply::refused::StepNo;
 use crate::core::{Metadata, RelPath};
 use crate::error::{FlushError, Result};
 use crate::format::expectations::ExpectedFile;
-use crate::format::steps::SlotNo;
+use crate::format::layout;
+use crate::format::steps::{FileContent, PatchFile, SlotNo};
 use crate::recovery::locate::{Slots, Standing};
 use crate::recovery::replay::{Redo, State, is_file, look};
 
@@ -18,6 +21,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) to: &'a RelPath,
     /// `None` for a moved file without an expectation.
     pub(crate) content: Option<ExpectedFile>,
+    /// The patch of the slot, and what the file is with it, if the batch only patches it.
+    pub(crate) patch: Option<(&'a PatchFile, &'a FileContent)>,
 }
 
 impl Wanted<'_> {
@@ -42,6 +47,13 @@ pub(crate) enum Task {
     RebuildAside,
     /// It is under both names, and the SSD does not have it.
     CopyApart,
+    /// The blocks of its patch are written into the file under its name.
+    Patch,
+    /// The patch could not be written, and the file that was written again from the SSD replaces
+    /// what is under the name.
+    Replace,
+    /// Its name has somebody else's file, which the patch does not fit, and the SSD is not at hand.
+    LeaveTheirs,
     /// It is nowhere.
     Vanished,
     /// The backend refuses it: its name keeps its file.
@@ -73,7 +85,8 @@ impl Redo<'_> {
                 let found = look(self.backend, place)?;
                 is_there = is_there || self.state(place, found.as_ref(), file)? == State::Good;
             }
-            if !is_there {
+            let here = standing.locate_name(file.to);
+            if !is_there && self.judge_patch(file, &here, slots)?.is_none() {
                 return Err(self.not_at_hand(file));
             }
         }
@@ -113,6 +126,49 @@ impl Redo<'_> {
         Ok(())
     }
 
+    /// Decides for a file of which there is a whole patch; `None` for any other, also for one that
+    /// was to be patched and has been written again from the SSD, as a whole, into its slot.
+    fn judge_patch(
+        &self,
+        file: &Wanted<'_>,
+        here: &RelPath,
+        slots: &Slots,
+    ) -> Result<Option<Task>> {
+        let Some((wanted, content)) = file.patch else {
+            return Ok(None);
+        };
+        let from = layout::patch_path(self.batch, file.slot);
+        let is_rebuilt = slots.newest(file.slot).is_some();
+        let Some(patch) = Patch::open(self.backend, &patch::usual, &from, wanted)? else {
+            return Ok(None);
+        };
+        let found = look(self.backend, here)?;
+        if self.state(here, found.as_ref(), file)? == State::Good {
+            // A rebuilt file may be under both names.
+            return Ok((!is_rebuilt).then_some(Task::Done));
+        }
+        let is_it = match (&found, self.known.replaced.get(&file.slot)) {
+            (Some(found), Some(expected)) if patch::may_be_patched(found) => {
+                slots.was_begun(file.slot) || self.placer().is_as_expected(here, found, expected)?
+            }
+            _ => false,
+        };
+        if is_it && patch.completes(self.backend, &patch::usual, here, content)? {
+            return Ok(Some(Task::Patch));
+        }
+        if is_rebuilt {
+            return Ok(None);
+        }
+        let is_theirs = found.as_ref().is_some_and(|it| self.is_foreign(file, it));
+        Ok(match (self.is_kept(file.slot), is_theirs) {
+            (true, true) => Some(Task::RebuildAside),
+            (true, false) => Some(Task::Rebuild),
+            // A file that was begun, and that the patch does not complete, is damaged.
+            (false, true) if !slots.was_begun(file.slot) => Some(Task::LeaveTheirs),
+            (false, _) => None,
+        })
+    }
+
     /// Decides for one file, and touches nothing.
     pub(crate) fn judge(
         &self,
@@ -121,6 +177,9 @@ impl Redo<'_> {
         slots: &Slots,
         counts: &mut Counts,
     ) -> Result<Task> {
+        if let Some(task) = self.judge_patch(file, here, slots)? {
+            return Ok(task);
+        }
         let found = look(self.backend, here)?;
         let staged = slots.newest(file.slot);
         let is_theirs = match &staged {

@@ -23,6 +23,8 @@ pub(crate) struct Slots {
     lost: BTreeSet<SlotNo>,
     /// Slots whose content an earlier attempt has found under two names.
     twins: BTreeSet<SlotNo>,
+    /// Slots whose patch may have been begun.
+    begun: BTreeSet<SlotNo>,
 }
 
 impl Slots {
@@ -39,6 +41,7 @@ impl Slots {
         };
         let mut names: BTreeMap<SlotNo, Vec<u32>> = BTreeMap::new();
         let (mut lost, mut twins) = (BTreeSet::new(), BTreeSet::new());
+        let mut begun = BTreeSet::new();
         for entry in entries {
             if let Some((slot, number)) = parse(&entry.name) {
                 names.entry(slot).or_default().push(number);
@@ -46,6 +49,8 @@ impl Slots {
                 lost.insert(slot);
             } else if let Some(slot) = layout::parse_twin_name(&entry.name) {
                 twins.insert(slot);
+            } else if let Some(slot) = layout::parse_begun_name(&entry.name) {
+                begun.insert(slot);
             }
         }
         for numbers in names.values_mut() {
@@ -57,6 +62,7 @@ impl Slots {
             names,
             lost,
             twins,
+            begun,
         })
     }
 
@@ -94,6 +100,12 @@ impl Slots {
     /// that it had not removed yet may be on clusters that are marked free.
     pub(crate) fn was_twin(&self, slot: SlotNo) -> bool {
         self.twins.contains(&slot)
+    }
+
+    /// Returns whether the patch in `slot` may have been begun, so that its file may be neither the
+    /// old version nor the new one.
+    pub(crate) fn was_begun(&self, slot: SlotNo) -> bool {
+        self.begun.contains(&slot)
     }
 
     /// Notes that nothing holds the content of `slot` any more.

@@ -1,8 +1,10 @@
 //! Replays the second phase: every name gets its file from the batch.
 
 use crate::apply::blocked::note_blocked;
+use crate::apply::patch;
+use crate::apply::patch::Patch;
 use crate::apply::put_back::put_back;
-use crate::apply::refused::StepNo;
+use crate::apply::refused::{StepNo, Why};
 use crate::apply::{Applied, allowed_attributes, follows_move, special_files};
 use crate::core::{Metadata, RelPath};
 use crate::drive::{BackendError, WRITE, create_with, is_absent, set_time};
@@ -38,6 +40,10 @@ impl Redo<'_> {
                     None => self.or_refuse(file.step(), file.to, judged, applied)?,
                 }
             }
+            if task == Task::LeaveTheirs {
+                (applied.refused).note(file.step(), file.to, Why::Occupied);
+                task = Task::Refused;
+            }
             tasks.push(task);
             seen.push(match task {
                 Task::Refused => None,
@@ -45,6 +51,7 @@ impl Redo<'_> {
             });
         }
         self.note_twins(&wanted, &tasks, &seen, slots)?;
+        self.note_begun(&wanted, &tasks, slots)?;
         // Up to here only superfluous files were touched. Removals from here on are durable before
         // anything is written.
         for ((file, task), seen) in wanted.iter().zip(&mut tasks).zip(&seen) {
@@ -162,6 +169,17 @@ impl Redo<'_> {
         Ok(())
     }
 
+    /// Notes, durably, which patches may be written from now on. The sync after the removals makes
+    /// it so.
+    fn note_begun(&self, wanted: &[Wanted<'_>], tasks: &[Task], slots: &Slots) -> Result<()> {
+        for (file, task) in wanted.iter().zip(tasks) {
+            if *task == Task::Patch && !slots.was_begun(file.slot) {
+                patch::note_begun(self.backend, self.batch, file.slot)?;
+            }
+        }
+        Ok(())
+    }
+
     /// As [`Redo::or_refuse`] for a file that then needs nothing more.
     fn or_set_aside(
         &self,
@@ -209,6 +227,19 @@ impl Redo<'_> {
                 slot: *slot,
                 to,
                 content: Some(content.into()),
+                patch: None,
+            }),
+            PlaceStep::Patch {
+                slot,
+                to,
+                content,
+                patch,
+            } => Some(Wanted {
+                number,
+                slot: *slot,
+                to,
+                content: Some(content.into()),
+                patch: Some((patch, content)),
             }),
             PlaceStep::Attach {
                 slot,
@@ -219,6 +250,7 @@ impl Redo<'_> {
                 slot: *slot,
                 to,
                 content: self.moved(*slot),
+                patch: None,
             }),
             _ => None,
         });
@@ -245,6 +277,7 @@ impl Redo<'_> {
                     )));
                 }
             }
+            Task::Patch => self.write_patch(file, task, slots)?,
             Task::CopyApart => {
                 let mut names = slots.all(file.slot);
                 names.push(file.to.clone());
@@ -253,6 +286,67 @@ impl Redo<'_> {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Writes the patch of `file`. If the drive refuses that, and the SSD has the file, it is
+    /// written again as a whole, because what is under its name may be neither version.
+    fn write_patch(&self, file: &Wanted<'_>, task: &mut Task, slots: &mut Slots) -> Result<()> {
+        let error = match self.try_patch(file) {
+            Ok(()) => return Ok(()),
+            Err(FlushError::Backend(error))
+                if self.manners.is_local(self.backend, self.batch, &error)
+                    && !error.is_full()
+                    && self.is_kept(file.slot) =>
+            {
+                error
+            }
+            Err(error) => return Err(error),
+        };
+        tracing::warn!(%error, path = %file.to, "cannot be patched");
+        let path = match slots.newest(file.slot) {
+            Some(_) => slots.next_copy(file.slot),
+            None => layout::slot_path(self.batch, file.slot),
+        };
+        let wanted = file.content.unwrap_or(ExpectedFile::ANYTHING);
+        if self.rebuild(file.slot, &path, file.to, &wanted)? {
+            slots.only(file.slot, &path);
+            *task = Task::Replace;
+            return Ok(());
+        }
+        Err(error.into())
+    }
+
+    fn try_patch(&self, file: &Wanted<'_>) -> Result<()> {
+        let from = layout::patch_path(self.batch, file.slot);
+        let expected = self.known.replaced.get(&file.slot);
+        let (Some((wanted, content)), Some(expected)) = (file.patch, expected) else {
+            return Ok(());
+        };
+        let Some(opened) = Patch::open(self.backend, &patch::usual, &from, wanted)? else {
+            return Err(self.unfinished(format!("the staged patch of {} is damaged", file.to)));
+        };
+        let written = opened.write(self.backend, file.to, expected.modified, content.modified);
+        Ok(written.map_err(patch::Failure::error)?)
+    }
+
+    /// Puts the file that was written again in the place of the one that could not be patched.
+    fn replace_torn(
+        &self,
+        file: &Wanted<'_>,
+        slots: &mut Slots,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let from = slots
+            .newest(file.slot)
+            .ok_or_else(|| self.unfinished(format!("nothing is staged for {}", file.to)))?;
+        let torn = look(self.backend, file.to)?.map(|found| ExpectedFile {
+            size: found.size,
+            modified: found.modified,
+            hash: None,
+        });
+        (self.placer()).place(file.slot, &from, file.to, torn.as_ref(), applied)?;
+        slots.forget(file.slot);
         Ok(())
     }
 
@@ -271,6 +365,11 @@ impl Redo<'_> {
                 (self.placer()).place(file.slot, &from, file.to, None, applied)?;
                 slots.forget(file.slot);
             }
+            Task::Patch => {
+                applied.garbage.extend(slots.all(file.slot));
+                slots.forget(file.slot);
+            }
+            Task::Replace => self.replace_torn(file, slots, applied)?,
             Task::Refused => return Ok(()),
             Task::Vanished => {
                 self.keep_damaged(file, slots)?;

@@ -87,7 +87,7 @@ impl Redo<'_> {
         };
         let is_file = kind == PlainKind::File;
         match self.steps.place.get(number) {
-            Some(PlaceStep::Install { content, .. }) => {
+            Some(PlaceStep::Install { content, .. } | PlaceStep::Patch { content, .. }) => {
                 is_file && looks(content.size, content.modified)
             }
             Some(PlaceStep::Attach {

@@ -172,6 +172,7 @@ impl Redo<'_> {
         for (number, step) in self.steps.place.iter().enumerate() {
             let (slot, to) = match step {
                 PlaceStep::Install { slot, to, .. }
+                | PlaceStep::Patch { slot, to, .. }
                 | PlaceStep::InstallNode { slot, to, .. }
                 | PlaceStep::Attach { slot, to, .. } => (*slot, to),
                 PlaceStep::Link { to, .. } => (spare_slot(number), to),

@@ -42,14 +42,25 @@ impl Redo<'_> {
                     slots.only(file.slot, &newest);
                 }
             }
-            Task::CopyApart | Task::Vanished | Task::Refused => {}
+            Task::Patch
+            | Task::Replace
+            | Task::LeaveTheirs
+            | Task::CopyApart
+            | Task::Vanished
+            | Task::Refused => {}
         }
         match task {
             Task::Move | Task::Rebuild => self.take_old_away(file, (here, seen), applied)?,
             Task::MoveAside | Task::RebuildAside => {
                 self.placer().keep_theirs(here, file.to, applied)?;
             }
-            Task::Done | Task::CopyApart | Task::Vanished | Task::Refused => {}
+            Task::Done
+            | Task::Patch
+            | Task::Replace
+            | Task::LeaveTheirs
+            | Task::CopyApart
+            | Task::Vanished
+            | Task::Refused => {}
         }
         match task {
             Task::Refused => Ok(()),
@@ -118,6 +129,10 @@ impl Redo<'_> {
     /// Removes the file in the slot. If names are exchanged it may be the one from the file's name,
     /// and that may be somebody else's version; so may a moved file.
     fn remove_own(&self, file: &Wanted<'_>, name: &RelPath, applied: &mut Applied) -> Result<()> {
+        // Written again from the SSD. What it is exchanged with is the torn file.
+        if file.patch.is_some() {
+            return self.remove_all(name);
+        }
         if self.is_theirs(file.slot, name)? {
             return self.placer().keep_aside(name, file.to, applied);
         }

@@ -12,7 +12,7 @@ use ferryfs::cache::Store;
 use ferryfs::core::{Capabilities, Clock, Entry, Ino, Metadata, Name, RelPath, Space, Timestamp};
 use ferryfs::drive::connection::Drive;
 use ferryfs::drive::memory::{MemoryBackend, MemoryOptions};
-use ferryfs::drive::{Backend, BackendError, ReadFile, Result, WriteFile};
+use ferryfs::drive::{Backend, BackendError, ModifyFile, ReadFile, Result, WriteFile};
 use ferryfs::index::Index;
 use ferryfs::plan::names::NameRules;
 use ferryfs::vfs::{CacheLimits, Ctx, Fs, FsError, FsParts, OpenMode};
@@ -47,6 +47,10 @@ impl Backend for Damaged {
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         self.0.create(path)
+    }
+
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        self.0.modify(path)
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {

@@ -6,10 +6,12 @@ use ferryfs::control::protocol::{
     Answer, ControlError, ErrorCode, FlushReport, FlushWish, LeftBehind, Reply, Request, encode,
 };
 use ferryfs::core::{BatchNo, ContentHash, Phase, Progress, RelPath, Timestamp};
-use ferryfs::format::expectations::Expectations;
+use ferryfs::format::expectations::{Expectations, ExpectedFile};
 use ferryfs::format::marker::Marker;
 use ferryfs::format::record::BatchRecord;
-use ferryfs::format::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
+use ferryfs::format::steps::{
+    ClearStep, FileContent, PatchFile, PlaceStep, PlainKind, SlotNo, Steps,
+};
 use ferryfs::format::{marker, record};
 use uuid::Uuid;
 
@@ -76,7 +78,7 @@ fn every_kind() -> BatchRecord {
         to: path(to),
         kind,
     };
-    with(
+    let mut record = with(
         vec![
             swap(1, PlainKind::File, "films/a.mkv"),
             swap(2, PlainKind::Directory, "old"),
@@ -94,8 +96,28 @@ fn every_kind() -> BatchRecord {
                 path: path("kept"),
                 modified: Timestamp(-1),
             },
+            PlaceStep::Patch {
+                slot: SlotNo(3),
+                to: path("vm.img"),
+                content: FileContent {
+                    size: 1,
+                    hash: ContentHash([3; 32]),
+                    modified: Timestamp(0),
+                },
+                patch: PatchFile {
+                    size: 4096,
+                    hash: ContentHash([4; 32]),
+                },
+            },
         ],
-    )
+    );
+    let before = ExpectedFile {
+        size: 1,
+        modified: Timestamp(0),
+        hash: None,
+    };
+    record.known.replaced.insert(SlotNo(3), before);
+    record
 }
 
 fn section(number: u32, flags: u32, length: u64, payload: &[u8]) -> Vec<u8> {
@@ -146,12 +168,12 @@ fn records() -> Seeds {
         }],
     );
     let mut newer = good[..good.len() - 32].to_vec();
-    newer[8] = 3;
+    newer[8] = 4;
     vec![
         ("every-kind", good.clone()),
         (
             "every-kind-2",
-            include_bytes!("../fixtures/record-full-v2.bin").to_vec(),
+            include_bytes!("../fixtures/record-full-v3.bin").to_vec(),
         ),
         ("empty", record::encode(&with(vec![], vec![]))),
         ("many", record::encode(&with(vec![], many.collect()))),
@@ -427,7 +449,7 @@ fn drives() -> Seeds {
     let log = include_bytes!("../fixtures/segment-v1.bin");
     let full = include_bytes!("../fixtures/segment-full-v1.bin");
     let record = record::encode(&every_kind());
-    let rich = include_bytes!("../fixtures/record-full-v2.bin");
+    let rich = include_bytes!("../fixtures/record-full-v3.bin");
     let file = |number, bytes: &[u8]| piece(kind::FILE, number, bytes);
     let links: Vec<u8> = (0..10).flat_map(|n| piece(kind::LINK, n, b"")).collect();
     let slots: Vec<u8> = (0..4)

@@ -45,6 +45,7 @@ impl Place {
             read_only: false,
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
+            delta: Default::default(),
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,

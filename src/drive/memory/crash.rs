@@ -10,6 +10,7 @@
 //!   one. An entry that was written several times may have an earlier form: shorter, empty, with
 //!   another time;
 //! - *a file's bytes.* Lost bytes read as zeros or garbage, even if the entry has the full size;
+//!   where bytes were written over, each sector has the old ones or the new ones;
 //! - *the mark that clusters are free.* An entry whose removal was lost may point at clusters that
 //!   are marked free: the next file may get them. A file that was created before the crash may
 //!   already have them.
@@ -132,6 +133,8 @@ impl MemoryTree {
             &mut dice,
             &mut story,
         );
+        let media = (&self.medium, durable);
+        draw_overwritten(&mut drawn, media, &self.log, rates, &mut dice, &mut story);
         forget_unreachable(&mut drawn);
         self.medium = drawn;
         self.log.clear();
@@ -142,6 +145,8 @@ impl MemoryTree {
         let mut drawn = durable.clone();
         draw_entries(&mut drawn, &self.log, rates, dice, story);
         draw_bytes(&mut drawn, &self.medium, &self.log, rates, dice, story);
+        let media = (&self.medium, durable);
+        draw_overwritten(&mut drawn, media, &self.log, rates, dice, story);
         draw_freed(&mut drawn, &self.log, rates, dice, story);
         shuffle_duplicates(&mut drawn, &self.log, dice);
         forget_unreachable(&mut drawn);
@@ -213,6 +218,55 @@ fn draw_entries(
         };
         story.push(format!(
             "{path} (slot {slot}): {kept} of {all} updates: {now}"
+        ));
+    }
+}
+
+/// Bytes of a file that reach the medium together.
+const SECTOR: usize = 512;
+
+/// Decides for each sector that was written over. A sector that is not written keeps the bytes of
+/// the last sync; beyond the end of these it has zeros.
+fn draw_overwritten(
+    drawn: &mut Medium,
+    (live, durable): (&Medium, &Medium),
+    log: &[Update],
+    rates: Rates,
+    dice: &mut Dice,
+    story: &mut Vec<String>,
+) {
+    let bytes_of = |medium: &Medium, chain| match medium.chains.get(&chain) {
+        Some(Cluster::Bytes(bytes)) => Arc::clone(bytes),
+        _ => Arc::default(),
+    };
+    for update in log {
+        let Update::Overwritten { chain, from, to } = update else {
+            continue;
+        };
+        let (new, old) = (bytes_of(live, *chain), bytes_of(durable, *chain));
+        let Some(Cluster::Bytes(bytes)) = drawn.chains.get_mut(chain) else {
+            continue;
+        };
+        let bytes = Arc::make_mut(bytes);
+        let (mut at, mut lost, end) = (*from, 0, (*to).min(new.len()));
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        while at < end {
+            let next = (at / SECTOR + 1) * SECTOR;
+            let next = next.min(end);
+            let is_written = dice.percent(rates.bytes);
+            lost += usize::from(!is_written);
+            for place in at..next {
+                bytes[place] = match is_written {
+                    true => new[place],
+                    false => old.get(place).copied().unwrap_or(0),
+                };
+            }
+            at = next;
+        }
+        story.push(format!(
+            "bytes {from}..{to} of clusters {chain}: {lost} sectors lost"
         ));
     }
 }

@@ -8,7 +8,8 @@
 //! on a backend that ignores case, and keep their spelling. The two media share file contents and
 //! copy them on write.
 //!
-//! There is no clock: a new file has the time 0 until it is set.
+//! There is no clock: a new file has the time 0 until it is set, and one that is changed in place
+//! has [`CHANGED`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::core::{Entry, FileKind, Metadata, RelPath, Space, Timestamp, Xattrs};
-use crate::drive::{Backend, BackendError, ReadFile, Result, WriteFile};
+use crate::drive::{Backend, BackendError, ModifyFile, ReadFile, Result, WriteFile};
 use crate::plan::trust::Trust;
 
 mod compare;
@@ -33,6 +34,9 @@ use crate::drive::memory::medium::Medium;
 use crate::drive::memory::open::OpenFile;
 use crate::drive::memory::place::FoldedPath;
 use crate::drive::memory::tree::{MemoryTree, New};
+
+/// The time of a file that was changed in place, until it is set: 2100-01-01.
+pub const CHANGED: Timestamp = Timestamp(4_102_444_800_000_000_000);
 
 /// The properties of a [`MemoryBackend`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -347,6 +351,19 @@ impl Backend for MemoryBackend {
         let id = named("create", path, self.add(path, New::File, 0o644))?;
         let epoch = self.state.lock().epoch;
         Ok(Box::new(self.handle(id, epoch)))
+    }
+
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        let answer = || -> io::Result<OpenFile> {
+            let place = self.resolve(path)?;
+            let state = self.state.lock();
+            let id = state.tree.regular_file(&place)?;
+            match state.tree.open_metadata(id)?.nlink > 1 {
+                true => Err(errno(libc::EMLINK)),
+                false => Ok(self.handle(id, state.epoch)),
+            }
+        };
+        Ok(Box::new(named("open", path, answer())?))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {

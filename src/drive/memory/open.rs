@@ -4,8 +4,8 @@ use std::io;
 
 use crate::core::{Metadata, Timestamp};
 use crate::drive::memory::tree::MemoryTree;
-use crate::drive::memory::{MemoryBackend, errno};
-use crate::drive::{ReadFile, WriteFile};
+use crate::drive::memory::{MemoryBackend, MemoryOptions, errno};
+use crate::drive::{ModifyFile, ReadFile, WriteFile};
 
 /// An open file. It is found by its number, so it may be renamed meanwhile. After a removal or a
 /// crash its calls fail with EIO. That is stricter than Linux, and equals a drive that was pulled
@@ -66,13 +66,7 @@ impl WriteFile for OpenFile {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
         let options = self.backend.options.clone();
         self.mutate(|tree| {
-            let used = || tree.medium.used(&options);
-            let mut room = (options.capacity).map_or(u64::MAX, |all| all.saturating_sub(used()));
-            if let Some(cluster) = options.cluster {
-                let size = tree.open_metadata(self.id)?.size;
-                let last = size.next_multiple_of(cluster) - size;
-                room = (room / cluster * cluster).saturating_add(last);
-            }
+            let room = room(tree, &options, self.id)?;
             let fits = usize::try_from(room).unwrap_or(usize::MAX).min(data.len());
             tree.append(self.id, &data[..fits])?;
             if fits < data.len() {
@@ -86,4 +80,42 @@ impl WriteFile for OpenFile {
         let modified = self.backend.cut(modified);
         self.mutate(|tree| tree.set_open_time(self.id, modified))
     }
+}
+
+impl ModifyFile for OpenFile {
+    /// As the trait says; on a full backend it writes the bytes that still fit.
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        let options = self.backend.options.clone();
+        self.mutate(|tree| {
+            let size = tree.open_metadata(self.id)?.size;
+            let end = size.saturating_add(room(tree, &options, self.id)?);
+            let fits = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let fits = fits.min(data.len());
+            tree.write_at(self.id, &data[..fits], offset)?;
+            if fits < data.len() {
+                return Err(errno(libc::ENOSPC));
+            }
+            Ok(())
+        })
+    }
+
+    fn set_size(&mut self, size: u64) -> io::Result<()> {
+        self.mutate(|tree| tree.set_size(self.id, size))
+    }
+
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        WriteFile::finish(self, modified)
+    }
+}
+
+/// Returns the number of bytes that the open file can grow by.
+fn room(tree: &MemoryTree, options: &MemoryOptions, id: u64) -> io::Result<u64> {
+    let used = || tree.medium.used(options);
+    let mut room = (options.capacity).map_or(u64::MAX, |all| all.saturating_sub(used()));
+    if let Some(cluster) = options.cluster {
+        let size = tree.open_metadata(id)?.size;
+        let last = size.next_multiple_of(cluster) - size;
+        room = (room / cluster * cluster).saturating_add(last);
+    }
+    Ok(room)
 }

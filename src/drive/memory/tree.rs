@@ -11,11 +11,11 @@ use std::sync::Arc;
 use crate::core::{FileKind, Metadata, RelPath, Timestamp, Xattrs};
 use crate::drive;
 use crate::drive::memory::crash::Dice;
-use crate::drive::memory::errno;
 use crate::drive::memory::medium::{
     ChainNo, Cluster, DirEntry, DirSlot, DirSlots, EntryKind, Medium, ROOT, garbage,
 };
 use crate::drive::memory::place::FoldedPath;
+use crate::drive::memory::{CHANGED, errno};
 
 /// One write to the medium.
 #[derive(Clone, Debug)]
@@ -32,6 +32,13 @@ pub(super) enum Update {
     Allocated { chain: ChainNo, directory: bool },
     /// A chain has been marked free.
     Released { chain: ChainNo },
+    /// Bytes of a chain have been written over, or have been added to one that had a file's bytes
+    /// before.
+    Overwritten {
+        chain: ChainNo,
+        from: usize,
+        to: usize,
+    },
     /// Bytes have been written to a chain.
     Bytes {
         chain: ChainNo,
@@ -461,6 +468,53 @@ impl MemoryTree {
         entry.kind = EntryKind::File {
             size: size + data.len() as u64,
         };
+        let path = RelPath::root().join(&entry.name);
+        self.write_everywhere(dir, slot, &path, entry);
+        Ok(())
+    }
+
+    /// Writes into an open file, also beyond its end: bytes first, then size and time in its entry.
+    pub(super) fn write_at(&mut self, id: u64, data: &[u8], offset: u64) -> io::Result<()> {
+        let (_, _, entry) = self.open_entry(id)?;
+        let mut bytes = self.medium.bytes(entry);
+        let from = usize::try_from(offset).map_err(|_| errno(libc::EFBIG))?;
+        let to = from + data.len();
+        let all = Arc::make_mut(&mut bytes);
+        if all.len() < to {
+            all.resize(to, 0);
+        }
+        all[from..to].copy_from_slice(data);
+        self.change_bytes(id, bytes, (from, to))
+    }
+
+    /// Cuts an open file off, or fills it up with zeros.
+    pub(super) fn set_size(&mut self, id: u64, size: u64) -> io::Result<()> {
+        let (_, _, entry) = self.open_entry(id)?;
+        let mut bytes = self.medium.bytes(entry);
+        let (from, to) = (bytes.len(), usize::try_from(size).unwrap_or(usize::MAX));
+        Arc::make_mut(&mut bytes).resize(to, 0);
+        self.change_bytes(id, bytes, (from.min(to), to))
+    }
+
+    fn change_bytes(
+        &mut self,
+        id: u64,
+        bytes: Arc<Vec<u8>>,
+        (from, to): (usize, usize),
+    ) -> io::Result<()> {
+        let (dir, slot, entry) = self.open_entry(id)?;
+        let mut entry = entry.clone();
+        let size = bytes.len() as u64;
+        let chain = match entry.chain {
+            Some(chain) => chain,
+            None => self.allocate(false),
+        };
+        self.medium.chains.insert(chain, Cluster::Bytes(bytes));
+        if from < to {
+            self.log.push(Update::Overwritten { chain, from, to });
+        }
+        (entry.chain, entry.modified) = (Some(chain), CHANGED);
+        entry.kind = EntryKind::File { size };
         let path = RelPath::root().join(&entry.name);
         self.write_everywhere(dir, slot, &path, entry);
         Ok(())

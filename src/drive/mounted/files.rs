@@ -13,7 +13,7 @@ use nix::unistd;
 
 use crate::core::{FileKind, Metadata, Name, Timestamp};
 use crate::drive::mounted::metadata::{metadata_at, metadata_from};
-use crate::drive::{ReadFile, WriteFile};
+use crate::drive::{ModifyFile, ReadFile, WriteFile};
 use crate::sys;
 use crate::sys::direct::DirectFile;
 
@@ -81,18 +81,12 @@ impl MountedWriter {
     pub(super) fn new(file: File, sync_at_end: bool) -> MountedWriter {
         MountedWriter { file, sync_at_end }
     }
-}
 
-impl WriteFile for MountedWriter {
-    fn append(&mut self, data: &[u8]) -> io::Result<()> {
-        self.file.write_all(data)
-    }
-
-    /// As the trait says. If the file system does not allow a chosen time (EPERM on shares that map
-    /// owners, EOPNOTSUPP and ENOSYS on those without such a call), the file keeps its own time:
-    /// its bytes are complete, and `time_granularity_ns` says that times are unreliable there. Any
-    /// other error is returned.
-    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+    /// If the file system does not allow a chosen time (EPERM on shares that map owners, EOPNOTSUPP
+    /// and ENOSYS on those without such a call), the file keeps its own time: its bytes are
+    /// complete, and `time_granularity_ns` says that times are unreliable there. Any other error is
+    /// returned.
+    fn close(self, modified: Timestamp) -> io::Result<()> {
         let timed = match sys::time::set_modified_fd(&self.file, modified) {
             Err(error)
                 if matches!(
@@ -115,11 +109,49 @@ impl WriteFile for MountedWriter {
     }
 }
 
+impl WriteFile for MountedWriter {
+    fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        self.file.write_all(data)
+    }
+
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        self.close(modified)
+    }
+}
+
+impl ModifyFile for MountedWriter {
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    fn set_size(&mut self, size: u64) -> io::Result<()> {
+        self.file.set_len(size)
+    }
+
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        self.close(modified)
+    }
+}
+
 pub(super) fn open_regular_at(dir: &OwnedFd, name: &Name) -> io::Result<File> {
+    open_as(dir, name, OFlag::O_RDONLY)
+}
+
+/// Opens a regular file with one name for writing in place.
+pub(super) fn open_to_modify_at(dir: &OwnedFd, name: &Name) -> io::Result<File> {
+    let file = open_as(dir, name, OFlag::O_WRONLY)?;
+    // By the open file: a name may have been added meanwhile, but not before the open.
+    match fstat(&file)?.st_nlink > 1 {
+        true => Err(Errno::EMLINK.into()),
+        false => Ok(file),
+    }
+}
+
+fn open_as(dir: &OwnedFd, name: &Name, access: OFlag) -> io::Result<File> {
     // The type is checked first, since opening a device or a pipe can have effects.
     must_be_regular(metadata_at(dir, name)?.kind)?;
     // Non-blocking, in case it has become a pipe in between; without effect on regular files.
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = File::from(openat(dir, name.as_os_str(), flags, Mode::empty())?);
     must_be_regular(metadata_from(&fstat(&file)?)?.kind)?;
     Ok(file)

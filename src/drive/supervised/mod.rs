@@ -40,7 +40,8 @@ use crate::drive::supervised::ahead::{Ahead, Budget, Found};
 use crate::drive::supervised::health::Health;
 use crate::drive::supervised::threads::{GivenUp, Threads, Ticket};
 use crate::drive::{
-    Backend, BackendError, KeptOpen, Look, Opened, ReadFile, Result, WriteFile, gone, open_and_read,
+    Backend, BackendError, KeptOpen, Look, ModifyFile, Opened, ReadFile, Result, WriteFile, gone,
+    open_and_read,
 };
 use crate::plan::trust::Trust;
 
@@ -363,6 +364,10 @@ impl Backend for Guard {
 
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         self.patient.create(path)
+    }
+
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        self.patient.modify(path)
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xa
 use crate::drive::supervised::health::Health;
 use crate::drive::supervised::threads::Ticket;
 use crate::drive::supervised::{Shared, threads};
-use crate::drive::{Backend, KeptOpen, Look, ReadFile, Result, WriteFile};
+use crate::drive::{Backend, KeptOpen, Look, ModifyFile, ReadFile, Result, WriteFile};
 use crate::plan::trust::Trust;
 
 /// The registration of a call in progress without a deadline.
@@ -87,6 +87,12 @@ impl Backend for Patient {
         let inner = self.shared.wait(|| self.inner.create(path))?;
         let shared = self.shared.clone();
         Ok(Box::new(PatientWriter { inner, shared }))
+    }
+
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        let inner = self.shared.wait(|| self.inner.modify(path))?;
+        let shared = self.shared.clone();
+        Ok(Box::new(PatientModifier { inner, shared }))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {
@@ -211,6 +217,28 @@ impl WriteFile for PatientWriter {
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         let PatientWriter { inner, shared } = *self;
+        shared.wait(|| inner.finish(modified))
+    }
+}
+
+struct PatientModifier {
+    inner: Box<dyn ModifyFile>,
+    shared: Arc<Shared>,
+}
+
+impl ModifyFile for PatientModifier {
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        let PatientModifier { inner, shared } = self;
+        shared.wait(|| inner.write_at(data, offset))
+    }
+
+    fn set_size(&mut self, size: u64) -> io::Result<()> {
+        let PatientModifier { inner, shared } = self;
+        shared.wait(|| inner.set_size(size))
+    }
+
+    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
+        let PatientModifier { inner, shared } = *self;
         shared.wait(|| inner.finish(modified))
     }
 }

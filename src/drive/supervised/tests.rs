@@ -119,6 +119,10 @@ impl Backend for Hanging {
         self.gate.open.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(HangingFile(file, self.gate.clone())))
     }
+    fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
+        caught(path, self.gate.change(), || self.inner.modify(path))
+    }
+
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         caught(path, self.gate.change(), || self.inner.create(path))
     }

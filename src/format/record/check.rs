@@ -24,6 +24,7 @@ enum SlotUse {
 /// - no path is cleared twice or placed twice: the second step would undo the first;
 /// - every slot has one use; what is detached is attached once, as the same kind, because the
 ///   removal of the staging directory would destroy it otherwise;
+/// - a patched file is expected to be there, stays where it is, and does not become smaller;
 /// - links come last; each path gets attributes once, the contents of a directory before the
 ///   directory;
 /// - the catalog's changes pass [`check_changes`], and their segment has a predecessor if it needs
@@ -41,8 +42,33 @@ pub fn check(record: &BatchRecord) -> Result<(), RecordError> {
     if let Some(slot) = slots.iter().filter_map(lost).min() {
         return Err(bad_slot(slot, "it is set aside and never put back"));
     }
+    check_patches(record)?;
     check_attributes(&record.steps.attributes)?;
     record.catalog.as_ref().map_or(Ok(()), check_catalog)
+}
+
+/// Checks that it is known of each patched file what it was, and that no clear step takes the file
+/// away: a patch is worth nothing without the bytes that it leaves as they are.
+fn check_patches(record: &BatchRecord) -> Result<(), RecordError> {
+    let cleared: HashSet<&RelPath> = record.steps.clear.iter().map(ClearStep::path).collect();
+    for step in &record.steps.place {
+        let PlaceStep::Patch {
+            slot, to, content, ..
+        } = step
+        else {
+            continue;
+        };
+        let Some(before) = record.known.replaced.get(slot) else {
+            return Err(bad_step(to, "it is patched, and nobody knows what it was"));
+        };
+        if before.size > content.size {
+            return Err(bad_step(to, "a patch makes it smaller"));
+        }
+        if cleared.contains(to) {
+            return Err(bad_step(to, "it is cleared, and patched all the same"));
+        }
+    }
+    Ok(())
 }
 
 fn check_catalog(catalog: &CatalogBatch) -> Result<(), RecordError> {
@@ -161,6 +187,18 @@ fn check_place(
             PlaceStep::Install { slot, to, content } => {
                 claim(slots, *slot, SlotUse::Staged)?;
                 if i64::try_from(content.size).is_err() {
+                    return Err(bad_step(to, "no file can be so large"));
+                }
+                to
+            }
+            PlaceStep::Patch {
+                slot,
+                to,
+                content,
+                patch,
+            } => {
+                claim(slots, *slot, SlotUse::Staged)?;
+                if i64::try_from(content.size).is_err() || i64::try_from(patch.size).is_err() {
                     return Err(bad_step(to, "no file can be so large"));
                 }
                 to

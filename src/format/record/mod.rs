@@ -31,7 +31,7 @@ use crate::format::steps::{FileContent, SlotNo, Steps};
 pub use crate::format::record::check::check;
 
 /// The format that this version writes and reads.
-pub const FORMAT: u16 = 2;
+pub const FORMAT: u16 = 3;
 
 /// The longest record, in bytes: space for some seven million files with paths of 100 bytes. A
 /// caller checks the file's size before it reads the file into memory.

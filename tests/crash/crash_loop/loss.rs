@@ -211,7 +211,12 @@ impl Scene {
 }
 
 /// Stops a flush at every call; the drive loses a random part each time.
-fn lose_at_every_call(name: &str, all_cached: bool, seed: u64, make: impl Fn(u64) -> Scene) {
+pub(super) fn lose_at_every_call(
+    name: &str,
+    all_cached: bool,
+    seed: u64,
+    make: impl Fn(u64) -> Scene,
+) {
     let mut tally = Tally::default();
     for n in 1.. {
         let mut failed = false;

@@ -9,6 +9,7 @@ mod across;
 mod full;
 mod loss;
 mod parts;
+mod patched;
 mod refused;
 mod scene;
 mod ssd;

@@ -92,8 +92,7 @@ fn is_as_told(scene: &Scene, report: &Report) {
 
 /// What is checked of one case. `strict`: what is refused under a user's name after the commit is
 /// no reason to fail.
-fn refuse(kind: Kind, seed: u64, (n, errno): (u64, i32), strict: bool) -> bool {
-    let scene = Scene::new(kind, seed, random_edits);
+fn refuse(scene: Scene, (n, errno): (u64, i32), strict: bool) -> bool {
     let faulty = &scene.world.faulty;
     let at = faulty.calls() + n;
     faulty.refuse_from(at, errno);
@@ -140,12 +139,17 @@ fn refuse(kind: Kind, seed: u64, (n, errno): (u64, i32), strict: bool) -> bool {
 
 /// Every call; the errnos take turns.
 fn refuse_every_call(kind: Kind, seed: u64, strict: bool) {
+    refuse_every_call_in(seed, strict, || Scene::new(kind, seed, random_edits));
+}
+
+/// The same in each scene that is made.
+pub(super) fn refuse_every_call_in(seed: u64, strict: bool, make: impl Fn() -> Scene) {
     let _seed = Seed(seed);
     for n in 1.. {
         let mut over = false;
         for turn in 0..2 {
             let errno = ERRNOS[(n as usize * 2 + turn) % ERRNOS.len()];
-            over |= refuse(kind, seed, (n, errno), strict);
+            over |= refuse(make(), (n, errno), strict);
         }
         if over {
             assert!(n > 10, "the flush had nothing to do");

@@ -1,6 +1,6 @@
 //! A world with something on the drive and something else in the mount, and what may become of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ferryfs::core::RelPath;
 use ferryfs::drive::faulty::Fault;
@@ -21,6 +21,8 @@ pub(crate) struct Scene {
     pub(crate) before: Tree,
     pub(crate) cut: Tree,
     pub(crate) mount: BTreeMap<RelPath, Seen>,
+    /// Files that are patched: until recovery they may be neither version.
+    pub(crate) patched: BTreeSet<RelPath>,
 }
 
 impl Scene {
@@ -56,6 +58,7 @@ impl Scene {
             before,
             cut,
             mount,
+            patched: BTreeSet::new(),
         }
     }
 
@@ -97,7 +100,9 @@ impl Scene {
     /// What of the drive is of no cut; with `parts` it may be between the two.
     pub(crate) fn drive_findings(&self, parts: bool) -> Vec<Finding> {
         let cuts = [("the state before", &self.before), ("the cut", &self.cut)];
-        check_drive(&self.world.drive_tree(), &cuts, parts)
+        let mut drive = self.world.drive_tree();
+        drive.retain(|path, _| !parts || !self.patched.contains(path));
+        check_drive(&drive, &cuts, parts)
     }
 
     pub(crate) fn is_one_cut(&self, what: &str) {

@@ -177,7 +177,7 @@ impl Disk {
             }
             PlaceStep::Attach { slot, to, kind } => self.unslot(slot.0, to, *kind, mode),
             PlaceStep::Install { slot, to, .. } => self.unslot(slot.0, to, PlainKind::File, mode),
-            PlaceStep::InstallNode { .. } | PlaceStep::Link { .. } => {
+            PlaceStep::InstallNode { .. } | PlaceStep::Patch { .. } | PlaceStep::Link { .. } => {
                 Err(format!("not of this disk: {step:?}"))
             }
             PlaceStep::Touch { path, modified } => {

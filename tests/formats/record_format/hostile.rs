@@ -321,6 +321,52 @@ fn steps_that_disagree_over_a_slot_are_refused() {
     }
 }
 
+/// A patch is worth nothing without the bytes that it leaves as they are.
+#[test]
+fn patches_of_what_is_not_known_to_be_there_are_refused() {
+    let full = known_full();
+    let at = (full.steps.place.iter())
+        .position(|step| matches!(step, PlaceStep::Patch { .. }))
+        .expect("it has one");
+    let edits: [&dyn Fn(&mut BatchRecord); 7] = [
+        &|record| record.known.replaced.clear(),
+        &|record| {
+            for before in record.known.replaced.values_mut() {
+                before.size = 0x78;
+            }
+        },
+        &|record| {
+            let path = path("vm.img");
+            record.steps.clear.push(ClearStep::RemoveFile { path });
+        },
+        &|record| {
+            if let PlaceStep::Patch { patch, .. } = &mut record.steps.place[at] {
+                patch.size = 1 << 63;
+            }
+        },
+        &|record| {
+            if let PlaceStep::Patch { slot, .. } = &mut record.steps.place[at] {
+                *slot = SlotNo(0);
+            }
+        },
+        &|record| {
+            if let PlaceStep::Patch { to, .. } = &mut record.steps.place[at] {
+                *to = path(".ferryfs/volume.json");
+            }
+        },
+        &|record| {
+            let step = record.steps.place.remove(at);
+            record.steps.place.push(step);
+        },
+    ];
+    for (nth, edit) in edits.iter().enumerate() {
+        let mut record = full.clone();
+        edit(&mut record);
+        assert!(check(&record).is_err(), "edit {nth}");
+        assert!(decode(&encode(&record)).is_err(), "edit {nth}");
+    }
+}
+
 #[test]
 fn steps_of_which_one_would_undo_another_are_refused() {
     let huge = PlaceStep::Install {

@@ -9,12 +9,12 @@ use ferryfs::format::catalog::{CatalogBatch, CatalogChange, Description, Extent,
 use ferryfs::format::expectations::{Expectations, ExpectedFile};
 use ferryfs::format::record::BatchRecord;
 use ferryfs::format::steps::{
-    AttributeStep, ClearStep, FileContent, Node, PlaceStep, PlainKind, SlotNo, Steps,
+    AttributeStep, ClearStep, FileContent, Node, PatchFile, PlaceStep, PlainKind, SlotNo, Steps,
 };
 use uuid::Uuid;
 
-const FIXTURE: &[u8] = include_bytes!("../../fixtures/record-v2.bin");
-const FULL: &[u8] = include_bytes!("../../fixtures/record-full-v2.bin");
+const FIXTURE: &[u8] = include_bytes!("../../fixtures/record-v3.bin");
+const FULL: &[u8] = include_bytes!("../../fixtures/record-full-v3.bin");
 
 const CHECKSUM: usize = 32;
 /// Where the first section begins, and its length.
@@ -197,6 +197,24 @@ fn known_full() -> BatchRecord {
         hash: None,
     };
     record.known.removed.insert(path("old/\u{fc}.txt"), removed);
+    record.steps.place.insert(
+        2,
+        PlaceStep::Patch {
+            slot: SlotNo(7),
+            to: path("vm.img"),
+            content: content(0x77),
+            patch: PatchFile {
+                size: 4184,
+                hash: ContentHash([0x70; 32]),
+            },
+        },
+    );
+    let before = ExpectedFile {
+        size: 0x70,
+        modified: Timestamp(6),
+        hash: Some(ContentHash([0x60; 32])),
+    };
+    record.known.replaced.insert(SlotNo(7), before);
     let slot = SlotNo(0);
     record.catalog = Some(CatalogBatch {
         segment: 7,

@@ -3,7 +3,9 @@
 use ferryfs::core::{BatchNo, ContentHash, RelPath, Timestamp};
 use ferryfs::format::expectations::{Expectations, ExpectedFile};
 use ferryfs::format::record::{BatchRecord, decode, encode, seal};
-use ferryfs::format::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
+use ferryfs::format::steps::{
+    ClearStep, FileContent, PatchFile, PlaceStep, PlainKind, SlotNo, Steps,
+};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -19,7 +21,7 @@ fn paths() -> impl Strategy<Value = RelPath> {
 fn deeds() -> impl Strategy<Value = (u8, PlainKind, u64, i64, [u8; 32])> {
     let kind = prop_oneof![Just(PlainKind::File), Just(PlainKind::Directory)];
     (
-        0_u8..6,
+        0_u8..7,
         kind,
         0..u64::MAX / 2,
         any::<i64>(),
@@ -54,6 +56,18 @@ fn records() -> impl Strategy<Value = BatchRecord> {
                 2 => steps.clear.push(ClearStep::RemoveDir { path }),
                 3 => steps.place.push(PlaceStep::MakeDir { path }),
                 4 => steps.place.push(PlaceStep::Install { slot, to, content }),
+                5 => steps.place.push(PlaceStep::Patch {
+                    slot,
+                    to,
+                    content: FileContent {
+                        size: size.max(believed(slot.0).size),
+                        ..content
+                    },
+                    patch: PatchFile {
+                        size,
+                        hash: ContentHash(hash),
+                    },
+                }),
                 _ => steps.place.push(PlaceStep::Touch { path, modified }),
             }
         }
@@ -72,7 +86,7 @@ fn records() -> impl Strategy<Value = BatchRecord> {
             }
         }
         for step in &steps.place {
-            if let PlaceStep::Install { slot, .. } = step {
+            if let PlaceStep::Install { slot, .. } | PlaceStep::Patch { slot, .. } = step {
                 known.replaced.insert(*slot, believed(slot.0));
             }
         }
@@ -116,7 +130,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         prop_assert!(decode(&bytes).is_err());
-        let sealed = resealed([&b"ferryrec\x02\0\0\0\0\0\0\0"[..], &bytes].concat());
+        let sealed = resealed([&b"ferryrec\x03\0\0\0\0\0\0\0"[..], &bytes].concat());
         let _ = decode(&sealed);
     }
 

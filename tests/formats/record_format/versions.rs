@@ -12,8 +12,8 @@ const DOCUMENT: &str = include_str!("../../../docs/on-drive-format.md");
 fn the_fixtures_are_read_and_written_alike() {
     if std::env::var_os("FERRYFS_WRITE_FIXTURES").is_some() {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/");
-        std::fs::write(format!("{dir}record-v2.bin"), encode(&known())).unwrap();
-        std::fs::write(format!("{dir}record-full-v2.bin"), encode(&known_full())).unwrap();
+        std::fs::write(format!("{dir}record-v3.bin"), encode(&known())).unwrap();
+        std::fs::write(format!("{dir}record-full-v3.bin"), encode(&known_full())).unwrap();
     }
     for (fixture, record) in [(FIXTURE, known()), (FULL, known_full())] {
         assert_eq!(decode(fixture).as_ref(), Ok(&record));
@@ -84,7 +84,7 @@ fn what_a_newer_version_wrote_is_said_to_be_newer() {
         Err(RecordError::Newer { part, number }) => (part, number),
         other => panic!("{other:?}"),
     };
-    assert_eq!(newer(patched(8, &3_u16.to_le_bytes())), ("format", 3));
+    assert_eq!(newer(patched(8, &4_u16.to_le_bytes())), ("format", 4));
     // Nothing behind the format number need be as it is here.
     let other_layout = [&b"ferryrec\x07\x00"[..], b"other"].concat();
     assert_eq!(newer(resealed(other_layout)), ("format", 7));
@@ -92,7 +92,7 @@ fn what_a_newer_version_wrote_is_said_to_be_newer() {
     assert_eq!(newer(resealed(required)), ("section", 6));
     let flagged = [body(), section(9, 3, b"")].concat();
     assert_eq!(newer(resealed(flagged)), ("section flag", 3));
-    let error = decode(&patched(8, &[3])).unwrap_err();
+    let error = decode(&patched(8, &[4])).unwrap_err();
     assert!(!error.is_torn() && error.to_string().contains("newer ferryfs"));
 }
 

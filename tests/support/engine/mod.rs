@@ -28,7 +28,7 @@ use ferryfs::drive::connection::Drive;
 use ferryfs::drive::faulty::FaultyBackend;
 use ferryfs::drive::memory::{MemoryBackend, MemoryOptions};
 use ferryfs::error::FlushError;
-use ferryfs::flush::{Flusher, FlusherParts, Hooks, Report, Wish};
+use ferryfs::flush::{Flusher, FlusherParts, Hooks, Patching, Report, Wish};
 use ferryfs::format::marker::Marker;
 use ferryfs::format::{layout, marker};
 use ferryfs::index::{Index, IndexWriter, LeftOut};
@@ -170,9 +170,14 @@ pub struct World {
     pub volume: Uuid,
     /// The daemon dies within its operations, so a start may find bytes without a row.
     pub may_set_aside: bool,
+    /// Large files are patched. Here that is every file of more than one block.
+    pub patches: bool,
     origin: [u8; 16],
     cache: TempDir,
 }
+
+/// Bytes of a block of a patch.
+pub const BLOCK: u32 = 4096;
 
 /// Of every enrollment here.
 const NONCE: [u8; 16] = [7; 16];
@@ -208,6 +213,7 @@ impl World {
             limits: ROOMY,
             volume,
             may_set_aside: false,
+            patches: true,
             origin: *Uuid::new_v4().as_bytes(),
             cache: cache.expect("a temporary directory"),
         }
@@ -272,6 +278,7 @@ impl World {
             capabilities: self.kind.capabilities(),
             time_granularity_ns: self.kind.capabilities().time_granularity_ns,
             journals: journals.clone(),
+            patching: Patching::new(dir.join("blocks"), self.patches).sized(1, BLOCK),
             hooks: Arc::new(FsHooks(fs.clone())),
         });
         Engine {

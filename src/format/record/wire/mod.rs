@@ -9,7 +9,9 @@ use crate::format::catalog::CatalogBatch;
 use crate::format::codec::{Reader, Result, put_path};
 use crate::format::expectations::Expectations;
 use crate::format::record::{BatchRecord, newer_part};
-use crate::format::steps::{ClearStep, FileContent, PlaceStep, PlainKind, SlotNo, Steps};
+use crate::format::steps::{
+    ClearStep, FileContent, PatchFile, PlaceStep, PlainKind, SlotNo, Steps,
+};
 
 const SECTION_CLEAR: u32 = 1;
 const SECTION_PLACE: u32 = 2;
@@ -32,6 +34,7 @@ const INSTALL: u8 = 3;
 const TOUCH: u8 = 4;
 const INSTALL_NODE: u8 = 5;
 const LINK: u8 = 6;
+const PATCH: u8 = 7;
 
 const KIND_FILE: u8 = 1;
 const KIND_DIRECTORY: u8 = 2;
@@ -117,9 +120,20 @@ fn put_place_step(out: &mut Vec<u8>, step: &PlaceStep<FileContent>) {
         PlaceStep::Install { slot, to, content } => {
             out.push(INSTALL);
             out.extend_from_slice(&slot.0.to_le_bytes());
-            out.extend_from_slice(&content.size.to_le_bytes());
-            out.extend_from_slice(&content.modified.0.to_le_bytes());
-            out.extend_from_slice(&content.hash.0);
+            put_content(out, content);
+            put_path(out, to);
+        }
+        PlaceStep::Patch {
+            slot,
+            to,
+            content,
+            patch,
+        } => {
+            out.push(PATCH);
+            out.extend_from_slice(&slot.0.to_le_bytes());
+            put_content(out, content);
+            out.extend_from_slice(&patch.size.to_le_bytes());
+            out.extend_from_slice(&patch.hash.0);
             put_path(out, to);
         }
         PlaceStep::InstallNode { slot, to, node } => {
@@ -139,6 +153,12 @@ fn put_place_step(out: &mut Vec<u8>, step: &PlaceStep<FileContent>) {
             put_path(out, path);
         }
     }
+}
+
+fn put_content(out: &mut Vec<u8>, content: &FileContent) {
+    out.extend_from_slice(&content.size.to_le_bytes());
+    out.extend_from_slice(&content.modified.0.to_le_bytes());
+    out.extend_from_slice(&content.hash.0);
 }
 
 fn put_kind_and_slot(out: &mut Vec<u8>, kind: PlainKind, slot: SlotNo) {
@@ -244,14 +264,23 @@ fn place_step(reader: &mut Reader<'_>) -> Result<PlaceStep<FileContent>> {
             PlaceStep::Attach { slot, to, kind }
         }
         INSTALL => {
-            let slot = slot(reader)?;
-            let content = FileContent {
+            let (slot, content) = (slot(reader)?, content(reader)?);
+            let to = reader.path()?;
+            PlaceStep::Install { slot, to, content }
+        }
+        PATCH => {
+            let (slot, content) = (slot(reader)?, content(reader)?);
+            let patch = PatchFile {
                 size: reader.u64()?,
-                modified: reader.time()?,
                 hash: ContentHash(reader.array()?),
             };
             let to = reader.path()?;
-            PlaceStep::Install { slot, to, content }
+            PlaceStep::Patch {
+                slot,
+                to,
+                content,
+                patch,
+            }
         }
         INSTALL_NODE => {
             let slot = slot(reader)?;
@@ -269,6 +298,14 @@ fn place_step(reader: &mut Reader<'_>) -> Result<PlaceStep<FileContent>> {
             PlaceStep::Touch { path, modified }
         }
         _ => return Err(reader.malformed("there is no such step")),
+    })
+}
+
+fn content(reader: &mut Reader<'_>) -> Result<FileContent> {
+    Ok(FileContent {
+        size: reader.u64()?,
+        modified: reader.time()?,
+        hash: ContentHash(reader.array()?),
     })
 }
 

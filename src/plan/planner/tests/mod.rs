@@ -89,6 +89,7 @@ fn shown(plan: &Plan) -> Vec<String> {
         PlaceStep::MakeDir { path } => format!("mkdir {path}"),
         PlaceStep::Attach { slot, to, .. } => format!("attach {} {to}", slot.0),
         PlaceStep::Install { slot, to, .. } => format!("install {} {to}", slot.0),
+        PlaceStep::Patch { slot, to, .. } => format!("patch {} {to}", slot.0),
         PlaceStep::InstallNode { slot, to, .. } => format!("node {} {to}", slot.0),
         PlaceStep::Link { from, to } => format!("link {from} {to}"),
         PlaceStep::Touch { path, modified } => format!("touch {path} {}", modified.0),
