@@ -58,14 +58,14 @@ install -Dm644 "$work/manual/completions/_ferryfs" "$root/usr/share/zsh/vendor-c
 install -Dm644 "$work/manual/completions/ferryfs.fish" "$root/usr/share/fish/vendor_completions.d/ferryfs.fish"
 
 unit() {
-    local to=$1 dir=$2 file=$3 target=$4 flag=$5
+    local to=$1 file=$2 target=$3 flag=$4
     mkdir -p "$(dirname "$root/$to")"
-    sed -e "s|@DIR@|$dir|; s|@FILE@|$file|; s|@TARGET@|$target|; s|@USERFLAG@|$flag|" \
+    sed -e "s|@FILE@|$file|; s|@TARGET@|$target|; s|@USERFLAG@|$flag|" \
         "scripts/package/ferryfs@.service.in" >"$root/$to"
     chmod 644 "$root/$to"
 }
-unit usr/lib/systemd/system/ferryfs@.service /etc/ferryfs /etc/ferryfs/%i.conf multi-user.target ""
-unit usr/lib/systemd/user/ferryfs@.service '~/.config/ferryfs' '%h/.config/ferryfs/%i.conf' default.target " --user"
+unit usr/lib/systemd/system/ferryfs@.service /etc/ferryfs/config.toml multi-user.target ""
+unit usr/lib/systemd/user/ferryfs@.service '~/.config/ferryfs/config.toml' default.target " --user"
 install -dm755 "$root/etc/ferryfs"
 
 docs=$root/usr/share/doc/ferryfs

@@ -49,7 +49,7 @@ class Database:
                 rows, last = copy.execute('SELECT count(*), coalesce(max(n), 0) FROM t').fetchone()
                 copy.close()
             except sqlite3.DatabaseError as error:
-                # Before its first flush the drive may have it as it was just made, without the table.
+                # Before its first flush the drive may have it as it was made, without the table.
                 if least or 'no such table' not in str(error):
                     findings.add('torn', when, '%s: %s' % (self.name, error))
                 return

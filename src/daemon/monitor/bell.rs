@@ -12,7 +12,7 @@ use crate::drive::revocable::Watched;
 
 /// Asks the watching thread to look at once.
 pub(in crate::daemon) struct Bell {
-    /// Readable while a look is requested, so that one call can wait for it and for the mount table.
+    /// Readable while a look is requested: one call waits for it and for the mount table.
     wake: OwnedFd,
     /// The backend has returned an error that may mean that it is gone.
     pub(super) suspicious: AtomicBool,

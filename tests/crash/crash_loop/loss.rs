@@ -217,10 +217,21 @@ pub(super) fn lose_at_every_call(
     seed: u64,
     make: impl Fn(u64) -> Scene,
 ) {
+    lose_at_every_call_drawing(draws(), name, all_cached, seed, make);
+}
+
+/// The same, with so many draws for each call.
+pub(super) fn lose_at_every_call_drawing(
+    draws: u64,
+    name: &str,
+    all_cached: bool,
+    seed: u64,
+    make: impl Fn(u64) -> Scene,
+) {
     let mut tally = Tally::default();
     for n in 1.. {
         let mut failed = false;
-        for draw in 0..draws() {
+        for draw in 0..draws {
             let (effect, death) = ((n + draw) % 2 == 0, (n / 2 + draw) % 2 == 0);
             let case = format!("call {n}, draw {draw}, effect {effect}, death {death}");
             let mut scene = make(seed);
