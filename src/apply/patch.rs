@@ -146,7 +146,8 @@ impl Patch {
             return Ok(false);
         }
         match backend.metadata(target) {
-            Ok(meta) if meta.kind == FileKind::Regular => {}
+            // A longer one has been written by others.
+            Ok(meta) if meta.kind == FileKind::Regular && meta.size <= content.size => {}
             Err(error) if !is_absent(&error) => return Err(error.into()),
             _ => return Ok(false),
         }

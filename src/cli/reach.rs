@@ -205,8 +205,14 @@ pub(super) fn named(name: &str, place: Option<&Path>) -> Option<(Client, Status)
     let mut mounts = mounts::commanded().ok()?;
     let place = place.and_then(|place| mounts::resolve(place).ok());
     mounts.sort_by_key(|mount| Some(&mount.mountpoint) != place.as_ref());
+    let own = geteuid().as_raw();
+    mounts.retain(|mount| mount.user.is_none_or(|user| user == own));
     mounts.into_iter().find_map(|mount| {
         let mut client = at(mount).ok()?.client;
+        // A name means what this user's own configuration means by it.
+        if client.server() != own {
+            return None;
+        }
         let status = status_of(&mut client).ok()?;
         let is_it = status
             .config
@@ -231,6 +237,10 @@ fn of_name(word: &Path) -> Option<PathBuf> {
         && mounts::find(Some(place)).is_ok_and(|mount| mount.mountpoint == place)
     {
         return Some(place.to_path_buf());
+    }
+    // A mount here that is called so needs no other daemon's answer.
+    if place.is_none() && mounts::find(Some(word)).is_ok() {
+        return None;
     }
     // The section may have been changed or removed since.
     if let Some((_, status)) = named(name, place) {

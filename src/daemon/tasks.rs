@@ -306,6 +306,11 @@ fn flush_by_itself(service: &Service, stop: &Stop) {
             .fs
             .expect_relief(helps && (has_written || now >= unhurried_before));
         stop.rest(CONSIDER_EVERY);
+        // What the user has said meanwhile counts.
+        let hold = service.hold();
+        let is_changed = *service.live.read() != live;
+        let able =
+            able && !is_changed && !stop.is_given() && !service.ending.load(Ordering::Acquire);
         let is_full = service.fs.wants_flush();
         if !able || service.flusher.is_running() || !(hold.is_none() || yields && is_full) {
             continue;
@@ -343,6 +348,9 @@ fn flush_by_itself(service: &Service, stop: &Stop) {
                 backoff = Duration::ZERO;
                 if let Some(schedule) = run {
                     service.timing.note_run(schedule);
+                    if report.batch.is_none() && report.left_behind.is_empty() {
+                        service.hooks.nothing_to_flush(rfc3339(hooks::now()));
+                    }
                 }
                 service.fs.note_flushed(flushable, report.bytes);
                 if report.batch.is_some() {

@@ -144,8 +144,14 @@ impl Redo<'_> {
         };
         let found = look(self.backend, here)?;
         if self.state(here, found.as_ref(), file)? == State::Good {
+            // After a failed sync the kernel still has bytes that the medium may lack. Written once
+            // more, they are a part of the next sync.
+            let task = match slots.was_begun(file.slot) {
+                true => Task::Patch,
+                false => Task::Done,
+            };
             // A rebuilt file may be under both names.
-            return Ok((!is_rebuilt).then_some(Task::Done));
+            return Ok((!is_rebuilt).then_some(task));
         }
         let is_it = match (&found, self.known.replaced.get(&file.slot)) {
             (Some(found), Some(expected)) if patch::may_be_patched(found) => {

@@ -21,11 +21,18 @@ pub(in crate::cli) const DRIVE: &str = "drive";
 pub(in crate::cli) const MOUNTPOINT: &str = "mountpoint";
 /// The key of the cache directory.
 pub(in crate::cli) const CACHE: &str = "cache";
+/// The key of the file of metrics.
+pub(super) const METRICS: &str = "metrics";
+/// The key of the address for metrics.
+const METRICS_LISTEN: &str = "metrics_listen";
 /// The key of the mount options.
 pub(super) const OPTIONS: &str = "options";
 
 /// Options that are about one run of the command, and have no key.
 const NOT_KEYS: [&str; 3] = ["all", "foreground", "help"];
+
+/// Options that override a check once. In a file they would do so at every mount.
+const ONCE: [&str; 5] = ["accept_copy", "adopt", "enroll", "re_enroll", "take_over"];
 
 /// The placeholder of options that are a command.
 const COMMAND: &str = "COMMAND";
@@ -65,9 +72,14 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// Whether only the command line may have it.
+    pub(super) fn is_for_one_mount(&self) -> bool {
+        ONCE.contains(&self.name.as_str())
+    }
+
     /// Whether only a drive's own section may have it.
     pub(super) fn is_of_one_drive(&self) -> bool {
-        [DRIVE, MOUNTPOINT, CACHE].contains(&self.name.as_str())
+        [DRIVE, MOUNTPOINT, CACHE, METRICS, METRICS_LISTEN].contains(&self.name.as_str())
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{CACHE, DRIVE, Form, Key, MOUNTPOINT, OPTIONS, key, keys, refused};
+use super::keys::{CACHE, DRIVE, Form, Key, METRICS, MOUNTPOINT, OPTIONS, key, keys, refused};
 use super::{Config, Drive, Place, Problem, Section, Setting, Source, Value};
 use crate::core::quoted;
 use crate::daemon::find_drive::DriveName;
@@ -183,6 +183,15 @@ impl Reader<'_> {
                 }
                 continue;
             };
+            if key.is_for_one_mount() {
+                self.report(
+                    of,
+                    place,
+                    format!("{text} would override a check at every mount"),
+                );
+                self.hint("give it on the command line, the once that it is needed".into());
+                continue;
+            }
             if of.is_none() && key.is_of_one_drive() {
                 self.report(of, place, format!("{text} is different for each drive"));
                 self.hint("put it into the section [drive.NAME]".into());
@@ -269,7 +278,7 @@ impl Reader<'_> {
 
     /// Checks one text, and completes a path.
     fn checked(&mut self, of: Option<&str>, key: &Key, place: Place, text: String) -> String {
-        let is_path = [CACHE, MOUNTPOINT].contains(&key.name.as_str())
+        let is_path = [CACHE, MOUNTPOINT, METRICS].contains(&key.name.as_str())
             || (key.name == DRIVE && text.starts_with("~/"));
         let text = match (is_path, text.strip_prefix("~/"), self.home) {
             (true, Some(rest), Some(home)) => home.join(rest).to_string_lossy().into_owned(),

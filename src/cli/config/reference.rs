@@ -14,7 +14,7 @@ const AFTER: &str = include_str!("reference/after.md");
 /// The whole page.
 pub(super) fn page() -> String {
     let mut page = BEFORE.to_owned();
-    for key in keys() {
+    for key in keys().iter().filter(|key| !key.is_for_one_mount()) {
         let _ = write!(page, "\n### `{}`\n\n{}.\n\n", key.name, folded(&key.help));
         let _ = writeln!(page, "- Value: {}", value(key));
         if !key.default.is_empty() {
@@ -93,8 +93,8 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
         let page = page();
         let shown = std::fs::read_to_string(path).unwrap_or_default();
-        assert_eq!(
-            shown, page,
+        assert!(
+            shown == page,
             "update it: ferryfs config reference > docs/configuration.md"
         );
     }

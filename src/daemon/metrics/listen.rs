@@ -17,6 +17,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::core::{Failure, ForeignText};
 
+/// The pause after a connection that failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
+
 /// How long a client may take to ask, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -116,8 +119,7 @@ impl Door {
         ) {
             return;
         }
-        // A client that has left meanwhile gets no answer.
-        let _ = match &self.0 {
+        let answered = match &self.0 {
             Listener::Tcp(listener) => (listener.accept()).and_then(|(stream, _)| {
                 stream.set_nonblocking(false)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
@@ -133,6 +135,11 @@ impl Door {
                 leave(&stream, UnixStream::shutdown)
             }),
         };
+        // A client that has left meanwhile gets no answer. Without descriptors the next attempt would
+        // fail at once as well.
+        if answered.is_err() {
+            std::thread::sleep(AFTER_FAILURE);
+        }
     }
 
     /// The address, with the port that the system has chosen for port 0.

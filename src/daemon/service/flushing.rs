@@ -47,10 +47,15 @@ impl Service {
                  mount without --read-only",
             ));
         }
-        if self.drive.is_attached() {
-            self.monitor.look_at_inner_mounts()?;
+        if let Err(error) = self.prepare_flush(patience, asker) {
+            // Those of a flush that goes on are reported by its own thread.
+            let goes_on = matches!(error, FlushError::StillRunning { .. } | FlushError::TooLate);
+            let failed = Err(error);
+            if !goes_on {
+                self.hooks.flush_ended(&failed, rfc3339(hooks::now()));
+            }
+            return failed;
         }
-        self.finish_first(patience, asker)?;
         let patience = Patience {
             deadline: patience.deadline,
             enough: &|silent| self.over.load(Ordering::Acquire) || (patience.enough)(silent),
@@ -93,6 +98,14 @@ impl Service {
             }
             error => error,
         })
+    }
+
+    /// What must be done before a flush can begin.
+    fn prepare_flush(&self, patience: &Patience<'_>, asker: &Asker<'_>) -> Result<(), FlushError> {
+        if self.drive.is_attached() {
+            self.monitor.look_at_inner_mounts()?;
+        }
+        self.finish_first(patience, asker)
     }
 
     /// What is done with the result of a flush, on the flush's own thread.

@@ -99,6 +99,18 @@ pub(super) struct Service {
     pub(super) over: AtomicBool,
 }
 
+impl Service {
+    /// Refuses what writes to the drive past the mount.
+    fn refuse_on_read_only(&self, what: &str) -> Result<(), ControlError> {
+        if !self.read_only {
+            return Ok(());
+        }
+        let message = format!("this mount only reads the drive (--read-only): it does not {what}");
+        let hint = "unmount it, and mount the drive without --read-only";
+        Err(ControlError::new(ErrorCode::Failed, message).with_hint(hint))
+    }
+}
+
 fn conflict((path, theirs): (String, String)) -> Conflict {
     Conflict { path, theirs }
 }
@@ -169,11 +181,15 @@ impl Handler for Service {
         take_over: bool,
     ) -> Result<AttachReport, ControlError> {
         check_absolute(path)?;
+        if fsck {
+            self.refuse_on_read_only("repair the drive's file system")?;
+        }
         self.monitor.attach(path, accept_copy, fsck, take_over)
     }
 
     fn re_enroll(&self, path: &Path, accept_copy: bool) -> Result<AttachReport, ControlError> {
         check_absolute(path)?;
+        self.refuse_on_read_only("write the drive's marker again")?;
         self.monitor.re_enroll(path, accept_copy)
     }
 
