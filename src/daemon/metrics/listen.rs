@@ -135,8 +135,8 @@ impl Door {
                 leave(&stream, UnixStream::shutdown)
             }),
         };
-        // A client that has left meanwhile gets no answer. Without descriptors the next attempt would
-        // fail at once as well.
+        // A client that has left meanwhile gets no answer. Without descriptors the next attempt
+        // would fail at once as well.
         if answered.is_err() {
             std::thread::sleep(AFTER_FAILURE);
         }
