@@ -10,8 +10,8 @@ use crate::core::{Exit, Failure, ForeignText};
 /// Check and show the configuration: named drives with the options of their mounts
 ///
 /// It is ~/.config/ferryfs/config.toml ($XDG_CONFIG_HOME), or /etc/ferryfs/config.toml if you have
-/// none. Each drive has a section [drive.NAME] with its drive, its mountpoint, and any option of
-/// `ferryfs mount`, written with underscores; [defaults] holds for all of them.
+/// none. Each drive has a section `[drive.NAME]` with its drive, its mountpoint, and any option of
+/// `ferryfs mount`, written with underscores; `[defaults]` holds for all of them.
 /// docs/configuration.md describes all keys.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
