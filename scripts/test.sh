@@ -79,7 +79,9 @@ else
     step "build of the tests" alive cargo test --no-run
     step "tests" alive scripts/tests.py
     # Last, as it takes some minutes and tells the least about where a mistake is.
-    step "yanks, power cuts, outages" scripts/vm/run.sh --short
+    # With the program of the tests, as another build would take longer than the guests.
+    step "yanks, power cuts, outages" \
+        env FERRYFS="${CARGO_TARGET_DIR:-$top/target}/debug/ferryfs" scripts/vm/run.sh --short
 fi
 
 after=$(leftovers)

@@ -2,7 +2,8 @@
 # Yanks, power cuts and NAS outages on a real kernel, in QEMU. See README.md and `run.sh --help`.
 #   scripts/vm/run.sh             all of it (about an hour where the processor has to be emulated)
 #   scripts/vm/run.sh --short     some of each, in a few minutes
-# Installs QEMU, fetches a Debian kernel once, builds ferryfs. Where that cannot be had,
+# Installs QEMU, fetches a Debian kernel once, builds ferryfs unless FERRYFS names one. Where that
+# cannot be had,
 # --short says SKIPPED and ends with 0.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -29,9 +30,8 @@ need qemu-system-x86_64=qemu-system-x86 mkfs.exfat=exfatprogs mkfs.ext4=e2fsprog
     zstd=zstd dpkg-deb=dpkg || cannot "QEMU is not to be had"
 python3 -B "$here/run.py" --prepare || cannot "a kernel for the guest is not to be had"
 
-profile=(release --release)
-# The short form is a part of the gate, which has built this one already.
-! $short || profile=(debug)
-(cd "$top" && cargo build --quiet "${profile[@]:1}")
-target=${CARGO_TARGET_DIR:-$top/target}
-exec python3 -B "$here/run.py" --ferryfs "${FERRYFS:-$target/${profile[0]}/ferryfs}" "$@"
+if [ -z "${FERRYFS:-}" ]; then
+    (cd "$top" && cargo build --release --quiet)
+    FERRYFS=${CARGO_TARGET_DIR:-$top/target}/release/ferryfs
+fi
+exec python3 -B "$here/run.py" --ferryfs "$FERRYFS" "$@"
