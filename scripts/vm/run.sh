@@ -3,8 +3,7 @@
 #   scripts/vm/run.sh             all of it (about an hour where the processor has to be emulated)
 #   scripts/vm/run.sh --short     some of each, in a few minutes
 # Installs QEMU, fetches a Debian kernel once, builds ferryfs unless FERRYFS names one. Where that
-# cannot be had,
-# --short says SKIPPED and ends with 0.
+# cannot be had, --short says SKIPPED and ends with 0.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../lib.sh"
