@@ -203,14 +203,15 @@ pub(super) fn at(mount: MountEntry) -> Result<Reached, NotReached> {
 /// looked for at `place` first.
 pub(super) fn named(name: &str, place: Option<&Path>) -> Option<(Client, Status)> {
     let mut mounts = mounts::commanded().ok()?;
-    let place = place.and_then(|place| mounts::resolve(place).ok());
-    mounts.sort_by_key(|mount| Some(&mount.mountpoint) != place.as_ref());
+    // A name means what this user's own configuration means by it. The daemons of others are not
+    // even asked: one that hangs would hold the command up.
     let own = geteuid().as_raw();
     mounts.retain(|mount| mount.user.is_none_or(|user| user == own));
+    let place = place.and_then(|place| mounts::resolve(place).ok());
+    mounts.sort_by_key(|mount| Some(&mount.mountpoint) != place.as_ref());
     mounts.into_iter().find_map(|mount| {
         let mut client = at(mount).ok()?.client;
-        // A name means what this user's own configuration means by it.
-        if client.server() != own {
+        if !is_believed(&client, None) {
             return None;
         }
         let status = status_of(&mut client).ok()?;

@@ -17,7 +17,6 @@ use super::notify::Notifier;
 use super::options::Live;
 use super::service::{Service, rfc3339};
 use super::stop::Stop;
-use super::when::Hold;
 use crate::core::{Ino, Pace, WhileOpen};
 use crate::daemon::flush_job::Patience;
 pub(crate) use crate::flush::Wish;
@@ -285,8 +284,7 @@ fn flush_by_itself(service: &Service, stop: &Stop) {
             stop.rest(CONSIDER_EVERY);
             continue;
         }
-        let hold = service.hold();
-        let yields = hold.as_ref().is_none_or(Hold::yields_to_full_ssd);
+        let yields = service.hold().is_none_or(|hold| hold.yields_to_full_ssd());
         let ending = service.ending.load(Ordering::Acquire);
         let now = Instant::now();
         let able = !ending
@@ -312,7 +310,8 @@ fn flush_by_itself(service: &Service, stop: &Stop) {
         let able =
             able && !is_changed && !stop.is_given() && !service.ending.load(Ordering::Acquire);
         let is_full = service.fs.wants_flush();
-        if !able || service.flusher.is_running() || !(hold.is_none() || yields && is_full) {
+        let may_begin = hold.is_none_or(|hold| hold.yields_to_full_ssd() && is_full);
+        if !able || service.flusher.is_running() || !may_begin {
             continue;
         }
         let run = (live.schedule.as_ref()).filter(|schedule| service.timing.is_due(schedule));

@@ -308,6 +308,26 @@ impl<B> FaultyBackend<B> {
     }
 }
 
+impl<B> FaultyBackend<B> {
+    /// A file for reading whose calls this backend judges.
+    fn reader(&self, path: &RelPath, inner: Box<dyn ReadFile>) -> FaultyReader {
+        FaultyReader {
+            inner,
+            switch: self.switch.clone(),
+            path: path.clone(),
+        }
+    }
+
+    /// The same for writing.
+    fn writer<F: ?Sized>(&self, path: &RelPath, inner: Box<F>) -> FaultyWriter<F> {
+        FaultyWriter {
+            inner,
+            switch: self.switch.clone(),
+            path: path.clone(),
+        }
+    }
+}
+
 impl<B: Backend> Backend for FaultyBackend<B> {
     fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
         self.switch.0.lock().listed.push(dir.clone());
@@ -332,35 +352,19 @@ impl<B: Backend> Backend for FaultyBackend<B> {
 
     fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let inner = self.switch.call("open", path, || self.inner.open(path))?;
-        let (switch, path) = (self.switch.clone(), path.clone());
-        Ok(Box::new(FaultyReader {
-            inner,
-            switch,
-            path,
-        }))
+        Ok(Box::new(self.reader(path, inner)))
     }
 
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let work = || self.inner.open_uncached(path);
         let inner = self.switch.call("open", path, work)?;
-        let (switch, path) = (self.switch.clone(), path.clone());
-        Ok(Box::new(FaultyReader {
-            inner,
-            switch,
-            path,
-        }))
+        Ok(Box::new(self.reader(path, inner)))
     }
 
     fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
         let work = || self.inner.open_judged(path);
         let (inner, trust) = self.switch.call("open", path, work)?;
-        let (switch, path) = (self.switch.clone(), path.clone());
-        let file = FaultyReader {
-            inner,
-            switch,
-            path,
-        };
-        Ok((Box::new(file), trust))
+        Ok((Box::new(self.reader(path, inner)), trust))
     }
 
     fn trust(&self, path: &RelPath) -> Result<Trust> {
@@ -371,23 +375,13 @@ impl<B: Backend> Backend for FaultyBackend<B> {
         let inner = self
             .switch
             .call("create", path, || self.inner.create(path))?;
-        let (switch, path) = (self.switch.clone(), path.clone());
-        Ok(Box::new(FaultyWriter {
-            inner,
-            switch,
-            path,
-        }))
+        Ok(Box::new(self.writer(path, inner)))
     }
 
     fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
         let work = || self.inner.modify(path);
         let inner = self.switch.call("modify", path, work)?;
-        let (switch, path) = (self.switch.clone(), path.clone());
-        Ok(Box::new(FaultyWriter {
-            inner,
-            switch,
-            path,
-        }))
+        Ok(Box::new(self.writer(path, inner)))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {
