@@ -223,17 +223,17 @@ fn look_at_all(engine: &Engine) {
     while let Some(dir) = open.pop()
         && looks < 1000
     {
-        let Ok(handle) = call(|ctx| engine.fs.opendir(ctx, dir)) else {
+        let Ok(opened) = call(|ctx| engine.fs.opendir(ctx, dir)) else {
             continue;
         };
         let mut found = Vec::new();
-        let _ = engine.fs.readdir(handle, 0, |entry| {
+        let _ = engine.fs.readdir(opened.handle, 0, |entry| {
             if Name::new(&entry.name).is_ok() {
                 found.push((entry.inode.ino, entry.inode.is_dir()));
             }
             true
         });
-        engine.fs.releasedir(handle);
+        engine.fs.releasedir(opened.handle);
         for (ino, is_dir) in found {
             looks += 1;
             match is_dir {

@@ -33,7 +33,7 @@ const OTHERS_REACH: u32 = 0o011;
 const STICKY: u32 = 0o1000;
 
 /// Directories of a cache in which others could also plant something.
-const INNER: [&str; 4] = ["batches", "blocks", "objects", "lost+found"];
+const INNER: [&str; 5] = ["batches", "blocks", "changes", "objects", "lost+found"];
 
 /// The reason why a cache is not used.
 #[derive(Debug, thiserror::Error)]

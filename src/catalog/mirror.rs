@@ -48,26 +48,35 @@ impl Follower {
         let log = read_catalog(backend, self.volume, known.head)?;
         self.report(&log);
         self.note_trust(&log)?;
-        match log.replay {
-            Replay::Nothing if log.state == known => Ok(false),
-            Replay::Nothing => {
-                let mut state = self.index.lock();
+        let is_anew = matches!(log.replay, Replay::Anew(_));
+        let is_news = match &log.replay {
+            Replay::Nothing => false,
+            Replay::Forward(_) => true,
+            // A drive that stores all attributes itself has no log.
+            Replay::Anew(numbers) => {
+                !numbers.is_empty() || self.index.lock().describes_anything()?
+            }
+        };
+        if !is_news {
+            let mut state = self.index.lock();
+            if is_anew && log.trust.is_ours() && state.catalog_is_strangers()? {
+                state.set_catalog_is_strangers(false)?;
+            }
+            if log.state != known {
                 state.set_catalog_log(&log.state)?;
-                state.commit()?;
-                Ok(false)
             }
-            Replay::Forward(_) | Replay::Anew(_) => {
-                let mut mirror = Mirror::begin(&self.index)?;
-                log.replay(backend, &mut mirror)?;
-                if log.trust.is_ours() && matches!(log.replay, Replay::Anew(_)) {
-                    // The mirror holds nothing older than this replay.
-                    self.index.lock().set_catalog_is_strangers(false)?;
-                }
-                mirror.end(&log.state)?;
-                self.has_news.store(true, Ordering::Release);
-                Ok(true)
-            }
+            state.commit()?;
+            return Ok(false);
         }
+        let mut mirror = Mirror::begin(&self.index)?;
+        log.replay(backend, &mut mirror)?;
+        if log.trust.is_ours() && is_anew {
+            // The mirror holds nothing older than this replay.
+            self.index.lock().set_catalog_is_strangers(false)?;
+        }
+        mirror.end(&log.state)?;
+        self.has_news.store(true, Ordering::Release);
+        Ok(true)
     }
 
     /// The same, but only if the mirror reflects no log: the drive has none yet, or a replay was

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::reach::Which;
 use super::units::{human_bytes, human_seconds};
 use super::{json, reach, say, times};
-use crate::core::{Exit, Failure, ForeignText, path_of_text, printable};
+use crate::core::{Exit, Failure, ForeignText, printable};
 use crate::daemon::history;
 use crate::daemon::history::{Entry, Outcome};
 
@@ -33,20 +33,7 @@ Examples:
   ferryfs log --json | jq 'map(.bytes) | add'";
 
 pub(super) fn run(args: &LogArgs) -> Result<Exit, Failure> {
-    let cache = match &args.which.cache {
-        // A cache without a daemon has a history, too.
-        Some(cache) if cache.is_dir() => cache.clone(),
-        Some(cache) => {
-            return Err(
-                Failure::failed(format!("there is no cache {}", cache.escaped()))
-                    .hint("name the directory that `ferryfs status` shows as cache"),
-            );
-        }
-        None => {
-            let status = reach::status_of(&mut reach::reach(&args.which)?.client)?;
-            path_of_text(&status.cache)
-        }
-    };
+    let cache = reach::cache_of(&args.which)?;
     let entries = history::read(&cache, args.number).map_err(|error| {
         let place = cache.escaped();
         Failure::failed(format!("cannot read the history in {place}: {error}"))

@@ -1,6 +1,7 @@
 //! The command line: one file per command; its doc comment is its help text.
 
 pub mod attach;
+pub mod changes;
 pub mod config;
 pub mod doctor;
 pub mod eject;
@@ -65,6 +66,7 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Status(status::StatusArgs),
     Log(log::LogArgs),
+    Changes(changes::ChangesArgs),
     Doctor(doctor::DoctorArgs),
     Flush(flush::FlushArgs),
     Eject(eject::EjectArgs),
@@ -121,6 +123,7 @@ fn run(command: Command, given: &config::Settings, args: &[OsString]) -> Result<
         Command::Mount(command) => mount::run(*command, given, args),
         Command::Status(command) => status::run(&command),
         Command::Log(command) => log::run(&command),
+        Command::Changes(command) => changes::run(&command),
         Command::Doctor(command) => doctor::run(&command),
         Command::Flush(command) => flush::run(&command),
         Command::Eject(command) => eject::run(&command),

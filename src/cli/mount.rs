@@ -162,6 +162,10 @@ pub struct MountArgs {
     /// Run this command when a flush has succeeded, or the schedule has found nothing to flush
     #[arg(long, value_name = "COMMAND")]
     on_success: Option<String>,
+    /// Run this command when a flush has changed the drive, also if it has left something behind:
+    /// for a second copy, with `ferryfs changes`
+    #[arg(long, value_name = "COMMAND")]
+    on_batch: Option<String>,
     /// Run this command when there is something new that you must look at
     #[arg(long, value_name = "COMMAND")]
     on_attention: Option<String>,
@@ -417,6 +421,7 @@ impl MountArgs {
                 hooks: HookCommands {
                     on_failure: self.on_failure,
                     on_success: self.on_success,
+                    on_batch: self.on_batch,
                     on_attention: self.on_attention,
                     timeout: self.hook_timeout,
                 },
@@ -598,6 +603,7 @@ mod tests {
         let hooks = HookCommands {
             on_failure: Some("false".into()),
             on_success: Some("true".into()),
+            on_batch: Some("id".into()),
             on_attention: Some("date".into()),
             timeout: Duration::from_secs(5),
         };

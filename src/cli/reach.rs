@@ -117,6 +117,24 @@ pub struct Which {
     pub mountpoint: Option<PathBuf>,
 }
 
+/// The cache that `which` names. With --cache no daemon is needed.
+///
+/// # Errors
+/// If it does not exist, or no daemon says where it is.
+pub(super) fn cache_of(which: &Which) -> Result<PathBuf, Failure> {
+    match &which.cache {
+        Some(cache) if cache.is_dir() => Ok(cache.clone()),
+        Some(cache) => Err(
+            Failure::failed(format!("there is no cache {}", cache.escaped()))
+                .hint("name the directory that `ferryfs status` shows as cache"),
+        ),
+        None => {
+            let status = status_of(&mut reach(which)?.client)?;
+            Ok(path_of_text(&status.cache))
+        }
+    }
+}
+
 /// A daemon that was reached.
 pub(super) struct Reached {
     /// The connection to it.

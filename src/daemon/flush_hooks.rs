@@ -5,13 +5,14 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::core::{Clock, Ino, WhileOpen};
+use crate::core::{BatchNo, Clock, Ino, WhileOpen};
+use crate::daemon::changes::Feed;
 use crate::daemon::history::History;
 use crate::daemon::lease::{Keeper, LeaseFailure};
 use crate::daemon::metrics::Totals;
 use crate::drive::Backend;
 use crate::error::FlushError;
-use crate::flush::{BatchNote, Hooks};
+use crate::flush::{BatchNote, Change, Hooks};
 use crate::index::{IndexWriter, LeftOut};
 use crate::plan::merge::Changes;
 use crate::sys;
@@ -22,6 +23,7 @@ pub(super) struct FlushHooks {
     pub(super) lease: Arc<Keeper>,
     pub(super) mountpoint: PathBuf,
     pub(super) history: History,
+    pub(super) feed: Feed,
     pub(super) totals: Arc<Totals>,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -103,6 +105,10 @@ impl Hooks for FlushHooks {
 
     fn give_up_reserve(&self) -> bool {
         self.fs.give_up_reserve()
+    }
+
+    fn batch_changed(&self, batch: BatchNo, after: Option<BatchNo>, changes: &[Change]) {
+        self.feed.note(batch, after, changes, self.clock.now());
     }
 
     fn batch_ended(&self, note: &BatchNote) {

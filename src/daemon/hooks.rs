@@ -56,6 +56,8 @@ pub(super) enum Event {
     Failure,
     /// A flush succeeded, or the schedule found nothing to flush.
     Success,
+    /// A flush has changed the drive.
+    Batch,
     /// There is something that the user must look at.
     Attention,
 }
@@ -66,6 +68,7 @@ impl Event {
         match self {
             Event::Failure => "on_failure",
             Event::Success => "on_success",
+            Event::Batch => "on_batch",
             Event::Attention => "on_attention",
         }
     }
@@ -74,6 +77,7 @@ impl Event {
         match self {
             Event::Failure => commands.on_failure.as_ref(),
             Event::Success => commands.on_success.as_ref(),
+            Event::Batch => commands.on_batch.as_ref(),
             Event::Attention => commands.on_attention.as_ref(),
         }
     }
@@ -193,6 +197,12 @@ impl Hooks {
 
     /// A flush has ended. Never waits.
     pub(super) fn flush_ended(&self, result: &Result<Report, FlushError>, time: String) {
+        if let Ok(report) = result
+            && report.batch.is_some()
+        {
+            let flushed = Some(Flushed::new(report));
+            self.send(Event::Batch, time.clone(), None, flushed, Vec::new());
+        }
         match result {
             Ok(report) if report.left_behind.is_empty() => {
                 *self.last_failure.lock() = None;
@@ -365,6 +375,7 @@ fn start(job: &Job, subject: &Subject) -> io::Result<Running> {
         )
         .env("FERRYFS_NAME", subject.name.as_deref().unwrap_or_default())
         .env("FERRYFS_MOUNTPOINT", &subject.mountpoint)
+        .env("FERRYFS_DRIVE", &subject.drive)
         .process_group(0)
         .stdin(report)
         .stdout(Stdio::null())

@@ -4,6 +4,7 @@
 mod already_running;
 mod attach;
 pub mod background;
+pub mod changes;
 pub mod dead_mount;
 pub mod doctor;
 mod drive_identity;

@@ -72,12 +72,13 @@ pub struct Origin {
 }
 
 /// The keys of the configuration that [`Live`] has.
-pub const LIVE: [&str; 13] = [
+pub const LIVE: [&str; 14] = [
     "auto_flush",
     "flush_after",
     "hook_timeout",
     "max_age",
     "on_attention",
+    "on_batch",
     "on_failure",
     "on_success",
     "only_on_mains",
@@ -120,6 +121,8 @@ pub struct HookCommands {
     pub on_failure: Option<String>,
     /// When a flush has succeeded.
     pub on_success: Option<String>,
+    /// When a flush has changed the drive.
+    pub on_batch: Option<String>,
     /// When there is something that the user must look at.
     pub on_attention: Option<String>,
     /// How long each may take.

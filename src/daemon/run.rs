@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::changes::Feed;
 use super::flush_hooks::FlushHooks;
 use super::flush_job::within;
 use super::history::History;
@@ -227,6 +228,7 @@ fn flusher(
             lease: opened.lease.clone(),
             mountpoint: options.mountpoint.clone(),
             history: History::of(&opened.dir),
+            feed: Feed::of(&opened.dir),
             totals: totals.clone(),
             clock: clock.clone(),
         }),

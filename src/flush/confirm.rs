@@ -12,6 +12,7 @@ use crate::core::cache_step::CacheStep;
 use crate::core::{Ino, RelPath, Seq};
 use crate::error::Result;
 use crate::flush::Flusher;
+use crate::flush::changes::changes_of;
 use crate::flush::conclusions::Concluded;
 use crate::format::expectations::ExpectedFile;
 use crate::format::steps::{ClearStep, PlaceStep, PlainKind};
@@ -241,8 +242,12 @@ impl Flusher {
         {
             self.catalog.confirm(batch)?;
         }
+        let batch = journal.record.batch;
+        let after = self.parts.index.lock().last_done_before(batch)?;
+        let changes = changes_of(journal, applied);
+        self.parts.hooks.batch_changed(batch, after, &changes);
         let summary = BatchSummary {
-            batch: journal.record.batch,
+            batch,
             time: self.parts.clock.now(),
             files: journal.files,
             bytes: journal.bytes,
@@ -251,7 +256,7 @@ impl Flusher {
         self.parts.end_batch(&summary)?;
         self.parts.hooks.sync_cache()?;
         self.before(CacheStep::RemoveJournal)?;
-        Journal::remove(&self.parts.journals, journal.record.batch)
+        Journal::remove(&self.parts.journals, batch)
     }
 }
 

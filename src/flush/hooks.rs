@@ -1,8 +1,9 @@
 //! What a flush needs of the file system that it writes.
 
-use crate::core::{Ino, WhileOpen};
+use crate::core::{BatchNo, Ino, WhileOpen};
 use crate::drive::Backend;
 use crate::error::Result;
+use crate::flush::changes::Change;
 use crate::flush::note::BatchNote;
 use crate::index::{IndexWriter, LeftOut};
 use crate::plan::merge::Changes;
@@ -86,6 +87,13 @@ pub trait Hooks: Send + Sync {
     /// false if nothing is left of it.
     fn give_up_reserve(&self) -> bool {
         false
+    }
+
+    /// Hears what a batch has changed on the backend, before it ends in the index, so possibly more
+    /// than once. `after` is the batch before it that has changed something. The turn of the flush
+    /// is taken.
+    fn batch_changed(&self, batch: BatchNo, after: Option<BatchNo>, changes: &[Change]) {
+        let _ = (batch, after, changes);
     }
 
     /// Hears what became of a batch, for the history. The turn of the flush is taken.

@@ -38,6 +38,7 @@ mod across;
 mod attributes;
 pub(crate) mod batch;
 pub(crate) mod batch_budget;
+mod changes;
 mod check;
 mod conclusions;
 mod confirm;
@@ -91,6 +92,7 @@ use crate::index::{BatchSummary, Index};
 use crate::plan::names::NameRules;
 use crate::recovery::interrupted;
 
+pub use crate::flush::changes::{Change, ChangeKind};
 pub(crate) use crate::flush::flusher::phase;
 pub use crate::flush::hooks::Hooks;
 pub use crate::flush::note::{BatchNote, NotedEnd};

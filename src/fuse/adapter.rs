@@ -576,8 +576,13 @@ impl Filesystem for Adapter {
             ctx(request),
             reply,
             operation,
-            |reply, handle| {
-                reply.opened(FileHandle(handle), FopenFlags::empty());
+            |reply, opened| {
+                // Without the flags the kernel drops the copy that it has of the listing.
+                let flags = match opened.may_cache {
+                    true => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+                    false => FopenFlags::empty(),
+                };
+                reply.opened(FileHandle(opened.handle), flags);
             },
         );
     }

@@ -383,6 +383,19 @@ impl IndexWriter {
         Ok(())
     }
 
+    /// Returns the last batch before `batch` that has changed the backend. Only the last hundred
+    /// batches are known.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn last_done_before(&self, batch: BatchNo) -> Result<Option<BatchNo>> {
+        self.conn
+            .prepare_cached("SELECT max(batch) FROM batches WHERE state=1 AND batch<?")
+            .and_then(|mut s| s.query_row([int(batch.0)], |row| row.get::<_, Option<i64>>(0)))
+            .map(|found| found.map(|number| BatchNo(number as u64)))
+            .context("find the batch before")
+    }
+
     /// The last batch that has ended.
     ///
     /// # Errors

@@ -169,6 +169,21 @@ impl IndexWriter {
             .context("list what was being written")
     }
 
+    /// Returns the inodes that have no name any more.
+    ///
+    /// # Errors
+    /// If SQLite fails.
+    pub fn nameless(&mut self) -> Result<Vec<Ino>> {
+        self.commit()?;
+        self.conn
+            .prepare("SELECT ino FROM inodes WHERE nlink = 0")
+            .and_then(|mut s| {
+                let rows = s.query_map([], |row| Ok(Ino(row.get::<_, i64>(0)? as u64)))?;
+                rows.collect()
+            })
+            .context("list what has no name")
+    }
+
     /// Returns the inodes with an object that is not among `present`.
     ///
     /// # Errors

@@ -11,16 +11,23 @@
 //! too, a program that renames each entry it reads would never reach the end. So a listing ends at
 //! the largest number that existed when it began.
 //!
+//! The kernel may keep the listing of a directory that is at rest ([`Fs::opendir`]): then the next
+//! one asks the daemon for nothing. It checks its copy against changes whenever a listing begins,
+//! and drops it when it is told of a change by others. It continues a listing in a renewed copy,
+//! and asks the daemon if the copy lacks the offset; but not if the copy ends with a page (fs/fuse,
+//! readdir.c). So no copy is made while a program may be removing what it lists.
+//!
 //! [`OpenDirs`] owns the handles, under a lock that is held for one look-up. They are in memory and
 //! end with the daemon.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use crate::core::Ino;
+use crate::core::{Ino, Timestamp};
 use crate::index::{Dirent, Inode};
 use crate::vfs::{Ctx, Fs, FsError, Result, known};
 
@@ -32,6 +39,19 @@ const CHUNK: u32 = 128;
 /// Offsets of the entries `.` and `..`; names have larger offsets.
 const AFTER_DOT: u64 = 1;
 const AFTER_DOTDOT: u64 = 2;
+
+/// How long a directory must not have changed before the kernel may keep its listing: longer than a
+/// program that lists and removes, or an NFS client, takes between two parts of a listing.
+const AT_REST: Duration = Duration::from_secs(10);
+
+/// The answer to an open of a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenedDir {
+    /// The handle's number.
+    pub handle: u64,
+    /// The kernel may use, and make, a copy of the listing for this handle.
+    pub may_cache: bool,
+}
 
 /// An open directory.
 #[derive(Debug)]
@@ -83,17 +103,23 @@ impl OpenDirs {
 }
 
 impl Fs {
-    /// Opens a directory and returns the handle's number.
+    /// Opens a directory.
     ///
     /// # Errors
     /// If its entries are only on the backend and the backend is detached.
-    pub fn opendir(&self, ctx: &Ctx, ino: Ino) -> Result<u64> {
+    pub fn opendir(&self, ctx: &Ctx, ino: Ino) -> Result<OpenedDir> {
         self.importer.ensure_listed(ctx, ino)?;
-        let end = self.index.lock().end_of_listings();
-        Ok(self.dirs.insert(DirHandle {
-            ino,
-            end: AtomicU64::new(end),
-        }))
+        let (end, inode) = {
+            let mut state = self.index.lock();
+            (state.end_of_listings(), known(&mut state, ino)?)
+        };
+        Ok(OpenedDir {
+            handle: self.dirs.insert(DirHandle {
+                ino,
+                end: AtomicU64::new(end),
+            }),
+            may_cache: is_at_rest(&inode, self.clock.now()),
+        })
     }
 
     /// Releases a directory's handle.
@@ -181,4 +207,12 @@ impl Fs {
             offset,
         })
     }
+}
+
+/// Returns whether the directory has not changed for a while. One that has changed in the future,
+/// as the clock says, may have changed at any time.
+fn is_at_rest(dir: &Inode, now: Timestamp) -> bool {
+    let (changed, _) = dir.ctime.max(dir.mtime).parts();
+    let (now, _) = now.parts();
+    now.saturating_sub(changed) >= AT_REST.as_secs() as i64
 }

@@ -75,7 +75,7 @@ use crate::vfs::open_files::OpenFiles;
 
 pub use crate::vfs::attributes::{SetAttr, SetTime, SetXattr};
 pub use crate::vfs::cache_space::CacheLimits;
-pub use crate::vfs::directories::DirEntry;
+pub use crate::vfs::directories::{DirEntry, OpenedDir};
 pub use crate::vfs::drive_space::StatFs;
 pub use crate::vfs::durability::Syncer;
 pub use crate::vfs::error::{FsError, Result};

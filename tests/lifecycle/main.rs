@@ -14,5 +14,6 @@ mod mount_life;
 mod mounting;
 mod offline;
 mod read_only;
+mod second_copy;
 mod systemd;
 mod when;

@@ -151,6 +151,20 @@ impl IndexWriter {
         Ok(())
     }
 
+    /// Returns whether the mirror describes any name.
+    ///
+    /// # Errors
+    /// If SQLite fails.
+    pub fn describes_anything(&self) -> Result<bool> {
+        self.conn
+            .prepare_cached(
+                "SELECT EXISTS(SELECT 1 FROM catalog_nodes WHERE parent IN (?1, ?2))
+                 OR EXISTS(SELECT 1 FROM catalog_nodes WHERE node=?1 AND entry IS NOT NULL)",
+            )
+            .and_then(|mut s| s.query_row(params![ROOT, SLOTS], |row| row.get(0)))
+            .context("ask whether anything is described")
+    }
+
     /// Forgets everything. The rows are removed bit by bit.
     ///
     /// # Errors

@@ -224,10 +224,8 @@ impl OpenFiles {
     /// Removes files without a name that are still open, after the last request.
     pub(in crate::vfs) fn remove_orphans(&self) -> Result<()> {
         let mut state = self.index.lock();
-        for inode in state.unsettled()? {
-            if inode.nlink == 0 {
-                state.remove_inode(inode.ino)?;
-            }
+        for ino in state.nameless()? {
+            state.remove_inode(ino)?;
         }
         state.commit()?;
         Ok(())

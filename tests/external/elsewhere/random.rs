@@ -72,18 +72,18 @@ impl Game {
         let engine = self.engine();
         // What was changed or deleted there, and is not in the cache or was never visited, cannot
         // be read before a look.
-        let Ok(handle) = call(|ctx| engine.fs.opendir(ctx, dir)) else {
+        let Ok(opened) = call(|ctx| engine.fs.opendir(ctx, dir)) else {
             return false;
         };
         let mut entries = Vec::new();
-        let listed = engine.fs.readdir(handle, 0, |entry| {
+        let listed = engine.fs.readdir(opened.handle, 0, |entry| {
             if let Ok(name) = Name::new(&entry.name) {
                 entries.push((name, entry.inode.clone()));
             }
             true
         });
         listed.expect("list");
-        engine.fs.releasedir(handle);
+        engine.fs.releasedir(opened.handle);
         for (name, inode) in entries {
             let path = path.join(&name);
             let mut seen = self.seen.borrow_mut();

@@ -35,7 +35,8 @@ impl Seen {
 impl Engine {
     /// The names in a directory, without `.` and `..`.
     pub fn list(&self, dir: Ino) -> Vec<(Name, Inode)> {
-        let handle = call(|ctx| self.fs.opendir(ctx, dir)).expect("open a directory");
+        let opened = call(|ctx| self.fs.opendir(ctx, dir)).expect("open a directory");
+        let handle = opened.handle;
         let mut names = Vec::new();
         self.fs
             .readdir(handle, 0, |entry| {
