@@ -296,6 +296,8 @@ impl Flusher {
             // Before writers have to wait.
             let mut state = self.parts.index.lock();
             state.commit()?;
+            // Before writers have to wait, too: what is found at the cut is little.
+            state.sort_local()?;
             if !state.anything_dirty()? {
                 state.note_cut();
                 return Ok(None);

@@ -17,6 +17,7 @@ mod depth;
 mod external;
 mod inode;
 mod inodes;
+pub(crate) mod local;
 mod mirror;
 mod objects;
 mod paths;
@@ -32,6 +33,7 @@ mod stored_names;
 mod tree;
 mod waiting;
 mod wal;
+mod walk;
 mod write_guard;
 mod writer;
 mod xattrs;
@@ -47,6 +49,7 @@ use crate::core::cache_step::{CacheStep, CacheSteps};
 use crate::core::{ForeignText, Ino, Name};
 use crate::plan::names::NameRules;
 
+pub use crate::index::local::LocalCounts;
 pub use crate::index::mirror::{LinkGroup, Mirror};
 pub(crate) use crate::index::paths::path_upwards;
 use crate::index::redo::RedoLog;
@@ -61,6 +64,7 @@ pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Snapshot, WaitingCounts};
 pub use tree::{Dirent, PlacedEntry};
 pub use wal::Relief;
+pub use walk::WalkedName;
 pub use xattrs::XattrSizes;
 
 /// What went wrong in the index.

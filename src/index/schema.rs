@@ -10,7 +10,7 @@
 /// Version of the tables, kept in `PRAGMA user_version`. An index with another one is refused. It
 /// also covers the journals of batches, which have no version of their own: a change of their form
 /// changes this number.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
 /// Makes the tables.
 ///
@@ -19,7 +19,7 @@ pub(super) const VERSION: i64 = 1;
 ///   1970. `object` is the cache's copy, NULL for none; `flags` are [`super::inode::Flags`];
 ///   `data_seq` and `time_seq` say when bytes and mtime last changed; `used` is the second of last
 ///   use, for eviction. The index `inodes_interrupted` has the files that were being written when a
-///   daemon was killed, for `status`.
+///   daemon was killed, for `status`; the index `inodes_local` has those that stay local.
 /// - `dirents`: the names of the mount. `fold` is the name's canonical key if the backend ignores
 ///   case or form, else empty. `stored` is the backend's spelling of the name, NULL for the same;
 ///   `stored_fold` its canonical key, NULL if `stored` is. No two names of one directory are
@@ -66,6 +66,7 @@ CREATE TABLE inodes(
 CREATE INDEX inodes_evictable ON inodes(used) WHERE object IS NOT NULL AND flags & 3 = 0;
 CREATE INDEX inodes_unlisted ON inodes(ino) WHERE mode & 61440 = 16384 AND flags & 8 = 0;
 CREATE INDEX inodes_interrupted ON inodes(ino) WHERE flags & 64 <> 0;
+CREATE INDEX inodes_local ON inodes(ino) WHERE flags & 512 <> 0;
 CREATE TABLE dirents(
   parent INTEGER NOT NULL, fold BLOB NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL,
   stored BLOB, stored_fold BLOB, cookie INTEGER NOT NULL,

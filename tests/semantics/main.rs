@@ -11,6 +11,7 @@ mod cut;
 mod faithful;
 mod handles;
 mod kernel;
+mod local;
 mod model;
 mod mount_basics;
 mod mount_calls;
