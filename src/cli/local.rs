@@ -144,8 +144,8 @@ mod tests {
             kept_on_drive: some(1, 1024),
             travels: some(2, 10),
         });
-        assert!(text.contains("3 files (2 KiB) would stay"), "{text}");
-        assert!(text.contains("keeps 1 file (1 KiB)"), "{text}");
+        assert!(text.contains("3 files (2.00 KiB) would stay"), "{text}");
+        assert!(text.contains("keeps 1 file (1.00 KiB)"), "{text}");
         assert!(text.contains("2 files (10 B) would be written"), "{text}");
         let nothing = would_change(&LocalChange::default());
         assert_eq!(nothing, "no file would change its place\n");

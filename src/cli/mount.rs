@@ -709,7 +709,7 @@ mod tests {
             "--io both /b /m",
             "--local * /b /m",
             "--local / /b /m",
-            "--local [ /b /m",
+            "--local [z-a] /b /m",
             "--pin # /b /m",
             "--expire tmp/ /b /m",
             "--expire *=1d /b /m",

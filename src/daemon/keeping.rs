@@ -168,7 +168,10 @@ fn ages_every(options: &Keeping) -> Duration {
 
 /// Evicts what was not used for long.
 fn let_go(service: &Service, options: &Keeping, steady: Duration) {
-    let Some(after) = options.evict_after.filter(|after| steady >= STEADY.min(*after)) else {
+    let Some(after) = options
+        .evict_after
+        .filter(|after| steady >= STEADY.min(*after))
+    else {
         return;
     };
     let now = service.fs.now().parts().0;
@@ -246,7 +249,9 @@ fn old_names(service: &Service, rules: &[Rule]) -> Result<Vec<Old>, FsError> {
     let root = (Ino::ROOT, RelPath::root());
     // The longest time of the rules that match the directory; zero for none.
     snapshot.walk(root, Duration::ZERO, &mut |name, path, _, above| {
-        let matching = rules.iter().filter(|rule| rule.patterns.matches_itself(path, name.is_dir()));
+        let matching = rules
+            .iter()
+            .filter(|rule| rule.patterns.matches_itself(path, name.is_dir()));
         let own = matching.map(|rule| rule.after).max().unwrap_or_default();
         let after = own.max(*above);
         // A directory that a rule names stays; those in it go.
@@ -314,9 +319,9 @@ impl Pins {
             return Ok(());
         }
         let operations = service.index.lock().operations();
-        let is_recent = self.looked.is_some_and(|(then, at)| {
-            then == operations || at.elapsed() < PINS_EVERY
-        });
+        let is_recent = self
+            .looked
+            .is_some_and(|(then, at)| then == operations || at.elapsed() < PINS_EVERY);
         if is_same && is_recent {
             return Ok(());
         }
@@ -327,19 +332,23 @@ impl Pins {
         let mut pinned = HashSet::new();
         let mut away = Vec::new();
         let root = (Ino::ROOT, RelPath::root());
-        snapshot.walk(root, compiled.is_everything(), &mut |name, path, _, above| {
-            let is_pinned = *above || compiled.matches_itself(path, name.is_dir());
-            if is_pinned && !name.is_dir() && pinned.insert(name.ino) {
-                let is_away = !name.is_cached
-                    && name.size > 0
-                    && name.flags.has(Flags::ON_BACKEND)
-                    && !name.flags.has(Flags::DATA_DIRTY);
-                if is_away {
-                    away.push(name.ino);
+        snapshot.walk(
+            root,
+            compiled.is_everything(),
+            &mut |name, path, _, above| {
+                let is_pinned = *above || compiled.matches_itself(path, name.is_dir());
+                if is_pinned && !name.is_dir() && pinned.insert(name.ino) {
+                    let is_away = !name.is_cached
+                        && name.size > 0
+                        && name.flags.has(Flags::ON_BACKEND)
+                        && !name.flags.has(Flags::DATA_DIRTY);
+                    if is_away {
+                        away.push(name.ino);
+                    }
                 }
-            }
-            Some(is_pinned)
-        })?;
+                Some(is_pinned)
+            },
+        )?;
         service.fs.set_pinned(pinned);
         self.patterns = patterns.to_vec();
         self.away = away;
@@ -363,12 +372,25 @@ mod tests {
         let start = 1_700_000_000;
         let mut steady = Steady::new(clock(start), HOUR);
         let boot = |secs| HOUR + Duration::from_secs(secs);
-        assert_eq!(steady.look(clock(start + 60), boot(60)), Duration::from_secs(60));
+        assert_eq!(
+            steady.look(clock(start + 60), boot(60)),
+            Duration::from_secs(60)
+        );
         // A leap second, or a clock that is adjusted slowly.
-        assert_eq!(steady.look(clock(start + 121), boot(120)), Duration::from_secs(120));
+        assert_eq!(
+            steady.look(clock(start + 121), boot(120)),
+            Duration::from_secs(120)
+        );
         for jumped in [start + 40_000_000, start - 86_400, 0] {
-            assert_eq!(steady.look(clock(jumped), boot(180)), Duration::ZERO, "{jumped}");
-            assert_eq!(steady.look(clock(jumped + 30), boot(210)), Duration::from_secs(30));
+            assert_eq!(
+                steady.look(clock(jumped), boot(180)),
+                Duration::ZERO,
+                "{jumped}"
+            );
+            assert_eq!(
+                steady.look(clock(jumped + 30), boot(210)),
+                Duration::from_secs(30)
+            );
             steady = Steady::new(clock(start + 120), boot(120));
         }
     }
@@ -382,7 +404,10 @@ mod tests {
         let both = [expiry("tmp/", HOUR / 60), expiry("old/", 24 * HOUR)];
         let after = |steady| -> Vec<bool> {
             let rules = rules(&both, steady);
-            rules.iter().map(|rule| rule.after < Duration::MAX).collect()
+            rules
+                .iter()
+                .map(|rule| rule.after < Duration::MAX)
+                .collect()
         };
         assert_eq!(after(Duration::ZERO), [false, false]);
         assert_eq!(after(HOUR / 60), [true, false]);
@@ -397,7 +422,10 @@ mod tests {
         };
         assert_eq!(ages_every(&Keeping::default()), AGES_EVERY);
         assert_eq!(ages_every(&options(24 * HOUR)), AGES_EVERY);
-        assert_eq!(ages_every(&options(Duration::from_secs(40))), Duration::from_secs(10));
+        assert_eq!(
+            ages_every(&options(Duration::from_secs(40))),
+            Duration::from_secs(10)
+        );
         assert_eq!(ages_every(&options(Duration::from_secs(1))), LOOK_EVERY);
     }
 }

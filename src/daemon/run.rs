@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::keeping;
 use super::flush_hooks::FlushHooks;
 use super::flush_job::within;
 use super::history::History;
+use super::keeping;
 use super::metrics::Totals;
 use super::monitor::{Bell, Site};
 use super::open_cache::{Opened, open_cache};

@@ -161,7 +161,9 @@ impl Part {
         match FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular) {
             _ if self.nlink == 0 => 0,
             FileKind::Regular if self.is_dirty() => allocation.copies(self.size, self.nlink),
-            FileKind::Directory if !self.flags.any(Flags(Flags::ON_BACKEND.0 | Flags::LOCAL.0)) => allocation.directory(0),
+            FileKind::Directory if !self.flags.any(Flags(Flags::ON_BACKEND.0 | Flags::LOCAL.0)) => {
+                allocation.directory(0)
+            }
             _ => 0,
         }
     }

@@ -32,7 +32,7 @@ use crate::index::inode::{Flags, Inode, Location};
 use crate::index::{Context, IndexWriter, Result, int, statements};
 use crate::plan::patterns::Patterns;
 use crate::plan::planner::NameKey;
-use crate::plan::units::{database_of, database_of_shared_memory};
+use crate::plan::units::{database_of, database_of_shared_memory, journals_of};
 
 /// The setting with the patterns by which everything was last sorted.
 const SORTED_BY: &str = "local_patterns";
@@ -182,10 +182,7 @@ impl IndexWriter {
         // Their bytes may have arrived.
         inodes.extend(self.local.held.iter().copied());
         for key in names {
-            self.local.apart.remove(&key);
-            let here = self.lookup_stored(key.parent, &key.name)?;
-            let there = self.placed(key.parent, &key.name)?.map(|entry| entry.ino);
-            inodes.extend(here.into_iter().chain(there.filter(|ino| here != Some(*ino))));
+            self.sort_name(&key, &mut inodes)?;
         }
         for dir in moved {
             self.note_all_below(dir, &mut inodes)?;
@@ -198,6 +195,50 @@ impl IndexWriter {
             self.set_meta(SORTED_BY, &lines)?;
         }
         Ok(())
+    }
+
+    /// Adds the inodes that a marked name concerns.
+    fn sort_name(&mut self, key: &NameKey, inodes: &mut Vec<Ino>) -> Result<()> {
+        self.local.apart.remove(key);
+        let here = self.lookup_stored(key.parent, &key.name)?;
+        let there = self.placed(key.parent, &key.name)?.map(|entry| entry.ino);
+        inodes.extend(
+            here.into_iter()
+                .chain(there.filter(|ino| here != Some(*ino))),
+        );
+        if here.is_none() && there.is_some() && self.is_journal_of_kept(key)? {
+            self.forget_mark(key)?;
+        }
+        // The journals go where their database goes.
+        for name in journals_of(&key.name) {
+            let parent = key.parent;
+            let here = self.lookup_stored(parent, &name)?;
+            let is_there = self.placed(parent, &name)?.is_some();
+            let journal = NameKey { parent, name };
+            match here {
+                Some(ino) => inodes.push(ino),
+                None if is_there && !self.is_journal_of_kept(&journal)? => {
+                    self.mark_again(&journal)?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether the drive keeps an older version of the database that a journal belongs to,
+    /// and so must keep the journal.
+    fn is_journal_of_kept(&mut self, key: &NameKey) -> Result<bool> {
+        let stem = database_of(key.name.as_bytes());
+        let Some(name) = Name::new(stem).ok().filter(|name| *name != key.name) else {
+            return Ok(false);
+        };
+        let Some(ino) = self.lookup_stored(key.parent, &name)? else {
+            return Ok(false);
+        };
+        let parent = key.parent;
+        Ok(self.is_local_name(parent, &name, false)?
+            && self.is_in_place(&NameKey { parent, name }, ino)?)
     }
 
     /// Adds the inodes below a moved directory whose state may have changed with its path.
@@ -287,7 +328,7 @@ impl IndexWriter {
         Ok(dir.is_some_and(|dir| patterns.matches(&dir.join(&meant), is_dir)))
     }
 
-    fn is_local_dir(&mut self, dir: Ino) -> Result<bool> {
+    pub(super) fn is_local_dir(&mut self, dir: Ino) -> Result<bool> {
         let inode = self.inode(dir)?;
         Ok(inode.is_some_and(|inode| inode.flags.has(Flags::LOCAL)))
     }
@@ -408,17 +449,19 @@ impl IndexWriter {
             };
             match has_a_step {
                 true => self.mark_again(key)?,
-                false => drop(self.change(
-                    "keep a name",
-                    statements::FORGET_DIRTY_NAME,
-                    params![int(key.parent.0), key.name.as_bytes()],
-                )?),
+                false => self.forget_mark(key)?,
             }
         }
         match is_top {
             true => self.local.tops.insert(ino),
             false => self.local.tops.remove(&ino),
         };
+        Ok(())
+    }
+
+    fn forget_mark(&mut self, key: &NameKey) -> Result<()> {
+        let row = params![int(key.parent.0), key.name.as_bytes()];
+        self.change("keep a name", statements::FORGET_DIRTY_NAME, row)?;
         Ok(())
     }
 
@@ -447,7 +490,9 @@ impl IndexWriter {
             if away.len() > WANTED {
                 break;
             }
-            let listed = self.inode(dir)?.is_some_and(|it| it.flags.has(Flags::LISTED));
+            let listed = self
+                .inode(dir)?
+                .is_some_and(|it| it.flags.has(Flags::LISTED));
             if !listed {
                 away.push(dir);
             }
@@ -502,7 +547,8 @@ impl IndexWriter {
     pub fn local_counts(&mut self) -> Result<LocalCounts> {
         self.commit()?;
         // The condition is that of the index `inodes_local`, word for word.
-        let sql = "SELECT count(*), coalesce(sum(CASE WHEN mode & 61440 = 32768 THEN size ELSE 0 END), 0)
+        let sql =
+            "SELECT count(*), coalesce(sum(CASE WHEN mode & 61440 = 32768 THEN size ELSE 0 END), 0)
              FROM inodes WHERE flags & 512 <> 0 AND mode & 61440 <> 16384 AND nlink > 0";
         let (files, bytes) = self
             .conn

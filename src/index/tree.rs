@@ -236,6 +236,9 @@ impl IndexWriter {
                 statements::FORGET_DIRTY_NAME,
                 params![int(parent.0), stored.as_bytes()],
             )?;
+            if !self.is_local_dir(parent)? {
+                self.sort_name_later(parent, &stored);
+            }
         }
         Ok(stored)
     }

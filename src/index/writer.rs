@@ -14,9 +14,9 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use crate::core::cache_step::{CacheStep, CacheSteps};
 use crate::core::{Ino, Name, Seq};
-use crate::index::local::LocalState;
 use crate::index::counters::{Counter, Sums, load_allocation};
 use crate::index::inode::Inode;
+use crate::index::local::LocalState;
 use crate::index::mirror::DescribedWay;
 use crate::index::paths::Ways;
 use crate::index::redo::{self, Changes, RedoLog};

@@ -59,7 +59,8 @@ impl Fs {
             let fetching = open.begin_fetch();
             self.fetch(ino)?;
             drop(fetching);
-            self.space.count_written(usize::try_from(inode.size).unwrap_or(usize::MAX));
+            self.space
+                .count_written(usize::try_from(inode.size).unwrap_or(usize::MAX));
             let mut state = self.index.lock();
             state.sort_inode_later(ino);
             state.finish()?;

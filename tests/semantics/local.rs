@@ -49,8 +49,28 @@ fn waits(engine: &Engine) -> bool {
     state.anything_dirty().expect("ask")
 }
 
+/// The marks, for messages.
+fn marks(engine: &Engine) -> Vec<String> {
+    let snapshot = engine.index.snapshot().expect("a snapshot");
+    let names = snapshot.dirty_names().expect("names");
+    let inodes = snapshot.dirty_inodes().expect("inodes");
+    let names = names.into_iter().map(|(key, _)| {
+        let placed = snapshot.placed(&key).expect("placed");
+        let here = engine.index.lock().lookup_stored(key.parent, &key.name);
+        let path = engine.index.lock().key_path(&key);
+        format!("{path:?} {key}: {here:?} here, {placed:?} on the drive")
+    });
+    let inodes = inodes
+        .into_iter()
+        .map(|ino| format!("{:?}", snapshot.inode(ino)));
+    names.chain(inodes).collect()
+}
+
 fn names(tree: &Tree) -> Vec<String> {
-    tree.keys().filter(|path| !path.is_root()).map(ToString::to_string).collect()
+    tree.keys()
+        .filter(|path| !path.is_root())
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[test]
@@ -73,7 +93,10 @@ fn a_local_name_travels_once_it_is_renamed() {
         engine.rename("tmp/deep", "deep");
         assert!(waits(&engine));
         engine.flush_all();
-        assert_eq!(names(&world.drive_tree()), ["deep", "deep/x", "film.mkv", "other"]);
+        assert_eq!(
+            names(&world.drive_tree()),
+            ["deep", "deep/x", "film.mkv", "other"]
+        );
         assert_eq!(world.on_drive("film.mkv").unwrap(), b"both halves");
         assert_eq!(world.on_drive("deep/x").unwrap(), b"scratch, again");
         world.check(&engine);
@@ -100,9 +123,19 @@ fn what_moves_to_a_local_name_leaves_the_drive_when_its_bytes_are_here() {
         engine.rename("film", "tmp/film");
         engine.rename("dir", "tmp/dir");
         let report = engine.flush().expect("flush");
-        let left: Vec<&str> = report.left_behind.iter().map(|(path, _)| path.as_str()).collect();
-        assert!(left.contains(&"tmp/film") && left.contains(&"tmp/dir"), "{left:?}");
-        assert_eq!(names(&world.drive_tree()), ["dir", "dir/a", "dir/b", "film"]);
+        let left: Vec<&str> = report
+            .left_behind
+            .iter()
+            .map(|(path, _)| path.as_str())
+            .collect();
+        assert!(
+            left.contains(&"tmp/film") && left.contains(&"tmp/dir"),
+            "{left:?}"
+        );
+        assert_eq!(
+            names(&world.drive_tree()),
+            ["dir", "dir/a", "dir/b", "film"]
+        );
         // Another file may have the old name meanwhile; it waits.
         engine.put("film", b"new film");
         let report = engine.flush().expect("flush");
@@ -139,7 +172,15 @@ fn a_pattern_deletes_nothing_and_freezes_what_the_drive_has() {
         engine.unlink("node_modules/c");
         engine.flush_all();
         let tree = names(&world.drive_tree());
-        assert_eq!(tree, ["node_modules", "node_modules/a", "node_modules/b", "node_modules/d"]);
+        assert_eq!(
+            tree,
+            [
+                "node_modules",
+                "node_modules/a",
+                "node_modules/b",
+                "node_modules/d"
+            ]
+        );
         assert_eq!(world.on_drive("node_modules/a").unwrap(), b"first");
         assert_eq!(world.on_drive("node_modules/b").unwrap(), b"first");
         engine.put("node_modules/a", b"third");
@@ -185,7 +226,13 @@ fn a_file_with_a_local_and_another_name_travels_under_the_other() {
 fn a_journal_goes_where_its_database_goes() {
     let world = World::new(Kind::Exfat);
     let engine = start(&world, &["*-wal", "cache.db"]);
-    for name in ["lab.db", "lab.db-wal", "cache.db", "cache.db-wal", "alone-wal"] {
+    for name in [
+        "lab.db",
+        "lab.db-wal",
+        "cache.db",
+        "cache.db-wal",
+        "alone-wal",
+    ] {
         engine.put(name, b"x");
     }
     engine.flush_all();
@@ -219,7 +266,16 @@ fn local_files_survive_the_daemon_and_still_do_not_travel() {
     world.check(&engine);
 }
 
-const NAMES: [&str; 8] = ["a", "b", "c.part", "tmp", "d", "e.part", "lab.db", "lab.db-wal"];
+const NAMES: [&str; 8] = [
+    "a",
+    "b",
+    "c.part",
+    "tmp",
+    "d",
+    "e.part",
+    "lab.db",
+    "lab.db-wal",
+];
 
 /// Some path, in an existing directory.
 fn some_path(engine: &Engine, rng: &mut Rng) -> String {
@@ -246,7 +302,9 @@ fn act(engine: &Engine, rng: &mut Rng, n: usize) {
         Some((dir, _)) => engine.find(dir).is_some_and(|inode| inode.is_dir()),
         None => true,
     };
-    if !can_be(&one) || !can_be(&other) {
+    // The kernel refuses to move a directory into itself.
+    let is_in = |path: &str, dir: &str| path.starts_with(&format!("{dir}/"));
+    if !can_be(&one) || !can_be(&other) || is_in(&other, &one) || is_in(&one, &other) {
         return;
     }
     match rng.below(12) {
@@ -272,13 +330,20 @@ fn is_local(tree: &[String], path: &str, lines: &[&str]) -> bool {
             at.push('/');
         }
         at.push_str(name);
-        let is_dir = at != path || tree.iter().any(|other| other.starts_with(&format!("{at}/")));
+        let is_dir = at != path
+            || tree
+                .iter()
+                .any(|other| other.starts_with(&format!("{at}/")));
         let database = name.strip_suffix("-wal").unwrap_or(name);
         let beside = match parent.is_empty() {
             true => database.to_owned(),
             false => format!("{parent}/{database}"),
         };
-        let name = if tree.contains(&beside) { database } else { name };
+        let name = if tree.contains(&beside) {
+            database
+        } else {
+            name
+        };
         lines.iter().any(|line| match *line {
             "tmp/" => name == "tmp" && is_dir,
             "*.part" => name.ends_with(".part"),
@@ -292,7 +357,12 @@ fn is_local(tree: &[String], path: &str, lines: &[&str]) -> bool {
 /// Random changes and flushes; at each end of a flush the drive has exactly the names that travel,
 /// with their bytes, and the mount has lost nothing.
 fn simulate(kind: Kind, seed: u64, steps: usize) {
-    let lists: [&[&str]; 4] = [&["tmp/", "*.part"], &["tmp/"], &["*.part", "/a/b"], &["lab.db"]];
+    let lists: [&[&str]; 4] = [
+        &["tmp/", "*.part"],
+        &["tmp/"],
+        &["*.part", "/a/b"],
+        &["lab.db"],
+    ];
     let mut rng = Rng::new(seed);
     let world = World::new(kind);
     let lines = rng.pick(&lists);
@@ -324,6 +394,10 @@ fn simulate(kind: Kind, seed: u64, steps: usize) {
             assert_eq!(now, seen.bytes, "seed {seed} step {n}: {text} in the mount");
             let is_dir = seen.kind() == FileKind::Directory;
             let travels = !is_local_with_kind(&tree, &text, is_dir, lines);
+            if !travels && text.ends_with("-wal") {
+                // The drive keeps one that it had before there was a local database beside it.
+                continue;
+            }
             assert_eq!(
                 drive.contains_key(path),
                 travels,
@@ -335,9 +409,13 @@ fn simulate(kind: Kind, seed: u64, steps: usize) {
             }
         }
         for path in drive.keys().filter(|path| !path.is_root()) {
-            assert!(before.contains_key(path), "seed {seed} step {n}: {path} is only on the drive");
+            assert!(
+                before.contains_key(path),
+                "seed {seed} step {n}: {path} is only on the drive"
+            );
         }
-        assert!(!waits(&engine), "seed {seed} step {n}: something waits");
+        let waiting = waits(&engine).then(|| marks(&engine));
+        assert_eq!(waiting, None, "seed {seed} step {n} {kind:?} {lines:?}");
         world.check(&engine);
     }
 }

@@ -331,9 +331,7 @@ impl Reader<'_> {
                 "" => "a string in quotes".to_owned(),
                 default => format!("a string in quotes, such as {default:?}"),
             },
-            Form::List if key.name == EXPIRE => {
-                "a table such as { \"tmp/\" = \"1d\" }".to_owned()
-            }
+            Form::List if key.name == EXPIRE => "a table such as { \"tmp/\" = \"1d\" }".to_owned(),
             Form::List => "a string or an array of strings".to_owned(),
             Form::Command => {
                 "a string for the shell, or an array with a program and its arguments".to_owned()

@@ -1,6 +1,5 @@
 //! What stays local, as `status` counts it and `ferryfs local` lists it.
 
-
 use super::Service;
 use crate::control::protocol::{
     Amount, ControlError, ErrorCode, LocalChange, LocalCounts, LocalEntry, LocalReport,
@@ -74,8 +73,8 @@ impl Service {
             entries_count: (tops.len() + held.len()) as u64,
             ..LocalReport::default()
         };
-        for (ino, held) in (tops.iter().map(|ino| (*ino, false)))
-            .chain(held.iter().map(|ino| (*ino, true)))
+        for (ino, held) in
+            (tops.iter().map(|ino| (*ino, false))).chain(held.iter().map(|ino| (*ino, true)))
         {
             let Some(path) = self.index.lock().mount_path(ino)? else {
                 report.entries_count -= 1;
@@ -90,7 +89,9 @@ impl Service {
             }
         }
         report.entries.sort_by(|a, b| a.path.cmp(&b.path));
-        report.change = instead.map(|then| change(&snapshot, &now, then)).transpose()?;
+        report.change = instead
+            .map(|then| change(&snapshot, &now, then))
+            .transpose()?;
         Ok(report)
     }
 }
@@ -122,11 +123,7 @@ fn size_of(mode: u32, size: u64) -> u64 {
 }
 
 /// Returns what other patterns would change, by a look at all names.
-fn change(
-    snapshot: &Snapshot,
-    now: &Patterns,
-    then: &Patterns,
-) -> Result<LocalChange, IndexError> {
+fn change(snapshot: &Snapshot, now: &Patterns, then: &Patterns) -> Result<LocalChange, IndexError> {
     let mut change = LocalChange::default();
     let root = (Ino::ROOT, RelPath::root());
     snapshot.walk(root, (false, false), &mut |name, path, others, above| {
@@ -160,7 +157,9 @@ fn unit_path(name: &WalkedName, path: &RelPath, others: &[WalkedName]) -> Option
     if name.is_dir() || database == name.name.as_bytes() {
         return None;
     }
-    let found = others.iter().find(|other| other.name.as_bytes() == database)?;
+    let found = others
+        .iter()
+        .find(|other| other.name.as_bytes() == database)?;
     let (dir, _) = path.split_last()?;
     Some(dir.join(&found.name))
 }

@@ -126,8 +126,9 @@ impl CacheSpace {
         loop {
             let found = list(&mut state, CHUNK)?;
             let now = self.clock.now().parts().0;
-            let (kept, rest): (Vec<Inode>, Vec<Inode>) =
-                found.into_iter().partition(|inode| pinned.contains(&inode.ino));
+            let (kept, rest): (Vec<Inode>, Vec<Inode>) = found
+                .into_iter()
+                .partition(|inode| pinned.contains(&inode.ino));
             let mut any_new = false;
             for inode in kept {
                 any_new |= seen.insert(inode.ino);

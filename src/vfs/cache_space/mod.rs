@@ -40,9 +40,9 @@ use crate::cache::Store;
 use crate::core::{Clock, Ino};
 use crate::drive::connection::Drive;
 use crate::index::Index;
-use crate::vfs::{FsParts, Result};
 use crate::vfs::durability::Durability;
 use crate::vfs::open_files::OpenFiles;
+use crate::vfs::{FsParts, Result};
 
 mod evict;
 mod refusal;
