@@ -68,9 +68,8 @@ pub(super) fn compiled(lines: &[String]) -> Result<Arc<Patterns>, Failure> {
 /// If a pattern is not accepted, or the index fails.
 pub(super) fn set_local_patterns(index: &Index, options: &Keeping) -> Result<(), Failure> {
     let patterns = compiled(&options.local)?;
-    let mut state = index.lock();
-    (state.set_local_patterns(patterns))
-        .and_then(|()| state.sort_local())
+    let set = index.lock().set_local_patterns(patterns);
+    set.and_then(|()| index.sort_local())
         .map_err(|error| Failure::failed(error.to_string()))
 }
 

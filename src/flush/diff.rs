@@ -271,8 +271,8 @@ impl Gatherer<'_> {
         self.gathered(changes, before, settled, portion)
     }
 
-    /// Returns the inodes that no batch may take off the drive: those that are held, and local files
-    /// that lack their only bytes on the SSD, which sorting does not make.
+    /// Returns the inodes that no batch may take off the drive: those that are held, and local
+    /// files that lack their only bytes on the SSD, which sorting does not make.
     fn held_with_bytes_on_drive(&self, changes: &[NameChange]) -> HashSet<Ino> {
         let lacks_bytes = |ino: &Ino| match self.inodes.get(ino) {
             Some(Some(inode)) => {

@@ -294,10 +294,9 @@ impl Flusher {
     fn cut(&self, above: Option<BatchNo>, wish: &Wish) -> Result<Option<(ActiveBatch, Snapshot)>> {
         {
             // Before writers have to wait.
+            self.parts.index.sort_local()?;
             let mut state = self.parts.index.lock();
             state.commit()?;
-            // Before writers have to wait, too: what is found at the cut is little.
-            state.sort_local()?;
             if !state.anything_dirty()? {
                 state.note_cut();
                 return Ok(None);

@@ -18,7 +18,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::inode::{Flags, Inode};
 use super::tree::PlacedEntry;
-use super::{Context, IndexWriter, Result, int};
+use super::{Context, IndexWriter, Result, int, statements};
 use crate::core::{BatchNo, Ino, Seq, Timestamp};
 use crate::plan::planner::NameKey;
 
@@ -358,6 +358,9 @@ impl IndexWriter {
             inode.flags.clear(Flags::ON_BACKEND);
             inode.flags.set(Flags::DATA_DIRTY);
             self.put_inode(inode);
+            // Its names are marked, if it has any.
+            let row = params![int(ino.0)];
+            self.change("settle an inode", statements::SETTLE_INODE, row)?;
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ use rusqlite::params;
 
 use crate::core::{FileKind, Ino, Name, RelPath};
 use crate::index::inode::{Flags, Inode, Location};
-use crate::index::{Context, IndexWriter, Result, int, statements};
+use crate::index::{Context, Index, IndexWriter, Result, Snapshot, int, statements};
 use crate::plan::patterns::Patterns;
 use crate::plan::planner::NameKey;
 use crate::plan::units::{database_of, database_of_shared_memory, journals_of};
@@ -47,6 +47,9 @@ const LISTED: u32 = 1000;
 /// The most names that are remembered for the next time. Above that all marked ones are sorted.
 const REMEMBERED: usize = 100_000;
 
+/// So many names are sorted under one hold of the lock.
+const AT_A_TIME: usize = 256;
+
 /// The most files that are waited for below one directory.
 const WANTED: usize = 100_000;
 
@@ -60,11 +63,13 @@ pub(super) struct LocalState {
     moved_dirs: Vec<Ino>,
     /// All that is marked or has the flag must be sorted.
     all: bool,
+    /// The lists have all of it.
+    is_sorting_all: bool,
     /// Inodes with the flag in directories without it.
     tops: HashSet<Ino>,
     held: HashSet<Ino>,
     /// For each of them, what must be on the SSD before.
-    wanted: HashMap<Ino, Vec<Ino>>,
+    wanted: HashMap<Ino, HashSet<Ino>>,
     apart: HashSet<NameKey>,
 }
 
@@ -80,7 +85,8 @@ impl LocalState {
             return;
         }
         list(self).push(item);
-        self.all = list(self).len() > REMEMBERED;
+        // A list of all names may be longer from the beginning.
+        self.all = list(self).len() > REMEMBERED && !self.is_sorting_all;
     }
 }
 
@@ -91,9 +97,6 @@ pub struct LocalCounts {
     pub files: u64,
     /// The sizes of the files.
     pub bytes: u64,
-    /// Files and directories that were moved to local names and that the drive still has under
-    /// their old names.
-    pub held: u64,
 }
 
 impl IndexWriter {
@@ -153,48 +156,79 @@ impl IndexWriter {
     /// # Errors
     /// If SQLite fails; then everything is sorted the next time.
     pub fn sort_local(&mut self) -> Result<()> {
-        if self.active.is_some() || !self.local.has_work() {
-            return Ok(());
-        }
-        let sorted = self.sort_all_noted().and_then(|()| self.finish());
-        self.local.all |= sorted.is_err();
-        if sorted.is_ok() && self.waiting.has_begun() && !self.anything_dirty()? {
-            self.note_nothing_waits();
-        }
-        sorted
+        while self.sort_some(usize::MAX)? {}
+        Ok(())
     }
 
-    fn sort_all_noted(&mut self) -> Result<()> {
-        let mut names = std::mem::take(&mut self.local.names);
-        let mut inodes = std::mem::take(&mut self.local.inodes);
-        let moved = std::mem::take(&mut self.local.moved_dirs);
-        let all = std::mem::replace(&mut self.local.all, false);
-        if all {
-            self.commit()?;
-            self.local.tops = self.read_inos(TOPS)?.into_iter().collect();
-            self.local.held.clear();
-            self.local.wanted.clear();
-            self.local.apart.clear();
-            names = self.marked_names()?;
-            inodes = self.read_inos("SELECT ino FROM dirty_inodes")?;
-            inodes.extend(self.local.tops.iter().copied());
+    /// Sorts at most `limit` marked names, with what they concern. Returns whether there are more.
+    fn sort_some(&mut self, limit: usize) -> Result<bool> {
+        if self.active.is_some() || !self.local.has_work() {
+            return Ok(false);
         }
-        // Their bytes may have arrived.
-        inodes.extend(self.local.held.iter().copied());
+        let sorted = self.sort_part(limit).and_then(|()| self.finish());
+        self.local.all |= sorted.is_err();
+        sorted?;
+        let more = self.local.has_work();
+        if !more && self.waiting.has_begun() && !self.anything_dirty()? {
+            self.note_nothing_waits();
+        }
+        Ok(more)
+    }
+
+    fn sort_part(&mut self, limit: usize) -> Result<()> {
+        if self.local.all {
+            self.note_all()?;
+        }
+        let from = self.local.names.len().saturating_sub(limit);
+        let names = self.local.names.split_off(from);
+        let mut inodes = std::mem::take(&mut self.local.inodes);
         for key in names {
             self.sort_name(&key, &mut inodes)?;
         }
-        for dir in moved {
+        for dir in std::mem::take(&mut self.local.moved_dirs) {
             self.note_all_below(dir, &mut inodes)?;
         }
         while let Some(ino) = inodes.pop() {
             self.sort_inode(ino, &mut inodes)?;
         }
-        if all {
+        if self.local.is_sorting_all && !self.local.has_work() {
             let lines = self.local.patterns.lines().join("\n");
             self.set_meta(SORTED_BY, &lines)?;
+            self.local.is_sorting_all = false;
         }
         Ok(())
+    }
+
+    /// Lists all that is marked or has the flag, to be sorted.
+    fn note_all(&mut self) -> Result<()> {
+        self.commit()?;
+        let local = &mut self.local;
+        local.held.clear();
+        local.wanted.clear();
+        local.apart.clear();
+        local.moved_dirs.clear();
+        self.local.tops = self.read_inos(TOPS)?.into_iter().collect();
+        self.local.names = self.marked_names()?;
+        self.local.inodes = self.read_inos("SELECT ino FROM dirty_inodes")?;
+        let tops = self.local.tops.iter().copied();
+        self.local.inodes.extend(tops);
+        self.local.all = false;
+        self.local.is_sorting_all = true;
+        Ok(())
+    }
+
+    /// Notes that a file has come into the cache, or a directory into the index, or is gone: it is
+    /// waited for no more.
+    pub fn note_arrived(&mut self, ino: Ino) {
+        let mut ready = Vec::new();
+        for (held, wanted) in &mut self.local.wanted {
+            if wanted.remove(&ino) && wanted.is_empty() {
+                ready.push(*held);
+            }
+        }
+        for held in ready {
+            self.sort_inode_later(held);
+        }
     }
 
     /// Adds the inodes that a marked name concerns.
@@ -335,8 +369,31 @@ impl IndexWriter {
 
     /// Returns whether the drive has `ino` under this name, and will have the directory of it.
     fn is_in_place(&mut self, key: &NameKey, ino: Ino) -> Result<bool> {
-        let placed = self.placed(key.parent, &key.name)?;
-        Ok(placed.is_some_and(|entry| entry.ino == ino) && !self.is_local_dir(key.parent)?)
+        let (mut key, mut ino) = (key.clone(), ino);
+        loop {
+            let placed = self.placed(key.parent, &key.name)?;
+            if placed.is_none_or(|entry| entry.ino != ino) {
+                return Ok(false);
+            }
+            // One with the flag leaves the drive, unless others have made it there under this name.
+            if !self.is_local_dir(key.parent)? {
+                return Ok(true);
+            }
+            ino = key.parent;
+            match self.stored_key_of(ino)? {
+                Some(above) => key = above,
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// Returns the name of a directory, as it is stored.
+    fn stored_key_of(&mut self, dir: Ino) -> Result<Option<NameKey>> {
+        let Some((parent, name)) = self.a_name_of(dir)? else {
+            return Ok(None);
+        };
+        let stored = self.stored_name(parent, &name)?;
+        Ok(stored.map(|name| NameKey { parent, name }))
     }
 
     /// Takes the flag from an inode with a name that travels.
@@ -378,7 +435,7 @@ impl IndexWriter {
             && inode.size > 0
             && inode.location() == Location::Backend;
         if is_moved && is_away {
-            self.hold(inode.ino, vec![inode.ino]);
+            self.hold(inode.ino, [inode.ino]);
             return Ok(());
         }
         let is_as_on_drive = !places.is_empty() && !is_moved && !inode.flags.any(Flags::DIRTY);
@@ -396,7 +453,7 @@ impl IndexWriter {
     /// Keeps a directory with a local name, and what is in it.
     fn keep_dir(&mut self, mut inode: Inode, name: &NameKey, more: &mut Vec<Ino>) -> Result<()> {
         let place = self.a_place_of(inode.ino)?.map(|(key, _)| key);
-        if place.as_ref() == Some(name) && !self.is_local_dir(name.parent)? {
+        if self.is_in_place(name, inode.ino)? {
             if inode.flags.has(Flags::LOCAL) {
                 // Another machine has made it on the drive, too.
                 inode.flags.clear(Flags::LOCAL);
@@ -426,9 +483,10 @@ impl IndexWriter {
         Ok(())
     }
 
-    fn hold(&mut self, ino: Ino, away: Vec<Ino>) {
+    fn hold(&mut self, ino: Ino, away: impl IntoIterator<Item = Ino>) {
         self.local.held.insert(ino);
-        self.local.wanted.insert(ino, away);
+        let wanted = away.into_iter().collect();
+        self.local.wanted.insert(ino, wanted);
     }
 
     /// Stores an inode with the flag, and removes the marks at which a batch has nothing to do.
@@ -540,28 +598,9 @@ impl IndexWriter {
             .context("list marked names")
     }
 
-    /// Counts what stays local.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn local_counts(&mut self) -> Result<LocalCounts> {
-        self.commit()?;
-        // The condition is that of the index `inodes_local`, word for word.
-        let sql =
-            "SELECT count(*), coalesce(sum(CASE WHEN mode & 61440 = 32768 THEN size ELSE 0 END), 0)
-             FROM inodes WHERE flags & 512 <> 0 AND mode & 61440 <> 16384 AND nlink > 0";
-        let (files, bytes) = self
-            .conn
-            .prepare_cached(sql)
-            .and_then(|mut s| {
-                s.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, f64>(1)?)))
-            })
-            .context("count what stays local")?;
-        Ok(LocalCounts {
-            files: files.cast_unsigned(),
-            bytes: bytes as u64,
-            held: self.local.held.len() as u64,
-        })
+    /// Returns how many inodes are held.
+    pub fn held_count(&self) -> u64 {
+        self.local.held.len() as u64
     }
 
     /// Returns the inodes with the flag in directories without it, and those that are held.
@@ -575,5 +614,35 @@ impl IndexWriter {
         let mut held: Vec<Ino> = self.local.held.iter().copied().collect();
         held.sort_unstable();
         Ok((tops, held))
+    }
+}
+
+impl Index {
+    /// Sorts as [`IndexWriter::sort_local`], and lets requests pass in between.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn sort_local(&self) -> Result<()> {
+        while self.lock().sort_some(AT_A_TIME)? {}
+        Ok(())
+    }
+}
+
+impl Snapshot {
+    /// Counts what stays local.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn local_counts(&self) -> Result<LocalCounts> {
+        // The condition is that of the index `inodes_local`, word for word.
+        let sql = "SELECT count(*), total(CASE WHEN mode & 61440 = 32768 THEN size ELSE 0 END)
+             FROM inodes WHERE flags & 512 <> 0 AND mode & 61440 <> 16384 AND nlink > 0";
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, f64>(1)?));
+        let counted = self.conn.query_row(sql, [], read);
+        let (files, bytes) = counted.context("count what stays local")?;
+        Ok(LocalCounts {
+            files: files.cast_unsigned(),
+            bytes: bytes as u64,
+        })
     }
 }

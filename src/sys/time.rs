@@ -28,7 +28,8 @@ impl Clock for CoarseClock {
     }
 }
 
-/// Returns the time since the machine was booted, with the time that it was asleep. Nothing sets it.
+/// Returns the time since the machine was booted, with the time that it was asleep. Nothing sets
+/// it.
 pub fn since_boot() -> std::time::Duration {
     match clock_gettime(ClockId::CLOCK_BOOTTIME) {
         Ok(time) => std::time::Duration::from(time),

@@ -36,24 +36,23 @@ impl Fs {
     /// # Errors
     /// If the drive is away or fails, or the SSD does.
     pub fn bring(&self, ino: Ino) -> Result<Brought> {
-        let Some(inode) = self.index.lock().inode(ino)? else {
+        let inode = self.index.lock().inode(ino)?;
+        if inode.as_ref().is_some_and(Inode::is_dir) {
+            self.importer.ensure_listed(&CTX, ino)?;
+        }
+        let Some(inode) = inode.filter(is_away) else {
+            self.index.lock().note_arrived(ino);
             return Ok(Brought::There);
         };
-        if inode.is_dir() {
-            self.importer.ensure_listed(&CTX, ino)?;
-            self.index.lock().sort_inode_later(ino);
-            return Ok(Brought::There);
-        }
-        if !is_away(&inode) {
-            return Ok(Brought::There);
-        }
         if !self.space.make_space_for(inode.size)? {
             return Ok(Brought::TooLarge(inode.size));
         }
         let open = self.open_files.acquire(ino);
         let brought = (|| {
             let _content = open.lock(&CTX)?;
-            let Some(inode) = self.index.lock().inode(ino)?.filter(is_away) else {
+            let inode = self.index.lock().inode(ino)?;
+            let Some(inode) = inode.filter(is_away) else {
+                self.index.lock().note_arrived(ino);
                 return Ok(Brought::There);
             };
             let fetching = open.begin_fetch();
@@ -62,7 +61,7 @@ impl Fs {
             self.space
                 .count_written(usize::try_from(inode.size).unwrap_or(usize::MAX));
             let mut state = self.index.lock();
-            state.sort_inode_later(ino);
+            state.note_arrived(ino);
             state.finish()?;
             Ok(Brought::Fetched(inode.size))
         })();

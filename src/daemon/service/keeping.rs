@@ -19,7 +19,7 @@ impl Service {
     pub(in crate::daemon) fn sort_local(&self) -> Result<(), IndexError> {
         match self.read_only {
             true => Ok(()),
-            false => self.index.lock().sort_local(),
+            false => self.index.sort_local(),
         }
     }
 
@@ -36,14 +36,18 @@ impl Service {
 
     /// Counts what stays local.
     pub(super) fn local_counts(&self) -> LocalCounts {
-        let counted = self.index.lock().local_counts().unwrap_or_else(|error| {
+        let held = self.index.lock().held_count();
+        let counted = (self.index.commit())
+            .and_then(|()| self.index.snapshot())
+            .and_then(|snapshot| snapshot.local_counts());
+        let counted = counted.unwrap_or_else(|error| {
             tracing::error!(%error, "cannot count what stays local");
             crate::index::LocalCounts::default()
         });
         LocalCounts {
             files: counted.files,
             bytes: counted.bytes,
-            held: counted.held,
+            held,
             expired: self.keeper.expired(),
         }
     }
