@@ -41,6 +41,11 @@ const SORTED_BY: &str = "local_patterns";
 const TOPS: &str = "SELECT i.ino FROM inodes i WHERE i.flags & 512 <> 0 AND EXISTS(
    SELECT 1 FROM dirents d JOIN inodes p ON p.ino=d.parent WHERE d.ino=i.ino AND p.flags & 512 = 0)";
 
+/// Files with a name that the drive does not have beside others: it may be apart.
+const UNMADE_LINKS: &str = "SELECT d.ino FROM inodes i JOIN dirents d ON d.ino=i.ino
+  WHERE i.nlink > 1 AND i.mode & 61440 <> 16384 AND NOT EXISTS(
+    SELECT 1 FROM placed p WHERE p.parent=d.parent AND p.name=coalesce(d.stored, d.name))";
+
 /// So many names are read at a time.
 const LISTED: u32 = 1000;
 
@@ -63,6 +68,8 @@ pub(super) struct LocalState {
     moved_dirs: Vec<Ino>,
     /// All that is marked or has the flag must be sorted.
     all: bool,
+    /// The patterns are others than those by which everything was last sorted.
+    has_new_patterns: bool,
     /// The lists have all of it.
     is_sorting_all: bool,
     /// Inodes with the flag in directories without it.
@@ -110,6 +117,7 @@ impl IndexWriter {
         let differs = sorted_by != patterns.lines().join("\n");
         self.local = LocalState {
             all: differs || !patterns.is_empty(),
+            has_new_patterns: differs,
             patterns,
             ..LocalState::default()
         };
@@ -212,6 +220,10 @@ impl IndexWriter {
         self.local.inodes = self.read_inos("SELECT ino FROM dirty_inodes")?;
         let tops = self.local.tops.iter().copied();
         self.local.inodes.extend(tops);
+        if std::mem::take(&mut self.local.has_new_patterns) {
+            let unmade = self.read_inos(UNMADE_LINKS)?;
+            self.local.inodes.extend(unmade);
+        }
         self.local.all = false;
         self.local.is_sorting_all = true;
         Ok(())
@@ -277,13 +289,21 @@ impl IndexWriter {
 
     /// Adds the inodes below a moved directory whose state may have changed with its path.
     fn note_all_below(&mut self, dir: Ino, inodes: &mut Vec<Ino>) -> Result<()> {
-        for top in self.local.tops.iter().copied().collect::<Vec<_>>() {
-            let way = match self.a_name_of(top)? {
-                Some((parent, _)) => self.mount_way(parent)?,
-                None => None,
-            };
+        let local = &self.local;
+        let with_flag = local.tops.iter().chain(&local.held).copied();
+        let mut places: Vec<(Ino, Ino)> = Vec::new();
+        for ino in with_flag.collect::<Vec<_>>() {
+            let names = self.names_of(ino)?.into_iter();
+            places.extend(names.map(|(parent, _)| (parent, ino)));
+        }
+        for key in self.local.apart.iter().cloned().collect::<Vec<_>>() {
+            let ino = self.lookup_stored(key.parent, &key.name)?;
+            places.extend(ino.map(|ino| (key.parent, ino)));
+        }
+        for (parent, ino) in places {
+            let way = self.mount_way(parent)?;
             if way.is_some_and(|way| way.contains(&dir)) {
-                inodes.push(top);
+                inodes.push(ino);
             }
         }
         if self.local.patterns.has_paths() {
@@ -318,7 +338,17 @@ impl IndexWriter {
             let is_local = self.is_local_name(parent, &name, inode.is_dir())?;
             if let Some(name) = self.stored_name(parent, &name)? {
                 let key = NameKey { parent, name };
+                self.local.apart.remove(&key);
                 if is_local { &mut local } else { &mut others }.push(key);
+            }
+        }
+        if inode.nlink > 1 && !inode.is_dir() {
+            // One that was apart has lost its mark.
+            for key in &others {
+                if self.placed(key.parent, &key.name)?.is_none() {
+                    self.mark_again(key)?;
+                    self.touch_dirty();
+                }
             }
         }
         if !others.is_empty() || local.is_empty() {

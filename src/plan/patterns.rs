@@ -122,8 +122,12 @@ impl Patterns {
         (self.matcher.as_ref()).is_some_and(|it| is_excluded(it, path.as_bytes(), is_dir))
     }
 
-    /// Returns whether all files, or all directories at the root, match.
+    /// Returns whether all files, or all directories at the root, match. A list that includes some
+    /// again by `!` is not everything.
     pub fn is_everything(&self) -> bool {
+        if self.lines.iter().any(|line| line.starts_with('!')) {
+            return false;
+        }
         let all = |is_dir| {
             (UNRELATED.iter()).all(|name| {
                 (self.matcher.as_ref()).is_some_and(|it| is_excluded(it, name.as_bytes(), is_dir))
@@ -240,7 +244,7 @@ mod tests {
         ] {
             assert!(patterns(lines).is_everything(), "{lines:?}");
         }
-        for lines in [&["*.part"][..], &["*", "!*.txt"], &["tmp/"], &[".*"]] {
+        for lines in [&["*.part"][..], &["*", "!*.mkv"], &["tmp/"], &[".*"]] {
             assert!(!patterns(lines).is_everything(), "{lines:?}");
         }
     }

@@ -310,14 +310,12 @@ fn a_project_travels_without_what_its_tools_make() {
         "mkdir -p work/node_modules/x && cd work/node_modules/x && touch $(seq 100)",
     )
     .ok();
+    sh(&lab.mnt, "git -C work status --porcelain").ok();
     lab.flush_code(exit::DONE);
     assert!(lab.d("work/.git/HEAD").exists() && lab.d("work/a.py").exists());
     assert!(!lab.d("work/.venv").exists() && !lab.d("work/node_modules").exists());
-    sh(
-        &lab.mnt,
-        "work/.venv/bin/python -c pass && git -C work status --porcelain",
-    )
-    .ok();
+    let use_them = "work/.venv/bin/python -c pass && echo x > work/node_modules/x/new";
+    sh(&lab.mnt, use_them).ok();
     let again = lab.flush();
     assert_eq!(again["files"], 0, "{again}");
     lab.finish();
