@@ -49,7 +49,7 @@ pub struct ActiveBatch {
     /// makes copies.
     pub unlinked: HashSet<Ino>,
     /// Inodes that were moved to names that stay local, and that only the drive has: they stay on
-    /// it as they are. See [`crate::index::local`].
+    /// it as they are. See `index/local.rs`.
     pub held: HashSet<Ino>,
     /// Local names of files with other names: the batch does not make them.
     pub apart: HashSet<NameKey>,

@@ -37,7 +37,7 @@ impl Flags {
     pub const ATTR_REFUSED: Flags = Flags(256);
     /// The inode stays on the SSD: no batch and no catalog includes it, and it does not count as
     /// dirty. A file of which the drive has no version is DATA_DIRTY as long as it has the flag, so
-    /// that it is not evicted; see [`crate::index::local`].
+    /// that it is not evicted; see `index/local.rs`.
     pub const LOCAL: Flags = Flags(512);
 
     /// Everything that a batch can settle.
