@@ -254,7 +254,8 @@ fn old_names(service: &Service, rules: &[Rule]) -> Result<Vec<Old>, FsError> {
         let own = matching.map(|rule| rule.after).max().unwrap_or_default();
         let after = own.max(*above);
         // A directory that a rule names stays; those in it go.
-        let may_go = !after.is_zero() && !(name.is_dir() && above.is_zero());
+        let is_named = name.is_dir() && above.is_zero();
+        let may_go = !after.is_zero() && !is_named;
         if let (true, Some(before)) = (may_go, earlier(now, after))
             && name.mtime.max(name.ctime) < before
         {

@@ -62,12 +62,15 @@ impl Snapshot {
     ///
     /// # Errors
     /// If SQLite cannot read.
-    pub fn walk<T: Clone>(
+    pub fn walk<T, F>(
         &self,
         (root, path): (Ino, RelPath),
         of_root: T,
-        visit: &mut dyn FnMut(&WalkedName, &RelPath, &[WalkedName], &T) -> Option<T>,
-    ) -> Result<()> {
+        visit: &mut F,
+    ) -> Result<()>
+    where
+        F: FnMut(&WalkedName, &RelPath, &[WalkedName], &T) -> Option<T>,
+    {
         let mut dirs = vec![(root, path, of_root)];
         while let Some((dir, path, of_dir)) = dirs.pop() {
             let names = self.names_in(dir)?;
