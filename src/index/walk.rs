@@ -62,12 +62,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// If SQLite cannot read.
-    pub fn walk<T, F>(
-        &self,
-        (root, path): (Ino, RelPath),
-        of_root: T,
-        visit: &mut F,
-    ) -> Result<()>
+    pub fn walk<T, F>(&self, (root, path): (Ino, RelPath), of_root: T, visit: &mut F) -> Result<()>
     where
         F: FnMut(&WalkedName, &RelPath, &[WalkedName], &T) -> Option<T>,
     {
