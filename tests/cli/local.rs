@@ -197,7 +197,7 @@ fn a_film_that_is_moved_to_scratch_leaves_the_drive_once_it_is_here() {
     assert_eq!(lab.status()["local"]["held"], 0);
     assert_eq!(lab.status()["local"]["files"], 1);
     lab.eject();
-    assert_content(lab.m("tmp/film"), &content(1, 300_000));
+    assert_content(lab.m("tmp/film"), content(1, 300_000));
     lab.finish();
 }
 
@@ -228,8 +228,8 @@ fn pinned_files_are_brought_here_and_stay_when_others_go() {
     lab.flush();
     wait_until("the film to go", LONG, || cached(&lab) < 500_000);
     lab.eject();
-    assert_content(lab.m("film.nfo"), &[1; 50_000]);
-    assert_content(lab.m("dir/library.db"), &[2; 60_000]);
+    assert_content(lab.m("film.nfo"), [1; 50_000]);
+    assert_content(lab.m("dir/library.db"), [2; 60_000]);
     assert!(
         fs::read(lab.m("film.mkv")).is_err(),
         "it is on the drive only"
