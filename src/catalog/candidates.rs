@@ -1,6 +1,6 @@
 //! Finds the names that the catalog may have to describe, in the snapshot of the cut.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map};
 
 use crate::core::{Ino, Name, RelPath, Xattrs};
 use crate::error::Result;
@@ -48,6 +48,8 @@ pub(crate) struct Concerned<'a> {
     /// Inodes whose attributes have changed.
     pub(crate) attributes: &'a BTreeSet<Ino>,
     pub(crate) new_dirs: &'a dyn NewDirs,
+    /// Names that the batch does not make.
+    pub(crate) apart: &'a HashSet<NameKey>,
 }
 
 struct Finder<'a> {
@@ -55,6 +57,7 @@ struct Finder<'a> {
     rules: &'a NameRules,
     origin: &'a [u8; 16],
     dirs_after: &'a dyn NewDirs,
+    apart: &'a HashSet<NameKey>,
     old_dirs: BTreeMap<Ino, Option<RelPath>>,
     new_dirs: BTreeMap<Ino, Option<RelPath>>,
     found: Subjects,
@@ -73,6 +76,7 @@ pub(crate) fn find(
         rules,
         origin,
         dirs_after: concerned.new_dirs,
+        apart: concerned.apart,
         old_dirs: BTreeMap::new(),
         new_dirs: BTreeMap::new(),
         found: Subjects::default(),
@@ -135,7 +139,8 @@ impl Finder<'_> {
         if !is_special && self.snapshot.placed(&key)?.is_none() && is_there(&old)? {
             self.found.gone.extend(old);
         }
-        if let Some(inode) = inode.filter(|inode| !inode.flags.has(Flags::LOCAL))
+        let is_apart = self.apart.contains(&key);
+        if let Some(inode) = inode.filter(|inode| !inode.flags.has(Flags::LOCAL) && !is_apart)
             && let Some(path) = self.new_path(&key)?
         {
             let read = self.rules.decode(&key.name, key.parent == Ino::ROOT);

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod eject;
 pub mod flush;
 mod interrupt;
+pub mod local;
 pub mod log;
 mod metrics_args;
 pub mod mount;
@@ -65,6 +66,7 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 flushed, but something was left b
 enum Command {
     Mount(Box<mount::MountArgs>),
     Status(status::StatusArgs),
+    Local(local::LocalArgs),
     Log(log::LogArgs),
     Changes(changes::ChangesArgs),
     Doctor(doctor::DoctorArgs),
@@ -122,6 +124,7 @@ fn run(command: Command, given: &config::Settings, args: &[OsString]) -> Result<
     match command {
         Command::Mount(command) => mount::run(*command, given, args),
         Command::Status(command) => status::run(&command),
+        Command::Local(command) => local::run(&command),
         Command::Log(command) => log::run(&command),
         Command::Changes(command) => changes::run(&command),
         Command::Doctor(command) => doctor::run(&command),

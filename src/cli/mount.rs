@@ -17,10 +17,11 @@ use crate::core::{Exit, Failure, ForeignText};
 use crate::daemon::background::{CHILD_FLAG, Ready};
 use crate::daemon::find_drive::DriveName;
 use crate::daemon::options::{
-    CacheSize, DeltaMode, FuseOptions, HookCommands, IoMode, LeaseMode, Live, MountOptions, Origin,
-    Protect, QuietHours, Refresh, Schedule, Verify,
+    CacheSize, DeltaMode, Expiry, FuseOptions, HookCommands, IoMode, Keeping, LeaseMode, Live,
+    MountOptions, Origin, Protect, QuietHours, Refresh, Schedule, Verify,
 };
 use crate::daemon::{background, find_drive};
+use crate::plan::patterns::{self, PatternError, Patterns};
 use crate::sys::terminal::complain;
 
 /// This program, also after its file has been replaced.
@@ -172,6 +173,21 @@ pub struct MountArgs {
     /// Kill a command that runs after a flush, and what it has started, after this long
     #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "1m")]
     hook_timeout: Duration,
+    /// Never write to the drive what matches this pattern of gitignore(5), until it is renamed to
+    /// something that does not: "tmp/", "*.part", "node_modules/". May be given several times
+    #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
+    local: Vec<String>,
+    /// Remove what matches this pattern when it has not changed for this long: "tmp/=1d". Where
+    /// several match the longest time counts. In a file it may be a table: { "tmp/" = "1d" }
+    #[arg(long, value_name = "PATTERN=DUR", value_parser = parse_expiry)]
+    expire: Vec<Expiry>,
+    /// Keep in the cache what matches this pattern, and bring it there: "*.nfo", "library.db"
+    #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
+    pin: Vec<String>,
+    /// Remove a file from the cache, never from the drive, when it has not been used for this long,
+    /// also while there is space [default: only when space is needed]
+    #[arg(long, value_name = "DUR", value_parser = parse_evict_after)]
+    evict_after: Option<Duration>,
     /// Mount all drives of the configuration
     #[arg(long, conflicts_with_all = ["backend", "mountpoint", "foreground"])]
     all: bool,
@@ -403,6 +419,22 @@ impl MountArgs {
         let (Some(backend), Some(mountpoint)) = (&self.backend, &self.mountpoint) else {
             return Err(Failure::usage("a drive and a mount point are needed"));
         };
+        let keeping = Keeping {
+            local: self.local,
+            pin: self.pin,
+            expire: self.expire,
+            evict_after: self.evict_after,
+        };
+        keeping.check().map_err(|error| {
+            let hint = match error.list {
+                "local" => {
+                    "nothing would ever be written to the drive; name what is to stay here, or add \
+                     a pattern such as \"!*.mkv\" for what is not"
+                }
+                _ => "name the files that are meant",
+            };
+            Failure::usage(error.to_string()).hint(hint)
+        })?;
         Ok(MountOptions {
             backend: absolute("drive", backend)?,
             mountpoint: absolute("mount point", mountpoint)?,
@@ -425,6 +457,7 @@ impl MountArgs {
                     on_attention: self.on_attention,
                     timeout: self.hook_timeout,
                 },
+                keeping,
             },
             io_timeout: self.io_timeout,
             io: self.io,
@@ -464,8 +497,56 @@ enum DurationError {
     IoTimeout,
     #[error("must be at least 1s, or \"off\"")]
     Refresh,
+    #[error("must be at least 1s")]
+    Age,
     #[error("must be 1s to 2m")]
     LeaseTimeout,
+}
+
+/// The shortest time after which a file expires or leaves the cache.
+const SHORTEST_AGE: Duration = Duration::from_secs(1);
+
+/// Parses a pattern.
+fn parse_pattern(text: &str) -> Result<String, PatternError> {
+    patterns::check(text).map(|()| text.to_owned())
+}
+
+/// Why a rule for files that expire is not accepted.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum ExpiryError {
+    #[error("needs a pattern and a time, such as tmp/=1d")]
+    NoTime,
+    #[error("the pattern {0}")]
+    Pattern(#[from] PatternError),
+    #[error("the time {0}")]
+    Time(#[from] UnitError),
+    #[error("the time must be at least 1s")]
+    Short,
+}
+
+/// Parses a pattern and a time, with `=` in between.
+fn parse_expiry(text: &str) -> Result<Expiry, ExpiryError> {
+    let (pattern, time) = text.rsplit_once('=').ok_or(ExpiryError::NoTime)?;
+    patterns::check(pattern)?;
+    let after = parse_duration(time.trim())?;
+    if after < SHORTEST_AGE {
+        return Err(ExpiryError::Short);
+    }
+    let pattern = pattern.to_owned();
+    let lines = std::slice::from_ref(&pattern);
+    if Patterns::new(lines).is_ok_and(|it| it.is_everything()) {
+        return Err(ExpiryError::Pattern(PatternError::Everything));
+    }
+    Ok(Expiry { pattern, after })
+}
+
+/// Parses a duration that is at least [`SHORTEST_AGE`].
+fn parse_evict_after(text: &str) -> Result<Duration, DurationError> {
+    let after = parse_duration(text)?;
+    match after < SHORTEST_AGE {
+        true => Err(DurationError::Age),
+        false => Ok(after),
+    }
 }
 
 /// Parses what [`command_line`] passes on.
@@ -547,6 +628,7 @@ mod tests {
                     timeout: Duration::from_secs(60),
                     ..HookCommands::default()
                 },
+                keeping: Keeping::default(),
             },
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
@@ -577,6 +659,7 @@ mod tests {
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --wait-closed --io-timeout 1.5s --io daemon \
              --verify after-flush --delta auto --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
              --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-attention date --hook-timeout 5s \
+             --local tmp/ --local *.part --pin *.nfo --expire tmp/=1d --evict-after 7d \
              --no-protect-mountpoint -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
@@ -608,6 +691,16 @@ mod tests {
             timeout: Duration::from_secs(5),
         };
         assert!(options.live.only_on_mains && options.live.hooks == hooks);
+        let keeping = Keeping {
+            local: vec!["tmp/".into(), "*.part".into()],
+            pin: vec!["*.nfo".into()],
+            expire: vec![Expiry {
+                pattern: "tmp/".into(),
+                after: Duration::from_secs(86_400),
+            }],
+            evict_after: Some(Duration::from_secs(7 * 86_400)),
+        };
+        assert_eq!(options.live.keeping, keeping);
         assert_eq!(options.delta, DeltaMode::Auto);
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }
@@ -620,6 +713,15 @@ mod tests {
             "/b /m /x",
             "-o ro /b /m",
             "--io both /b /m",
+            "--local * /b /m",
+            "--local / /b /m",
+            "--local [z-a] /b /m",
+            "--pin # /b /m",
+            "--expire tmp/ /b /m",
+            "--expire *=1d /b /m",
+            "--expire tmp/=soon /b /m",
+            "--expire tmp/=10ms /b /m",
+            "--evict-after 0 /b /m",
             "--max-age soon /b /m",
             "--io-timeout 0 /b /m",
             "--refresh 10ms /b /m",

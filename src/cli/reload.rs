@@ -6,12 +6,15 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::config::{Config, Settings, Source};
-use super::{config, json, mount, reach, say};
+use super::{config, json, local, mount, reach, say};
 use crate::control::client::Client;
-use crate::control::protocol::{Answer, ConfigOrigin, Request};
+use crate::control::protocol::{Answer, ConfigOrigin, LocalChange, Request};
 use crate::core::{Exit, Failure};
 use crate::daemon::options::LIVE;
 use crate::sys::terminal::complain;
+
+/// The key of the patterns of what stays local.
+const LOCAL: &str = "local";
 
 /// A daemon answers this at once.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -47,6 +50,9 @@ struct Change {
     new: Option<String>,
     /// It holds from the next mount on.
     needs_mount: bool,
+    /// What other patterns for local files mean for the files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<LocalChange>,
 }
 
 pub(super) fn run(args: &ReloadArgs) -> Result<Exit, Failure> {
@@ -118,12 +124,17 @@ fn reload(
     let mut given = old.clone();
     given.retain(|_, setting| setting.source == Source::CommandLine);
     let new = config.settings_for(config.drive(name)?, &given)?;
-    let changes = changes(&old, &new);
+    let mut changes = changes(&old, &new);
+    let in_force = in_force(&old, &new);
+    let options = mount::options_of(&in_force)?;
+    // Before it is done.
+    if let Some(change) = changes.iter_mut().find(|change| change.key == LOCAL) {
+        let instead = Some(options.live.keeping.local.clone());
+        change.local = local::ask(&mut client, instead)?.change;
+    }
     if dry_run {
         return Ok(changes);
     }
-    let in_force = in_force(&old, &new);
-    let options = mount::options_of(&in_force)?;
     let failed = |error| Failure::failed(format!("the options are no JSON: {error}"));
     let request = Request::Reload {
         live: serde_json::to_value(&options.live).map_err(failed)?,
@@ -136,6 +147,20 @@ fn reload(
         Answer::Automatic(_) => Ok(changes),
         _ => Err(reach::unexpected()),
     }
+}
+
+/// What a change of the local files means, a line each.
+fn of_local(name: &str, change: &LocalChange, dry_run: bool) -> String {
+    let mut text = String::new();
+    for line in local::would_change(change).lines() {
+        // It was asked for before the change was made.
+        let line = match dry_run {
+            true => line.to_owned(),
+            false => line.replace(" would be ", " are ").replace(" would ", " "),
+        };
+        let _ = writeln!(text, "{name}: {line}");
+    }
+    text
 }
 
 fn is_live(key: &str) -> bool {
@@ -153,6 +178,7 @@ fn changes(old: &Settings, new: &Settings) -> Vec<Change> {
         old: value(old, key),
         new: value(new, key),
         needs_mount: !is_live(key),
+        local: None,
     };
     keys.into_iter()
         .map(change)
@@ -185,6 +211,9 @@ fn in_words(name: &str, changes: &[Change], dry_run: bool) -> String {
             (false, false) => "now",
         };
         let _ = writeln!(text, "{name}: {} = {new} {when} (was {old})", change.key);
+        if let Some(local) = &change.local {
+            text += &of_local(name, local, dry_run);
+        }
     }
     text
 }

@@ -7,7 +7,7 @@ use super::times;
 use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
     AttachReport, Automatic, BackendState, BatchOutcome, CopiedOpen, Ejected, FlushReport,
-    ImportStatus, IoPath, LastBatch, LeftBehind, RefreshReport, Space, Status,
+    ImportStatus, IoPath, LastBatch, LeftBehind, LocalCounts, RefreshReport, Space, Status,
 };
 pub use crate::control::users::users;
 pub use crate::core::quoted;
@@ -42,6 +42,7 @@ pub fn status(status: &Status) -> String {
     if status.kept_local > 0 {
         rows.push(("kept here", kept_here(status.kept_local)));
     }
+    rows.extend(local(&status.local).into_iter().map(|line| ("local", line)));
     if !status.import.complete {
         rows.push(("importing", importing(&status.import)));
     }
@@ -344,7 +345,27 @@ pub fn flush_report(report: &FlushReport) -> String {
     if report.kept_local > 0 {
         let _ = writeln!(text, "kept here: {}", kept_here(report.kept_local));
     }
+    for line in local(&report.local) {
+        let _ = writeln!(text, "{line}");
+    }
     text
+}
+
+/// What stays on this computer because the user wants it so, a line each.
+fn local(counts: &LocalCounts) -> Vec<String> {
+    let mut lines = Vec::new();
+    if counts.files > 0 {
+        let verb = if counts.files == 1 { "stays" } else { "stay" };
+        let (files, bytes) = (files(counts.files), human_bytes(counts.bytes));
+        lines.push(format!("{files} {verb} on this computer (local), {bytes}"));
+    }
+    if counts.held > 0 {
+        lines.push(format!(
+            "{} were moved to local names and stay on the drive until their bytes are here",
+            counts.held
+        ));
+    }
+    lines
 }
 
 /// The files that were written while programs had them open.

@@ -146,6 +146,7 @@ fn respond(
         }
         Request::Resume => handler.resume().map(Answer::Automatic),
         Request::Reload { live, config } => handler.reload(live, config).map(Answer::Automatic),
+        Request::Local { instead } => handler.local(instead.as_deref()).map(Answer::Local),
         Request::Unmount { flush, force } => report(handler.unmount(*flush, *force, &asker)),
         Request::Cancel => Err(ControlError::new(
             ErrorCode::BadRequest,

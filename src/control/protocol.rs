@@ -83,6 +83,12 @@ pub enum Request {
         /// What [`Status::config`] says from now on.
         config: ConfigOrigin,
     },
+    /// Lists what stays local, and says what other patterns would change.
+    Local {
+        /// The other patterns; `None` for none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instead: Option<Vec<String>>,
+    },
     /// Cancels the request that this connection waits for, if that is still possible. It has no
     /// answer of its own; the request in progress gets one. Closing a connection cancels nothing.
     Cancel,
@@ -149,6 +155,8 @@ pub enum Answer {
     Refreshed(RefreshReport),
     /// To [`Request::Pause`], [`Request::Resume`] and [`Request::Reload`].
     Automatic(Automatic),
+    /// To [`Request::Local`].
+    Local(LocalReport),
     /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
     Report(FlushReport),
 }
@@ -219,6 +227,9 @@ pub struct Status {
     /// Entries that the backend cannot store (symbolic links, devices, ...) and that exist in the
     /// index only.
     pub kept_local: u64,
+    /// What stays on this computer because it matches the patterns for that.
+    #[serde(default)]
+    pub local: LocalCounts,
     /// Problems of an attached backend, one line each, such as a file system that needs a check.
     pub warnings: Vec<String>,
     /// The last error that has not been resolved since.
@@ -266,6 +277,76 @@ pub struct Status {
     /// When flushes begin by themselves.
     #[serde(default)]
     pub automatic: Automatic,
+}
+
+/// How much stays on this computer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LocalCounts {
+    /// Files and other entries that are no directories.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files and directories that were moved to such names, and that the drive still has under the
+    /// old ones because their bytes are not on this computer yet.
+    pub held: u64,
+    /// Files that were removed because they had expired, since the start.
+    pub expired: u64,
+}
+
+/// Files, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amount {
+    /// Their number.
+    pub files: u64,
+    /// Their sizes together.
+    pub bytes: u64,
+}
+
+impl Amount {
+    /// Adds a file of this size.
+    pub fn add(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
+/// What stays local.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalReport {
+    /// The patterns.
+    pub patterns: Vec<String>,
+    /// All that stays on this computer.
+    pub all: Amount,
+    /// The first of the names that it is under, with what is below them.
+    pub entries: Vec<LocalEntry>,
+    /// The number of all of them.
+    pub entries_count: u64,
+    /// What the other patterns would change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<LocalChange>,
+}
+
+/// A name that stays local, with all below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalEntry {
+    /// Its path in the mount.
+    pub path: String,
+    /// What is there.
+    pub amount: Amount,
+    /// The drive still has it under an old name, because its bytes are not on this computer yet.
+    pub held: bool,
+}
+
+/// What other patterns would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalChange {
+    /// What would stay local from then on.
+    pub becomes_local: Amount,
+    /// Those of them that the drive has: it keeps them as they are.
+    pub kept_on_drive: Amount,
+    /// What would be written to the drive by the next flush.
+    pub travels: Amount,
 }
 
 /// A flush under way.
@@ -466,6 +547,9 @@ pub struct FlushReport {
     pub copied_open: Vec<CopiedOpen>,
     /// Entries that the backend cannot store and that exist in the index only.
     pub kept_local: u64,
+    /// What stays on this computer because it matches the patterns for that.
+    #[serde(default)]
+    pub local: LocalCounts,
     /// Files that were changed on both sides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<Conflict>,

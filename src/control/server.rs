@@ -31,7 +31,7 @@ use super::connection;
 use super::connection::Limits;
 use super::protocol::{
     AttachReport, Automatic, ConfigOrigin, ControlError, ErrorCode, FlushReport, FlushWish,
-    RefreshReport, SOCKET_NAME, Status,
+    LocalReport, RefreshReport, SOCKET_NAME, Status,
 };
 use crate::core::{ForeignText, Progress, quoted};
 
@@ -156,6 +156,15 @@ pub trait Handler: Send + Sync {
         config: &ConfigOrigin,
     ) -> Result<Automatic, ControlError> {
         let _ = (live, config);
+        Err(no_automatic_flushes())
+    }
+
+    /// Lists what stays local, and says what the patterns `instead` would change.
+    ///
+    /// # Errors
+    /// If a pattern is not accepted, or the index cannot be read.
+    fn local(&self, instead: Option<&[String]>) -> Result<LocalReport, ControlError> {
+        let _ = instead;
         Err(no_automatic_flushes())
     }
 

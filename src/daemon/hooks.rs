@@ -489,6 +489,7 @@ mod tests {
         let commands = HookCommands {
             on_success: Some(command.into()),
             on_failure: Some(command.into()),
+            on_batch: None,
             on_attention: Some(command.into()),
             timeout,
         };

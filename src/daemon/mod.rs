@@ -17,6 +17,7 @@ mod fsck;
 pub mod history;
 mod hooks;
 mod inner_mounts;
+mod keeping;
 mod known_caches;
 mod lease;
 mod log;

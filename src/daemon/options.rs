@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::metrics::MetricsOptions;
+use crate::plan::patterns::{PatternError, Patterns};
 use serde::{Deserialize, Serialize};
 
 pub use super::when::{QuietHours, Schedule};
@@ -72,16 +73,20 @@ pub struct Origin {
 }
 
 /// The keys of the configuration that [`Live`] has.
-pub const LIVE: [&str; 14] = [
+pub const LIVE: [&str; 18] = [
     "auto_flush",
+    "evict_after",
+    "expire",
     "flush_after",
     "hook_timeout",
+    "local",
     "max_age",
     "on_attention",
     "on_batch",
     "on_failure",
     "on_success",
     "only_on_mains",
+    "pin",
     "quiet_hours",
     "refresh",
     "schedule",
@@ -112,6 +117,70 @@ pub struct Live {
     pub only_on_mains: bool,
     /// The commands to run after a flush.
     pub hooks: HookCommands,
+    /// What stays on the SSD, and what goes from it.
+    pub keeping: Keeping,
+}
+
+/// What stays on the SSD, and what goes from it. The patterns are those of gitignore(5).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keeping {
+    /// What is never written to the drive.
+    pub local: Vec<String>,
+    /// What is always in the cache.
+    pub pin: Vec<String>,
+    /// What is removed when it gets old.
+    pub expire: Vec<Expiry>,
+    /// How long a file that the drive has may be unused before it leaves the cache.
+    pub evict_after: Option<Duration>,
+}
+
+impl Keeping {
+    /// Checks what the lists mean as a whole.
+    ///
+    /// # Errors
+    /// What is wrong, with the name of the list.
+    pub fn check(&self) -> Result<(), KeepingRefused> {
+        let refuse = |list, (pattern, reason): (String, PatternError)| KeepingRefused {
+            list,
+            pattern,
+            reason,
+        };
+        let everything = |lines: &[String]| (lines.join(", "), PatternError::Everything);
+        let local = Patterns::new(&self.local).map_err(|bad| refuse("local", bad))?;
+        if local.is_everything() {
+            return Err(refuse("local", everything(&self.local)));
+        }
+        Patterns::new(&self.pin).map_err(|bad| refuse("pin", bad))?;
+        for rule in &self.expire {
+            let lines = std::slice::from_ref(&rule.pattern);
+            let patterns = Patterns::new(lines).map_err(|bad| refuse("expire", bad))?;
+            if patterns.is_everything() {
+                return Err(refuse("expire", everything(lines)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A list of patterns that is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{list}: {pattern:?} {reason}")]
+pub struct KeepingRefused {
+    /// The key of the configuration.
+    pub list: &'static str,
+    /// The pattern.
+    pub pattern: String,
+    /// What is wrong with it.
+    pub reason: PatternError,
+}
+
+/// When files that match a pattern are removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expiry {
+    /// The pattern.
+    pub pattern: String,
+    /// How long after their last change.
+    pub after: Duration,
 }
 
 /// The commands to run after a flush, for the shell.

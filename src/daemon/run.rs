@@ -7,6 +7,7 @@ use super::changes::Feed;
 use super::flush_hooks::FlushHooks;
 use super::flush_job::within;
 use super::history::History;
+use super::keeping;
 use super::metrics::Totals;
 use super::monitor::{Bell, Site};
 use super::open_cache::{Opened, open_cache};
@@ -95,6 +96,9 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
         fs.show_system();
     }
     let attention = repair_after_unclean_end(&fs, &index)?;
+    if !options.read_only {
+        keeping::set_local_patterns(&index, &options.live.keeping)?;
+    }
     let bell =
         Bell::new().map_err(|error| Failure::failed(format!("cannot watch the drive: {error}")))?;
     let totals = Arc::new(Totals::default());

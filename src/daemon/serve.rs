@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use super::background::Ready;
 use super::external_changes::Refreshing;
 use super::hooks::{Hooks, Subject};
+use super::keeping::Keeper;
 use super::metrics;
 use super::metrics::{Door, Outlets, Source, Totals};
 use super::monitor::{Bell, Monitor, MonitorParts, Site, unfinished_line};
@@ -245,6 +246,7 @@ fn service(
         origin: Mutex::new(options.origin.clone()),
         on_network,
         read_only: options.read_only,
+        keeper: Keeper::default(),
         last_error: Arc::new(Mutex::new(None)),
         patience: options.io_timeout * HOPELESS,
         store,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::dead_mount;
 use super::dead_mount::DetachError;
 use super::hooks;
+use super::keeping;
 use super::metrics;
 use super::metrics::Outlets;
 use super::notify;
@@ -111,6 +112,8 @@ impl Tasks {
         tasks.spawn("ferryfs-retry", move |stop| {
             crate::daemon::startup::retry(&s, stop)
         })?;
+        let s = service.clone();
+        tasks.spawn("ferryfs-keep", move |stop| keeping::run(&s, stop))?;
         let s = service.clone();
         tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, stop))?;
         let s = service.clone();
@@ -316,6 +319,10 @@ fn flush_by_itself(service: &Service, stop: &Stop) {
         }
         let run = (live.schedule.as_ref()).filter(|schedule| service.timing.is_due(schedule));
         let hurried = has_written && is_full;
+        // What stays local makes no flush due.
+        if let Err(error) = service.sort_local() {
+            tracing::warn!(%error, "cannot sort what stays local");
+        }
         let by_itself =
             live.auto_flush && (hurried || now >= unhurried_before) && is_due(service, &live);
         if run.is_none() && !by_itself {

@@ -19,7 +19,7 @@
 //! written or has changed is not copied: the batch that removes the old directory moves or writes
 //! it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::apply::Applied;
 use crate::apply::journal::Journal;
@@ -430,6 +430,7 @@ impl Gathered {
             inodes: BTreeMap::new(),
             xattrs: BTreeMap::new(),
             told_dirs: BTreeMap::new(),
+            apart: HashSet::new(),
             unfit: Vec::new(),
             more: 0,
             dir_places: DirPlaces::AsInCut,

@@ -7,7 +7,7 @@
 //! directory is removed together with its contents or after them. Between the parts the drive has
 //! the tree of no cut, so this is done only if one batch is not enough.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::catalog::candidates::NewDirs;
 use crate::core::{Ino, RelPath};
@@ -47,6 +47,9 @@ const HOLE: u64 = 16;
 
 const TOO_LONG: &str =
     "its path on the drive has more than 32,768 bytes; move it to a directory further up";
+
+const HELD: &str = "it was moved to a name that stays on this computer, but its bytes are only on the \
+    drive; the drive keeps it under its old name until they are in the cache";
 
 const TOO_MUCH: &str = "with its names, its extended attributes and the changes that must go with \
     it, it exceeds a batch; remove some of them";
@@ -93,6 +96,8 @@ pub(super) struct Waiting<'a> {
     pub(super) inodes: &'a BTreeMap<Ino, Option<Inode>>,
     /// Inodes whose attributes the catalog or the backend must get.
     pub(super) attributes: &'a BTreeSet<Ino>,
+    /// Inodes that stay on the backend as they are.
+    pub(super) held: &'a HashSet<Ino>,
 }
 
 /// What becomes of directories in the cut, each with the number of the change.
@@ -151,6 +156,11 @@ impl Waiting<'_> {
         let mut reasons = Vec::new();
         let (mut old, mut new) = (Lengths::default(), Lengths::default());
         for change in self.changes {
+            if inodes_of(change).any(|ino| self.held.contains(&ino)) {
+                reasons.push(HELD);
+                parts.add(None);
+                continue;
+            }
             let cost = self.cost(change, &mut old, &mut new)?;
             reasons.push(if cost.is_none() { TOO_LONG } else { TOO_MUCH });
             parts.add(cost);
@@ -162,7 +172,8 @@ impl Waiting<'_> {
             told.push((*ino, parts.add(cost), key));
         }
         let total = parts.cost();
-        if total <= budget && !reasons.contains(&TOO_LONG) {
+        let is_any_bad = reasons.contains(&TOO_LONG) || reasons.contains(&HELD);
+        if total <= budget && !is_any_bad {
             return Ok(Portion {
                 names: vec![true; self.changes.len()],
                 without: BTreeSet::new(),

@@ -41,6 +41,8 @@ pub(crate) struct Gathered {
     pub(super) told_dirs: BTreeMap<Ino, RelPath>,
     /// Names that fit into no batch, with the reason.
     pub(super) unfit: Vec<(NameKey, &'static str)>,
+    /// Names that no batch makes although their files have others that travel.
+    pub(super) apart: HashSet<NameKey>,
     /// The estimated number of further batches for what does not fit into this one.
     pub(super) more: u64,
     /// Where directories are after the batch.
@@ -57,6 +59,7 @@ impl Gathered {
             keys: listed.chain(&self.settled).cloned().collect(),
             attributes: &self.attributes,
             new_dirs: &self.dir_places,
+            apart: &self.apart,
         }
     }
 }
@@ -67,6 +70,10 @@ struct Gatherer<'a> {
     capabilities: &'a Capabilities,
     /// Files that change in place, so that no whole version can be read.
     live: &'a HashSet<Ino>,
+    /// See [`ActiveBatch::held`].
+    held: &'a HashSet<Ino>,
+    /// See [`ActiveBatch::apart`].
+    apart: &'a HashSet<NameKey>,
     /// The size limit of the batch, see [`crate::flush::batch_budget`].
     budget: u64,
     keys: BTreeSet<NameKey>,
@@ -136,6 +143,8 @@ pub(super) fn gather(
         rules,
         capabilities,
         live: &active.writing,
+        held: &active.held,
+        apart: &active.apart,
         budget,
         keys: BTreeSet::new(),
         inodes: BTreeMap::new(),
@@ -235,6 +244,7 @@ impl Gatherer<'_> {
                 },
                 None => None,
             };
+            let new = new.filter(|_| !self.apart.contains(&key));
             let old = placed.as_ref().map(|entry| OldEntry {
                 ino: entry.ino,
                 kind: entry.kind,
@@ -248,15 +258,35 @@ impl Gatherer<'_> {
             }
         }
         drop(entries);
+        let held = self.held_with_bytes_on_drive(&changes);
         let portion = Waiting {
             snapshot: self.snapshot,
             rules: self.rules,
             changes: &changes,
             inodes: &self.inodes,
             attributes: &self.attributes,
+            held: &held,
         }
         .choose(self.budget)?;
         self.gathered(changes, before, settled, portion)
+    }
+
+    /// Returns the inodes that no batch may take off the drive: those that are held, and local
+    /// files that lack their only bytes on the SSD, which sorting does not make.
+    fn held_with_bytes_on_drive(&self, changes: &[NameChange]) -> HashSet<Ino> {
+        let lacks_bytes = |ino: &Ino| match self.inodes.get(ino) {
+            Some(Some(inode)) => {
+                inode.flags.has(Flags::LOCAL)
+                    && inode.nlink > 0
+                    && inode.kind() == FileKind::Regular
+                    && inode.size > 0
+                    && !(inode.flags.has(Flags::DATA_DIRTY) && inode.object.is_some())
+            }
+            _ => false,
+        };
+        let old = changes.iter().filter_map(|change| change.old);
+        let lacking = old.map(|old| old.ino).filter(lacks_bytes);
+        lacking.chain(self.held.iter().copied()).collect()
     }
 
     /// Returns everything that is known of the changes in the batch.
@@ -280,6 +310,7 @@ impl Gatherer<'_> {
             xattrs: BTreeMap::new(),
             told_dirs: BTreeMap::new(),
             unfit: portion.unfit,
+            apart: self.apart.clone(),
             more: portion.more,
             dir_places: portion.dir_places,
             copied: Vec::new(),
@@ -300,9 +331,15 @@ impl Gatherer<'_> {
             }
             let parent = change.key.parent;
             if let Entry::Vacant(slot) = gathered.delta.dirs.entry(parent) {
+                // One that stays local leaves the backend.
+                let inode = self.snapshot.inode(parent)?;
+                let new = match inode.is_some_and(|it| it.flags.has(Flags::LOCAL)) {
+                    true => None,
+                    false => gathered.dir_places.path(self.snapshot, parent)?,
+                };
                 slot.insert(DirPaths {
                     old: self.snapshot.backend_dir(parent)?,
-                    new: gathered.dir_places.path(self.snapshot, parent)?,
+                    new,
                 });
             }
             gathered.delta.names.push(change);

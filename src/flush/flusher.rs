@@ -294,6 +294,7 @@ impl Flusher {
     fn cut(&self, above: Option<BatchNo>, wish: &Wish) -> Result<Option<(ActiveBatch, Snapshot)>> {
         {
             // Before writers have to wait.
+            self.parts.index.sort_local()?;
             let mut state = self.parts.index.lock();
             state.commit()?;
             if !state.anything_dirty()? {

@@ -18,7 +18,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::inode::{Flags, Inode};
 use super::tree::PlacedEntry;
-use super::{Context, IndexWriter, Result, int};
+use super::{Context, IndexWriter, Result, int, statements};
 use crate::core::{BatchNo, Ino, Seq, Timestamp};
 use crate::plan::planner::NameKey;
 
@@ -48,6 +48,11 @@ pub struct ActiveBatch {
     /// Inodes that have lost a name since: at the cut they may have had several, of which the batch
     /// makes copies.
     pub unlinked: HashSet<Ino>,
+    /// Inodes that were moved to names that stay local, and that only the drive has: they stay on
+    /// it as they are. See `index/local.rs`.
+    pub held: HashSet<Ino>,
+    /// Local names of files with other names: the batch does not make them.
+    pub apart: HashSet<NameKey>,
     /// The steps can no longer be changed.
     pub committed: bool,
 }
@@ -147,6 +152,7 @@ impl IndexWriter {
 
     /// Notes that `ino` loses a name.
     pub fn note_unlinked(&mut self, ino: Ino) {
+        self.sort_inode_later(ino);
         if let Some(active) = &mut self.active {
             active.unlinked.insert(ino);
         }
@@ -178,6 +184,7 @@ impl IndexWriter {
         above: Option<BatchNo>,
         left_out: LeftOut,
     ) -> Result<ActiveBatch> {
+        self.sort_local()?;
         let last: i64 = self
             .conn
             .query_row("SELECT coalesce(max(batch), 0) FROM batches", [], |row| {
@@ -195,8 +202,11 @@ impl IndexWriter {
         self.note_cut();
         let mut writing = self.changing.clone();
         writing.extend(left_out.keys());
+        let (held, apart) = self.held_and_apart();
         let active = ActiveBatch {
             batch,
+            held,
+            apart,
             cut,
             open: self.writing.difference(&writing).copied().collect(),
             time: now,
@@ -237,6 +247,8 @@ impl IndexWriter {
             cut: Seq(cut as u64),
             writing: HashSet::new(),
             open: HashSet::new(),
+            held: HashSet::new(),
+            apart: HashSet::new(),
             time: Timestamp(0),
             left_out: LeftOut::new(),
             live: HashSet::new(),
@@ -346,6 +358,9 @@ impl IndexWriter {
             inode.flags.clear(Flags::ON_BACKEND);
             inode.flags.set(Flags::DATA_DIRTY);
             self.put_inode(inode);
+            // Its names are marked, if it has any.
+            let row = params![int(ino.0)];
+            self.change("settle an inode", statements::SETTLE_INODE, row)?;
         }
         Ok(())
     }

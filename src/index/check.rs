@@ -247,7 +247,7 @@ fn look(path: &Path, bytes: u64, needed: bool) -> Result<CheckedIndex> {
                 oddities: Vec::new(),
             });
         }
-        schema::VERSION => {}
+        schema::OLDEST..=schema::VERSION => {}
         0 => return Err(damaged(path, IndexDamage::NoTables)),
         other => return Err(IndexError::OtherVersion(other)),
     }

@@ -79,6 +79,8 @@ pub struct Totals {
     pub cached_bytes: u64,
     /// Bytes of files of which the backend does not have this version.
     pub dirty_bytes: u64,
+    /// Bytes of files that stay on the SSD and can therefore not be evicted.
+    pub local_bytes: u64,
     /// The space that these will take there, with new directories: whole clusters, and a copy for
     /// each name if the backend has no links.
     pub needed_bytes: u64,
@@ -91,6 +93,7 @@ pub struct Totals {
 pub(super) struct Sums {
     cached_bytes: u128,
     dirty_bytes: u128,
+    local_bytes: u128,
     needed_bytes: u128,
 }
 
@@ -136,6 +139,7 @@ impl Part {
         Sums {
             cached_bytes: when(self.has_object, u128::from(self.blocks) * 512),
             dirty_bytes: when(self.is_dirty(), self.size.into()),
+            local_bytes: when(self.is_kept(), self.size.into()),
             needed_bytes: self.needed(allocation).into(),
         }
     }
@@ -145,6 +149,11 @@ impl Part {
         self.flags.has(Flags::DATA_DIRTY) && !self.flags.has(Flags::LOCAL)
     }
 
+    /// Returns whether the bytes stay on the SSD, and are nowhere else.
+    fn is_kept(&self) -> bool {
+        self.flags.has(Flags::DATA_DIRTY) && self.flags.has(Flags::LOCAL)
+    }
+
     /// Returns the space that the backend will need for an inode, if it does not have this version.
     /// Further names of a file that it has are counted separately, see
     /// [`super::Snapshot::copies_needed`].
@@ -152,7 +161,9 @@ impl Part {
         match FileKind::from_mode(self.mode).unwrap_or(FileKind::Regular) {
             _ if self.nlink == 0 => 0,
             FileKind::Regular if self.is_dirty() => allocation.copies(self.size, self.nlink),
-            FileKind::Directory if !self.flags.has(Flags::ON_BACKEND) => allocation.directory(0),
+            FileKind::Directory if !self.flags.any(Flags(Flags::ON_BACKEND.0 | Flags::LOCAL.0)) => {
+                allocation.directory(0)
+            }
             _ => 0,
         }
     }
@@ -172,6 +183,7 @@ impl Sums {
             let gone = Part::of(before).sums(allocation);
             self.cached_bytes = self.cached_bytes.saturating_sub(gone.cached_bytes);
             self.dirty_bytes = self.dirty_bytes.saturating_sub(gone.dirty_bytes);
+            self.local_bytes = self.local_bytes.saturating_sub(gone.local_bytes);
             self.needed_bytes = self.needed_bytes.saturating_sub(gone.needed_bytes);
         }
     }
@@ -179,6 +191,7 @@ impl Sums {
     fn add(&mut self, more: Sums) {
         self.cached_bytes = self.cached_bytes.saturating_add(more.cached_bytes);
         self.dirty_bytes = self.dirty_bytes.saturating_add(more.dirty_bytes);
+        self.local_bytes = self.local_bytes.saturating_add(more.local_bytes);
         self.needed_bytes = self.needed_bytes.saturating_add(more.needed_bytes);
     }
 
@@ -199,6 +212,7 @@ impl Sums {
         Totals {
             cached_bytes: told(self.cached_bytes),
             dirty_bytes: told(self.dirty_bytes),
+            local_bytes: told(self.local_bytes),
             needed_bytes: told(self.needed_bytes),
         }
     }
@@ -344,7 +358,7 @@ mod tests {
     prop_compose! {
         fn inode()(
             ino in 2..6_u64, size in extreme(), blocks in extreme(), nlink in prop_oneof![Just(0), Just(1), Just(u32::MAX)],
-            flags in 0..256_u32, object in any::<bool>(), is_dir in any::<bool>(),
+            flags in 0..1024_u32, object in any::<bool>(), is_dir in any::<bool>(),
             times in prop::array::uniform5(prop_oneof![Just(i64::MIN), Just(i64::MAX), any::<i64>()]),
         ) -> Inode {
             let kind = if is_dir { libc::S_IFDIR } else { libc::S_IFREG };

@@ -35,8 +35,9 @@ impl Flags {
     /// The backend has refused some of the attributes last time, so the catalog must describe all
     /// of them, also those that the backend can store.
     pub const ATTR_REFUSED: Flags = Flags(256);
-    /// The file stays on the SSD: no batch and no catalog includes it. It is DATA_DIRTY for ever,
-    /// so that it is not evicted, and does not count as dirty.
+    /// The inode stays on the SSD: no batch and no catalog includes it, and it does not count as
+    /// dirty. A file of which the drive has no version is DATA_DIRTY as long as it has the flag, so
+    /// that it is not evicted; see `index/local.rs`.
     pub const LOCAL: Flags = Flags(512);
 
     /// Everything that a batch can settle.

@@ -154,6 +154,21 @@ impl IndexWriter {
             .context("list what can go")
     }
 
+    /// Returns up to `limit` clean files with an object that were last used before `before`, in
+    /// seconds since 1970, least recently used first.
+    ///
+    /// # Errors
+    /// If SQLite fails.
+    pub fn unused_since(&mut self, before: i64, limit: u32) -> Result<Vec<Inode>> {
+        self.commit()?;
+        self.conn
+            .prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM inodes WHERE object IS NOT NULL AND flags & 3 = 0 AND used < ? ORDER BY used LIMIT ?"
+            ))
+            .and_then(|mut s| s.query_map([before, i64::from(limit)], Inode::from_row)?.collect())
+            .context("list what was not used")
+    }
+
     /// Returns the inodes that must be checked after an unclean end: with bytes that the backend
     /// does not have, being written at that time, or without a name.
     ///

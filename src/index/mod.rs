@@ -17,6 +17,7 @@ mod depth;
 mod external;
 mod inode;
 mod inodes;
+pub(crate) mod local;
 mod mirror;
 mod objects;
 mod paths;
@@ -32,6 +33,7 @@ mod stored_names;
 mod tree;
 mod waiting;
 mod wal;
+mod walk;
 mod write_guard;
 mod writer;
 mod xattrs;
@@ -47,6 +49,7 @@ use crate::core::cache_step::{CacheStep, CacheSteps};
 use crate::core::{ForeignText, Ino, Name};
 use crate::plan::names::NameRules;
 
+pub use crate::index::local::LocalCounts;
 pub use crate::index::mirror::{LinkGroup, Mirror};
 pub(crate) use crate::index::paths::path_upwards;
 use crate::index::redo::RedoLog;
@@ -61,6 +64,7 @@ pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Snapshot, WaitingCounts};
 pub use tree::{Dirent, PlacedEntry};
 pub use wal::Relief;
+pub use walk::WalkedName;
 pub use xattrs::XattrSizes;
 
 /// What went wrong in the index.
@@ -214,6 +218,7 @@ impl Index {
         match version {
             0 => create(&conn)?,
             schema::VERSION => {}
+            schema::OLDEST => upgrade(&conn)?,
             other => return Err(IndexError::OtherVersion(other)),
         }
         crate::index::stored_names::refold(&conn, &rules)?;
@@ -458,11 +463,22 @@ fn create(conn: &Connection) -> Result<()> {
     }
     // One transaction: a crash leaves an empty database.
     conn.execute_batch(&format!(
-        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
+        "BEGIN; {} {} PRAGMA user_version={}; COMMIT;",
         schema::TABLES,
+        schema::SINCE_2,
         schema::VERSION
     ))
     .context("create the tables")
+}
+
+/// Brings the tables of an older version up to this one, in one transaction.
+fn upgrade(conn: &Connection) -> Result<()> {
+    conn.execute_batch(&format!(
+        "BEGIN; {} PRAGMA user_version={}; COMMIT;",
+        schema::SINCE_2,
+        schema::VERSION
+    ))
+    .context("bring the tables up to date")
 }
 
 /// SQLite's integers are signed. Ours count up from zero and never reach the limit.

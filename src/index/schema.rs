@@ -10,9 +10,20 @@
 /// Version of the tables, kept in `PRAGMA user_version`. An index with another one is refused. It
 /// also covers the journals of batches, which have no version of their own: a change of their form
 /// changes this number.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
-/// Makes the tables.
+/// The oldest version that is brought up to this one when it is opened.
+pub(super) const OLDEST: i64 = 1;
+
+/// Makes what version 2 has beside the tables of version 1.
+pub(super) const SINCE_2: &str = "
+CREATE INDEX IF NOT EXISTS inodes_orphaned ON inodes(ino) WHERE nlink = 0;
+CREATE INDEX IF NOT EXISTS inodes_kept_local ON inodes(ino)
+  WHERE mode & 61440 NOT IN (32768, 16384) AND flags & 16 = 0;
+CREATE INDEX IF NOT EXISTS inodes_local ON inodes(ino) WHERE flags & 512 <> 0;
+";
+
+/// Makes the tables of version 1.
 ///
 /// The tree of the mount, and the cache:
 /// - `inodes`: one row for each inode. `mode` has the file-type bits. Times are nanoseconds since
@@ -20,7 +31,8 @@ pub(super) const VERSION: i64 = 1;
 ///   `data_seq` and `time_seq` say when bytes and mtime last changed; `used` is the second of last
 ///   use, for eviction. The index `inodes_interrupted` has the files that were being written when a
 ///   daemon was killed, and `inodes_kept_local` links and special files that the drive does not
-///   have, for `status`; `inodes_orphaned` has those without a name, for the end of a mount.
+///   have, for `status`; `inodes_orphaned` has those without a name, for the end of a mount;
+///   `inodes_local` has those that stay local.
 /// - `dirents`: the names of the mount. `fold` is the name's canonical key if the backend ignores
 ///   case or form, else empty. `stored` is the backend's spelling of the name, NULL for the same;
 ///   `stored_fold` its canonical key, NULL if `stored` is. No two names of one directory are
@@ -67,9 +79,6 @@ CREATE TABLE inodes(
 CREATE INDEX inodes_evictable ON inodes(used) WHERE object IS NOT NULL AND flags & 3 = 0;
 CREATE INDEX inodes_unlisted ON inodes(ino) WHERE mode & 61440 = 16384 AND flags & 8 = 0;
 CREATE INDEX inodes_interrupted ON inodes(ino) WHERE flags & 64 <> 0;
-CREATE INDEX inodes_orphaned ON inodes(ino) WHERE nlink = 0;
-CREATE INDEX inodes_kept_local ON inodes(ino)
-  WHERE mode & 61440 NOT IN (32768, 16384) AND flags & 16 = 0;
 CREATE TABLE dirents(
   parent INTEGER NOT NULL, fold BLOB NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL,
   stored BLOB, stored_fold BLOB, cookie INTEGER NOT NULL,

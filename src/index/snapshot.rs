@@ -73,7 +73,7 @@ impl Snapshot {
                  WHERE i.mode IS NULL OR i.mode & 61440 <> 16384 OR NOT EXISTS(SELECT 1 FROM dirty_names n WHERE n.parent=d.ino)",
             )?,
             kept_local: count(
-                "SELECT count(*) FROM inodes i WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0 AND flags & 16 = 0
+                "SELECT count(*) FROM inodes i WHERE mode & 61440 NOT IN (32768, 16384) AND nlink > 0 AND flags & 528 = 0
                  AND NOT EXISTS(SELECT 1 FROM dirents d JOIN dirty_names n ON n.parent=d.parent AND n.name=coalesce(d.stored, d.name) WHERE d.ino=i.ino)",
             )?,
         })

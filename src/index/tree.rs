@@ -144,6 +144,15 @@ impl IndexWriter {
         self.add_name_as(parent, name, &stored, inode)
     }
 
+    /// The same in a directory that stays local, so that no batch has anything to do with it.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn add_local_name(&mut self, parent: Ino, name: &Name, ino: Ino) -> Result<()> {
+        let stored = self.choose_stored(parent, name)?;
+        self.add_clean_name(parent, name, &stored, ino)
+    }
+
     /// As [`IndexWriter::add_name`], stored under `stored`, which no other name of `parent` has.
     ///
     /// # Errors
@@ -227,6 +236,9 @@ impl IndexWriter {
                 statements::FORGET_DIRTY_NAME,
                 params![int(parent.0), stored.as_bytes()],
             )?;
+            if !self.is_local_dir(parent)? {
+                self.sort_name_later(parent, &stored);
+            }
         }
         Ok(stored)
     }
@@ -242,6 +254,7 @@ impl IndexWriter {
             statements::MARK_NAME,
             params![int(parent.0), name.as_bytes(), int(seq.0)],
         )?;
+        self.sort_name_later(parent, name);
         self.touch_dirty();
         Ok(())
     }
@@ -252,12 +265,16 @@ impl IndexWriter {
     /// # Errors
     /// If SQLite fails.
     pub fn mark_inode(&mut self, inode: &Inode) -> Result<()> {
+        if inode.flags.has(Flags::LOCAL) {
+            return Ok(());
+        }
         if inode.flags.has(Flags::ON_BACKEND) {
             self.change(
                 "mark an inode",
                 statements::MARK_INODE,
                 params![int(inode.ino.0)],
             )?;
+            self.sort_inode_later(inode.ino);
         }
         self.touch_dirty();
         Ok(())
@@ -273,7 +290,9 @@ impl IndexWriter {
         // The open batch settles only changes before its cut.
         inode.time_seq = self.next_seq()?;
         if inode.flags.has(Flags::ATTR_DIRTY) {
-            self.touch_dirty();
+            if !inode.flags.has(Flags::LOCAL) {
+                self.touch_dirty();
+            }
             return Ok(());
         }
         inode.flags.set(Flags::ATTR_DIRTY);

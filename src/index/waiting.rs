@@ -16,6 +16,13 @@ pub(super) struct WaitingSince {
     changes_at_cut: u64,
 }
 
+impl WaitingSince {
+    /// Returns whether something waits that no flush has tried.
+    pub(super) fn has_begun(&self) -> bool {
+        self.since.is_some()
+    }
+}
+
 impl IndexWriter {
     /// Notes that something began to wait for the backend.
     pub(super) fn touch_dirty(&mut self) {
@@ -34,6 +41,11 @@ impl IndexWriter {
     /// leave it behind again.
     pub fn dirty_since(&self) -> Option<(Instant, Instant)> {
         self.waiting.since
+    }
+
+    /// Notes that nothing waits, after all.
+    pub(super) fn note_nothing_waits(&mut self) {
+        self.waiting.since = None;
     }
 
     /// Notes that the flush that `began` then has succeeded: waiting changes that are not newer

@@ -16,6 +16,7 @@ use crate::core::cache_step::{CacheStep, CacheSteps};
 use crate::core::{Ino, Name, Seq};
 use crate::index::counters::{Counter, Sums, load_allocation};
 use crate::index::inode::Inode;
+use crate::index::local::LocalState;
 use crate::index::mirror::DescribedWay;
 use crate::index::paths::Ways;
 use crate::index::redo::{self, Changes, RedoLog};
@@ -95,6 +96,7 @@ pub struct IndexWriter {
     /// The same since [`IndexWriter::take_unmeasured`] last asked.
     pub(super) unmeasured: bool,
     pub(super) waiting: WaitingSince,
+    pub(super) local: LocalState,
     /// Where a test may stop it.
     pub(super) steps: CacheSteps,
 }
@@ -144,6 +146,7 @@ impl IndexWriter {
             unsettled: false,
             unmeasured: false,
             waiting: WaitingSince::default(),
+            local: LocalState::default(),
             steps: CacheSteps::default(),
         })
     }

@@ -6,6 +6,7 @@ pub mod delta;
 pub mod describe;
 pub mod merge;
 pub mod names;
+pub mod patterns;
 pub mod planner;
 pub mod representable;
 pub mod space;

@@ -28,6 +28,16 @@ impl Clock for CoarseClock {
     }
 }
 
+/// Returns the time since the machine was booted, with the time that it was asleep. Nothing sets
+/// it.
+pub fn since_boot() -> std::time::Duration {
+    match clock_gettime(ClockId::CLOCK_BOOTTIME) {
+        Ok(time) => std::time::Duration::from(time),
+        // Linux has this clock since 2.6.39.
+        Err(_) => std::time::Duration::ZERO,
+    }
+}
+
 /// A time in a local time zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Local {

@@ -6,12 +6,17 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::core::{Ino, Pace, WhileOpen};
+use crate::core::{Ino, Pace, Timestamp, WhileOpen};
 use crate::index::{IndexWriter, LeftOut};
 use crate::vfs::{Fs, FsError, ImportProgress, Result, StatFs};
 
 /// Commits and syncs.
 impl Fs {
+    /// Returns the time on the clock of file times.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// Finishes pending changes, and records the current sizes of files being written.
     ///
     /// # Errors
@@ -117,6 +122,20 @@ impl Fs {
     /// If the index or an object fails.
     pub fn trim(&self) -> Result<()> {
         self.space.trim()
+    }
+
+    /// Sets the files that are never evicted.
+    pub fn set_pinned(&self, pinned: HashSet<Ino>) {
+        self.space.set_pinned(pinned);
+    }
+
+    /// Evicts clean files that were not used since `before`, in seconds since 1970. Returns their
+    /// number.
+    ///
+    /// # Errors
+    /// If the index or an object fails.
+    pub fn evict_unused(&self, before: i64) -> Result<u64> {
+        self.space.evict_unused(before)
     }
 
     /// Measures how full the SSD is, and updates the marks.

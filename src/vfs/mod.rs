@@ -36,12 +36,14 @@
 
 pub(crate) mod acl;
 mod attributes;
+mod bring;
 mod cache_space;
 mod directories;
 pub(crate) mod drive_files;
 mod drive_space;
 mod durability;
 mod error;
+mod expire;
 pub(crate) mod import;
 mod invalidation;
 mod maintenance;
@@ -74,6 +76,7 @@ use crate::vfs::object_files::ObjectFiles;
 use crate::vfs::open_files::OpenFiles;
 
 pub use crate::vfs::attributes::{SetAttr, SetTime, SetXattr};
+pub use crate::vfs::bring::Brought;
 pub use crate::vfs::cache_space::CacheLimits;
 pub use crate::vfs::directories::{DirEntry, OpenedDir};
 pub use crate::vfs::drive_space::StatFs;

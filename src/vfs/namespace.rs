@@ -236,8 +236,14 @@ impl Fs {
         inode.size = node.target.as_ref().map_or(0, |target| target.len() as u64);
         inode.target = node.target;
         crate::vfs::acl::inherit(state, ctx, &dir, &mut inode)?;
+        if dir.flags.has(Flags::LOCAL) {
+            inode.flags.set(Flags::LOCAL);
+        }
         state.put_inode(inode.clone());
-        state.add_name(parent, name, &inode)?;
+        match dir.flags.has(Flags::LOCAL) {
+            true => state.add_local_name(parent, name, inode.ino)?,
+            false => state.add_name(parent, name, &inode)?,
+        }
         touch(state, &mut dir, now)?;
         state.put_inode(dir);
         Ok(inode)
@@ -293,18 +299,29 @@ impl Fs {
 
     fn unlink_once(&self, parent: Ino, name: &Name) -> Result<()> {
         let mut state = self.index.lock();
+        self.unlink_in(&mut state, parent, name)?;
+        state.finish()?;
+        Ok(())
+    }
+
+    /// Removes a name of a file; the caller finishes the operation.
+    pub(super) fn unlink_in(
+        &self,
+        state: &mut IndexWriter,
+        parent: Ino,
+        name: &Name,
+    ) -> Result<()> {
         let ino = state.lookup(parent, name)?.ok_or(FsError::NOT_FOUND)?;
         let inode = state.expect_inode(ino)?;
         if inode.is_dir() {
             return Err(FsError::IS_DIR);
         }
-        let mut dir = known_dir(&mut state, parent)?;
+        let mut dir = known_dir(state, parent)?;
         let now = self.clock.now();
         state.remove_name(parent, name)?;
-        drop_link(&mut state, inode, now)?;
-        touch(&mut state, &mut dir, now)?;
+        drop_link(state, inode, now)?;
+        touch(state, &mut dir, now)?;
         state.put_inode(dir);
-        state.finish()?;
         Ok(())
     }
 
@@ -323,21 +340,33 @@ impl Fs {
 
     fn rmdir_once(&self, parent: Ino, name: &Name, ino: Ino) -> Result<()> {
         let mut state = self.index.lock();
+        self.rmdir_in(&mut state, parent, name, ino)?;
+        state.finish()?;
+        Ok(())
+    }
+
+    /// Removes a directory; the caller finishes the operation.
+    pub(super) fn rmdir_in(
+        &self,
+        state: &mut IndexWriter,
+        parent: Ino,
+        name: &Name,
+        ino: Ino,
+    ) -> Result<()> {
         if state.lookup(parent, name)? != Some(ino) {
             return Err(FsError::NOT_FOUND);
         }
-        let inode = known_dir(&mut state, ino)?;
+        let inode = known_dir(state, ino)?;
         if !state.is_empty_dir(ino)? {
             return Err(FsError::NOT_EMPTY);
         }
-        let mut dir = known_dir(&mut state, parent)?;
+        let mut dir = known_dir(state, parent)?;
         let now = self.clock.now();
         state.remove_name(parent, name)?;
-        drop_link(&mut state, inode, now)?;
+        drop_link(state, inode, now)?;
         dir.nlink = dir.nlink.saturating_sub(1);
-        touch(&mut state, &mut dir, now)?;
+        touch(state, &mut dir, now)?;
         state.put_inode(dir);
-        state.finish()?;
         Ok(())
     }
 }

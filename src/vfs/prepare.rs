@@ -189,7 +189,7 @@ impl Fs {
 
     /// Copies a file that only the backend has into the cache. The caller holds its content's lock,
     /// or keeps the file from changing by other means.
-    fn fetch(&self, ino: Ino) -> Result<()> {
+    pub(super) fn fetch(&self, ino: Ino) -> Result<()> {
         // Opening the file may update the row to the current state of the backend.
         let source = self.drive_files.open(ino)?;
         let (inode, object) = {

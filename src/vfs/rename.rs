@@ -101,7 +101,7 @@ impl Fs {
         // Removed first, so that a rename that only changes the case does not collide with itself.
         state.remove_name(from.0, from.1)?;
         moved.ctime = now;
-        moved.flags.clear(Flags::LOCAL);
+        may_travel(state, &mut moved);
         if let Some(other) = replaced {
             self.note_replaced(state, to, &moved, &other)?;
             let stored = state.remove_name(to.0, to.1)?;
@@ -178,12 +178,21 @@ fn exchange(
     }
     for inode in [&mut one, &mut other] {
         inode.ctime = now;
-        inode.flags.clear(Flags::LOCAL);
+        may_travel(state, inode);
     }
     state.put_inode(one);
     state.put_inode(other);
     touch_dir(state, at.0, now)?;
     touch_dir(state, there.0, now)
+}
+
+/// Notes that an inode has another path, so that it may no longer stay local. A directory keeps the
+/// flag until it is sorted, because what is in it has the flag, too.
+fn may_travel(state: &mut IndexWriter, inode: &mut Inode) {
+    match inode.is_dir() {
+        true => state.note_moved_dir(inode.ino),
+        false => inode.flags.clear(Flags::LOCAL),
+    }
 }
 
 fn add_links(state: &mut IndexWriter, dir: Ino, change: i32) -> Result<()> {

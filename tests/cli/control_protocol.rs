@@ -15,7 +15,7 @@ use ferryfs::control::Limits;
 use ferryfs::control::client::{Client, ClientError};
 use ferryfs::control::protocol::{
     Answer, AttachReport, BackendState, ControlError, ErrorCode, FlushReport, FlushWish, IoPath,
-    LeftBehind, Reply, Request, Status, decode,
+    LeftBehind, LocalCounts, Reply, Request, Status, decode,
 };
 use ferryfs::control::server::{Asker, Handler, serve, serve_within};
 use ferryfs::core::{Phase, Progress};
@@ -45,6 +45,7 @@ fn report(files: u64) -> FlushReport {
             reason: "open".into(),
         }],
         kept_local: 0,
+        local: LocalCounts::default(),
         ..FlushReport::default()
     }
 }
@@ -68,6 +69,7 @@ impl Handler for Fake {
             safe_to_unplug: false,
             batch_in_progress: true,
             kept_local: 5,
+            local: LocalCounts::default(),
             warnings: vec!["w".into()],
             last_error: Some("e".into()),
             attention: vec!["a".into()],

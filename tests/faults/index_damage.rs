@@ -424,6 +424,32 @@ fn an_index_of_another_version_is_refused_and_rescued() {
     }
 }
 
+/// A cache of the version before has data that exists nowhere else.
+#[test]
+fn an_index_of_the_version_before_is_brought_up_to_date_with_all_that_it_has() {
+    let world = World::new(Kind::Plain);
+    let engine = world.start(false);
+    engine.put("kept", b"kept");
+    engine.close();
+    let path = world.cache_dir().join("index.db");
+    let read = |sql: &str| -> i64 {
+        let conn = rusqlite::Connection::open(&path).expect("open");
+        conn.query_row(sql, [], |row| row.get(0)).expect("a number")
+    };
+    let indexes = "SELECT count(*) FROM sqlite_schema WHERE type='index'";
+    let (version, had) = (read("PRAGMA user_version"), read(indexes));
+    let older = "DROP INDEX inodes_local; DROP INDEX inodes_orphaned; DROP INDEX inodes_kept_local;
+        PRAGMA user_version=1;";
+    rusqlite::Connection::open(&path)
+        .and_then(|conn| conn.execute_batch(older))
+        .expect("the older version");
+    check(&path, true).expect("known");
+    let engine = world.start(false);
+    assert_eq!(engine.read("kept"), b"kept");
+    engine.close();
+    assert_eq!((read("PRAGMA user_version"), read(indexes)), (version, had));
+}
+
 /// How much a rescue names of a cache whose index lost single pages.
 #[test]
 fn a_lost_page_costs_only_the_names_on_it() {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use ferryfs::control::protocol::{
-    Answer, ControlError, ErrorCode, FlushReport, FlushWish, LeftBehind, Reply, Request, encode,
+    Answer, ControlError, ErrorCode, FlushReport, FlushWish, LeftBehind, LocalCounts, Reply,
+    Request, encode,
 };
 use ferryfs::core::{BatchNo, ContentHash, Phase, Progress, RelPath, Timestamp};
 use ferryfs::format::expectations::{Expectations, ExpectedFile};
@@ -426,6 +427,7 @@ fn a_report() -> FlushReport {
             reason: "open".into(),
         }],
         kept_local: 1,
+        local: LocalCounts::default(),
         ..FlushReport::default()
     }
 }

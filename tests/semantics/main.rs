@@ -12,6 +12,7 @@ mod faithful;
 mod handles;
 mod kernel;
 mod listings;
+mod local;
 mod model;
 mod mount_basics;
 mod mount_calls;

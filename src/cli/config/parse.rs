@@ -17,6 +17,9 @@ use crate::daemon::options::FuseOptions;
 /// The table with what holds for all drives.
 const DEFAULTS: &str = "defaults";
 
+/// The key of files that are removed when they get old; it may be a table.
+const EXPIRE: &str = "expire";
+
 /// The fewest letters in common for a guess at what was meant.
 const SIMILAR: f64 = 0.75;
 
@@ -220,6 +223,18 @@ impl Reader<'_> {
             (Form::Text | Form::List | Form::Command, DeValue::String(text)) => {
                 vec![(place, text.to_string())]
             }
+            (Form::List, DeValue::Table(table)) if key.name == EXPIRE => {
+                let mut texts = Vec::new();
+                for (name, value) in in_order(table) {
+                    let place = self.place(&value.span());
+                    let DeValue::String(time) = value.get_ref() else {
+                        self.wrong_type(of, place, key, value.get_ref());
+                        return None;
+                    };
+                    texts.push((place, format!("{}={time}", name.get_ref())));
+                }
+                texts
+            }
             (Form::List | Form::Command, DeValue::Array(array)) => {
                 let mut texts = Vec::new();
                 for item in array.iter() {
@@ -316,6 +331,7 @@ impl Reader<'_> {
                 "" => "a string in quotes".to_owned(),
                 default => format!("a string in quotes, such as {default:?}"),
             },
+            Form::List if key.name == EXPIRE => "a table such as { \"tmp/\" = \"1d\" }".to_owned(),
             Form::List => "a string or an array of strings".to_owned(),
             Form::Command => {
                 "a string for the shell, or an array with a program and its arguments".to_owned()

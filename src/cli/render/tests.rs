@@ -29,6 +29,7 @@ pub(in crate::cli) fn sample() -> Status {
         safe_to_unplug: false,
         batch_in_progress: false,
         kept_local: 2,
+        local: LocalCounts::default(),
         warnings: Vec::new(),
         last_error: None,
         attention: Vec::new(),
@@ -73,6 +74,7 @@ fn report(left: usize) -> FlushReport {
         seconds: 30.0,
         left_behind: (0..left).map(item).collect(),
         kept_local: 0,
+        local: LocalCounts::default(),
         ..FlushReport::default()
     }
 }

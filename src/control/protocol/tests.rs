@@ -52,6 +52,7 @@ fn every_reply_survives_the_way_over_the_wire() {
             reason: "open".into(),
         }],
         kept_local: 1,
+        local: LocalCounts::default(),
         ..FlushReport::default()
     };
     let progress = Progress {

@@ -127,6 +127,12 @@ fn waiting(text: &mut Text, sample: &Sample) {
         status.kept_local,
     );
     text.gauge(
+        "ferryfs_local_files",
+        "Files that stay on this computer because they match --local.",
+        status.local.files,
+    );
+    text.gauge("ferryfs_local_bytes", "Their bytes.", status.local.bytes);
+    text.gauge(
         "ferryfs_safe_to_unplug",
         "1 if nothing waits and nothing is being written.",
         status.safe_to_unplug,

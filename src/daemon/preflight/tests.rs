@@ -40,6 +40,7 @@ impl Place {
                 quiet_hours: Vec::new(),
                 only_on_mains: false,
                 hooks: Default::default(),
+                keeping: Default::default(),
             },
             origin: None,
             read_only: false,

@@ -38,6 +38,7 @@ impl Service {
             ControlError::new(ErrorCode::BadRequest, message)
                 .with_hint("nothing was changed; use a ferryfs of the same version as the daemon")
         })?;
+        self.set_local_patterns(&live.keeping)?;
         self.hooks.set(live.hooks.clone());
         *self.live.write() = live;
         *self.origin.lock() = Some(Origin {

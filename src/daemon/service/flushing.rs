@@ -305,6 +305,7 @@ impl Service {
                 .collect(),
             copied_open: report.copied_open.into_iter().map(copied_open).collect(),
             kept_local: self.waiting().kept_local,
+            local: self.local_counts(),
             conflicts: report.conflicts.into_iter().map(conflict).collect(),
             still_used: None,
         }

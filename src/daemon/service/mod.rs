@@ -4,6 +4,7 @@
 mod automatic;
 mod errors;
 mod flushing;
+mod keeping;
 mod status;
 mod unmounting;
 
@@ -21,6 +22,7 @@ pub(super) use self::unmounting::Place;
 use super::external_changes::Refreshing;
 use super::flush_job::Patience;
 use super::hooks::Hooks;
+use super::keeping::Keeper;
 use super::metrics::{Running, Totals};
 use super::monitor::{Monitor, Presence};
 use super::options::{Live, Origin};
@@ -30,7 +32,7 @@ use super::when::Timing;
 use crate::cache::Store;
 use crate::control::protocol::{
     AttachReport, Automatic, ConfigOrigin, Conflict, ControlError, ErrorCode, FlushReport,
-    FlushWish, LastFlush, RefreshReport, Status,
+    FlushWish, LastFlush, LocalReport, RefreshReport, Status,
 };
 use crate::control::server::{Asker, Handler};
 use crate::core::{RelPath, Timestamp, Utc, WhileOpen};
@@ -61,6 +63,8 @@ pub(super) struct Service {
     pub(super) read_only: bool,
     /// The drive is on a network file system.
     pub(super) on_network: bool,
+    /// What the thread that brings, evicts and removes files has found.
+    pub(super) keeper: Keeper,
     /// The last error, until a flush succeeds.
     pub(super) last_error: Arc<Mutex<Option<String>>>,
     /// How long a drive may not answer before `eject` and `unmount` give up on it.
@@ -235,6 +239,10 @@ impl Handler for Service {
         config: &ConfigOrigin,
     ) -> Result<Automatic, ControlError> {
         self.take_up(live, config)
+    }
+
+    fn local(&self, instead: Option<&[String]>) -> Result<LocalReport, ControlError> {
+        self.local_report(instead)
     }
 
     fn unmount(

@@ -63,6 +63,7 @@ impl Service {
             safe_to_unplug: dirty_files == 0 && !busy && !self.flusher.is_untidy(),
             batch_in_progress: busy,
             kept_local: waiting.kept_local,
+            local: self.local_counts(),
             warnings: self.monitor.warnings(),
             last_error: self.what_is_wrong(),
             attention: self.attention(),
@@ -108,8 +109,8 @@ impl Service {
     /// Counts what waits for a flush.
     pub(super) fn waiting(&self) -> WaitingCounts {
         let counted = self
-            .index
-            .commit()
+            .sort_local()
+            .and_then(|()| self.index.commit())
             .and_then(|()| self.index.snapshot())
             .and_then(|snapshot| snapshot.waiting());
         counted.unwrap_or_else(|error| {
@@ -149,6 +150,7 @@ impl Service {
         lines.extend(self.flusher.left_of_others());
         lines.extend(self.held_back());
         lines.extend(self.fs.refusal());
+        lines.extend(self.keeper.lines());
         match self.store.lost_and_found() {
             Ok((0, _)) => {}
             Ok((count, path)) => lines.push(format!(

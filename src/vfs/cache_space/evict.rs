@@ -4,10 +4,11 @@
 //! Order of a removal: row, sync, file, note of the dead object. A crash in between leaves the
 //! note, and the next run removes the file again.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::core::Ino;
-use crate::index::Flags;
+use crate::index::{self, Flags, IndexWriter, Inode};
 use crate::vfs::Result;
 use crate::vfs::cache_space::CacheSpace;
 
@@ -58,7 +59,7 @@ impl CacheSpace {
     /// Evicts clean objects until `goal` bytes are free, or one chunk has been examined. Returns
     /// the bytes freed.
     fn evict_some(&self, goal: u64) -> Result<u64> {
-        let candidates = self.index.lock().evictable(CHUNK)?;
+        let candidates = self.unpinned(|state, limit| state.evictable(limit))?;
         let mut freed = 0_u64;
         for candidate in candidates {
             if freed >= goal {
@@ -70,6 +71,76 @@ impl CacheSpace {
         }
         self.reap()?;
         Ok(freed)
+    }
+
+    /// Sets the files that the user wants in the cache at all times. Damaged objects of them are
+    /// evicted all the same.
+    pub(in crate::vfs) fn set_pinned(&self, pinned: HashSet<Ino>) {
+        *self.pinned.lock() = pinned;
+    }
+
+    /// Evicts clean objects that were not used since `before`, in seconds since 1970. Returns their
+    /// number.
+    pub(in crate::vfs) fn evict_unused(&self, before: i64) -> Result<u64> {
+        let _looked = self.evicting.lock();
+        let mut count = 0;
+        loop {
+            let unused = self.unpinned(|state, limit| state.unused_since(before, limit))?;
+            let mut evicted = 0;
+            for candidate in unused {
+                evicted += u64::from(self.evict(candidate.ino)?);
+            }
+            if evicted == 0 {
+                break;
+            }
+            count += evicted;
+        }
+        if count > 0 {
+            self.reap()?;
+        }
+        Ok(count)
+    }
+
+    /// Evicts clean objects until `bytes` more can be brought into the cache. Returns whether they
+    /// can.
+    pub(in crate::vfs) fn make_space_for(&self, bytes: u64) -> Result<bool> {
+        let _looked = self.evicting.lock();
+        self.reap()?;
+        while !self.has_space_for(bytes)? {
+            if self.evict_some(bytes)? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns candidates from a list that begins with the least recently used; those that are
+    /// pinned count as used now, so that they are behind all others.
+    fn unpinned(
+        &self,
+        list: impl Fn(&mut IndexWriter, u32) -> index::Result<Vec<Inode>>,
+    ) -> Result<Vec<Inode>> {
+        let pinned = self.pinned.lock().clone();
+        let mut state = self.index.lock();
+        let mut seen = HashSet::new();
+        loop {
+            let found = list(&mut state, CHUNK)?;
+            let now = self.clock.now().parts().0;
+            let (kept, rest): (Vec<Inode>, Vec<Inode>) = found
+                .into_iter()
+                .partition(|inode| pinned.contains(&inode.ino));
+            let mut any_new = false;
+            for inode in kept {
+                any_new |= seen.insert(inode.ino);
+                if let Some(mut inode) = state.inode(inode.ino)? {
+                    inode.used = now;
+                    state.put_inode(inode);
+                }
+            }
+            if !rest.is_empty() || !any_new {
+                return Ok(rest);
+            }
+        }
     }
 
     /// Evicts the object of `ino` if it is clean and not in use. Returns whether it did.

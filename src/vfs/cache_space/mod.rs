@@ -29,6 +29,7 @@
 //! Lock order: the lock of evictions; then as a sync ([`crate::vfs::durability`]); then the table
 //! of open inodes; then the index. The report of a refused file is locked before the index.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -36,11 +37,12 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::cache::Store;
+use crate::core::{Clock, Ino};
 use crate::drive::connection::Drive;
 use crate::index::Index;
-use crate::vfs::FsParts;
 use crate::vfs::durability::Durability;
 use crate::vfs::open_files::OpenFiles;
+use crate::vfs::{FsParts, Result};
 
 mod evict;
 mod refusal;
@@ -82,7 +84,10 @@ pub(crate) struct CacheSpace {
     drive: Arc<Drive>,
     open_files: Arc<OpenFiles>,
     durability: Arc<Durability>,
+    clock: Arc<dyn Clock>,
     limits: CacheLimits,
+    /// Files that are not evicted.
+    pinned: Mutex<HashSet<Ino>>,
     pressure: Pressure,
     /// Held during an eviction; contains the time of the last search for damaged objects.
     evicting: Mutex<Option<Instant>>,
@@ -134,7 +139,9 @@ impl CacheSpace {
             drive: parts.drive.clone(),
             open_files,
             durability,
+            clock: parts.clock.clone(),
             limits: parts.limits,
+            pinned: Mutex::default(),
             pressure: Pressure::default(),
             evicting: Mutex::new(None),
         }
@@ -159,7 +166,8 @@ impl CacheSpace {
             let written = state.dirty_in_writing().map_or(0, |(bytes, _)| bytes);
             (state.totals(), written)
         };
-        let clean = totals.cached_bytes.saturating_sub(totals.dirty_bytes);
+        let stays = totals.dirty_bytes.saturating_add(totals.local_bytes);
+        let clean = totals.cached_bytes.saturating_sub(stays);
         let roomy = self.limits.roomy();
         let above = free.saturating_sub(self.limits.reserve);
         let left = free.saturating_add(clean);
@@ -220,6 +228,14 @@ impl CacheSpace {
         let stuck = if written == 0 { flushable } else { 0 };
         self.pressure.stuck.store(stuck, Ordering::Relaxed);
         self.look();
+    }
+
+    /// Returns whether `bytes` can be brought into the cache without an eviction for it.
+    pub(in crate::vfs) fn has_space_for(&self, bytes: u64) -> Result<bool> {
+        let (_, free) = self.store.space()?;
+        let cached = self.index.lock().totals().cached_bytes;
+        Ok(cached.saturating_add(bytes) <= self.limits.max_bytes
+            && free.saturating_sub(bytes) >= self.limits.roomy())
     }
 
     /// Returns whether the SSD is so full that writes are refused.

@@ -7,6 +7,7 @@
 
 mod across;
 mod full;
+mod local;
 mod loss;
 mod parts;
 mod patched;

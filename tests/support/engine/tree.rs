@@ -27,7 +27,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn kind(&self) -> FileKind {
+    pub fn kind(&self) -> FileKind {
         FileKind::from_mode(self.mode).expect("a kind")
     }
 }

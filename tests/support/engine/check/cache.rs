@@ -104,6 +104,17 @@ impl Tables {
             .is_some_and(|row| FileKind::from_mode(row.mode).is_some_and(|kind| !kind.is_plain()))
     }
 
+    /// Whether the drive need not get a name of `ino`: it stays local, or another name of its file
+    /// travels.
+    fn stays_local(&self, ino: i64, there: Option<i64>) -> bool {
+        let Some(row) = self.inodes.get(&ino) else {
+            return false;
+        };
+        let is_old = |there: i64| self.inodes.get(&there).is_none_or(|row| row.nlink == 0);
+        let is_apart = row.nlink > 1 && there.is_none() && self.has_places(ino);
+        is_apart || row.flags.has(Flags::LOCAL) && there.is_none_or(is_old)
+    }
+
     fn has_places(&self, ino: i64) -> bool {
         self.placed.values().any(|(at, _, _)| *at == ino)
     }
@@ -212,7 +223,8 @@ fn marks(tables: &Tables, findings: &mut Vec<Finding>) {
         }
         let here = tables.dirents.get(key).copied();
         let there = tables.placed.get(key).map(|(ino, _, _)| *ino);
-        let local = here.is_some_and(|ino| tables.is_special(ino)) && there.is_none();
+        let special = here.is_some_and(|ino| tables.is_special(ino)) && there.is_none();
+        let local = special || here.is_some_and(|ino| tables.stays_local(ino, there));
         if here != there && !local {
             let name = String::from_utf8_lossy(&key.1);
             let what = format!("{name} in {}: {here:?} here, {there:?} on the drive", key.0);
@@ -220,7 +232,7 @@ fn marks(tables: &Tables, findings: &mut Vec<Finding>) {
         }
     }
     for (ino, row) in &tables.inodes {
-        let dirty = row.flags.any(Flags::DIRTY);
+        let dirty = row.flags.any(Flags::DIRTY) && !row.flags.has(Flags::LOCAL);
         let has = row.flags.has(Flags::ON_BACKEND);
         if *ino == 1 || FileKind::from_mode(row.mode) != Some(FileKind::Regular) || row.nlink == 0 {
             continue;
@@ -243,7 +255,7 @@ fn marks(tables: &Tables, findings: &mut Vec<Finding>) {
 fn totals(index: &Index, tables: &Tables, cache: &Path, findings: &mut Vec<Finding>) {
     let told = index.lock().totals();
     let dirty: i64 = (tables.inodes.values())
-        .filter(|row| row.flags.has(Flags::DATA_DIRTY))
+        .filter(|row| row.flags.has(Flags::DATA_DIRTY) && !row.flags.has(Flags::LOCAL))
         .map(|row| row.size)
         .sum();
     let conn = Connection::open(cache.join("index.db")).expect("open the index");

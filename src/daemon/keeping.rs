@@ -1,0 +1,431 @@
+//! The thread that brings files into the cache, lets unused ones go, and removes old ones.
+//!
+//! - *Brings*: files that are pinned, and those that were moved to names that stay local and that
+//!   only the drive has ([`crate::index::local`]). It does so while no flush runs.
+//! - *Evicts* clean files that were not used for `evict_after`.
+//! - *Removes* files that match a rule of `expire` and have not changed for its time.
+//!
+//! Both ages are differences of times on the clock, which may be wrong: after a start, before the
+//! network has set it, or when somebody sets it. So nothing goes before the clock has been *steady*
+//! for an hour, or for the time of the rule if that is shorter: it has advanced as the time since
+//! the boot has, which nothing sets. A file whose time is in the future never is old.
+//!
+//! All of it is repeated from the index, so a crash leaves nothing to repair.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::options::{Expiry, Keeping};
+use super::service::Service;
+use super::stop::Stop;
+use crate::core::{Failure, Ino, RelPath, Timestamp, human_bytes};
+use crate::index::{Flags, Index, WalkedName};
+use crate::plan::patterns::Patterns;
+use crate::sys::time::since_boot;
+use crate::vfs::{Brought, FsError};
+
+/// How often the thread looks whether something is to be done.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The longest time between two looks for files that are to go.
+const AGES_EVERY: Duration = Duration::from_secs(60);
+
+/// How often all names are looked at for pinned files, at most.
+const PINS_EVERY: Duration = Duration::from_secs(30);
+
+/// How long a clock must be steady before an age is believed.
+const STEADY: Duration = Duration::from_secs(3600);
+
+/// A clock that is set by less than this between two looks is steady.
+const JUMP: Duration = Duration::from_secs(10);
+
+/// The pause after a file could not be brought.
+const AFTER_FAILURE: Duration = Duration::from_secs(30);
+
+/// Compiles a list of patterns.
+///
+/// # Errors
+/// If one is not accepted.
+pub(super) fn compiled(lines: &[String]) -> Result<Arc<Patterns>, Failure> {
+    let refuse = |pattern: &str, why: &dyn std::fmt::Display| {
+        Failure::usage(format!("{pattern:?} {why}"))
+            .hint("nothing was changed; see gitignore(5) for the syntax")
+    };
+    let patterns = Patterns::new(lines).map_err(|(line, why)| refuse(&line, &why))?;
+    match patterns.is_everything() {
+        true => Err(refuse(&lines.join(", "), &"matches everything")),
+        false => Ok(Arc::new(patterns)),
+    }
+}
+
+/// Sets what stays local.
+///
+/// # Errors
+/// If a pattern is not accepted, or the index fails.
+pub(super) fn set_local_patterns(index: &Index, options: &Keeping) -> Result<(), Failure> {
+    let patterns = compiled(&options.local)?;
+    let set = index.lock().set_local_patterns(patterns);
+    set.and_then(|()| index.sort_local())
+        .map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// What the thread has done, for `status`.
+#[derive(Default)]
+pub(super) struct Keeper {
+    expired: AtomicU64,
+    /// Files, with their bytes, that do not fit.
+    too_large: Mutex<(u64, u64)>,
+}
+
+impl Keeper {
+    /// Returns how many files were removed since the start.
+    pub(super) fn expired(&self) -> u64 {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    /// Returns what the user must know.
+    pub(super) fn lines(&self) -> Option<String> {
+        let (files, bytes) = *self.too_large.lock();
+        (files > 0).then(|| {
+            format!(
+                "{files} files that are to be in the cache do not fit ({}): raise --cache-size, or \
+                 pin less",
+                human_bytes(bytes)
+            )
+        })
+    }
+}
+
+/// Whether the clock can be believed.
+struct Steady {
+    /// The last look: the clock, and the time since the boot.
+    last: (Timestamp, Duration),
+    /// The time since the boot from which on the clock has been steady.
+    since: Duration,
+}
+
+impl Steady {
+    fn new(clock: Timestamp, boot: Duration) -> Steady {
+        Steady {
+            last: (clock, boot),
+            since: boot,
+        }
+    }
+
+    /// Looks at both clocks. Returns for how long the first has been steady.
+    fn look(&mut self, clock: Timestamp, boot: Duration) -> Duration {
+        let ran = boot.saturating_sub(self.last.1).as_nanos();
+        let showed = i128::from(clock.0) - i128::from(self.last.0.0);
+        let off = showed.abs_diff(i128::try_from(ran).unwrap_or(i128::MAX));
+        if off > JUMP.as_nanos() {
+            tracing::warn!("the clock was set; no file expires before it has been steady");
+            self.since = boot;
+        }
+        self.last = (clock, boot);
+        boot.saturating_sub(self.since)
+    }
+}
+
+/// Runs until the end of the mount.
+pub(super) fn run(service: &Service, stop: &Stop) {
+    let mut steady = Steady::new(service.fs.now(), since_boot());
+    let mut pins = Pins::default();
+    let mut aged = Instant::now();
+    let mut not_before = Instant::now();
+    while !stop.is_given() {
+        stop.rest(LOOK_EVERY);
+        if service.read_only || stop.is_given() {
+            continue;
+        }
+        let options = service.live.read().keeping.clone();
+        let for_how_long = steady.look(service.fs.now(), since_boot());
+        if aged.elapsed() >= ages_every(&options) {
+            aged = Instant::now();
+            let_go(service, &options, for_how_long);
+            remove_old(service, &options.expire, for_how_long, stop);
+        }
+        if not_before > Instant::now() {
+            continue;
+        }
+        if let Err(error) = bring(service, &mut pins, &options.pin, stop) {
+            tracing::debug!(%error, "a file was not brought into the cache");
+            not_before = Instant::now() + AFTER_FAILURE;
+        }
+    }
+}
+
+/// How often ages are looked at: a quarter of the shortest.
+fn ages_every(options: &Keeping) -> Duration {
+    let ages = options.expire.iter().map(|rule| rule.after);
+    let shortest = ages.chain(options.evict_after).min();
+    shortest.map_or(AGES_EVERY, |age| (age / 4).clamp(LOOK_EVERY, AGES_EVERY))
+}
+
+/// Evicts what was not used for long.
+fn let_go(service: &Service, options: &Keeping, steady: Duration) {
+    let Some(after) = options
+        .evict_after
+        .filter(|after| steady >= STEADY.min(*after))
+    else {
+        return;
+    };
+    let now = service.fs.now().parts().0;
+    let before = now.saturating_sub_unsigned(after.as_secs());
+    match service.fs.evict_unused(before) {
+        Ok(0) => {}
+        Ok(files) => tracing::info!(files, "evicted what was not used for --evict-after"),
+        Err(error) => tracing::warn!(%error, "cannot evict what was not used"),
+    }
+}
+
+/// A rule, compiled.
+struct Rule {
+    patterns: Patterns,
+    after: Duration,
+}
+
+/// The rules of which the clock has been steady for long enough.
+fn rules(expire: &[Expiry], steady: Duration) -> Vec<Rule> {
+    let rule = |rule: &Expiry| {
+        let patterns = Patterns::new(std::slice::from_ref(&rule.pattern)).ok()?;
+        let after = rule.after;
+        Some(Rule { patterns, after })
+    };
+    let all = expire.iter().filter_map(rule);
+    // All rules count for the longest time, but none is taken before its own.
+    all.map(|mut rule| {
+        if steady < STEADY.min(rule.after) {
+            rule.after = Duration::MAX;
+        }
+        rule
+    })
+    .collect()
+}
+
+/// Removes files that have not changed for the time of the longest rule that matches, and empty
+/// directories in a directory that matches.
+fn remove_old(service: &Service, expire: &[Expiry], steady: Duration, stop: &Stop) {
+    let rules = rules(expire, steady);
+    if rules.iter().all(|rule| rule.after == Duration::MAX) {
+        return;
+    }
+    let old = match old_names(service, &rules) {
+        Ok(old) => old,
+        Err(error) => {
+            tracing::warn!(%error, "cannot look for files that have expired");
+            return;
+        }
+    };
+    // What is in a directory comes after it.
+    for (name, path, before) in old.into_iter().rev() {
+        if stop.is_given() {
+            return;
+        }
+        let (parent, ino) = (name.parent, name.ino);
+        match service.fs.remove_if_old(parent, &name.name, ino, before) {
+            Ok(true) => {
+                tracing::info!(%path, "removed: it has expired");
+                service.keeper.expired.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, %path, "has expired and cannot be removed"),
+        }
+    }
+}
+
+type Old = (WalkedName, RelPath, Timestamp);
+
+/// Returns the names that have expired, each with the time before which it was last changed.
+fn old_names(service: &Service, rules: &[Rule]) -> Result<Vec<Old>, FsError> {
+    let now = service.fs.now();
+    service.index.commit()?;
+    let snapshot = service.index.snapshot()?;
+    let mut old = Vec::new();
+    let root = (Ino::ROOT, RelPath::root());
+    // The longest time of the rules that match the directory; zero for none.
+    snapshot.walk(root, Duration::ZERO, &mut |name, path, _, above| {
+        let matching = rules
+            .iter()
+            .filter(|rule| rule.patterns.matches_itself(path, name.is_dir()));
+        let own = matching.map(|rule| rule.after).max().unwrap_or_default();
+        let after = own.max(*above);
+        // A directory that a rule names stays; those in it go.
+        let is_named = name.is_dir() && above.is_zero();
+        let may_go = !after.is_zero() && !is_named;
+        if let (true, Some(before)) = (may_go, earlier(now, after))
+            && name.mtime.max(name.ctime) < before
+        {
+            old.push((name.clone(), path.clone(), before));
+        }
+        Some(after)
+    })?;
+    Ok(old)
+}
+
+fn earlier(now: Timestamp, by: Duration) -> Option<Timestamp> {
+    let by = i64::try_from(by.as_nanos()).ok()?;
+    now.0.checked_sub(by).map(Timestamp)
+}
+
+/// What is known of pinned files.
+#[derive(Default)]
+struct Pins {
+    patterns: Vec<String>,
+    /// The state of the index when all names were last looked at, and when that was.
+    looked: Option<(u64, Instant)>,
+    /// Pinned files that are not in the cache.
+    away: Vec<Ino>,
+}
+
+/// Brings what is to be in the cache, one file after another.
+fn bring(
+    service: &Service,
+    pins: &mut Pins,
+    patterns: &[String],
+    stop: &Stop,
+) -> Result<(), FsError> {
+    pins.look(service, patterns)?;
+    let wanted = service.index.lock().wanted_for_local();
+    let mut away: Vec<Ino> = wanted;
+    away.extend(pins.away.iter().copied());
+    let (mut files, mut bytes) = (0, 0_u64);
+    for ino in away {
+        let is_there = service.drive.is_attached() && service.drive.stalled().is_none();
+        if stop.is_given() || !is_there || service.flusher.is_running() {
+            return Ok(());
+        }
+        match service.fs.bring(ino)? {
+            Brought::There => {}
+            Brought::Fetched(_) => pins.away.retain(|other| *other != ino),
+            Brought::TooLarge(size) => {
+                files += 1;
+                bytes = bytes.saturating_add(size);
+            }
+        }
+    }
+    *service.keeper.too_large.lock() = (files, bytes);
+    Ok(())
+}
+
+impl Pins {
+    /// Looks for pinned files at all names, if anything has changed since the last time.
+    fn look(&mut self, service: &Service, patterns: &[String]) -> Result<(), FsError> {
+        let is_same = self.patterns == patterns;
+        if is_same && patterns.is_empty() {
+            return Ok(());
+        }
+        let operations = service.index.lock().operations();
+        let is_recent = self
+            .looked
+            .is_some_and(|(then, at)| then == operations || at.elapsed() < PINS_EVERY);
+        if is_same && is_recent {
+            return Ok(());
+        }
+        // Checked when the options were taken.
+        let compiled = Patterns::new(patterns).unwrap_or_default();
+        service.index.commit()?;
+        let snapshot = service.index.snapshot()?;
+        let mut pinned = HashSet::new();
+        let mut away = Vec::new();
+        let root = (Ino::ROOT, RelPath::root());
+        snapshot.walk(
+            root,
+            compiled.is_everything(),
+            &mut |name, path, _, above| {
+                let is_pinned = *above || compiled.matches_itself(path, name.is_dir());
+                if is_pinned && !name.is_dir() && pinned.insert(name.ino) {
+                    let is_away = !name.is_cached
+                        && name.size > 0
+                        && name.flags.has(Flags::ON_BACKEND)
+                        && !name.flags.has(Flags::DATA_DIRTY);
+                    if is_away {
+                        away.push(name.ino);
+                    }
+                }
+                Some(is_pinned)
+            },
+        )?;
+        service.fs.set_pinned(pinned);
+        self.patterns = patterns.to_vec();
+        self.away = away;
+        self.looked = Some((service.index.lock().operations(), Instant::now()));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn clock(secs: u64) -> Timestamp {
+        Timestamp::from_parts(secs as i64, 0)
+    }
+
+    #[test]
+    fn a_clock_that_jumps_is_not_believed_until_it_has_been_steady() {
+        let start = 1_700_000_000;
+        let mut steady = Steady::new(clock(start), HOUR);
+        let boot = |secs| HOUR + Duration::from_secs(secs);
+        assert_eq!(
+            steady.look(clock(start + 60), boot(60)),
+            Duration::from_secs(60)
+        );
+        // A leap second, or a clock that is adjusted slowly.
+        assert_eq!(
+            steady.look(clock(start + 121), boot(120)),
+            Duration::from_secs(120)
+        );
+        for jumped in [start + 40_000_000, start - 86_400, 0] {
+            assert_eq!(
+                steady.look(clock(jumped), boot(180)),
+                Duration::ZERO,
+                "{jumped}"
+            );
+            assert_eq!(
+                steady.look(clock(jumped + 30), boot(210)),
+                Duration::from_secs(30)
+            );
+            steady = Steady::new(clock(start + 120), boot(120));
+        }
+    }
+
+    #[test]
+    fn no_rule_is_taken_before_the_clock_was_steady_for_its_time_or_an_hour() {
+        let expiry = |pattern: &str, after| Expiry {
+            pattern: pattern.into(),
+            after,
+        };
+        let both = [expiry("tmp/", HOUR / 60), expiry("old/", 24 * HOUR)];
+        let after = |steady| -> Vec<bool> {
+            let rules = rules(&both, steady);
+            rules
+                .iter()
+                .map(|rule| rule.after < Duration::MAX)
+                .collect()
+        };
+        assert_eq!(after(Duration::ZERO), [false, false]);
+        assert_eq!(after(HOUR / 60), [true, false]);
+        assert_eq!(after(HOUR), [true, true]);
+    }
+
+    #[test]
+    fn ages_are_looked_at_often_enough_for_the_shortest() {
+        let options = |after| Keeping {
+            evict_after: Some(after),
+            ..Keeping::default()
+        };
+        assert_eq!(ages_every(&Keeping::default()), AGES_EVERY);
+        assert_eq!(ages_every(&options(24 * HOUR)), AGES_EVERY);
+        assert_eq!(
+            ages_every(&options(Duration::from_secs(40))),
+            Duration::from_secs(10)
+        );
+        assert_eq!(ages_every(&options(Duration::from_secs(1))), LOOK_EVERY);
+    }
+}
