@@ -101,6 +101,9 @@ pub struct FlushWish {
     /// If the backend is full, first flushes the removals of the mount, in a batch of their own.
     #[serde(skip_serializing_if = "is_false")]
     pub removals_first: bool,
+    /// Lets a flush go that is held back.
+    #[serde(skip_serializing_if = "is_false")]
+    pub release: bool,
     /// Leaves files that are open for writing behind until they are closed.
     #[serde(skip_serializing_if = "is_false")]
     pub wait_closed: bool,

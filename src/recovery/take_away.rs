@@ -7,6 +7,7 @@
 use crate::apply::Applied;
 use crate::apply::refused::is_local;
 use crate::apply::staging::make_lost_found;
+use crate::apply::versions;
 use crate::core::{Metadata, Name, RelPath};
 use crate::error::{FlushError, Result};
 use crate::format::expectations::ExpectedFile;
@@ -82,6 +83,9 @@ impl Redo<'_> {
         if seen != Some(&found) && self.is_foreign(file, &found) {
             return self.placer().keep_theirs(here, file.to, applied);
         }
+        if self.manners.keeps_versions && self.keep_old(file, (here, &found), applied)? {
+            return Ok(());
+        }
         self.remove_all(here)?;
         // A file that was set aside from here may be on the clusters that have just been freed, and
         // must not be removed later.
@@ -94,6 +98,53 @@ impl Redo<'_> {
                 self.remove_all(&old)?;
             }
         }
+        Ok(())
+    }
+
+    /// Sets the file at `here` aside, if it is the one that `file` replaces, instead of removing
+    /// it. If it is set aside already, an interrupted rename has left it under both names. Returns
+    /// false if it is another file.
+    fn keep_old(
+        &self,
+        file: &Wanted<'_>,
+        (here, found): (&RelPath, &Metadata),
+        applied: &mut Applied,
+    ) -> Result<bool> {
+        let Some(replaced) = self.known.replaced.get(&file.slot) else {
+            return Ok(false);
+        };
+        let is_new = file.content.is_some_and(|content| content.agrees(found));
+        if is_new || file.patch.is_some() || !self.placer().is_as_expected(here, found, replaced)? {
+            return Ok(false);
+        }
+        let aside = layout::replaced_path(self.batch, file.slot);
+        match look(self.backend, &aside)? {
+            None => self.backend.rename_new(here, &aside)?,
+            Some(_) => {
+                self.keep_twin(here, &aside, applied)?;
+                return Ok(true);
+            }
+        }
+        // There may be another entry of the same name.
+        match look(self.backend, here)? {
+            Some(again) if replaced.may_be(&again) => self.keep_twin(here, &aside, applied)?,
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    /// Makes one name with clusters of its own of the two names of a file that ends with the batch
+    /// and is kept as a version.
+    pub(super) fn keep_twin(
+        &self,
+        here: &RelPath,
+        aside: &RelPath,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        versions::separate(self.backend, self.batch, here, aside)?;
+        // More entries of the same name.
+        self.remove_all(here)?;
+        applied.garbage.push(aside.clone());
         Ok(())
     }
 
@@ -138,9 +189,21 @@ impl Redo<'_> {
         }
         if self.backend.renames_atomically()
             && let Some(found) = look(self.backend, name)?
-            && self.is_foreign(file, &found)
         {
-            return self.placer().keep_aside(name, file.to, applied);
+            if self.is_foreign(file, &found) {
+                return self.placer().keep_aside(name, file.to, applied);
+            }
+            // The replaced file, exchanged with the new one.
+            let aside = layout::replaced_path(self.batch, file.slot);
+            if self.manners.keeps_versions
+                && let Some(replaced) = self.known.replaced.get(&file.slot)
+                && !file.content.is_some_and(|content| content.agrees(&found))
+                && self.placer().is_as_expected(name, &found, replaced)?
+                && look(self.backend, &aside)?.is_none()
+            {
+                let placer = self.placer();
+                return placer.keep_until_end(file.slot, name.clone(), applied);
+            }
         }
         self.remove_all(name)
     }

@@ -193,6 +193,7 @@ impl Scene {
         none(check_drive(&drive, &wanted, false), "the next flush")?;
         none(self.world.findings(&self.engine), "the next flush")?;
         none(self.world.left_of_batches(&self.engine), "the next flush")?;
+        none(self.version_findings(), "versions")?;
         let seen = self.engine.readable_tree();
         for (path, was) in &self.mount {
             let now = seen.get(path).map(|seen| &seen.bytes);
