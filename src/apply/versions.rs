@@ -156,7 +156,10 @@ impl Keeper<'_> {
     /// that is; `None` if there is no such file.
     fn keep_one(&self, from: &RelPath, path: &RelPath, run: &mut Run) -> Result<Option<u32>> {
         let found = self.look(from)?;
-        if found.as_ref().is_some_and(|it| it.kind == FileKind::Directory) {
+        if found
+            .as_ref()
+            .is_some_and(|it| it.kind == FileKind::Directory)
+        {
             return Ok(None);
         }
         for part in 1..=MAX_PARTS {

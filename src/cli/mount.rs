@@ -93,7 +93,11 @@ pub struct MountArgs {
     versions: bool,
     /// How many versions of each file to keep, in the words of restic: last, hourly, daily, weekly,
     /// monthly, yearly, within
-    #[arg(long, value_name = "RULES", default_value = "last=3,daily=7,weekly=4,within=7d")]
+    #[arg(
+        long,
+        value_name = "RULES",
+        default_value = "last=3,daily=7,weekly=4,within=7d"
+    )]
     versions_keep: Keep,
     /// The share of the drive that versions may take; beyond it the oldest are removed. A flush
     /// that needs their space removes them, too
@@ -522,7 +526,10 @@ fn parse_refresh(text: &str) -> Result<Refresh, DurationError> {
 
 /// Parses a share of the drive.
 fn parse_share(text: &str) -> Result<u8, UnitError> {
-    let percent = text.trim().strip_suffix('%').and_then(|it| it.trim_end().parse().ok());
+    let percent = text
+        .trim()
+        .strip_suffix('%')
+        .and_then(|it| it.trim_end().parse().ok());
     match percent {
         Some(percent @ 1..=100) => Ok(percent),
         _ => Err(UnitError::Share),

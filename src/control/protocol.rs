@@ -269,6 +269,9 @@ pub struct Status {
     /// When flushes begin by themselves.
     #[serde(default)]
     pub automatic: Automatic,
+    /// Whether flushes keep what they replace and delete on the drive.
+    #[serde(default)]
+    pub versions: bool,
 }
 
 /// A flush under way.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::apply::journal::Journal;
-use crate::apply::place::Manners;
 use crate::apply::named_conflicts;
+use crate::apply::place::Manners;
 use crate::apply::refused::is_local;
 use crate::apply::staging::{discard, make_own_dirs};
 use crate::apply::{Applied, Applier, move_backup};

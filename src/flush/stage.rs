@@ -19,8 +19,8 @@ use crate::error::{FlushError, Result};
 use crate::flush::patches::{Bases, PatchStager, Patching};
 use crate::flush::report::Wish;
 use crate::format::layout;
-use crate::format::versions::VersionList;
 use crate::format::steps::{FileContent, Node, PatchFile, PlaceStep, SlotNo, Steps};
+use crate::format::versions::VersionList;
 use crate::index::Inode;
 use crate::plan::planner::StageSource;
 

@@ -87,6 +87,11 @@ struct Known {
 }
 
 impl Flusher {
+    /// Returns whether batches keep what they replace and remove.
+    pub fn keeps_versions(&self) -> bool {
+        self.parts.versions.is_on
+    }
+
     /// Returns the list of what a batch with these steps keeps; `None` if it keeps nothing.
     pub(super) fn versions_of(
         &self,
@@ -298,7 +303,9 @@ impl Flusher {
     fn choose_versions(&self, backend: &dyn Backend) -> Result<()> {
         let is_due = {
             let mut known = self.versions.0.lock();
-            let is_due = known.chosen.is_none_or(|last| last.elapsed() >= CHOOSE_EVERY);
+            let is_due = known
+                .chosen
+                .is_none_or(|last| last.elapsed() >= CHOOSE_EVERY);
             if is_due {
                 known.chosen = Some(Instant::now());
             }
@@ -428,8 +435,8 @@ impl Lister<'_> {
                 self.add(to, &from, What::Replaced, Some(old))?;
             }
             match step {
-                PlaceStep::Install { content, .. } if old.is_none() => {
-                    self.add_made(to, What::Made, (content.size, content.modified), None);
+                PlaceStep::Install { content, .. } => {
+                    self.add_made(to, What::Written, (content.size, content.modified), None);
                 }
                 PlaceStep::InstallNode { .. } | PlaceStep::Link { .. } if old.is_none() => {
                     self.add_made(to, What::Made, (0, Timestamp(0)), None);
@@ -438,7 +445,10 @@ impl Lister<'_> {
                     self.add_made(to, What::MadeDirectory, (0, Timestamp(0)), None);
                 }
                 PlaceStep::Attach { slot, .. } => {
-                    let from = detached.get(slot).map(|path| (*path).clone());
+                    let from = match detached.get(slot) {
+                        Some(from) => Some(self.in_mount(from)?),
+                        None => None,
+                    };
                     self.add_made(to, What::Moved, (0, Timestamp(0)), from);
                 }
                 _ => {}
@@ -493,8 +503,7 @@ impl Lister<'_> {
         expected: Option<&ExpectedFile>,
     ) -> Result<()> {
         let told = self.description(old)?;
-        let (size, mut modified) =
-            expected.map_or((0, Timestamp(0)), |it| (it.size, it.modified));
+        let (size, mut modified) = expected.map_or((0, Timestamp(0)), |it| (it.size, it.modified));
         if let Some(told) = &told
             && is_time_of(told.modified, modified, SLACK_NS)
         {

@@ -6,8 +6,6 @@
 //! that only a complete list has. A reader takes all of it or nothing. Nothing in it is trusted: a
 //! path is checked, and the list never says where a file is written on the drive.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -144,7 +142,9 @@ pub enum What {
     Directory,
     /// It removed a link or special file that only the catalog had. The same.
     Special,
-    /// It made a file that was not there.
+    /// It wrote a file, in place of another one or of nothing.
+    Written,
+    /// It made a link or special file, or a further name of a file.
     Made,
     /// It made a directory.
     MadeDirectory,
@@ -160,7 +160,10 @@ impl What {
 
     /// Returns whether the line is about something that a restore can bring back.
     pub fn is_version(self) -> bool {
-        !matches!(self, What::Made | What::MadeDirectory | What::Moved)
+        matches!(
+            self,
+            What::Removed | What::Replaced | What::Directory | What::Special
+        )
     }
 }
 
@@ -173,11 +176,11 @@ pub struct Entry {
     pub name: Option<RelPath>,
     /// What the batch did there.
     pub what: What,
-    /// Size in bytes: of the version, or of the file that was made.
+    /// Size in bytes: of the version, or of the file that was written.
     pub size: u64,
     /// Its modification time.
     pub modified: Timestamp,
-    /// Where it was before, on the drive, if it was moved.
+    /// Where it was before, in the mount, if it was moved.
     pub from: Option<RelPath>,
     /// The file is not kept: a pattern excludes it.
     pub is_excluded: bool,
@@ -473,15 +476,6 @@ fn line(bytes: &mut Vec<u8>, value: &impl Serialize) -> Option<()> {
     (bytes.len() <= MAX_LIST_BYTES).then_some(())
 }
 
-/// Returns how long ago `time` is, for people: "3 d", "5 h", "2 min".
-pub fn ago(time: Timestamp, now: Timestamp) -> String {
-    match now.since(time) {
-        age if age >= Duration::from_secs(2 * 86_400) => format!("{} d", age.as_secs() / 86_400),
-        age if age >= Duration::from_secs(7200) => format!("{} h", age.as_secs() / 3600),
-        age => format!("{} min", age.as_secs() / 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -548,7 +542,10 @@ mod tests {
         assert_eq!(id.to_text(), "2026-11-28T12-14-00Z-42");
         assert_eq!(VersionsId::parse(id.to_text().as_bytes()), Some(id));
         let second = VersionsId { part: 2, ..id };
-        assert_eq!(VersionsId::parse(b"2026-11-28T12-14-00Z-42.2"), Some(second));
+        assert_eq!(
+            VersionsId::parse(b"2026-11-28T12-14-00Z-42.2"),
+            Some(second)
+        );
         for other in [
             "2026-11-28T12-14-00Z-42.1",
             "2026-02-30T12-14-00Z-42",

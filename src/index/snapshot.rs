@@ -246,7 +246,9 @@ impl Snapshot {
     /// If SQLite cannot read.
     pub fn placed_files(&self) -> Result<u64> {
         let count: i64 = (self.conn)
-            .query_row("SELECT count(*) FROM placed WHERE kind <> 1", [], |row| row.get(0))
+            .query_row("SELECT count(*) FROM placed WHERE kind <> 1", [], |row| {
+                row.get(0)
+            })
             .context("count the files on the drive")?;
         Ok(count.max(0).cast_unsigned())
     }

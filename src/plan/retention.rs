@@ -96,9 +96,7 @@ fn time(text: &str) -> Result<Duration, KeepError> {
     let mut secs: u64 = 0;
     let mut rest = text;
     while !rest.is_empty() {
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .ok_or_else(wrong)?;
+        let end = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
         let (number, tail) = rest.split_at_checked(end).ok_or_else(wrong)?;
         let mut letters = tail.chars();
         let unit: u64 = match letters.next() {
@@ -140,7 +138,9 @@ impl Keep {
             Buckets::new(self.hourly, |at| at.parts().0.div_euclid(3600)),
             Buckets::new(self.daily, |at| at.parts().0.div_euclid(86_400)),
             // The first day of the epoch was a Thursday.
-            Buckets::new(self.weekly, |at| (at.parts().0.div_euclid(86_400) + 3).div_euclid(7)),
+            Buckets::new(self.weekly, |at| {
+                (at.parts().0.div_euclid(86_400) + 3).div_euclid(7)
+            }),
             Buckets::new(self.monthly, |at| at.utc().year * 12 + at.utc().month),
             Buckets::new(self.yearly, |at| at.utc().year),
         ];
@@ -223,7 +223,10 @@ mod tests {
         assert_eq!(within("within=\"1y2w\""), Duration::from_secs(379 * 86_400));
         assert_eq!("last".parse::<Keep>(), Err(KeepError::Form("last".into())));
         assert_eq!("lst=1".parse::<Keep>(), Err(KeepError::Word("lst".into())));
-        assert_eq!("last=-1".parse::<Keep>(), Err(KeepError::Number("-1".into())));
+        assert_eq!(
+            "last=-1".parse::<Keep>(),
+            Err(KeepError::Number("-1".into()))
+        );
         for time in ["", "7", "d", "7x", "99999999999999999999y"] {
             let parsed = format!("within={time}").parse::<Keep>();
             assert_eq!(parsed, Err(KeepError::Time(time.into())));

@@ -14,7 +14,7 @@ use crate::format::expectations::ExpectedFile;
 use crate::format::layout;
 use crate::recovery::judge::{Task, Wanted};
 use crate::recovery::locate::Slots;
-use crate::recovery::replay::{Redo, look};
+use crate::recovery::replay::{Redo, State, look};
 
 impl Redo<'_> {
     /// Removes names that must not stay: older copies of the file, and the file under its name.
@@ -113,8 +113,10 @@ impl Redo<'_> {
         let Some(replaced) = self.known.replaced.get(&file.slot) else {
             return Ok(false);
         };
-        let is_new = file.content.is_some_and(|content| content.agrees(found));
-        if is_new || file.patch.is_some() || !self.placer().is_as_expected(here, found, replaced)? {
+        if self.is_new(file, here, found)?
+            || file.patch.is_some()
+            || !self.placer().is_as_expected(here, found, replaced)?
+        {
             return Ok(false);
         }
         let aside = layout::replaced_path(self.batch, file.slot);
@@ -131,6 +133,17 @@ impl Redo<'_> {
             _ => {}
         }
         Ok(true)
+    }
+
+    /// Returns whether the file at `path` is the one that the batch places. The replaced one may
+    /// have the same size, and nearly the same time.
+    fn is_new(&self, file: &Wanted<'_>, path: &RelPath, found: &Metadata) -> Result<bool> {
+        match &file.content {
+            Some(content) if content.agrees(found) => {
+                Ok(self.whole(path, Some(found), Some(content))? == State::Good)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Makes one name with clusters of its own of the two names of a file that ends with the batch
@@ -197,7 +210,7 @@ impl Redo<'_> {
             let aside = layout::replaced_path(self.batch, file.slot);
             if self.manners.keeps_versions
                 && let Some(replaced) = self.known.replaced.get(&file.slot)
-                && !file.content.is_some_and(|content| content.agrees(&found))
+                && !self.is_new(file, name, &found)?
                 && self.placer().is_as_expected(name, &found, replaced)?
                 && look(self.backend, &aside)?.is_none()
             {

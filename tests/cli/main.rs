@@ -12,4 +12,5 @@ mod control_users;
 mod doctor;
 mod metrics;
 mod rescue;
+mod versions;
 mod watch;

@@ -1,5 +1,5 @@
-//! A flush that keeps what it replaces and removes, and fails or loses power at any call: no version
-//! is torn, and none is lost unless the drive has lost it.
+//! A flush that keeps what it replaces and removes, and fails or loses power at any call: no
+//! version is torn, and none is lost unless the drive has lost it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -120,7 +120,7 @@ fn what_a_batch_replaces_and_removes_is_kept_under_its_name() {
         assert_eq!(of(What::Removed), ["d/a", "d/in/b", "g"]);
         assert_eq!(of(What::Replaced), ["e/c", "f", "k", "n/h"]);
         assert_eq!(of(What::Directory), ["d", "d/in"]);
-        assert_eq!(of(What::Made), ["fresh"]);
+        assert_eq!(of(What::Written), ["e/c", "f", "fresh", "n/h"]);
         assert_eq!(of(What::Moved), ["k", "n"]);
         scene.recover_and_check();
         assert_kept(&scene.world);
