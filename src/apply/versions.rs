@@ -53,7 +53,7 @@ pub(crate) struct Keeper<'a> {
 pub(crate) struct Kept {
     /// Directories with new versions.
     pub(crate) dirs: Vec<VersionsId>,
-    /// Versions that the drive has refused to keep.
+    /// How often the drive has refused to keep one.
     pub(crate) refused: usize,
 }
 
@@ -90,6 +90,10 @@ impl Keeper<'_> {
                 Err(FlushError::Backend(error)) if self.is_refusal(&error) => {
                     tracing::warn!(%path, %error, "the drive does not keep the old version");
                     run.kept.refused += 1;
+                    if self.is_top(&error.path) {
+                        // None of the others can be kept either.
+                        break;
+                    }
                 }
                 Err(error) => return Err(error),
             }
@@ -216,6 +220,11 @@ impl Keeper<'_> {
     /// Replaces two names that share clusters by one. A copy that finds no space costs the version.
     fn separate(&self, from: &RelPath, to: &RelPath) -> Result<()> {
         separate(self.backend, self.record.batch, from, to)
+    }
+
+    /// Returns whether all versions of the batch are below `path`.
+    fn is_top(&self, path: &RelPath) -> bool {
+        *path == layout::versions_root() || *path == self.id(1).dir()
     }
 
     fn id(&self, part: u32) -> VersionsId {
@@ -355,12 +364,7 @@ struct Run {
 /// Replaces the names `from` and `to` of one file, which an interrupted rename has left and which
 /// share clusters, by the name `to` for a copy with clusters of its own. Without space for the copy
 /// both names go.
-pub(crate) fn separate(
-    backend: &dyn Backend,
-    batch: BatchNo,
-    from: &RelPath,
-    to: &RelPath,
-) -> Result<()> {
+fn separate(backend: &dyn Backend, batch: BatchNo, from: &RelPath, to: &RelPath) -> Result<()> {
     let manners = Manners {
         time: Timestamp(0),
         host: String::new(),

@@ -687,7 +687,7 @@ mod tests {
             "--lease-timeout 3m /b /m",
             "--versions-keep all /b /m",
             "--versions-share 0% /b /m",
-            "--versions-exclude a[ /b /m",
+            "--versions-exclude [z-a] /b /m",
             "--hold-if much /b /m",
             "--protect-mountpoint --no-protect-mountpoint /b /m",
         ] {

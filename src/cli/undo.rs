@@ -1,6 +1,6 @@
 //! `ferryfs undo`
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -74,17 +74,79 @@ pub(super) fn run(args: &UndoArgs) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     let written = written_by(&of_batch);
-    let mut exit = Exit::Done;
-    for action in &actions {
-        if let Err(why) = take(&store, action, &written) {
-            complain(&format!(
-                "ferryfs: not done: {}: {why}",
-                told(action).trim_end()
-            ));
-            exit = Exit::LeftBehind;
+    let failed = take_all(&store, &actions, &written);
+    for (action, why) in &failed {
+        complain(&format!(
+            "ferryfs: not done: {}: {why}",
+            told(action).trim_end()
+        ));
+    }
+    Ok(match failed.is_empty() {
+        true => Exit::Done,
+        false => Exit::LeftBehind,
+    })
+}
+
+/// Does all of it in order, and returns what could not be done. Moves are tried again as long as
+/// others succeed: their old names may be taken, or their directories missing, until then.
+fn take_all<'a>(
+    store: &Store,
+    actions: &'a [Action],
+    written: &[&Entry],
+) -> Vec<(&'a Action, String)> {
+    let mut failed = Vec::new();
+    let mut moves = Vec::new();
+    for action in actions {
+        if let Action::MoveBack { from, to } = action {
+            moves.push((action, from, to));
+            continue;
+        }
+        // The moves are together.
+        move_back(store, &mut moves, false);
+        if let Err(why) = take(store, action, written) {
+            failed.push((action, why));
         }
     }
-    Ok(exit)
+    move_back(store, &mut moves, false);
+    let left = move_back(store, &mut moves, true);
+    failed.extend(moves.iter().map(|(action, ..)| *action).zip(left));
+    failed
+}
+
+/// Moves as much back as can be, and returns why the rest cannot.
+fn move_back(
+    store: &Store,
+    moves: &mut Vec<(&Action, &RelPath, &RelPath)>,
+    makes_dirs: bool,
+) -> Vec<String> {
+    loop {
+        let before = moves.len();
+        let mut reasons = Vec::new();
+        moves.retain(|(_, from, to)| match move_one(store, from, to, makes_dirs) {
+            Ok(()) => false,
+            Err(why) => {
+                reasons.push(why);
+                true
+            }
+        });
+        if moves.is_empty() || moves.len() == before {
+            return reasons;
+        }
+    }
+}
+
+fn move_one(store: &Store, from: &RelPath, to: &RelPath, makes_dirs: bool) -> Result<(), String> {
+    let (from, to) = (safe(store, from)?, safe(store, to)?);
+    if fs::symlink_metadata(&from).is_err() {
+        return Err("it is not there any more".into());
+    }
+    if fs::symlink_metadata(&to).is_ok() {
+        return Err("something else has its old name".into());
+    }
+    if let Some(dir) = to.parent().filter(|_| makes_dirs) {
+        fs::create_dir_all(dir).map_err(|error| error.to_string())?;
+    }
+    fs::rename(from, to).map_err(|error| error.to_string())
 }
 
 fn is_confirmed(batch: u64) -> bool {
@@ -121,28 +183,48 @@ fn plan(store: &Store, of_batch: &[&Kept]) -> Vec<Action> {
     let new = of(What::Written).chain(of(What::Made));
     let new = new.filter(|it| !replaced.contains(it.entry.in_mount()));
     actions.extend(new.map(|it| Action::Remove(it.entry)));
-    actions.extend(of(What::Replaced).filter(is_there).map(Action::Restore));
+    let moved: BTreeMap<RelPath, RelPath> = of(What::Moved)
+        .filter_map(|it| Some((it.entry.in_mount().clone(), it.entry.from.clone()?)))
+        .collect();
+    // A file that another one has moved over comes back after that is gone.
+    let (under_moved, others): (Vec<Version>, Vec<Version>) = of(What::Replaced)
+        .filter(is_there)
+        .partition(|it| moved.contains_key(it.entry.in_mount()));
+    actions.extend(others.into_iter().map(Action::Restore));
     let mut made: Vec<RelPath> = (of(What::MadeDirectory))
         .map(|it| it.entry.in_mount().clone())
         .collect();
     made.sort_by_key(|path| std::cmp::Reverse(path.depth()));
     actions.extend(made.into_iter().map(Action::RemoveDirectory));
-    let mut moves: Vec<Action> = (of(What::Moved))
-        .filter_map(|it| {
-            Some(Action::MoveBack {
-                from: it.entry.in_mount().clone(),
-                to: it.entry.from.clone()?,
-            })
-        })
-        .collect();
-    moves.reverse();
-    actions.extend(moves);
+    // What is in a directory that has moved as well moves back first.
+    let mut moves: Vec<(RelPath, RelPath)> = moved.clone().into_iter().collect();
+    moves.sort_by_key(|(from, _)| std::cmp::Reverse(from.depth()));
+    let moves = moves.into_iter();
+    actions.extend(moves.map(|(from, to)| Action::MoveBack { from, to }));
     let mut dirs: Vec<Version> = of(What::Directory).collect();
     dirs.sort_by_key(|it| it.entry.path.depth());
     actions.extend(dirs.into_iter().map(Action::Restore));
     let gone = of(What::Removed).chain(of(What::Special));
     actions.extend(gone.filter(is_there).map(Action::Restore));
+    for mut version in under_moved {
+        version.entry.name = Some(before(version.entry.in_mount(), &moved));
+        actions.push(Action::Restore(version));
+    }
     actions
+}
+
+/// Returns where `path` was before the directories above it moved.
+fn before(path: &RelPath, moved: &BTreeMap<RelPath, RelPath>) -> RelPath {
+    let mut below = RelPath::root();
+    let mut at = path.clone();
+    while let Some((dir, name)) = at.split_last() {
+        below = RelPath::root().join(&name).join_path(&below);
+        if let Some(old) = moved.get(&dir) {
+            return old.join_path(&below);
+        }
+        at = dir;
+    }
+    path.clone()
 }
 
 /// Returns what the batch has written, to tell whether it is unchanged.
@@ -207,21 +289,15 @@ fn take(store: &Store, action: &Action, written: &[&Entry]) -> Result<(), String
                 }
             }
             // It is as the batch has left it, so the drive has it.
-            restore(store, version, (store.mountpoint.as_path(), path.as_path()), Present::Anything).map_err(|error| error.to_string())
+            restore(
+                store,
+                version,
+                (store.mountpoint.as_path(), path.as_path()),
+                Present::Anything,
+            )
+            .map_err(|error| error.to_string())
         }
-        Action::MoveBack { from, to } => {
-            let (from, to) = (safe(store, from)?, safe(store, to)?);
-            if fs::symlink_metadata(&from).is_err() {
-                return Err("it is not there any more".into());
-            }
-            if fs::symlink_metadata(&to).is_ok() {
-                return Err("something else has its old name".into());
-            }
-            if let Some(dir) = to.parent() {
-                fs::create_dir_all(dir).map_err(failed)?;
-            }
-            fs::rename(from, to).map_err(failed)
-        }
+        Action::MoveBack { from, to } => move_one(store, from, to, true),
     }
 }
 

@@ -120,7 +120,7 @@ impl Flusher {
                 entry.what.is_version() && policy.exclude.matches(entry.in_mount(), is_dir);
         }
         let keeps_any = (entries.iter()).any(|it| it.what.is_version() && !it.is_excluded);
-        Ok(keeps_any.then(|| VersionList {
+        Ok(keeps_any.then_some(VersionList {
             volume: self.parts.volume,
             batch: crate::core::BatchNo(0),
             time: Timestamp(0),
@@ -169,6 +169,9 @@ impl Flusher {
             make_space: &|backend| self.remove_oldest(backend, Some(record)),
         };
         let kept = keeper.keep(aside)?;
+        if kept.refused > 0 {
+            tracing::warn!(batch = %record.batch, "not all old versions of the batch are kept");
+        }
         let mut known = self.versions.0.lock();
         for dir in &kept.dirs {
             known.sizes.remove(dir);

@@ -83,7 +83,7 @@ mod tests {
         }
         let odd = RelPath::parse(b"\xff/x.log").unwrap();
         assert!(patterns.matches(&odd, false));
-        assert!(Patterns::parse(["a[".to_string().as_str()]).is_err());
+        assert!(Patterns::parse(["[z-a]"]).is_err());
         assert!(!Patterns::parse([]).unwrap().matches(&odd, false));
     }
 }

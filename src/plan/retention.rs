@@ -152,9 +152,10 @@ impl Keep {
             let is_last = number < self.last as usize;
             let is_young = oldest.is_some_and(|oldest| at.0 >= oldest);
             // Each of them counts what it sees.
-            let is_first = buckets
-                .iter_mut()
-                .fold(false, |any, bucket| bucket.takes(*at) || any);
+            let mut is_first = false;
+            for bucket in &mut buckets {
+                is_first |= bucket.takes(*at);
+            }
             is_last || is_young || is_first
         };
         times.iter().enumerate().map(is_kept).collect()

@@ -308,9 +308,6 @@ impl Redo<'_> {
             // Two names of one file, which share its clusters: both are removed before anything is
             // written.
             (Some(set_aside), Some(found)) if is_ours(&set_aside) && is_ours(&found) => {
-                if self.manners.keeps_versions {
-                    return self.keep_twin(&here, &aside, applied);
-                }
                 self.remove_all(&here)?;
                 self.remove_all(&aside)
             }
@@ -336,10 +333,14 @@ impl Redo<'_> {
                 placer.remove(number, &here, known, applied)?;
                 // There may be another entry of the same name.
                 match look(self.backend, &here)? {
-                    Some(again) if is_ours(&again) && self.manners.keeps_versions => {
-                        self.keep_twin(&here, &aside, applied)
+                    Some(again) if is_ours(&again) => {
+                        self.remove_all(&here)?;
+                        // What shares its clusters is no version any more.
+                        match self.manners.keeps_versions {
+                            true => self.remove_all(&aside),
+                            false => Ok(()),
+                        }
                     }
-                    Some(again) if is_ours(&again) => self.remove_all(&here),
                     _ => Ok(()),
                 }
             }

@@ -7,7 +7,6 @@
 use crate::apply::Applied;
 use crate::apply::refused::is_local;
 use crate::apply::staging::make_lost_found;
-use crate::apply::versions;
 use crate::core::{Metadata, Name, RelPath};
 use crate::error::{FlushError, Result};
 use crate::format::expectations::ExpectedFile;
@@ -83,7 +82,7 @@ impl Redo<'_> {
         if seen != Some(&found) && self.is_foreign(file, &found) {
             return self.placer().keep_theirs(here, file.to, applied);
         }
-        if self.manners.keeps_versions && self.keep_old(file, (here, &found), applied)? {
+        if self.manners.keeps_versions && self.keep_old(file, (here, &found))? {
             return Ok(());
         }
         self.remove_all(here)?;
@@ -102,14 +101,8 @@ impl Redo<'_> {
     }
 
     /// Sets the file at `here` aside, if it is the one that `file` replaces, instead of removing
-    /// it. If it is set aside already, an interrupted rename has left it under both names. Returns
-    /// false if it is another file.
-    fn keep_old(
-        &self,
-        file: &Wanted<'_>,
-        (here, found): (&RelPath, &Metadata),
-        applied: &mut Applied,
-    ) -> Result<bool> {
+    /// it. Returns false if it must be removed.
+    fn keep_old(&self, file: &Wanted<'_>, (here, found): (&RelPath, &Metadata)) -> Result<bool> {
         let Some(replaced) = self.known.replaced.get(&file.slot) else {
             return Ok(false);
         };
@@ -120,17 +113,18 @@ impl Redo<'_> {
             return Ok(false);
         }
         let aside = layout::replaced_path(self.batch, file.slot);
-        match look(self.backend, &aside)? {
-            None => self.backend.rename_new(here, &aside)?,
-            Some(_) => {
-                self.keep_twin(here, &aside, applied)?;
-                return Ok(true);
-            }
+        // If an interrupted rename has left it under both names, both go: a copy might get clusters
+        // that were freed a moment ago, and that another name still claims.
+        if look(self.backend, &aside)?.is_some() {
+            return Ok(false);
         }
-        // There may be another entry of the same name.
-        match look(self.backend, here)? {
-            Some(again) if replaced.may_be(&again) => self.keep_twin(here, &aside, applied)?,
-            _ => {}
+        self.backend.rename_new(here, &aside)?;
+        // There may be another entry of the same name: of the new file, or of the same one.
+        if let Some(again) = look(self.backend, here)? {
+            self.remove_all(here)?;
+            if replaced.may_be(&again) {
+                self.remove_all(&aside)?;
+            }
         }
         Ok(true)
     }
@@ -144,21 +138,6 @@ impl Redo<'_> {
             }
             _ => Ok(false),
         }
-    }
-
-    /// Makes one name with clusters of its own of the two names of a file that ends with the batch
-    /// and is kept as a version.
-    pub(super) fn keep_twin(
-        &self,
-        here: &RelPath,
-        aside: &RelPath,
-        applied: &mut Applied,
-    ) -> Result<()> {
-        versions::separate(self.backend, self.batch, here, aside)?;
-        // More entries of the same name.
-        self.remove_all(here)?;
-        applied.garbage.push(aside.clone());
-        Ok(())
     }
 
     /// Deals with a file that was set aside for `file`: the replaced one, or another program's

@@ -146,7 +146,11 @@ fn what_was_not_flushed_is_replaced_by_a_restore_only_if_forced() {
     fs::create_dir(&outside).expect("mkdir");
     symlink(&outside, lab.m("d")).expect("symlink");
     let refused = on(&lab, &["restore", "--deleted"], "").code(exit::LEFT_BEHIND);
-    assert!(refused.stderr.contains("a symbolic link leads there"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("a symbolic link leads there"),
+        "{}",
+        refused.stderr
+    );
     assert!(!outside.join("b").exists());
     on(&lab, &["restore"], "never was").refuses(exit::FAILED, "no old version");
     let nothing = on(&lab, &["versions"], "never was").code(exit::DONE);
@@ -164,13 +168,14 @@ fn a_batch_is_undone_after_it_was_shown_and_later_changes_stay() {
         let Some(lab) = keeping(backend, &[]) else {
             continue;
         };
-        for path in ["a", "b", "m/x", "m/y", "d/e"] {
+        for path in ["a", "b", "m/x", "m/y", "d/e", "over", "under"] {
             write(&lab.m(path), format!("first {path}").as_bytes());
         }
         lab.flush();
         write(&lab.m("a"), b"second a, and longer");
         write(&lab.m("b"), b"second b, and longer");
         write(&lab.m("new/file"), b"new");
+        fs::rename(lab.m("over"), lab.m("under")).expect("rename");
         write(&lab.m("later"), b"new, too");
         fs::remove_dir_all(lab.m("d")).expect("rm -r");
         fs::remove_file(lab.m("m/y")).expect("rm");
@@ -197,7 +202,7 @@ fn a_batch_is_undone_after_it_was_shown_and_later_changes_stay() {
         let done = lab
             .ferryfs(&["undo", "--yes", &batch, &mnt])
             .code(exit::LEFT_BEHIND);
-        for path in ["a", "m/x", "m/y", "d/e"] {
+        for path in ["a", "m/x", "m/y", "d/e", "over", "under"] {
             assert_content(lab.m(path), format!("first {path}"));
         }
         assert!(!lab.m("new").exists() && !lab.m("n").exists());

@@ -131,8 +131,9 @@ impl Placer<'_> {
         match self.backend.rename_new(&old, &aside) {
             Ok(()) => applied.garbage.push(aside),
             Err(error) if is_local(self.backend, self.batch, &error) => {
-                tracing::warn!(%error, "the old version is not kept");
-                applied.garbage.push(old);
+                tracing::warn!(%error, "the old version is perhaps not kept");
+                // An error may come after the effect.
+                applied.garbage.extend([old, aside]);
             }
             Err(error) => return Err(error.into()),
         }

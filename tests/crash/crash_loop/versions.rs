@@ -15,9 +15,9 @@ use ferryfs::plan::patterns::Patterns;
 use ferryfs::plan::retention::Keep;
 
 use super::full::small;
-use super::loss::lose_at_every_call;
+use super::loss::{lose_at_every_call, lose_twice};
 use super::scene::Scene;
-use super::{AFTER, Case, random_edits};
+use super::{AFTER, Case, a_few_edits, random_edits};
 use crate::engine::rng::{Rng, Seed};
 use crate::engine::{Engine, Kind, World};
 
@@ -171,9 +171,16 @@ fn a_flush_that_loses_power_anywhere_has_no_torn_version() {
 }
 
 #[test]
+fn a_recovery_that_loses_power_as_well_leaves_no_torn_version() {
+    lose_twice("versions, recoveries", 5, || {
+        Scene::on(keeping(Kind::Exfat), 11, a_few_edits)
+    });
+}
+
+#[test]
 fn a_drive_that_refuses_versions_gets_the_batch_all_the_same() {
     for kind in [Kind::Exfat, Kind::Linux] {
-        for errno in [libc::EACCES, libc::ENOSPC, libc::EPERM] {
+        for errno in [libc::EACCES, libc::ENOSPC, libc::EIO] {
             let scene = scene(kind);
             (scene.world.faulty).refuse("mkdir", layout::versions_root(), errno);
             scene.engine.flush_all();
