@@ -122,13 +122,15 @@ fn move_back(
     loop {
         let before = moves.len();
         let mut reasons = Vec::new();
-        moves.retain(|(_, from, to)| match move_one(store, from, to, makes_dirs) {
-            Ok(()) => false,
-            Err(why) => {
-                reasons.push(why);
-                true
-            }
-        });
+        moves.retain(
+            |(_, from, to)| match move_one(store, from, to, makes_dirs) {
+                Ok(()) => false,
+                Err(why) => {
+                    reasons.push(why);
+                    true
+                }
+            },
+        );
         if moves.is_empty() || moves.len() == before {
             return reasons;
         }

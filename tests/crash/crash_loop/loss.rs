@@ -362,9 +362,7 @@ fn a_flush_that_gives_held_space_up_and_loses_power_anywhere_leaves_one_cut() {
 
 #[test]
 fn a_recovery_that_loses_power_as_well_is_taken_up_again() {
-    lose_twice("recoveries", 1, || {
-        Scene::new(Kind::Exfat, 11, a_few_edits)
-    });
+    lose_twice("recoveries", 1, || Scene::new(Kind::Exfat, 11, a_few_edits));
 }
 
 /// Stops a flush at every `step`th call, and its recovery at every second call of its own; the

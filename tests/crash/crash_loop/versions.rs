@@ -135,7 +135,7 @@ fn keep_while_failing(kind: Kind, seed: u64) {
         let mut failed = false;
         for stays_dead in [false, true] {
             turn += 1;
-            let (takes_effect, after) = (turn / 2 % 2 == 0, AFTER[turn % AFTER.len()]);
+            let (takes_effect, after) = (turn & 2 == 0, AFTER[turn % AFTER.len()]);
             let case = format!("call {n}, dead {stays_dead}, effect {takes_effect}, {after:?}");
             let _case = Case(format!("{kind:?}, {case}"));
             let scene = scene(kind);
@@ -312,6 +312,33 @@ fn a_batch_that_needs_the_space_of_versions_gets_it_and_the_oldest_go_first() {
     let kept = world.kept_versions();
     assert!(kept.len() < 3, "{}", kept.len());
     assert!(kept.iter().all(|(_, _, bytes)| bytes[0] != 0));
+    world.check(&engine);
+}
+
+#[test]
+fn versions_stay_within_their_share_and_the_newest_while_there_is_space() {
+    let mut world = keep(small(Kind::Exfat, 1000));
+    // 50 clusters.
+    world.versions.share = 5;
+    let engine = world.start(false);
+    engine.put("large", &[77; 100 * 4096]);
+    for number in 0..8 {
+        engine.put("a", &[number; 12 * 4096]);
+        engine.flush_all();
+        world.clock.advance(Duration::from_secs(60));
+    }
+    let kept = || -> Vec<u8> {
+        let mut first: Vec<u8> = (world.kept_versions().iter())
+            .map(|(_, _, bytes)| bytes[0])
+            .collect();
+        first.sort_unstable();
+        first
+    };
+    // Each takes a cluster more, for its directory.
+    assert_eq!(kept(), [4, 5, 6]);
+    engine.unlink("large");
+    engine.flush_all();
+    assert_eq!(kept(), [77]);
     world.check(&engine);
 }
 
