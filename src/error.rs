@@ -77,6 +77,19 @@ pub enum FlushError {
         /// The kind of the file ("a symbolic link").
         found: &'static str,
     },
+    /// So much would be removed or rewritten that the user is asked first.
+    #[error(
+        "the flush is held back: it would remove {removed} and rewrite {rewritten} of the {total} \
+         files on the drive"
+    )]
+    Held {
+        /// Files that it would remove.
+        removed: u64,
+        /// Files that it would rewrite.
+        rewritten: u64,
+        /// Files on the drive.
+        total: u64,
+    },
     /// The catalog on the drive cannot be used by this version.
     #[error("{0}")]
     Catalog(String),

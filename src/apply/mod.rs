@@ -17,6 +17,7 @@ pub(crate) mod refused_list;
 pub(crate) mod reserve;
 pub(crate) mod special_files;
 pub(crate) mod staging;
+pub(crate) mod versions;
 
 use std::collections::{BTreeSet, HashSet};
 

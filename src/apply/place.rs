@@ -46,6 +46,9 @@ pub(crate) struct Manners {
     /// changes that free space can follow. Otherwise the batch waits for space, so that the drive
     /// gets it as a whole.
     pub(crate) full_is_refusal: bool,
+    /// The batch keeps what it replaces and removes ([`crate::apply::versions`]), so that is set
+    /// aside and not removed before the end.
+    pub(crate) keeps_versions: bool,
 }
 
 impl Manners {
@@ -218,6 +221,7 @@ mod tests {
             host: "here".into(),
             slack: 1,
             full_is_refusal: false,
+            keeps_versions: false,
         };
         let placer = Placer {
             backend,

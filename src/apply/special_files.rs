@@ -168,7 +168,14 @@ pub(crate) fn see_to_link(
     {
         return Ok(());
     }
-    placer.keep_or_drop(&between, to, expected, applied)
+    placer.keep_or_drop(&between, to, expected, applied)?;
+    match applied
+        .garbage
+        .pop_if(|last| placer.manners.keeps_versions && *last == between)
+    {
+        Some(old) => placer.keep_until_end(slot, old, applied),
+        None => Ok(()),
+    }
 }
 
 /// Sets the attributes. What the backend refuses is named and is no error, because the index has

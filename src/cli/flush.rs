@@ -35,6 +35,10 @@ pub struct FlushArgs {
     /// the drive has a state that the mount never had: the old files without the deleted ones
     #[arg(long)]
     removals_first: bool,
+    /// Let a flush go that was held back because it changes so much (see hold_if in the
+    /// configuration)
+    #[arg(long)]
+    release: bool,
     /// Leave files that are open for writing behind until they are closed, instead of writing them
     /// as they are at one moment
     #[arg(long)]
@@ -61,6 +65,7 @@ pub(super) fn run(args: &FlushArgs) -> Result<Exit, Failure> {
         timeout_ms: args.timeout.map(millis),
         verify: args.verify,
         removals_first: args.removals_first,
+        release: args.release,
         wait_closed: args.wait_closed,
     });
     let patience = args.timeout.map(|timeout| timeout.saturating_add(GRACE));

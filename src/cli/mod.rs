@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod eject;
 pub mod flush;
 mod interrupt;
+mod kept;
 pub mod local;
 pub mod log;
 mod metrics_args;
@@ -20,11 +21,14 @@ pub mod refresh;
 pub mod reload;
 pub mod render;
 pub mod rescue;
+pub mod restore;
 pub mod status;
 mod times;
+pub mod undo;
 pub mod units;
 pub mod unmount;
 pub mod usage;
+pub mod versions;
 mod watch;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -79,6 +83,9 @@ enum Command {
     Resume(pause::ResumeArgs),
     Config(config::command::ConfigArgs),
     Reload(reload::ReloadArgs),
+    Versions(versions::VersionsArgs),
+    Restore(restore::RestoreArgs),
+    Undo(undo::UndoArgs),
     Recover(recover::RecoverArgs),
     Rescue(rescue::RescueArgs),
 }
@@ -137,6 +144,9 @@ fn run(command: Command, given: &config::Settings, args: &[OsString]) -> Result<
         Command::Resume(command) => pause::resume(&command),
         Command::Config(command) => config::command::run(&command),
         Command::Reload(command) => reload::run(&command),
+        Command::Versions(command) => versions::run(&command),
+        Command::Restore(command) => restore::run(&command),
+        Command::Undo(command) => undo::run(&command),
         Command::Recover(command) => recover::run(&command),
         Command::Rescue(command) => rescue::run(&command),
     }

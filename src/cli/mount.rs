@@ -18,10 +18,12 @@ use crate::daemon::background::{CHILD_FLAG, Ready};
 use crate::daemon::find_drive::DriveName;
 use crate::daemon::options::{
     CacheSize, DeltaMode, Expiry, FuseOptions, HookCommands, IoMode, Keeping, LeaseMode, Live,
-    MountOptions, Origin, Protect, QuietHours, Refresh, Schedule, Verify,
+    MountOptions, Origin, Protect, QuietHours, Refresh, Schedule, Verify, VersionOptions,
 };
 use crate::daemon::{background, find_drive};
+use crate::flush::HoldIf;
 use crate::plan::patterns::{self, PatternError, Patterns};
+use crate::plan::retention::Keep;
 use crate::sys::terminal::complain;
 
 /// This program, also after its file has been replaced.
@@ -84,6 +86,31 @@ pub struct MountArgs {
     /// says what it does not guard against yet
     #[arg(long, value_enum, default_value_t)]
     delta: DeltaMode,
+    /// Keep what flushes replace and delete on the drive, in .ferryfs/versions, for `ferryfs
+    /// versions`, `restore` and `undo`. Files of up to 1 GiB are then written whole, whatever
+    /// --delta says
+    #[arg(long)]
+    versions: bool,
+    /// How many versions of each file to keep, in the words of restic: last, hourly, daily, weekly,
+    /// monthly, yearly, within
+    #[arg(
+        long,
+        value_name = "RULES",
+        default_value = "last=3,daily=7,weekly=4,within=7d"
+    )]
+    versions_keep: Keep,
+    /// The share of the drive that versions may take; beyond it the oldest are removed. A flush
+    /// that needs their space removes them, too
+    #[arg(long, value_name = "SHARE", value_parser = parse_share, default_value = "10%")]
+    versions_share: u8,
+    /// Keep no versions of files that match this pattern of gitignore(5); may be repeated
+    #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
+    versions_exclude: Vec<String>,
+    /// Hold a flush back that changes a large share of the files on the drive, and never fewer than
+    /// 20: "more than 50% of files removed or rewritten", or "50%". `ferryfs flush --release` lets
+    /// it go
+    #[arg(long, value_name = "CONDITION")]
+    hold_if: Option<HoldIf>,
     /// How often to look for changes by other machines and programs: "30s", "5m", or "off"; after
     /// the drive was plugged in that is done in any case [default: 1m on network file systems, else
     /// off]
@@ -462,6 +489,13 @@ impl MountArgs {
             io_timeout: self.io_timeout,
             io: self.io,
             delta: self.delta,
+            versions: VersionOptions {
+                is_on: self.versions,
+                keep: self.versions_keep,
+                share: self.versions_share,
+                exclude: self.versions_exclude,
+            },
+            hold_if: self.hold_if,
             fuse,
             fsck: self.fsck,
             accept_copy: self.accept_copy,
@@ -575,6 +609,18 @@ fn parse_refresh(text: &str) -> Result<Refresh, DurationError> {
     Ok(Refresh::Every(every))
 }
 
+/// Parses a share of the drive.
+fn parse_share(text: &str) -> Result<u8, UnitError> {
+    let percent = text
+        .trim()
+        .strip_suffix('%')
+        .and_then(|it| it.trim_end().parse().ok());
+    match percent {
+        Some(percent @ 1..=100) => Ok(percent),
+        _ => Err(UnitError::Share),
+    }
+}
+
 /// Parses a duration from [`SHORTEST_LEASE`] to [`LONGEST_LEASE`].
 fn parse_lease_timeout(text: &str) -> Result<Duration, DurationError> {
     let timeout = parse_duration(text)?;
@@ -633,6 +679,8 @@ mod tests {
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             delta: DeltaMode::Never,
+            versions: VersionOptions::default(),
+            hold_if: None,
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,
@@ -660,6 +708,7 @@ mod tests {
              --verify after-flush --delta auto --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
              --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-attention date --hook-timeout 5s \
              --local tmp/ --local *.part --pin *.nfo --expire tmp/=1d --evict-after 7d \
+             --versions --versions-keep last=1 --versions-share 5% --versions-exclude *.tmp --versions-exclude a/ --hold-if 30% \
              --no-protect-mountpoint -o allow_other -o noexec,suid --foreground rel /m",
         )
         .unwrap();
@@ -702,6 +751,17 @@ mod tests {
         };
         assert_eq!(options.live.keeping, keeping);
         assert_eq!(options.delta, DeltaMode::Auto);
+        let versions = VersionOptions {
+            is_on: true,
+            keep: Keep {
+                last: 1,
+                ..Keep::NOTHING
+            },
+            share: 5,
+            exclude: vec!["*.tmp".into(), "a/".into()],
+        };
+        assert_eq!(options.versions, versions);
+        assert_eq!(options.hold_if, Some(HoldIf { percent: 30 }));
         assert!(options.fuse.allow_other && options.fuse.suid && !options.fuse.exec);
     }
 
@@ -727,6 +787,10 @@ mod tests {
             "--refresh 10ms /b /m",
             "--refresh never /b /m",
             "--lease-timeout 3m /b /m",
+            "--versions-keep all /b /m",
+            "--versions-share 0% /b /m",
+            "--versions-exclude [z-a] /b /m",
+            "--hold-if much /b /m",
             "--protect-mountpoint --no-protect-mountpoint /b /m",
         ] {
             assert_eq!(options(line).unwrap_err().code, Exit::Usage, "{line}");

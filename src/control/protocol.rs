@@ -107,6 +107,9 @@ pub struct FlushWish {
     /// If the backend is full, first flushes the removals of the mount, in a batch of their own.
     #[serde(skip_serializing_if = "is_false")]
     pub removals_first: bool,
+    /// Lets a flush go that is held back.
+    #[serde(skip_serializing_if = "is_false")]
+    pub release: bool,
     /// Leaves files that are open for writing behind until they are closed.
     #[serde(skip_serializing_if = "is_false")]
     pub wait_closed: bool,
@@ -277,6 +280,9 @@ pub struct Status {
     /// When flushes begin by themselves.
     #[serde(default)]
     pub automatic: Automatic,
+    /// Whether flushes keep what they replace and delete on the drive.
+    #[serde(default)]
+    pub versions: bool,
 }
 
 /// How much stays on this computer.

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::metrics::MetricsOptions;
+use crate::core::{Failure, printable};
+use crate::flush::{HoldIf, VersionPolicy};
 use crate::plan::patterns::{PatternError, Patterns};
+use crate::plan::retention::Keep;
 use serde::{Deserialize, Serialize};
 
 pub use super::when::{QuietHours, Schedule};
@@ -28,6 +31,10 @@ pub struct MountOptions {
     pub io: IoMode,
     /// Whether large files are written as the blocks that have changed.
     pub delta: DeltaMode,
+    /// What is kept of what flushes replace and remove.
+    pub versions: VersionOptions,
+    /// When a flush is held back.
+    pub hold_if: Option<HoldIf>,
     /// The mount options for the kernel.
     pub fuse: FuseOptions,
     /// Check the drive's file system first, unless it was unmounted cleanly.
@@ -61,6 +68,48 @@ pub struct MountOptions {
     /// What the command that mounts says of the configuration that these options are from. It is
     /// passed on in the status, for a later `ferryfs reload`.
     pub origin: Option<Origin>,
+}
+
+/// What is kept on the drive of what flushes replace and remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionOptions {
+    /// Whether anything is.
+    pub is_on: bool,
+    /// How many versions of each file.
+    pub keep: Keep,
+    /// How much of the drive they may take, in percent.
+    pub share: u8,
+    /// Patterns of files of which none are kept.
+    pub exclude: Vec<String>,
+}
+
+impl Default for VersionOptions {
+    fn default() -> VersionOptions {
+        VersionOptions {
+            is_on: false,
+            keep: Keep::default(),
+            share: 10,
+            exclude: Vec::new(),
+        }
+    }
+}
+
+impl VersionOptions {
+    /// Returns what the flusher does.
+    ///
+    /// # Errors
+    /// If a pattern is not accepted.
+    pub fn policy(&self) -> Result<VersionPolicy, Failure> {
+        let exclude = Patterns::new(&self.exclude).map_err(|(pattern, error)| {
+            Failure::usage(format!("the pattern '{}' {error}", printable(&pattern)))
+        })?;
+        Ok(VersionPolicy {
+            is_on: self.is_on,
+            keep: self.keep,
+            share: self.share,
+            exclude,
+        })
+    }
 }
 
 /// The part of the configuration that a mount was made from. The daemon only keeps it.

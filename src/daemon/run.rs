@@ -227,6 +227,8 @@ fn flusher(
         time_granularity_ns: opened.facts.capabilities.time_granularity_ns,
         journals,
         patching: Patching::new(blocks, options.delta == DeltaMode::Auto),
+        versions: options.versions.policy()?,
+        hold_if: options.hold_if,
         hooks: Arc::new(FlushHooks {
             fs: fs.clone(),
             lease: opened.lease.clone(),

@@ -143,6 +143,7 @@ fn may_pass(error: &FlushError) -> bool {
         | FlushError::BadObjects(_)
         | FlushError::ChangedElsewhere { .. }
         | FlushError::Catalog(_)
+        | FlushError::Held { .. }
         | FlushError::TimedOut
         | FlushError::Cancelled
         | FlushError::TooLate

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::apply::journal::Journal;
 use crate::apply::named_conflicts;
+use crate::apply::place::Manners;
 use crate::apply::refused::is_local;
 use crate::apply::staging::{discard, make_own_dirs};
 use crate::apply::{Applied, Applier, move_backup};
@@ -24,6 +25,7 @@ use crate::flush::note::removed_and_moved;
 use crate::flush::patches::Bases;
 use crate::flush::refused_names::refused_names;
 use crate::flush::report::{Report, Wish};
+use crate::flush::space_check::Granted;
 use crate::flush::stage::{Staged, Stager};
 use crate::flush::{
     Flusher, FlusherParts, across, attributes, open_copies, patches, space_check, verify,
@@ -77,6 +79,7 @@ impl BatchWriter<'_> {
     /// Writes the difference to the backend. Files that are changed in place before the batch is
     /// committed are left out of it.
     pub(super) fn write(&self, mut gathered: Gathered) -> Result<Report> {
+        self.flusher.check_held(&gathered, self.wish)?;
         let foreign = if self.may_look_again {
             let dirs = changed_elsewhere(self.parts, self.backend, &gathered)?;
             if !dirs.is_empty() {
@@ -140,8 +143,9 @@ impl BatchWriter<'_> {
             }
         }
         let capabilities = self.capabilities;
-        let bases = patches::bases(self.parts, self.backend, plan, gathered, capabilities)?;
-        let granted = space_check::check(self.backend, plan, gathered, capabilities, &bases)?;
+        let mut bases = patches::bases(self.parts, self.backend, plan, gathered, capabilities)?;
+        self.flusher.leave_versions_whole(plan, &mut bases);
+        let granted = self.space_for(plan, gathered, &bases)?;
         let relieved = self
             .flusher
             .reserve
@@ -162,6 +166,7 @@ impl BatchWriter<'_> {
             held: granted.held,
             patching: &self.parts.patching,
             bases: &bases,
+            versions: &|steps| self.flusher.versions_of(gathered, steps),
         };
         let staged = stager
             .stage(plan.steps.clone())
@@ -206,13 +211,26 @@ impl BatchWriter<'_> {
         (writer.commit(&journal))
             .map_err(|error| self.explain_full(error, plan, gathered, &bases))?;
         self.parts.hooks.hold_open(&going_away(gathered, plan));
-        writer.apply_and_confirm(&journal, &mut report)?;
+        writer.apply_and_confirm(&journal, staged.keeps_versions, &mut report)?;
         report.copied_open = open_copies::of(self.parts, self.active, &staged);
         report.batch = Some(self.active.batch);
         report.files = staged.files;
         report.bytes = staged.bytes;
         (report.removed, report.moved) = removed_and_moved(&journal.record.steps);
         Ok(Attempt::Done(report))
+    }
+
+    /// Checks that the batch fits on the drive. Older versions there are removed if it does not.
+    fn space_for(&self, plan: &Plan, gathered: &Gathered, bases: &Bases) -> Result<Granted> {
+        let check = || space_check::check(self.backend, plan, gathered, self.capabilities, bases);
+        match check() {
+            Err(FlushError::Full { needed, .. })
+                if (self.flusher).make_version_space(self.backend, needed)? =>
+            {
+                check()
+            }
+            granted => granted,
+        }
     }
 
     /// Commits the batch. From then on a recovery finishes it, on whatever machine.
@@ -348,7 +366,12 @@ impl BatchWriter<'_> {
         Some(changed)
     }
 
-    fn apply_and_confirm(&self, journal: &Journal, report: &mut Report) -> Result<()> {
+    fn apply_and_confirm(
+        &self,
+        journal: &Journal,
+        keeps_versions: bool,
+        report: &mut Report,
+    ) -> Result<()> {
         let steps = &journal.record.steps;
         let mut at = Progress {
             files_total: (steps.clear.len() + steps.place.len()) as u64,
@@ -358,7 +381,7 @@ impl BatchWriter<'_> {
         let drive = &self.parts.drive;
         let touched = Touched::of(steps);
         drive.withhold(Withheld::Moving(touched.clone()));
-        let applied = self.apply(journal, |done| {
+        let applied = self.apply(journal, keeps_versions, |done| {
             at.files_done = done as u64;
             (self.progress)(at);
         });
@@ -390,6 +413,9 @@ impl BatchWriter<'_> {
             }
         };
         drive.withhold(Withheld::Nothing);
+        if keeps_versions {
+            (self.flusher).keep_versions(&journal.record, &applied.garbage, false)?;
+        }
         self.flusher
             .leftovers
             .clean_up(self.backend, self.active.batch, &applied.garbage)?;
@@ -399,9 +425,17 @@ impl BatchWriter<'_> {
 
     /// Takes the steps. If an error may concern one name only, the replay takes them again: it
     /// looks where every file is.
-    fn apply(&self, journal: &Journal, done: impl FnMut(usize)) -> Result<Applied> {
+    fn apply(
+        &self,
+        journal: &Journal,
+        keeps_versions: bool,
+        done: impl FnMut(usize),
+    ) -> Result<Applied> {
         let _phase = self.backend.keep_open();
-        let manners = (self.flusher).manners(journal.record.created, self.wish.removals_first);
+        let manners = Manners {
+            keeps_versions,
+            ..(self.flusher).manners(journal.record.created, self.wish.removals_first)
+        };
         let applier = Applier {
             backend: self.backend,
             batch: self.active.batch,
@@ -490,6 +524,7 @@ impl Staged {
             sources: BTreeMap::new(),
             files: 0,
             bytes: 0,
+            keeps_versions: false,
         }
     }
 }

@@ -86,6 +86,9 @@ impl Flusher {
                         reserve");
                 }
                 result => {
+                    if matches!(&result, Ok(report) if report.batch.is_some()) {
+                        self.prune_versions(backend);
+                    }
                     self.reserve.restore(backend);
                     break result.map_err(|error| self.explain_missing(backend, error))?;
                 }
@@ -122,7 +125,9 @@ impl Flusher {
             full_is_refusal: run.wish.removals_first,
         };
         open_batch.recover()?;
-        self.leftovers.tidy_up(backend)?;
+        self.leftovers.tidy_up(backend, &|record, left| {
+            self.keep_versions(record, left, true)
+        })?;
         self.sweep_journals()?;
         if self.catalog.catch_up_if_lost(backend)? {
             self.show_catalog();

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::apply::refused::is_local;
 use crate::apply::staging::{discard, discard_ended};
+use crate::apply::versions::keeps;
 use crate::core::{BatchNo, RelPath};
 use crate::drive::{Backend, exists, is_absent};
 use crate::error::{FlushError, Result};
@@ -34,6 +35,9 @@ use crate::recovery::interrupted::{Found, read_record};
 
 /// Key of the index's setting that names the batch of ours whose record is torn.
 const TORN: &str = "torn_record";
+
+/// Keeps those of the files at the paths that are versions of files of the batch.
+pub(super) type Keep<'a> = &'a dyn Fn(&BatchRecord, &[RelPath]) -> Result<()>;
 
 pub(super) struct Leftovers {
     index: Arc<Index>,
@@ -94,7 +98,8 @@ impl Leftovers {
         }
     }
 
-    /// Removes what was `found` of `batch`, which is not open, unless it is another machine's.
+    /// Removes what was `found` of `batch`, which is not open, unless it is another machine's. What
+    /// it was to keep as versions is kept first.
     ///
     /// # Errors
     /// If the drive or the index fails.
@@ -103,11 +108,18 @@ impl Leftovers {
         backend: &dyn Backend,
         batch: BatchNo,
         found: Found,
+        keep: Keep<'_>,
     ) -> Result<()> {
         match found {
             Found::Record(record, _) if record.origin != self.origin => {}
             // Ours, and not open: it was confirmed, so the record and the staged files are garbage.
-            Found::Record(record, _) => return self.clean_up(backend, batch, &left_by(&record)),
+            Found::Record(record, _) => {
+                let left = left_by(&record);
+                if keeps(backend, batch)? {
+                    keep(&record, &left)?;
+                }
+                return self.clean_up(backend, batch, &left);
+            }
             Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
             Found::Torn if self.is_our_torn(batch)? => {
                 self.clean_up(backend, batch, &[])?;
@@ -125,12 +137,12 @@ impl Leftovers {
     ///
     /// # Errors
     /// If the drive or the index fails.
-    pub(super) fn tidy_up(&self, backend: &dyn Backend) -> Result<()> {
+    pub(super) fn tidy_up(&self, backend: &dyn Backend, keep: Keep<'_>) -> Result<()> {
         let batches: Vec<BatchNo> = self.batches.lock().iter().copied().collect();
         for batch in batches {
             let path = layout::record_path(batch);
             let tidied = read_record(backend, &path, batch, self.volume)
-                .and_then(|found| self.remove_ended(backend, batch, found));
+                .and_then(|found| self.remove_ended(backend, batch, found, keep));
             match tidied {
                 Err(FlushError::Backend(error)) if is_local(backend, batch, &error) => {
                     tracing::warn!(%batch, %error, "something of the batch stays in .ferryfs");

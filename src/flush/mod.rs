@@ -30,6 +30,7 @@
 //! | [`others_batches::OthersBatches`] | unfinished batches of other machines |
 //! | [`drive_reserve::DriveReserve`] | whether the reserve on the drive must be made again |
 //! | [`conflicts::Conflicts`] | conflicts to be named by the next report |
+//! | [`versions::Versions`] | the sizes of kept versions |
 //! | [`Follower`] | the catalog on the drive, followed by its mirror in the index |
 //!
 //! What belongs to one flush is a value: `flusher::Run`, [`Report`], and `batch::BatchWriter`.
@@ -49,6 +50,7 @@ mod drive_reserve;
 pub(crate) mod expectations;
 mod external;
 mod flusher;
+mod hold;
 mod hooks;
 mod leftovers;
 mod look;
@@ -66,6 +68,7 @@ pub(crate) mod stage;
 mod sweep;
 mod turn;
 mod verify;
+mod versions;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,16 +91,19 @@ use crate::flush::leftovers::Leftovers;
 use crate::flush::others_batches::OthersBatches;
 use crate::flush::refusals::Refusals;
 use crate::flush::turn::Turn;
+use crate::flush::versions::Versions;
 use crate::index::{BatchSummary, Index};
 use crate::plan::names::NameRules;
 use crate::recovery::interrupted;
 
 pub use crate::flush::changes::{Change, ChangeKind};
 pub(crate) use crate::flush::flusher::phase;
+pub use crate::flush::hold::{HoldIf, HoldIfError};
 pub use crate::flush::hooks::Hooks;
 pub use crate::flush::note::{BatchNote, NotedEnd};
 pub use crate::flush::patches::Patching;
 pub use crate::flush::report::{Cancel, OpenCopy, Report, Wish};
+pub use crate::flush::versions::VersionPolicy;
 
 /// The parts that a flusher works with.
 pub struct FlusherParts {
@@ -125,6 +131,10 @@ pub struct FlusherParts {
     pub journals: PathBuf,
     /// Which files are written as patches.
     pub patching: Patching,
+    /// Which replaced and removed files are kept on the backend.
+    pub versions: VersionPolicy,
+    /// When a flush is held back; `None` for never.
+    pub hold_if: Option<HoldIf>,
     /// The served file system.
     pub hooks: Arc<dyn Hooks>,
 }
@@ -166,6 +176,7 @@ pub struct Flusher {
     reserve: DriveReserve,
     conflicts: Conflicts,
     catalog: Follower,
+    versions: Versions,
 }
 
 impl Flusher {
@@ -181,6 +192,7 @@ impl Flusher {
             reserve: DriveReserve::new(&parts),
             conflicts: Conflicts::default(),
             catalog: Follower::new(Arc::clone(&parts.index), parts.volume),
+            versions: Versions::default(),
             parts,
         }
     }

@@ -19,7 +19,7 @@ use crate::apply::journal::Journal;
 use crate::apply::limited::Limited;
 use crate::apply::place::Manners;
 use crate::apply::staging::staging_trust;
-use crate::apply::{Applied, move_backup, named_conflicts};
+use crate::apply::{Applied, move_backup, named_conflicts, versions};
 use crate::core::Timestamp;
 use crate::drive::connection::Withheld;
 use crate::drive::{Backend, exists};
@@ -85,7 +85,10 @@ impl OpenBatch<'_> {
             backend,
             active: &active,
             journal: &journal,
-            manners: &flusher.manners(journal.record.created, self.full_is_refusal),
+            manners: &Manners {
+                keeps_versions: versions::keeps(backend, active.batch)?,
+                ..flusher.manners(journal.record.created, self.full_is_refusal)
+            },
         };
         if batch.was_finished_elsewhere()? {
             return batch.accept_finished();
@@ -144,6 +147,9 @@ impl JournaledBatch<'_> {
         flusher.confirm(self.journal, &applied, self.active.cut, end)?;
         flusher.note_recovered(self.journal, refused.len(), began);
         flusher.parts.drive.withhold(Withheld::Nothing);
+        if self.manners.keeps_versions {
+            flusher.keep_versions(&self.journal.record, &applied.garbage, true)?;
+        }
         flusher
             .leftovers
             .clean_up(backend, batch, &applied.garbage)?;
@@ -217,6 +223,7 @@ impl Flusher {
             host: sys::host::name(),
             slack: self.parts.time_granularity_ns.max(1),
             full_is_refusal,
+            keeps_versions: false,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! came.
 
 use crate::apply::journal::Journal;
+use crate::core::RelPath;
 use crate::drive::Backend;
 use crate::drive::connection::Withheld;
 use crate::error::Result;
@@ -17,6 +18,7 @@ use crate::flush::Flusher;
 use crate::flush::done_elsewhere::forget_all_done;
 use crate::flush::open_batch::OpenBatch;
 use crate::format::layout;
+use crate::format::record::BatchRecord;
 use crate::plan::touched::Touched;
 use crate::recovery::interrupted::{Found, batches_on, read_record};
 
@@ -91,7 +93,12 @@ impl Flusher {
                 Found::Record(record, trust) if record.origin != self.parts.origin => {
                     self.others.finish(backend, batch, &record, trust)?;
                 }
-                found => self.leftovers.remove_ended(backend, batch, found)?,
+                found => {
+                    let keep = |record: &BatchRecord, left: &[RelPath]| {
+                        self.keep_versions(record, left, true)
+                    };
+                    self.leftovers.remove_ended(backend, batch, found, &keep)?;
+                }
             }
         }
         forget_all_done(backend, &self.parts)

@@ -62,6 +62,8 @@ pub struct Wish {
     /// It tries again what the backend has refused in the last hour. Otherwise such files stay in
     /// the cache and are not written to the drive each time.
     pub retry_refused: bool,
+    /// It goes although it would be held back, see [`HoldIf`](crate::flush::HoldIf).
+    pub release: bool,
     /// What it does with files that are open for writing.
     pub while_open: WhileOpen,
 }

@@ -11,6 +11,7 @@ use crate::apply::staging::Source;
 use crate::apply::staging::hide_dir;
 use crate::apply::staging::modified;
 use crate::apply::staging::write_slot;
+use crate::apply::versions::write_plain;
 use crate::cache::Store;
 use crate::core::{BatchNo, Ino, Phase, Progress, RelPath};
 use crate::drive::{Backend, BackendError};
@@ -19,6 +20,7 @@ use crate::flush::patches::{Bases, PatchStager, Patching};
 use crate::flush::report::Wish;
 use crate::format::layout;
 use crate::format::steps::{FileContent, Node, PatchFile, PlaceStep, SlotNo, Steps};
+use crate::format::versions::VersionList;
 use crate::index::Inode;
 use crate::plan::planner::StageSource;
 
@@ -28,6 +30,8 @@ pub(crate) struct Staged {
     pub(crate) sources: BTreeMap<SlotNo, StageSource>,
     pub(crate) files: u64,
     pub(crate) bytes: u64,
+    /// The batch keeps versions.
+    pub(crate) keeps_versions: bool,
 }
 
 /// Stages every file of the plan, in the order of its final path, and syncs once.
@@ -49,7 +53,12 @@ pub(crate) struct Stager<'a> {
     pub(crate) patching: &'a Patching,
     /// The files that may be patched.
     pub(super) bases: &'a Bases,
+    /// Returns the list of the versions that the batch keeps, if it keeps any.
+    pub(super) versions: &'a VersionsOf<'a>,
 }
+
+/// Makes the list of the versions that a batch with these steps keeps.
+pub(super) type VersionsOf<'a> = dyn Fn(&Steps<FileContent>) -> Result<Option<VersionList>> + 'a;
 
 impl Stager<'_> {
     pub(crate) fn stage(&self, plan: Steps<StageSource>) -> Result<Staged> {
@@ -62,6 +71,7 @@ impl Stager<'_> {
             sources: BTreeMap::new(),
             files: 0,
             bytes: 0,
+            keeps_versions: false,
         };
         let _phase = self.backend.keep_open();
         self.backend.make_dir(&layout::staging_dir(self.batch))?;
@@ -125,9 +135,33 @@ impl Stager<'_> {
         if !bad.is_empty() {
             return Err(FlushError::BadObjects(bad));
         }
+        staged.keeps_versions = self.stage_versions(&staged.steps)?;
         self.held.write(self.backend, self.batch)?;
         self.backend.sync()?;
         Ok(staged)
+    }
+
+    /// Writes the list of the versions that the batch keeps. Without it the batch keeps none.
+    fn stage_versions(&self, steps: &Steps<FileContent>) -> Result<bool> {
+        let Some(list) = (self.versions)(steps)? else {
+            return Ok(false);
+        };
+        let list = VersionList {
+            batch: self.batch,
+            ..list
+        };
+        let path = layout::kept_list_path(self.batch);
+        let written = match list.encode() {
+            Some(bytes) => write_plain(self.backend, &path, &bytes),
+            None => Ok(()),
+        };
+        match written {
+            Err(error) if error.is_full() || is_local(self.backend, self.batch, &error) => {
+                tracing::warn!(%error, "the batch keeps no old versions");
+                Ok(false)
+            }
+            written => Ok(written.map(|()| true)?),
+        }
     }
 
     fn stage_node(&self, node: &Node, slot: SlotNo) -> Result<()> {

@@ -62,6 +62,12 @@ pub const ACROSS: &str = "across";
 /// Name in a staging directory of a file that tests whether the backend can be written.
 const PROBE: &str = "probe";
 
+/// The directory of replaced and deleted files that are kept, see [`crate::format::versions`].
+pub const VERSIONS: &str = ".ferryfs/versions";
+
+/// Name in a staging directory of the list of what a batch keeps. Not a slot name.
+const KEPT: &str = "versions";
+
 /// Suffix of a replaced file.
 const OLD: &str = ".old";
 
@@ -185,10 +191,20 @@ pub fn probe_path(batch: BatchNo) -> RelPath {
     staging_dir(batch).join(&own_name(PROBE))
 }
 
+/// Path of the list of the versions that `batch` keeps. Without it the batch keeps none.
+pub fn kept_list_path(batch: BatchNo) -> RelPath {
+    staging_dir(batch).join(&own_name(KEPT))
+}
+
+/// Directory of the kept versions.
+pub fn versions_root() -> RelPath {
+    RelPath::fixed(VERSIONS)
+}
+
 /// Returns whether a name in a staging directory is that of a note or mark: a file without content
 /// that matters after the batch.
 pub fn is_note_name(name: &Name) -> bool {
-    [BARRIER, REFUSED, ACROSS, PROBE, SPARE]
+    [BARRIER, REFUSED, ACROSS, PROBE, SPARE, KEPT]
         .iter()
         .any(|note| name.as_bytes() == note.as_bytes())
         || parse_lost_name(name).is_some()

@@ -11,3 +11,4 @@ pub mod marker;
 pub mod patch;
 pub mod record;
 pub mod steps;
+pub mod versions;

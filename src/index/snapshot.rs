@@ -240,6 +240,19 @@ impl Snapshot {
         placed_in(&self.conn, parent)
     }
 
+    /// Returns how many files are known to be on the backend.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn placed_files(&self) -> Result<u64> {
+        let count: i64 = (self.conn)
+            .query_row("SELECT count(*) FROM placed WHERE kind <> 1", [], |row| {
+                row.get(0)
+            })
+            .context("count the files on the drive")?;
+        Ok(count.max(0).cast_unsigned())
+    }
+
     /// Returns the path of the directory `dir` on the backend.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ pub mod names;
 pub mod patterns;
 pub mod planner;
 pub mod representable;
+pub mod retention;
 pub mod space;
 pub mod touched;
 pub mod trust;

@@ -333,7 +333,14 @@ impl Redo<'_> {
                 placer.remove(number, &here, known, applied)?;
                 // There may be another entry of the same name.
                 match look(self.backend, &here)? {
-                    Some(again) if is_ours(&again) => self.remove_all(&here),
+                    Some(again) if is_ours(&again) => {
+                        self.remove_all(&here)?;
+                        // What shares its clusters is no version any more.
+                        match self.manners.keeps_versions {
+                            true => self.remove_all(&aside),
+                            false => Ok(()),
+                        }
+                    }
                     _ => Ok(()),
                 }
             }

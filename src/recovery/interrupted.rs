@@ -15,6 +15,7 @@ use crate::apply::refused_list;
 use crate::apply::reserve::Relieved;
 use crate::apply::staging::staging_trust;
 use crate::apply::staging::{discard, discard_ended};
+use crate::apply::versions::{self, Keeper};
 use crate::core::{BatchNo, ForeignText, RelPath, SLACK_NS};
 use crate::drive::sealed_file::{Sealed, read_sealed, read_small};
 use crate::drive::{Backend, is_absent};
@@ -262,7 +263,9 @@ fn apply_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<(Strin
         host: sys::host::name(),
         slack: SLACK_NS,
         full_is_refusal: false,
+        keeps_versions: versions::keeps(backend, record.batch)?,
     };
+    let plain = backend;
     // The reserve is made again by the next batch.
     let gave_reserve_up = AtomicBool::new(false);
     let backend: &dyn Backend = &Relieved::new(backend, record.batch, &gave_reserve_up);
@@ -291,6 +294,15 @@ fn apply_alone(backend: &dyn Backend, record: &BatchRecord) -> Result<Vec<(Strin
         tracing::warn!(path, reason, "differs from the batch");
     }
     let left_behind = keep_refused(backend, record, &manners, &applied)?;
+    if manners.keeps_versions {
+        let keeper = Keeper {
+            backend: plain,
+            record,
+            is_repeated: true,
+            make_space: &|_| Ok(false),
+        };
+        keeper.keep(&applied.garbage)?;
+    }
     let refused: Vec<StepNo> = applied.refused.steps.iter().map(|it| it.step).collect();
     refused_list::write(backend, &layout::left_path(record.batch), &refused)?;
     backend.rename(

@@ -13,7 +13,7 @@ use crate::format::expectations::ExpectedFile;
 use crate::format::layout;
 use crate::recovery::judge::{Task, Wanted};
 use crate::recovery::locate::Slots;
-use crate::recovery::replay::{Redo, look};
+use crate::recovery::replay::{Redo, State, look};
 
 impl Redo<'_> {
     /// Removes names that must not stay: older copies of the file, and the file under its name.
@@ -82,6 +82,9 @@ impl Redo<'_> {
         if seen != Some(&found) && self.is_foreign(file, &found) {
             return self.placer().keep_theirs(here, file.to, applied);
         }
+        if self.manners.keeps_versions && self.keep_old(file, (here, &found))? {
+            return Ok(());
+        }
         self.remove_all(here)?;
         // A file that was set aside from here may be on the clusters that have just been freed, and
         // must not be removed later.
@@ -95,6 +98,46 @@ impl Redo<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Sets the file at `here` aside, if it is the one that `file` replaces, instead of removing
+    /// it. Returns false if it must be removed.
+    fn keep_old(&self, file: &Wanted<'_>, (here, found): (&RelPath, &Metadata)) -> Result<bool> {
+        let Some(replaced) = self.known.replaced.get(&file.slot) else {
+            return Ok(false);
+        };
+        if self.is_new(file, here, found)?
+            || file.patch.is_some()
+            || !self.placer().is_as_expected(here, found, replaced)?
+        {
+            return Ok(false);
+        }
+        let aside = layout::replaced_path(self.batch, file.slot);
+        // If an interrupted rename has left it under both names, both go: a copy might get clusters
+        // that were freed a moment ago, and that another name still claims.
+        if look(self.backend, &aside)?.is_some() {
+            return Ok(false);
+        }
+        self.backend.rename_new(here, &aside)?;
+        // There may be another entry of the same name: of the new file, or of the same one.
+        if let Some(again) = look(self.backend, here)? {
+            self.remove_all(here)?;
+            if replaced.may_be(&again) {
+                self.remove_all(&aside)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns whether the file at `path` is the one that the batch places. The replaced one may
+    /// have the same size, and nearly the same time.
+    fn is_new(&self, file: &Wanted<'_>, path: &RelPath, found: &Metadata) -> Result<bool> {
+        match &file.content {
+            Some(content) if content.agrees(found) => {
+                Ok(self.whole(path, Some(found), Some(content))? == State::Good)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Deals with a file that was set aside for `file`: the replaced one, or another program's
@@ -138,9 +181,21 @@ impl Redo<'_> {
         }
         if self.backend.renames_atomically()
             && let Some(found) = look(self.backend, name)?
-            && self.is_foreign(file, &found)
         {
-            return self.placer().keep_aside(name, file.to, applied);
+            if self.is_foreign(file, &found) {
+                return self.placer().keep_aside(name, file.to, applied);
+            }
+            // The replaced file, exchanged with the new one.
+            let aside = layout::replaced_path(self.batch, file.slot);
+            if self.manners.keeps_versions
+                && let Some(replaced) = self.known.replaced.get(&file.slot)
+                && !self.is_new(file, name, &found)?
+                && self.placer().is_as_expected(name, &found, replaced)?
+                && look(self.backend, &aside)?.is_none()
+            {
+                let placer = self.placer();
+                return placer.keep_until_end(file.slot, name.clone(), applied);
+            }
         }
         self.remove_all(name)
     }

@@ -195,6 +195,7 @@ fn apply(backend: &dyn Backend, record: &BatchRecord) -> Result<()> {
         host: "here".into(),
         slack: 1,
         full_is_refusal: false,
+        keeps_versions: false,
     };
     let applier = Applier {
         backend,

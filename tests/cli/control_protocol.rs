@@ -90,6 +90,7 @@ impl Handler for Fake {
             read_only: false,
             config: None,
             automatic: Default::default(),
+            versions: false,
         }
     }
 

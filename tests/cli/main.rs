@@ -13,4 +13,5 @@ mod doctor;
 mod local;
 mod metrics;
 mod rescue;
+mod versions;
 mod watch;

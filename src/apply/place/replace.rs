@@ -42,6 +42,9 @@ impl Placer<'_> {
                 }
                 // With a journal, no crash can mix up the freed clusters with a later file's.
                 return match applied.garbage.pop_if(|last| last == from) {
+                    Some(old) if self.manners.keeps_versions => {
+                        self.keep_until_end(slot, old, applied)
+                    }
                     Some(old) => self.drop_now(&old, applied),
                     None => Ok(()),
                 };
@@ -115,6 +118,26 @@ impl Placer<'_> {
         }
         self.keep_or_drop(&old, to, expected, applied)?;
         Ok(true)
+    }
+
+    /// Gives the replaced file at `old`, in the slot, the name of one that ends with the batch.
+    pub(crate) fn keep_until_end(
+        &self,
+        slot: SlotNo,
+        old: RelPath,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let aside = layout::replaced_path(self.batch, slot);
+        match self.backend.rename_new(&old, &aside) {
+            Ok(()) => applied.garbage.push(aside),
+            Err(error) if is_local(self.backend, self.batch, &error) => {
+                tracing::warn!(%error, "the old version is perhaps not kept");
+                // An error may come after the effect.
+                applied.garbage.extend([old, aside]);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     fn drop_now(&self, old: &RelPath, applied: &mut Applied) -> Result<()> {

@@ -172,7 +172,7 @@ impl Placer<'_> {
     /// Replaces the cross-linked names `at` and `kept` by the name `kept` with clusters of its own.
     /// A crash leaves both, or a copy in the staging directory, which is kept in
     /// `.ferryfs/lost+found`.
-    pub(super) fn part(&self, at: &RelPath, kept: &RelPath) -> Result<()> {
+    pub(crate) fn part(&self, at: &RelPath, kept: &RelPath) -> Result<()> {
         for number in 0..TRIES {
             let copy = layout::slot_path(self.batch, SlotNo(PARTED + number));
             if exists(self.backend, &copy)? {

@@ -59,6 +59,7 @@ pub(in crate::cli) fn sample() -> Status {
         read_only: false,
         config: None,
         automatic: Automatic::default(),
+        versions: false,
     }
 }
 

@@ -21,9 +21,10 @@ fn requests_keep_the_form_that_scripts_may_rely_on() {
                 timeout_ms: None,
                 verify: true,
                 removals_first: true,
+                release: true,
                 wait_closed: true,
             }),
-            r#"{"v":1,"request":"flush","verify":true,"removals_first":true,"wait_closed":true}"#,
+            r#"{"v":1,"request":"flush","verify":true,"removals_first":true,"release":true,"wait_closed":true}"#,
         ),
         (
             Request::Unmount {

@@ -47,6 +47,8 @@ impl Place {
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
             delta: Default::default(),
+            versions: Default::default(),
+            hold_if: None,
             fuse: FuseOptions::default(),
             fsck: false,
             accept_copy: false,

@@ -36,6 +36,10 @@ pub(in crate::daemon) fn hint(error: &FlushError) -> Option<&'static str> {
             "nothing was flushed and nothing is lost; `ferryfs flush --removals-first` flushes the \
              deletions first"
         }
+        FlushError::Held { .. } => {
+            "nothing was written and nothing is lost: what waits is in the cache. If that is what \
+             you want: ferryfs flush --release; else put it right in the mount first"
+        }
         FlushError::Lies { .. } => {
             "nothing is lost, all of it is in the cache; check the drive and its cable before you \
              write more to it"

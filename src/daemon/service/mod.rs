@@ -157,6 +157,7 @@ impl Handler for Service {
         let wish = Wish {
             verify: wish.verify,
             removals_first: wish.removals_first,
+            release: wish.release,
             while_open: match wish.wait_closed {
                 true => WhileOpen::Leave,
                 false => WhileOpen::ON_REQUEST,

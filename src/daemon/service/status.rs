@@ -94,6 +94,7 @@ impl Service {
             read_only: self.read_only,
             config: self.config_origin(),
             automatic: self.automatic(),
+            versions: self.flusher.keeps_versions(),
         }
     }
 

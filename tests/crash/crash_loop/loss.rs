@@ -193,6 +193,7 @@ impl Scene {
         none(check_drive(&drive, &wanted, false), "the next flush")?;
         none(self.world.findings(&self.engine), "the next flush")?;
         none(self.world.left_of_batches(&self.engine), "the next flush")?;
+        none(self.version_findings(), "versions")?;
         let seen = self.engine.readable_tree();
         for (path, was) in &self.mount {
             let now = seen.get(path).map(|seen| &seen.bytes);
@@ -361,13 +362,18 @@ fn a_flush_that_gives_held_space_up_and_loses_power_anywhere_leaves_one_cut() {
 
 #[test]
 fn a_recovery_that_loses_power_as_well_is_taken_up_again() {
-    let (kind, seed) = (Kind::Exfat, 11);
+    lose_twice("recoveries", 1, || Scene::new(Kind::Exfat, 11, a_few_edits));
+}
+
+/// Stops a flush at every `step`th call, and its recovery at every second call of its own; the
+/// drive loses a random part each time.
+pub(super) fn lose_twice(name: &str, step: usize, make: impl Fn() -> Scene) {
     let mut tally = Tally::default();
-    for n in 1.. {
+    for n in (1..).step_by(step) {
         let mut failed = false;
         // Every second call of the recovery, in turns.
         for m in (1 + n % 2..).step_by(2) {
-            let mut scene = Scene::new(kind, seed, a_few_edits);
+            let mut scene = make();
             failed |= scene.flush_failing(n, true, n % 2 == 0);
             let mut story = scene.world.memory.crash(Crash::Random(n * 1000 + m));
             let at = scene.world.faulty.calls() + m;
@@ -401,7 +407,7 @@ fn a_recovery_that_loses_power_as_well_is_taken_up_again() {
             }
         }
         if !failed {
-            return tally.close("recoveries");
+            return tally.close(name);
         }
     }
 }

@@ -14,6 +14,7 @@ mod patched;
 mod refused;
 mod scene;
 mod ssd;
+mod versions;
 
 use crate::engine::rng::{Rng, Seed};
 use crate::engine::{Engine, Kind, grow};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ferryfs::core::RelPath;
 use ferryfs::drive::faulty::Fault;
+use ferryfs::drive::memory::MemNode;
 use ferryfs::recovery::interrupted::recover_without_cache;
 use ferryfs::vfs::CacheLimits;
 
@@ -105,6 +106,25 @@ impl Scene {
         check_drive(&drive, &cuts, parts)
     }
 
+    /// Versions that are no file of either tree.
+    pub(crate) fn version_findings(&self) -> Vec<Finding> {
+        let kept = self.world.kept_versions().into_iter();
+        let is_known = |now: &[u8]| {
+            let files = self.before.values().chain(self.cut.values());
+            let mut files = files.filter_map(|node| match node {
+                MemNode::File { bytes, .. } => Some(bytes),
+                _ => None,
+            });
+            files.any(|bytes| bytes[..] == *now)
+        };
+        kept.filter(|(_, _, bytes)| !is_known(bytes))
+            .map(|(_, path, bytes)| Finding::Torn {
+                path,
+                now: format!("a version of {} bytes", bytes.len()),
+            })
+            .collect()
+    }
+
     pub(crate) fn is_one_cut(&self, what: &str) {
         assert_none(&self.drive_findings(false), what);
     }
@@ -112,6 +132,7 @@ impl Scene {
     pub(crate) fn recover_and_check(&self) {
         self.engine.flusher.recover().expect("recover");
         self.is_one_cut("recovered");
+        assert_none(&self.version_findings(), "versions");
         self.engine.flusher.recover().expect("recover again");
         self.is_one_cut("recovered twice");
         assert_mirrored(&self.world, &self.engine);
@@ -130,6 +151,7 @@ impl Scene {
             "what is durable after it",
         );
         assert_none(&self.world.left_of_batches(&self.engine), "after it");
+        assert_none(&self.version_findings(), "versions after it");
         self.world.check(&self.engine);
         assert_eq!(
             self.engine.mount_tree(),

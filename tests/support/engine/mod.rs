@@ -26,10 +26,11 @@ use ferryfs::core::{Capabilities, Clock, Ino, Progress, RelPath, Timestamp, Whil
 use ferryfs::drive::Backend;
 use ferryfs::drive::connection::Drive;
 use ferryfs::drive::faulty::FaultyBackend;
-use ferryfs::drive::memory::{MemoryBackend, MemoryOptions};
+use ferryfs::drive::memory::{MemNode, MemoryBackend, MemoryOptions};
 use ferryfs::error::FlushError;
-use ferryfs::flush::{Flusher, FlusherParts, Hooks, Patching, Report, Wish};
+use ferryfs::flush::{Flusher, FlusherParts, Hooks, Patching, Report, VersionPolicy, Wish};
 use ferryfs::format::marker::Marker;
+use ferryfs::format::versions::{VersionList, VersionsId};
 use ferryfs::format::{layout, marker};
 use ferryfs::index::{Index, IndexWriter, LeftOut};
 use ferryfs::plan::merge::Changes;
@@ -172,6 +173,8 @@ pub struct World {
     pub may_set_aside: bool,
     /// Large files are patched. Here that is every file of more than one block.
     pub patches: bool,
+    /// What batches keep of what they replace and remove.
+    pub versions: VersionPolicy,
     origin: [u8; 16],
     cache: TempDir,
 }
@@ -214,6 +217,7 @@ impl World {
             volume,
             may_set_aside: false,
             patches: true,
+            versions: VersionPolicy::off(),
             origin: *Uuid::new_v4().as_bytes(),
             cache: cache.expect("a temporary directory"),
         }
@@ -279,6 +283,8 @@ impl World {
             time_granularity_ns: self.kind.capabilities().time_granularity_ns,
             journals: journals.clone(),
             patching: Patching::new(dir.join("blocks"), self.patches).sized(1, BLOCK),
+            versions: self.versions.clone(),
+            hold_if: None,
             hooks: Arc::new(FsHooks(fs.clone())),
         });
         Engine {
@@ -291,6 +297,41 @@ impl World {
             journals,
             granularity: self.kind.capabilities().time_granularity_ns as i64,
         }
+    }
+
+    /// The kept versions: of which directory, of which path, and their bytes.
+    pub fn kept_versions(&self) -> Vec<(VersionsId, RelPath, Vec<u8>)> {
+        let tree = self.memory.tree();
+        let below = |path: &RelPath| {
+            let rest = path.as_bytes().strip_prefix(layout::VERSIONS.as_bytes())?;
+            let rest = RelPath::parse(rest.strip_prefix(b"/")?).ok()?;
+            let dir = rest.components().next()?.to_vec();
+            let path = rest.as_bytes().strip_prefix(&dir[..])?.strip_prefix(b"/")?;
+            Some((VersionsId::parse(&dir)?, RelPath::parse(path).ok()?))
+        };
+        (tree.iter())
+            .filter_map(|(path, node)| match node {
+                MemNode::File { bytes, .. } => {
+                    let (id, path) = below(path)?;
+                    Some((id, path, bytes.to_vec()))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The lists of the kept versions.
+    pub fn version_lists(&self) -> Vec<(VersionsId, VersionList)> {
+        let tree = self.memory.tree();
+        (tree.iter())
+            .filter_map(|(path, node)| match node {
+                MemNode::File { bytes, .. } if path.depth() == 3 => {
+                    let id = VersionsId::parse_list(&path.split_last()?.1)?;
+                    Some((id, VersionList::decode(bytes).expect("a whole list")))
+                }
+                _ => None,
+            })
+            .collect()
     }
 
     /// Every name that is left in our own directory beyond what always stands there.
@@ -308,7 +349,9 @@ impl World {
         let ours = tree.keys().filter(|path| layout::is_reserved(path));
         // What the catalog's log has to be, `assert_mirrored` says.
         let in_log = |path: &&RelPath| path.to_string().starts_with(layout::CATALOG);
-        ours.filter(|path| !in_log(path))
+        // So may kept versions; what they have to be, `version_findings` says.
+        let is_version = |path: &&RelPath| path.to_string().starts_with(layout::VERSIONS);
+        ours.filter(|path| !in_log(path) && !is_version(path))
             .map(ToString::to_string)
             .filter(|path| !always.contains(&path.as_str()))
             .collect()
