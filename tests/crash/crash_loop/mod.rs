@@ -10,6 +10,7 @@ mod full;
 mod loss;
 mod parts;
 mod patched;
+mod patched_interrupted;
 mod refused;
 mod scene;
 mod ssd;

@@ -172,11 +172,13 @@ pub struct World {
     pub may_set_aside: bool,
     /// Large files are patched. Here that is every file of more than one block.
     pub patches: bool,
+    /// Bytes of a block of a patch.
+    pub block: u32,
     origin: [u8; 16],
     cache: TempDir,
 }
 
-/// Bytes of a block of a patch.
+/// Bytes of a block of a patch, unless a world has others.
 pub const BLOCK: u32 = 4096;
 
 /// Of every enrollment here.
@@ -214,6 +216,7 @@ impl World {
             volume,
             may_set_aside: false,
             patches: true,
+            block: BLOCK,
             origin: *Uuid::new_v4().as_bytes(),
             cache: cache.expect("a temporary directory"),
         }
@@ -278,7 +281,7 @@ impl World {
             capabilities: self.kind.capabilities(),
             time_granularity_ns: self.kind.capabilities().time_granularity_ns,
             journals: journals.clone(),
-            patching: Patching::new(dir.join("blocks"), self.patches).sized(1, BLOCK),
+            patching: Patching::new(dir.join("blocks"), self.patches).sized(1, self.block),
             hooks: Arc::new(FsHooks(fs.clone())),
         });
         Engine {
