@@ -13,6 +13,11 @@ pub(crate) fn explain(step: StepNo, why: &Why, at: Option<&RelPath>) -> String {
         (StepNo::Clear(_), None) => {
             "it stays on the drive as it was, and the change waits in the cache".into()
         }
+        (StepNo::Place(_), None) if matches!(why, Why::Patch(_)) => {
+            "on the drive it is the old version, or changed in part only; the new version waits \
+             in the cache"
+                .into()
+        }
         (StepNo::Place(_), None) => {
             "the drive keeps what it had, and the new version waits in the cache".into()
         }
@@ -23,7 +28,7 @@ pub(crate) fn explain(step: StepNo, why: &Why, at: Option<&RelPath>) -> String {
 /// The same on a machine that has the drive without the cache.
 pub(crate) fn explain_alone(why: &Why) -> String {
     match why {
-        Why::Errno(errno) => cause(*errno),
+        Why::Errno(errno) | Why::Patch(errno) => cause(*errno),
         Why::Link(errno) => cause_of_link(*errno),
         Why::Occupied => "what has this name on the drive cannot be taken away".into(),
         Why::NoDirectory => "the directory that it belongs in could not be made".into(),

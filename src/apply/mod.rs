@@ -159,9 +159,12 @@ impl Applier<'_> {
         let private = self.private_paths();
         let mut blocked = Blocked::after_clear(self.steps, &applied.refused);
         let patchable = self.begin_patches(&blocked, applied)?;
+        let grown = self.grow_patches(&patchable, applied)?;
         for (number, step) in self.steps.place.iter().enumerate() {
             let (no, path) = (StepNo::Place(number), step.path());
-            if let Some(why) = blocked.why_not(step, &applied.refused) {
+            if applied.refused.has(no) {
+                // A patch for which there is no space.
+            } else if let Some(why) = blocked.why_not(step, &applied.refused) {
                 applied.refused.note(no, path, why);
                 if let PlaceStep::Install { slot, .. } | PlaceStep::InstallNode { slot, .. } = step
                 {
@@ -174,7 +177,9 @@ impl Applier<'_> {
                         to,
                         content,
                         patch,
-                    } if patchable.contains(slot) => self.patch(*slot, to, (content, patch)),
+                    } if patchable.contains(slot) => {
+                        self.patch(*slot, to, (content, patch), grown.contains(slot))
+                    }
                     _ => self.place(number, step, &private, applied),
                 };
                 self.or_refuse(no, path, placed, applied)?;
@@ -418,51 +423,126 @@ impl Applier<'_> {
         Ok(is_as_before)
     }
 
-    /// Returns whether the file at `to` is the one that is to be patched.
+    /// Returns whether the file at `to` is the one that is to be patched, and may be.
     fn is_as_before(&self, to: &RelPath, expected: &ExpectedFile) -> Result<bool> {
         let found = match self.backend.metadata(to) {
             Err(error) if is_absent(&error) => return Ok(false),
             found => found?,
         };
-        let may_be_patched = patch::may_be_patched(&found);
+        let may_be_patched = patch::may_be_patched(&found)
+            && patch::Access::given(&self.steps.attributes, to).may_be_given_later(&found);
         Ok(may_be_patched && self.placer().is_as_expected(to, &found, expected)?)
     }
 
+    /// Writes, durably, what patched files grow by, before any of their old bytes is written over.
+    /// Returns the slots of those that have grown.
+    fn grow_patches(
+        &self,
+        patchable: &HashSet<SlotNo>,
+        applied: &mut Applied,
+    ) -> Result<HashSet<SlotNo>> {
+        let mut grown = HashSet::new();
+        for (number, step) in self.steps.place.iter().enumerate() {
+            let PlaceStep::Patch {
+                slot, to, patch, ..
+            } = step
+            else {
+                continue;
+            };
+            if !patchable.contains(slot) {
+                continue;
+            }
+            let done = self.grow_patch(*slot, to, patch);
+            if let Ok(true) = done {
+                grown.insert(*slot);
+            }
+            self.or_refuse(StepNo::Place(number), to, done.map(drop), applied)?;
+        }
+        if !grown.is_empty() {
+            self.backend.sync()?;
+        }
+        Ok(grown)
+    }
+
+    fn grow_patch(&self, slot: SlotNo, to: &RelPath, wanted: &PatchFile) -> Result<bool> {
+        let Some(before) = self.known.replaced.get(&slot) else {
+            return Err(self.not_patched(to));
+        };
+        let opened = self.open_patch(slot, to, wanted)?;
+        if !opened.grows() {
+            return Ok(false);
+        }
+        // Once more: the notes, the sync, and other files may have taken a while.
+        if !self.is_as_before(to, before)? {
+            return Err(self.not_patched(to));
+        }
+        let grown = opened.grow(self.backend, to, before.modified);
+        grown.map_err(|failure| self.explain_failure(failure, to))?;
+        Ok(true)
+    }
+
+    fn open_patch(&self, slot: SlotNo, to: &RelPath, wanted: &PatchFile) -> Result<Patch> {
+        let from = layout::patch_path(self.batch, slot);
+        let opened = Patch::open(self.backend, &patch::usual, &from, wanted)?;
+        opened.ok_or_else(|| self.not_patched(to))
+    }
+
+    /// Writes the patch in `slot` over the old bytes of the file at `to`, which `has_grown` to its
+    /// new size. If it is not as it was then, the replay finds out what others have written.
     fn patch(
         &self,
         slot: SlotNo,
         to: &RelPath,
         (content, wanted): (&FileContent, &PatchFile),
+        has_grown: bool,
     ) -> Result<()> {
-        let from = layout::patch_path(self.batch, slot);
-        let opened = Patch::open(self.backend, &patch::usual, &from, wanted)?;
-        // Once more: the note, the sync, and patches of other files may have taken a while.
-        let before = self.known.replaced.get(&slot);
-        let is_as_before = match before {
-            Some(before) => self.is_as_before(to, before)?,
-            None => false,
-        };
-        let (Some(opened), Some(before), true) = (opened, before, is_as_before) else {
-            // Nothing was written. With the note the replay would take what others have written in
-            // the meantime for ours.
-            self.backend
-                .remove_file(&layout::begun_path(self.batch, slot))?;
+        let Some(before) = self.known.replaced.get(&slot) else {
             return Err(self.not_patched(to));
         };
-        match opened.write(self.backend, to, before.modified, content.modified) {
-            Ok(()) => Ok(()),
-            Err(Failure::Unchanged(error))
-                if self.manners.is_refusal(&error) && !is_absent(&error) =>
-            {
-                Err(error.into())
-            }
-            Err(failure) => match failure.error() {
-                error if error.is_refusal() && !error.is_full() => {
-                    tracing::warn!(%error, path = %to, "not patched");
-                    Err(self.not_patched(to))
-                }
-                error => Err(error.into()),
+        let opened = self.open_patch(slot, to, wanted)?;
+        let expected = match has_grown {
+            true => ExpectedFile {
+                size: content.size,
+                hash: None,
+                ..*before
             },
+            false => *before,
+        };
+        if !self.is_as_before(to, &expected)? {
+            return Err(self.not_patched(to));
+        }
+        let written = opened.write(self.backend, to, content.modified);
+        written.map_err(|failure| match failure {
+            Failure::Unchanged(error) if has_grown => {
+                let shrunk = opened.shrink(self.backend, to, before.modified);
+                self.explain_failure(
+                    match shrunk {
+                        Ok(()) => Failure::Unchanged(error),
+                        Err(_) => Failure::Torn(error),
+                    },
+                    to,
+                )
+            }
+            failure => self.explain_failure(failure, to),
+        })
+    }
+
+    /// Returns the error of a patch that was not written. Only if the file at `to` is as it was may
+    /// it be taken for the refusal of one name.
+    fn explain_failure(&self, failure: Failure, to: &RelPath) -> FlushError {
+        match failure {
+            Failure::Unchanged(error) if !is_absent(&error) => error.into(),
+            Failure::Unchanged(error) | Failure::Torn(error)
+                if error.is_refusal() && !error.is_full() =>
+            {
+                tracing::warn!(%error, path = %to, "not patched");
+                self.not_patched(to)
+            }
+            Failure::Unchanged(error) | Failure::Torn(error) => error.into(),
+            Failure::Foreign => {
+                tracing::warn!(path = %to, "another program writes into it; not patched");
+                self.not_patched(to)
+            }
         }
     }
 

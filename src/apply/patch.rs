@@ -1,19 +1,24 @@
 //! Staged patches: how they are read, and written into the file on the drive.
 //!
 //! A patch is written in place, so between its first write and the next sync the file is neither
-//! the old version nor the new one. Before the first write a note in the staging directory is
-//! durable ([`note_begun`]). What a crash leaves:
-//! - *no note*: the file is as it was. It must still be what the batch expects, as any file that a
-//!   batch replaces;
-//! - *a note*: any sector of the patched blocks may be old, new, or lost, the size anything from
-//!   the old to the new one, the time anything. If the rest of the file with the blocks of the
-//!   patch has the hash of the new content ([`Patch::completes`]), the patch is written again, as
-//!   often as needed. Otherwise the file is another one, or damaged, and is replaced as a whole
-//!   from the SSD;
-//! - *all of it written, not confirmed*: the file has the new content, and nothing is left to do.
+//! the old version nor the new one. Three steps, each durable before the next begins:
+//! 1. a note in the staging directory ([`note_begun`]);
+//! 2. what the file grows by ([`Patch::grow`]). If there is no space for it, the file gets its old
+//!    size again, and none of the old bytes has been touched ([`Failure::Unchanged`]);
+//! 3. the blocks that are written over ([`Patch::write`]). Right before each of them is written, it
+//!    is compared with the marks of its old sectors: what another program has written there a
+//!    moment ago is left alone ([`Failure::Foreign`]).
 //!
-//! What the file grows by is written first: if there is no space for it, the file gets its old size
-//! again, and none of the old bytes has been touched ([`Failure::Unchanged`]).
+//! The notes go when all of it is durable and compared ([`forget_begun`]), before the record goes.
+//!
+//! What a crash leaves:
+//! - *no note*: the file is as it was, or has the new content. It must still be what the batch
+//!   expects, as any file that a batch replaces;
+//! - *a note*: each sector of the patched blocks is old or new. Only if none is new may something
+//!   be missing of what the file grows by. If this is so, and the rest of the file with the blocks
+//!   of the patch has the hash of the new content ([`Patch::completes`]), the patch is written
+//!   again, as often as needed. Otherwise others have written into the file: it is kept as theirs,
+//!   and ours is written whole from the SSD.
 
 use crate::core::{BatchNo, ContentHash, FileKind, Metadata, RelPath, Timestamp};
 use crate::drive::{
@@ -22,8 +27,10 @@ use crate::drive::{
 };
 use crate::error::Result;
 use crate::format::layout;
-use crate::format::patch::{Block, FRAME_BYTES, HEADER_BYTES, Header, Order};
-use crate::format::steps::{FileContent, PatchFile, SlotNo};
+use crate::format::patch::{
+    Block, FRAME_BYTES, HEADER_BYTES, Header, MARK_BYTES, Order, SECTOR, mark_of,
+};
+use crate::format::steps::{AttributeStep, FileContent, PatchFile, PlaceStep, SlotNo, Steps};
 
 /// Bytes of unchanged parts that are read at a time.
 const BUFFER: usize = 1 << 20;
@@ -33,26 +40,29 @@ pub(crate) struct Patch {
     file: Box<dyn ReadFile>,
     path: RelPath,
     header: Header,
-    /// The blocks, with the places of their bytes in the patch.
+    /// The blocks, with the places of their marks in the patch.
     blocks: Vec<(Block, u64)>,
 }
 
 /// Why a patch was not written.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The bytes of the file are as they were.
+    /// The bytes of the file are as they were before this step.
     Unchanged(BackendError),
     /// Some of the blocks may have been written.
     Torn(BackendError),
+    /// Another program has written into the file. Some of the blocks may have been written before
+    /// that was seen.
+    Foreign,
 }
 
-impl Failure {
-    /// Returns the error of the backend.
-    pub(crate) fn error(self) -> BackendError {
-        match self {
-            Failure::Unchanged(error) | Failure::Torn(error) => error,
-        }
-    }
+/// What is known of the file before it is compared with a patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// No block of it has been written.
+    No,
+    /// An earlier attempt may have written any of them.
+    Maybe,
 }
 
 /// How a patch is opened: as any file, or past every cache.
@@ -117,7 +127,7 @@ impl Patch {
             }
             at += FRAME_BYTES as u64;
             blocks.push((block, at));
-            at += u64::from(block.length);
+            at += header.mark_bytes(&block) as u64 + u64::from(block.length);
         }
         if at != wanted.size || order.end().is_err() {
             return Ok(None);
@@ -130,48 +140,201 @@ impl Patch {
         }))
     }
 
-    /// Returns whether the file at `target` with the blocks of the patch has the bytes of
-    /// `content`. False also if there is no such file.
+    /// Returns whether the patch makes `content` of the file at `target`, and others have written
+    /// nothing into it: the file with the blocks of the patch has the bytes of `content`, and each
+    /// block is what it was before, or what an interrupted attempt leaves of it. False also if
+    /// there is no such file.
     ///
     /// # Errors
     /// If the backend fails.
     pub(crate) fn completes(
         &self,
-        backend: &dyn Backend,
-        open: &Open,
+        (backend, open): (&dyn Backend, &Open),
         target: &RelPath,
         content: &FileContent,
+        begun: Begun,
     ) -> Result<bool> {
-        if self.header.new_size != content.size {
+        let header = &self.header;
+        let sizes = header.old_size..=header.new_size;
+        if header.new_size != content.size {
             return Ok(false);
         }
-        match backend.metadata(target) {
-            // A longer one has been written by others.
-            Ok(meta) if meta.kind == FileKind::Regular && meta.size <= content.size => {}
+        let size = match backend.metadata(target) {
+            Ok(meta) if meta.kind == FileKind::Regular && sizes.contains(&meta.size) => meta.size,
             Err(error) if !is_absent(&error) => return Err(error.into()),
             _ => return Ok(false),
-        }
+        };
         let file = open(backend, target)?;
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; BUFFER];
+        let mut buffers = Buffers::new(header);
+        let mut unchanged = vec![0; BUFFER];
         let mut at = 0;
+        let mut seen = Seen::default();
         for (block, place) in &self.blocks {
-            if !hash_range(&*file, target, (at, block.offset), &mut buffer, &mut hasher)? {
+            let before = (at, block.offset);
+            if !hash_range(&*file, target, before, &mut unchanged, &mut hasher)?
+                || !self.read_block(block, *place, &mut buffers)?
+                || !self.look_at(&*file, target, block, &mut buffers, &mut seen)?
+            {
                 return Ok(false);
             }
-            let bytes = &mut buffer[..block.length as usize];
-            if !self.read_block(block, *place, bytes)? {
-                return Ok(false);
-            }
-            hasher.update(bytes);
+            hasher.update(&buffers.new);
             at = block.offset + u64::from(block.length);
         }
         let rest = (at, content.size);
-        let is_there = hash_range(&*file, target, rest, &mut buffer, &mut hasher)?;
-        Ok(is_there && ContentHash(*hasher.finalize().as_bytes()) == content.hash)
+        let is_there = hash_range(&*file, target, rest, &mut unchanged, &mut hasher)?;
+        let is_it = is_there && ContentHash(*hasher.finalize().as_bytes()) == content.hash;
+        Ok(is_it && self.may_be_left(size, seen, begun))
     }
 
-    /// Writes all blocks into the file at `target`, which had `before`, and sets its time. Durable
+    /// Returns whether an attempt that came as far as `begun` says leaves a file of `size` bytes in
+    /// which this was `seen`.
+    fn may_be_left(&self, size: u64, seen: Seen, begun: Begun) -> bool {
+        let header = &self.header;
+        match begun {
+            Begun::No => !seen.has_new && size == header.old_size,
+            // What the file grows by is durable before any old byte is written over.
+            Begun::Maybe if seen.has_new => size == header.new_size && !seen.lacks_growth,
+            // It grows by whole blocks, of which the file system may keep the first sectors.
+            Begun::Maybe => {
+                let is_size = size == header.old_size || size == header.new_size;
+                is_size || size.is_multiple_of(SECTOR as u64)
+            }
+        }
+    }
+
+    /// Compares a block in `file`, which is open at `target`, with what it may be. Returns false if
+    /// a sector of it, as far as the file had it before, is neither old nor new.
+    fn look_at(
+        &self,
+        file: &dyn ReadFile,
+        target: &RelPath,
+        block: &Block,
+        buffers: &mut Buffers,
+        seen: &mut Seen,
+    ) -> crate::drive::Result<bool> {
+        let Buffers { marks, new, there } = buffers;
+        there.resize(block.length as usize, 0);
+        let got = (file.read_at(there, block.offset))
+            .map_err(|source| BackendError::new("read", target, source))?;
+        let old = self.header.old_part(block);
+        if got < old {
+            return Ok(false);
+        }
+        seen.lacks_growth |= there[old..got] != new[old..];
+        let sectors = there[..old].chunks(SECTOR).zip(new[..old].chunks(SECTOR));
+        for ((is, will_be), mark) in sectors.zip(marks.chunks(MARK_BYTES)) {
+            if mark_of(is) == *mark {
+                continue;
+            }
+            if is != will_be {
+                return Ok(false);
+            }
+            seen.has_new = true;
+        }
+        Ok(true)
+    }
+
+    /// Returns whether no sector of the old bytes has been written over. What follows them may be
+    /// anything.
+    fn is_untouched(&self, backend: &dyn Backend, target: &RelPath) -> crate::drive::Result<bool> {
+        let file = backend.open(target)?;
+        let mut buffers = Buffers::new(&self.header);
+        let mut seen = Seen::default();
+        for (block, place) in &self.blocks {
+            if !self.read_block(block, *place, &mut buffers)?
+                || !self.look_at(&*file, target, block, &mut buffers, &mut seen)?
+                || seen.has_new
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns whether all blocks are in the file at `target`.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub(crate) fn is_written(
+        &self,
+        (backend, open): (&dyn Backend, &Open),
+        target: &RelPath,
+    ) -> Result<bool> {
+        if backend.metadata(target)?.size != self.header.new_size {
+            return Ok(false);
+        }
+        let file = open(backend, target)?;
+        let mut buffer = Vec::new();
+        for (block, _) in &self.blocks {
+            buffer.resize(block.length as usize, 0);
+            let is_whole = read_all(&*file, target, &mut buffer, block.offset)?;
+            if !is_whole || blake3::hash(&buffer) != block.hash.0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns whether the file becomes longer.
+    pub(crate) fn grows(&self) -> bool {
+        self.header.new_size > self.header.old_size
+    }
+
+    /// Writes what the file at `target`, which had the time `before`, grows by. Its time stays so.
+    /// Must be durable before [`Patch::write`].
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub(crate) fn grow(
+        &self,
+        backend: &dyn Backend,
+        target: &RelPath,
+        before: Timestamp,
+    ) -> std::result::Result<(), Failure> {
+        if !self.grows() {
+            return Ok(());
+        }
+        let mut file = backend.modify(target).map_err(Failure::Unchanged)?;
+        let Err(error) = self.write_growth(backend, (&mut *file, target)) else {
+            return file
+                .finish(before)
+                .map_err(|source| Failure::Torn(BackendError::new(CLOSE, target, source)));
+        };
+        // An earlier attempt may have come further: then the file keeps its size.
+        let is_untouched = matches!(self.is_untouched(backend, target), Ok(true));
+        let old = self.header.old_size;
+        let undone = is_untouched
+            && file
+                .set_size(old)
+                .and_then(|()| file.finish(before))
+                .is_ok();
+        // Nothing may get the clusters that it has given back before they are durably free.
+        Err(match undone && backend.sync().is_ok() {
+            true => Failure::Unchanged(error),
+            false => Failure::Torn(error),
+        })
+    }
+
+    /// Takes back, durably, what [`Patch::grow`] has done to the file at `target`, none of whose
+    /// old bytes has been written over. It has the time `before` again.
+    ///
+    /// # Errors
+    /// If the backend refuses, or fails.
+    pub(crate) fn shrink(
+        &self,
+        backend: &dyn Backend,
+        target: &RelPath,
+        before: Timestamp,
+    ) -> crate::drive::Result<()> {
+        let mut file = backend.modify(target)?;
+        file.set_size(self.header.old_size)
+            .and_then(|()| file.finish(before))
+            .map_err(|source| BackendError::new(CLOSE, target, source))?;
+        backend.sync()
+    }
+
+    /// Writes all blocks over the old bytes of the file at `target`, and sets its time. Durable
     /// after the next sync.
     ///
     /// # Errors
@@ -180,64 +343,115 @@ impl Patch {
         &self,
         backend: &dyn Backend,
         target: &RelPath,
-        before: Timestamp,
         modified: Timestamp,
     ) -> std::result::Result<(), Failure> {
         let mut file = backend.modify(target).map_err(Failure::Unchanged)?;
-        let old = self.header.old_size;
-        let grow = self.write_parts(backend, (&mut *file, target), (old, u64::MAX));
-        if let Err(error) = grow {
-            let undone = file.set_size(old).and_then(|()| file.finish(before));
-            // Nothing may get the clusters that it has given back before they are durably free.
-            return Err(match undone.is_ok() && backend.sync().is_ok() {
-                true => Failure::Unchanged(error),
-                false => Failure::Torn(error),
-            });
-        }
-        self.write_parts(backend, (&mut *file, target), (0, old))
+        let there = backend.open(target).map_err(Failure::Unchanged)?;
+        let mut buffers = Buffers::new(&self.header);
+        // Until something has been written.
+        let mut failure: fn(BackendError) -> Failure = Failure::Unchanged;
+        for (block, place) in &self.blocks {
+            let old = self.header.old_part(block);
+            if old == 0 {
+                continue;
+            }
+            self.read_whole_block(block, *place, &mut buffers)
+                .map_err(failure)?;
+            let looked = self.look_at(&*there, target, block, &mut buffers, &mut Seen::default());
+            if !looked.map_err(failure)? {
+                return Err(Failure::Foreign);
+            }
+            failure = Failure::Torn;
+            write_relieved(
+                backend,
+                (&mut *file, target),
+                &buffers.new[..old],
+                block.offset,
+            )
             .map_err(Failure::Torn)?;
+        }
         file.finish(modified)
             .map_err(|source| Failure::Torn(BackendError::new(CLOSE, target, source)))
     }
 
-    /// Writes the parts of all blocks that are within `range`.
-    fn write_parts(
+    fn write_growth(
         &self,
         backend: &dyn Backend,
         (file, target): (&mut dyn ModifyFile, &RelPath),
-        (from, to): (u64, u64),
     ) -> crate::drive::Result<()> {
-        let mut buffer = vec![0; self.header.block as usize];
+        let mut buffers = Buffers::new(&self.header);
         for (block, place) in &self.blocks {
-            let end = block.offset + u64::from(block.length);
-            let (first, last) = (block.offset.max(from), end.min(to));
-            if first >= last {
+            let old = self.header.old_part(block);
+            if old == block.length as usize {
                 continue;
             }
-            let bytes = &mut buffer[..block.length as usize];
-            let damaged = || std::io::Error::from_raw_os_error(libc::EIO);
-            match self.read_block(block, *place, bytes) {
-                Ok(true) => {}
-                Ok(false) => return Err(BackendError::new("read", &self.path, damaged())),
-                Err(error) => return Err(error),
-            }
-            // Both are within the block.
-            let part = (first - block.offset) as usize..(last - block.offset) as usize;
-            write_relieved(backend, (&mut *file, target), &bytes[part], first)?;
+            self.read_whole_block(block, *place, &mut buffers)?;
+            let at = block.offset + old as u64;
+            write_relieved(backend, (&mut *file, target), &buffers.new[old..], at)?;
         }
         Ok(())
     }
 
-    /// Reads the bytes of a block. Returns false if they are not those that it should have.
+    fn read_whole_block(
+        &self,
+        block: &Block,
+        place: u64,
+        buffers: &mut Buffers,
+    ) -> crate::drive::Result<()> {
+        match self.read_block(block, place, buffers)? {
+            true => Ok(()),
+            false => {
+                let damaged = std::io::Error::from_raw_os_error(libc::EIO);
+                Err(BackendError::new("read", &self.path, damaged))
+            }
+        }
+    }
+
+    /// Reads the marks and the new bytes of a block. Returns false if the bytes are not those that
+    /// it should have.
     fn read_block(
         &self,
         block: &Block,
         place: u64,
-        bytes: &mut [u8],
+        buffers: &mut Buffers,
     ) -> crate::drive::Result<bool> {
-        let is_whole = read_all(&*self.file, &self.path, bytes, place)?;
-        Ok(is_whole && blake3::hash(bytes) == block.hash.0)
+        let Buffers { marks, new, .. } = buffers;
+        marks.resize(self.header.mark_bytes(block), 0);
+        new.resize(block.length as usize, 0);
+        let is_whole = read_all(&*self.file, &self.path, marks, place)?
+            && read_all(&*self.file, &self.path, new, place + marks.len() as u64)?;
+        Ok(is_whole && blake3::hash(new) == block.hash.0)
     }
+}
+
+/// One block at a time.
+struct Buffers {
+    /// The marks of its old sectors.
+    marks: Vec<u8>,
+    /// Its new bytes.
+    new: Vec<u8>,
+    /// Its bytes in the file.
+    there: Vec<u8>,
+}
+
+impl Buffers {
+    fn new(header: &Header) -> Buffers {
+        let block = header.block as usize;
+        Buffers {
+            marks: Vec::with_capacity(block / SECTOR * MARK_BYTES),
+            new: Vec::with_capacity(block),
+            there: Vec::with_capacity(block),
+        }
+    }
+}
+
+/// What the blocks of a file have shown so far.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// An old sector has been written over.
+    has_new: bool,
+    /// Something is missing of what the file grows by.
+    lacks_growth: bool,
 }
 
 /// Writes `data`; if the backend is full, again after it has given up held space.
@@ -310,6 +524,75 @@ pub(crate) fn note_begun(
     }
 }
 
+/// Removes the notes of the patches of a batch, all of which are durable in their files, and syncs.
+/// From then on what others write into these files is no longer taken for a part of a patch. It
+/// comes before the record is removed: a note without a record says that the drive has lost the
+/// record.
+///
+/// # Errors
+/// If the backend fails. A note that it refuses to remove stays.
+pub(crate) fn forget_begun(
+    backend: &dyn Backend,
+    batch: BatchNo,
+    steps: &Steps<FileContent>,
+) -> crate::drive::Result<()> {
+    let mut is_any = false;
+    for step in &steps.place {
+        let PlaceStep::Patch { slot, .. } = step else {
+            continue;
+        };
+        match backend.remove_file(&layout::begun_path(batch, *slot)) {
+            Err(error) if is_absent(&error) => {}
+            Err(error) if error.is_refusal() => {
+                tracing::debug!(%error, "the note of a patch stays");
+            }
+            removed => {
+                removed?;
+                is_any = true;
+            }
+        }
+    }
+    match is_any {
+        true => backend.sync(),
+        false => Ok(()),
+    }
+}
+
+/// Permission bits of others, and those that give a program its owner's rights.
+const OTHERS: u32 = 0o077;
+const SET_IDS: u32 = 0o6000;
+
+/// Who a file belongs to, and who may read it. `None` where the backend does not keep it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    pub(crate) mode: Option<u32>,
+    pub(crate) owner: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
+impl Access {
+    /// Returns what a batch with these steps gives to the file at `path`.
+    pub(crate) fn given(attributes: &[AttributeStep], path: &RelPath) -> Access {
+        let step = attributes.iter().find(|step| step.path == *path);
+        Access {
+            mode: step.and_then(|step| step.mode),
+            owner: step.and_then(|step| step.owner),
+            group: step.and_then(|step| step.group),
+        }
+    }
+
+    /// Returns whether the file that was `found` may get the new bytes before it gets these
+    /// attributes: it has the owner that it is to have, and shows them to nobody who may not read
+    /// them afterwards.
+    pub(crate) fn may_be_given_later(&self, found: &Metadata) -> bool {
+        let shows_more = (self.mode).is_some_and(|mode| found.permissions & OTHERS & !mode != 0);
+        let has_set_ids = (self.mode).is_some_and(|mode| (found.permissions | mode) & SET_IDS != 0);
+        let is_anothers = self.owner.is_some_and(|uid| uid != found.uid)
+            || self.group.is_some_and(|gid| gid != found.gid);
+        !shows_more && !has_set_ids && !is_anothers
+    }
+}
+
 /// Returns whether `found` is a file that could be patched: a regular one with one name.
 pub(crate) fn may_be_patched(found: &Metadata) -> bool {
     found.kind == FileKind::Regular && found.nlink <= 1
@@ -319,7 +602,7 @@ pub(crate) fn may_be_patched(found: &Metadata) -> bool {
 mod tests {
     use super::*;
     use crate::drive::faulty::FaultyBackend;
-    use crate::drive::memory::{CHANGED, MemNode, MemoryBackend, MemoryOptions};
+    use crate::drive::memory::{MemNode, MemoryBackend, MemoryOptions};
     use crate::drive::mounted::MountedDir;
 
     const BLOCK: usize = 4096;
@@ -355,6 +638,9 @@ mod tests {
                     hash: hash(bytes),
                 };
                 out.extend_from_slice(&block.encode());
+                let before = old.get(at..).unwrap_or_default();
+                let before = &before[..before.len().min(bytes.len())];
+                out.extend(before.chunks(SECTOR).flat_map(mark_of));
                 out.extend_from_slice(bytes);
             }
         }
@@ -376,6 +662,36 @@ mod tests {
             hash: hash(patch),
         };
         Patch::open(backend, &usual, &path, &wanted).unwrap()
+    }
+
+    /// Writes all of a patch.
+    fn write(
+        patch: &Patch,
+        backend: &dyn Backend,
+        target: &RelPath,
+    ) -> std::result::Result<(), Failure> {
+        patch.grow(backend, target, BEFORE)?;
+        let written = patch.write(backend, target, TIME);
+        written.map_err(|failure| match failure {
+            Failure::Unchanged(error) if patch.grows() => {
+                match patch.shrink(backend, target, BEFORE) {
+                    Ok(()) => Failure::Unchanged(error),
+                    Err(_) => Failure::Torn(error),
+                }
+            }
+            failure => failure,
+        })
+    }
+
+    fn completes(
+        patch: &Patch,
+        backend: &dyn Backend,
+        target: &RelPath,
+        new: &[u8],
+        begun: Begun,
+    ) -> bool {
+        let by = (backend, &usual as &Open);
+        patch.completes(by, target, &content(new), begun).unwrap()
     }
 
     fn file(backend: &MemoryBackend, path: &RelPath) -> (Vec<u8>, Timestamp) {
@@ -406,44 +722,107 @@ mod tests {
             let backend = MemoryBackend::new(MemoryOptions::exfat_like());
             let target = put(&backend, "f", &old);
             let patch = opened(&backend, &between(&old, &new)).expect("a patch");
+            assert!(completes(&patch, &backend, &target, &new, Begun::No));
             for _ in 0..2 {
-                let is_it = patch.completes(&backend, &usual, &target, &content(&new));
-                assert!(is_it.unwrap());
-                patch.write(&backend, &target, BEFORE, TIME).unwrap();
+                assert!(completes(&patch, &backend, &target, &new, Begun::Maybe));
+                write(&patch, &backend, &target).unwrap();
                 assert_eq!(file(&backend, &target), (new.clone(), TIME));
+                assert!(patch.is_written((&backend, &usual), &target).unwrap());
             }
+            let is_same = old == new;
+            assert_eq!(
+                completes(&patch, &backend, &target, &new, Begun::No),
+                is_same
+            );
         }
     }
 
-    /// Torn in every way that a crash may leave: any of the blocks, any size in between.
+    /// Torn in every way that a crash may leave: any of the sectors, and, before any of them is
+    /// written, any size in between.
     #[test]
-    fn a_torn_file_is_completed_and_one_that_differs_elsewhere_is_not() {
+    fn a_torn_file_is_completed_and_one_that_others_have_written_into_is_not() {
         for (old, new) in pairs() {
             let backend = MemoryBackend::new(MemoryOptions::exfat_like());
             let patch = opened(&backend, &between(&old, &new)).expect("a patch");
-            for size in [old.len(), old.len().midpoint(new.len()), new.len()] {
-                let mut torn = old.clone();
-                torn.resize(size, 0);
-                for (block, _) in &patch.blocks {
-                    let at = block.offset as usize + 1;
-                    if at < torn.len() {
-                        torn[at] ^= 0xff;
-                    }
+            let is_it = |torn: &[u8], begun| {
+                let target = put(&backend, "f", torn);
+                completes(&patch, &backend, &target, &new, begun)
+            };
+            for garbage in [0, 0xaa] {
+                for end in (old.len()..=new.len()).step_by(SECTOR).chain([new.len()]) {
+                    let mut grown = old.clone();
+                    grown.resize(end, garbage);
+                    let is_size = [old.len(), new.len()].contains(&end) || end % SECTOR == 0;
+                    assert_eq!(is_it(&grown, Begun::Maybe), is_size, "{end}");
+                    assert_eq!(is_it(&grown, Begun::No), end == old.len(), "{end}");
                 }
-                let target = put(&backend, "f", &torn);
-                let completes = |to: &RelPath| {
-                    let is_it = patch.completes(&backend, &usual, to, &content(&new));
-                    is_it.unwrap()
-                };
-                assert!(completes(&target));
-                if patch.blocks.len() < new.len().div_ceil(BLOCK) {
-                    torn[7] ^= 1;
-                    assert!(!completes(&put(&backend, "f", &torn)));
-                    assert!(!completes(&put(&backend, "f", &torn[..7])));
-                }
-                assert!(!completes(&RelPath::fixed("nothing")));
             }
+            for step in 1..4 {
+                let mut torn = new.clone();
+                for at in (0..old.len()).step_by(step * SECTOR) {
+                    let end = (at + SECTOR).min(old.len());
+                    torn[at..end].copy_from_slice(&old[at..end]);
+                }
+                assert!(is_it(&torn, Begun::Maybe));
+            }
+            // As if somebody had written into it, in a part that is patched and in any other.
+            for at in (0..old.len()).step_by(300) {
+                for torn in [&old, &new] {
+                    let mut theirs = torn.clone();
+                    theirs[at] ^= 0x55;
+                    assert!(!is_it(&theirs, Begun::Maybe), "{at}");
+                    assert!(!is_it(&theirs, Begun::No), "{at}");
+                }
+            }
+            if let Some(less) = old.len().checked_sub(1) {
+                assert!(!is_it(&old[..less], Begun::Maybe));
+            }
+            let more = [&new[..], b"x"].concat();
+            assert!(!is_it(&more, Begun::Maybe));
+            let nothing = RelPath::fixed("nothing");
+            assert!(!completes(&patch, &backend, &nothing, &new, Begun::Maybe));
         }
+    }
+
+    /// The old bytes are written over only when all that the file grows by is durable.
+    #[test]
+    fn a_file_with_new_blocks_that_lacks_what_it_grows_by_was_written_by_others() {
+        let (old, new) = pairs().remove(2);
+        let backend = MemoryBackend::new(MemoryOptions::exfat_like());
+        let patch = opened(&backend, &between(&old, &new)).expect("a patch");
+        let last = new.len() - 1;
+        for torn in [&new[..new.len() - SECTOR], &[&new[..last], b"x"].concat()] {
+            let target = put(&backend, "f", torn);
+            assert!(!completes(&patch, &backend, &target, &new, Begun::Maybe));
+        }
+    }
+
+    #[test]
+    fn what_others_write_before_a_block_is_written_over_is_left_alone() {
+        let (old, new) = pairs().remove(2);
+        let backend = MemoryBackend::new(MemoryOptions::exfat_like());
+        let patch = opened(&backend, &between(&old, &new)).expect("a patch");
+        let mut theirs = old;
+        theirs[BLOCK + 1000] ^= 1;
+        let target = put(&backend, "f", &theirs);
+        let failed = write(&patch, &backend, &target).unwrap_err();
+        assert!(matches!(failed, Failure::Foreign), "{failed:?}");
+        let there = file(&backend, &target).0;
+        assert_eq!(there[..theirs.len()], theirs);
+    }
+
+    /// An earlier attempt has come further: then the old version is nowhere.
+    #[test]
+    fn a_file_that_is_partly_new_keeps_its_size_when_there_is_no_space_left() {
+        let (old, new) = pairs().remove(2);
+        let memory = MemoryBackend::new(MemoryOptions::exfat_like());
+        let faulty = FaultyBackend::new(memory.clone());
+        let patch = opened(&faulty, &between(&old, &new)).expect("a patch");
+        let target = put(&memory, "f", &new);
+        faulty.refuse("write", target.clone(), libc::ENOSPC);
+        let failed = patch.grow(&faulty, &target, BEFORE).unwrap_err();
+        assert!(matches!(failed, Failure::Torn(error) if error.is_full()));
+        assert_eq!(file(&memory, &target), (new, BEFORE));
     }
 
     #[test]
@@ -492,13 +871,9 @@ mod tests {
         let backend = MemoryBackend::new(MemoryOptions::exfat_like());
         let target = put(&backend, "f", &old);
         let patch = opened(&backend, &wrong).expect("its own hash is right");
-        assert!(
-            !patch
-                .completes(&backend, &usual, &target, &content(&new))
-                .unwrap()
-        );
-        let failed = patch.write(&backend, &target, BEFORE, TIME).unwrap_err();
-        assert!(matches!(failed, Failure::Torn(_)));
+        assert!(!completes(&patch, &backend, &target, &new, Begun::Maybe));
+        let failed = write(&patch, &backend, &target).unwrap_err();
+        assert!(matches!(failed, Failure::Unchanged(_)));
         assert_eq!(file(&backend, &target).0, old);
     }
 
@@ -513,7 +888,7 @@ mod tests {
             });
             let target = put(&backend, "f", &old);
             let patch = opened(&backend, &patch).expect("a patch");
-            let failed = patch.write(&backend, &target, BEFORE, TIME).unwrap_err();
+            let failed = write(&patch, &backend, &target).unwrap_err();
             assert!(matches!(failed, Failure::Unchanged(error) if error.is_full()));
             assert_eq!(file(&backend, &target), (old.clone(), BEFORE));
         }
@@ -529,7 +904,7 @@ mod tests {
             let patch = opened(&faulty, &between(&old, &new)).expect("a patch");
             let at = faulty.calls() + n;
             faulty.fail_at(at, libc::EIO);
-            let written = patch.write(&faulty, &target, BEFORE, TIME);
+            let written = write(&patch, &faulty, &target);
             let over = faulty.calls() < at;
             faulty.heal();
             match written {
@@ -537,12 +912,45 @@ mod tests {
                 Err(Failure::Unchanged(_)) => {
                     assert_eq!(file(&memory, &target), (old.clone(), BEFORE));
                 }
-                Err(Failure::Torn(_)) => assert_eq!(file(&memory, &target).1, CHANGED),
+                Err(Failure::Torn(_)) => {
+                    assert!(completes(&patch, &memory, &target, &new, Begun::Maybe));
+                }
+                Err(Failure::Foreign) => panic!("nobody else has written"),
             }
             if over {
                 break;
             }
         }
+    }
+
+    #[test]
+    fn a_file_that_shows_its_bytes_to_others_or_is_anothers_is_not_patched() {
+        let backend = MemoryBackend::new(MemoryOptions::linux_like());
+        let found = backend.metadata(&put(&backend, "f", b"old")).unwrap();
+        let path = RelPath::fixed("f");
+        let given = |mode, owner| {
+            let mut step = AttributeStep::new(path.clone());
+            (step.mode, step.owner) = (mode, owner);
+            Access::given(&[step], &path).may_be_given_later(&found)
+        };
+        let same = found.permissions;
+        assert!(given(None, None));
+        assert!(given(Some(same), Some(found.uid)));
+        assert!(
+            given(Some(same | 0o077), None),
+            "they may read it afterwards"
+        );
+        assert!(!given(Some(same), Some(found.uid + 1)));
+        assert!(!given(Some(same | 0o4000), None));
+        let shown = Metadata {
+            permissions: 0o604,
+            ..found.clone()
+        };
+        let step = AttributeStep {
+            mode: Some(0o600),
+            ..AttributeStep::new(path.clone())
+        };
+        assert!(!Access::given(&[step], &path).may_be_given_later(&shown));
     }
 
     #[test]
@@ -561,12 +969,12 @@ mod tests {
         let patch = opened(&backend, &between(&old, &new)).expect("a patch");
         for path in ["link", "way/secret", "hard", "dir", "pipe", "nothing"] {
             let target = RelPath::fixed(path);
-            let failed = patch.write(&backend, &target, BEFORE, TIME).unwrap_err();
+            let failed = write(&patch, &backend, &target).unwrap_err();
             assert!(matches!(failed, Failure::Unchanged(_)), "{path}");
         }
         assert_eq!(std::fs::read(&secret).unwrap(), old);
         let plain = put(&backend, "plain", &old);
-        patch.write(&backend, &plain, BEFORE, TIME).unwrap();
+        write(&patch, &backend, &plain).unwrap();
         assert_eq!(std::fs::read(dir.path().join("plain")).unwrap(), new);
     }
 }

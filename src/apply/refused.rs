@@ -33,6 +33,9 @@ pub(crate) enum Why {
     Errno(i32),
     /// The errno of the backend's error for a further name of a file.
     Link(i32),
+    /// The errno of the backend's error for a patch, or for the whole file in its place. Some of
+    /// the patch may have been written.
+    Patch(i32),
     /// The file that has the name could not be removed.
     Occupied,
     /// The directory of the name is not there.
@@ -45,12 +48,13 @@ impl Why {
     /// Returns why the backend has refused `step`, from its `error`.
     pub(crate) fn of<C>(steps: &Steps<C>, step: StepNo, error: &BackendError) -> Why {
         let errno = errno_of(error);
+        let step = match step {
+            StepNo::Place(number) => steps.place.get(number),
+            StepNo::Clear(_) => None,
+        };
         match step {
-            StepNo::Place(number)
-                if matches!(steps.place.get(number), Some(PlaceStep::Link { .. })) =>
-            {
-                Why::Link(errno)
-            }
+            Some(PlaceStep::Link { .. }) => Why::Link(errno),
+            Some(PlaceStep::Patch { .. }) => Why::Patch(errno),
             _ => Why::Errno(errno),
         }
     }

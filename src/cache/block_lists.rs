@@ -12,8 +12,8 @@
 //! name and renamed. A crash leaves the old file, the new one, or one whose checksum is wrong.
 //!
 //! Blocks have 64 KiB to 1 MiB, so that a file of up to 8 GiB has at most 8192: a change of a few
-//! bytes costs about 1/8192 of the file twice (staged, then written), and a list about 1/32768 of
-//! it on the SSD. Smaller blocks would make lists of large media expensive, larger ones small
+//! bytes reads about 1/8192 of the file from the drive, and a list takes about 1/32768 of it on the
+//! SSD. Smaller blocks would make lists of large media expensive, larger ones the reading for small
 //! changes of databases.
 
 use std::fs::{self, FileTimes};
@@ -29,6 +29,9 @@ const MOST: u64 = 256 << 20;
 
 /// The longest list that is read or written, in bytes: of a file of 1 TiB.
 const LONGEST: u64 = 64 << 20;
+
+/// The most blocks of a list. The hashes of more are not kept, also not in memory.
+pub const MOST_BLOCKS: u64 = (LONGEST - (HEADER + HASH) as u64) / HASH as u64;
 
 /// The most blocks of a file, unless even the largest blocks are more.
 const BLOCKS: u64 = 8192;

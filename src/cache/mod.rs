@@ -9,7 +9,7 @@ pub mod private;
 mod reserve;
 mod store;
 
-pub use block_lists::{BlockList, BlockLists, Cutter, block_size};
+pub use block_lists::{BlockList, BlockLists, Cutter, MOST_BLOCKS, block_size};
 pub use damage::Damage;
 #[doc(hidden)]
 #[cfg(any(test, feature = "testing"))]

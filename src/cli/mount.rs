@@ -80,10 +80,10 @@ pub struct MountArgs {
     /// When to read back what was written to the drive, past the kernel's memory, and compare it
     #[arg(long, value_enum, default_value_t)]
     verify: Verify,
-    /// What to write of large files in which little has changed: "never" less than all, or "auto":
-    /// only the changed blocks. If the drive is pulled out while blocks are written into a file, it
-    /// is neither the old nor the new version until the drive is back. It is new: failure-model.md
-    /// says what it does not guard against yet
+    /// What to write of large files in which little has changed: "auto": only the changed blocks,
+    /// or "never" less than all. If the drive is pulled out while blocks are written into a file,
+    /// it is neither the old nor the new version until the drive is back, or `ferryfs recover` was
+    /// run
     #[arg(long, value_enum, default_value_t)]
     delta: DeltaMode,
     /// Keep what flushes replace and delete on the drive, in .ferryfs/versions, for `ferryfs
@@ -678,7 +678,7 @@ mod tests {
             },
             io_timeout: Duration::from_secs(10),
             io: IoMode::Auto,
-            delta: DeltaMode::Never,
+            delta: DeltaMode::Auto,
             versions: VersionOptions::default(),
             hold_if: None,
             fuse: FuseOptions::default(),
@@ -705,7 +705,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --wait-closed --io-timeout 1.5s --io daemon \
-             --verify after-flush --delta auto --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
+             --verify after-flush --delta never --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
              --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-attention date --hook-timeout 5s \
              --local tmp/ --local *.part --pin *.nfo --expire tmp/=1d --evict-after 7d \
              --versions --versions-keep last=1 --versions-share 5% --versions-exclude *.tmp --versions-exclude a/ --hold-if 30% \
@@ -750,7 +750,7 @@ mod tests {
             evict_after: Some(Duration::from_secs(7 * 86_400)),
         };
         assert_eq!(options.live.keeping, keeping);
-        assert_eq!(options.delta, DeltaMode::Auto);
+        assert_eq!(options.delta, DeltaMode::Never);
         let versions = VersionOptions {
             is_on: true,
             keep: Keep {

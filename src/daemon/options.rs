@@ -292,9 +292,9 @@ pub enum Verify {
 pub enum DeltaMode {
     /// Where little has changed, only the changed blocks, into the file on the drive. A crash in
     /// the moment of writing leaves the file torn until the batch is finished.
+    #[default]
     Auto,
     /// Always whole, as a new file that replaces the old one.
-    #[default]
     Never,
 }
 

@@ -86,6 +86,8 @@ struct Counter {
     calls: u64,
     fault: Option<Fault>,
     lie: bool,
+    /// The file whose writes alone are corrupted.
+    lie_in: Option<RelPath>,
     full_from: Option<u64>,
     refusal: Option<Refusal>,
     interlude: Option<(u64, Interlude)>,
@@ -135,6 +137,11 @@ enum CallVerdict {
 struct Switch(Arc<Mutex<Counter>>);
 
 impl Switch {
+    fn lies_in(&self, path: &RelPath) -> bool {
+        let counter = self.0.lock();
+        counter.lie || counter.lie_in.as_ref() == Some(path)
+    }
+
     fn next(&self, operation: &'static str, path: &RelPath) -> CallVerdict {
         let (verdict, interlude) = {
             let mut counter = self.0.lock();
@@ -290,6 +297,11 @@ impl<B> FaultyBackend<B> {
     /// Turns silent corruption on or off: the first byte of each append to a file is then changed.
     pub fn lie(&self, lie: bool) {
         self.switch.0.lock().lie = lie;
+    }
+
+    /// The same for the writes to one file only.
+    pub fn lie_in(&self, path: Option<RelPath>) {
+        self.switch.0.lock().lie_in = path;
     }
 
     /// Returns the number of calls so far, including failed ones.
@@ -519,7 +531,7 @@ struct FaultyWriter<F: ?Sized> {
 
 impl WriteFile for FaultyWriter<dyn WriteFile> {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
-        let lie = self.switch.0.lock().lie;
+        let lie = self.switch.lies_in(&self.path);
         let (switch, path) = (&self.switch, &self.path);
         switch.io(WRITE, path, || match data.split_first() {
             Some((first, rest)) if lie => {
@@ -543,7 +555,7 @@ impl WriteFile for FaultyWriter<dyn WriteFile> {
 impl ModifyFile for FaultyWriter<dyn ModifyFile> {
     /// As for an append; a change within the file takes no space.
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
-        let lie = self.switch.0.lock().lie;
+        let lie = self.switch.lies_in(&self.path);
         let (switch, path) = (&self.switch, &self.path);
         switch.io(WRITE, path, || match data.split_first() {
             Some((first, rest)) if lie => {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::apply::journal::Journal;
 use crate::apply::named_conflicts;
+use crate::apply::patch;
 use crate::apply::place::Manners;
 use crate::apply::refused::is_local;
 use crate::apply::staging::{discard, make_own_dirs};
@@ -389,6 +390,7 @@ impl BatchWriter<'_> {
             if self.wish.verify {
                 verify::placed(self.backend, self.active.batch, steps, &applied)?;
             }
+            patch::forget_begun(self.backend, self.active.batch, steps)?;
             (self.progress)(phase(Phase::Confirm));
             report.left_behind.extend(applied.surprises());
             let refused = refused_names(&self.parts.index, journal, &applied)?;

@@ -32,6 +32,7 @@ use crate::format::record::BatchRecord;
 use crate::format::steps::{ClearStep, PlaceStep};
 use crate::index::Index;
 use crate::recovery::interrupted::{Found, read_record};
+use crate::recovery::locate::is_any_begun;
 
 /// Key of the index's setting that names the batch of ours whose record is torn.
 const TORN: &str = "torn_record";
@@ -119,6 +120,14 @@ impl Leftovers {
                     keep(&record, &left)?;
                 }
                 return self.clean_up(backend, batch, &left);
+            }
+            // Another machine's, whose record the drive has lost: it can finish the batch.
+            Found::Nothing
+                if !self.batches.lock().contains(&batch) && is_any_begun(backend, batch)? =>
+            {
+                tracing::warn!(%batch, "the drive has lost the record of a batch of another \
+                    machine while blocks were written into large files; its staging directory is \
+                    left as it is");
             }
             Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
             Found::Torn if self.is_our_torn(batch)? => {

@@ -7,7 +7,7 @@
 //! | none | any | any | given up: it was never committed |
 //! | there | none, but a receipt of another machine | any | accepted as that machine left it |
 //! | there | ours, or torn | any | finished from the journal |
-//! | there | none | there | finished from the journal: the record was lost later |
+//! | there | none | there, or a note of a patch | finished from the journal: the record was lost later |
 //! | there | none, or of another cache | none | given up: it was never committed |
 //!
 //! [`OpenBatch`] and [`JournaledBatch`] are values of one recovery. What they conclude is in the
@@ -30,6 +30,7 @@ use crate::format::layout;
 use crate::index::{ActiveBatch, BatchEnd};
 use crate::plan::touched::Touched;
 use crate::recovery::interrupted::{Found, done_path, read_record};
+use crate::recovery::locate::is_any_begun;
 use crate::recovery::replay::{Redo, Ssd};
 use crate::sys;
 
@@ -107,6 +108,8 @@ impl OpenBatch<'_> {
             // Applying had begun, so there was a record, and it was lost. The files that were set
             // aside belong under their new names.
             Found::Nothing if exists(backend, &layout::barrier_path(active.batch))? => batch.redo(),
+            // The same, without a barrier; a file may be in the middle of its patch.
+            Found::Nothing if is_any_begun(backend, active.batch)? => batch.redo(),
             _ => flusher.give_up_interrupted(backend, active.batch),
         }
     }

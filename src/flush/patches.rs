@@ -1,45 +1,46 @@
 //! Large files of which little has changed: only the changed blocks are staged, as a patch, and
-//! written into the file on the drive after the commit ([`crate::apply::patch`]).
+//! written into the file on the drive after the commit ([`crate::apply::patch`]). The hashes that
+//! are kept are of large blocks; of one that has changed the old bytes are on the drive, so that
+//! the patch needs only the parts of it that differ.
 //!
 //! A file is patched only if nothing speaks against it. In doubt it is written whole:
 //! - its blocks on the drive are known ([`crate::cache::BlockLists`]), of the very content that the
 //!   index has there. The blocks that would be written over are read from the drive and compared:
 //!   others may have changed them without changing size or time;
-//! - less than half of it differs, and it has not become smaller (freed clusters could be given
-//!   away before a sync);
+//! - less than half of it differs, in no more blocks than a patch may have, and it has not become
+//!   smaller (freed clusters could be given away before a sync);
 //! - its name stays where it is. Neither the mount nor the drive has a further name of it, and no
 //!   program reads the old version under another inode;
 //! - the file on the drive can be opened for writing, and its present mode shows its bytes to
 //!   nobody who may not read them afterwards.
 //!
 //! The list of the new content is written when it is staged. It is found by that content only, so
-//! it says nothing before the index notes that the drive has it.
+//! it says nothing before the index notes that the drive has it. A file that has outgrown its
+//! blocks gets a list of larger ones with its next patch: the patch reads all of it in any case.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::apply::patch::may_be_patched;
-use crate::apply::staging::{BUFFER, EMPTY, Source};
-use crate::cache::{BlockList, BlockLists, Cutter, block_size};
-use crate::core::{Capabilities, ContentHash, Metadata, RelPath, Timestamp};
+use crate::apply::patch::{Access, may_be_patched};
+use crate::apply::staging::{EMPTY, Source};
+use crate::cache::{BlockList, BlockLists, Cutter, MOST_BLOCKS, block_size};
+use crate::core::{Capabilities, ContentHash, RelPath, Timestamp};
 use crate::drive::{Backend, BackendError, CLOSE, ReadFile, WRITE, WriteFile};
 use crate::error::{FlushError, Result};
 use crate::flush::FlusherParts;
 use crate::flush::diff::Gathered;
 use crate::flush::expectations::Before;
-use crate::format::patch::{Block, FRAME_BYTES, Header};
+use crate::format::patch::{
+    Block, FRAME_BYTES, Header, MARK_BYTES, MAX_BLOCK, MAX_BLOCKS, MIN_BLOCK, SECTOR, mark_of,
+};
 use crate::format::steps::{ClearStep, FileContent, PatchFile, PlaceStep, PlainKind, SlotNo};
 use crate::index::{Inode, PlacedEntry};
 use crate::plan::planner::{Plan, StageSource};
 
 /// Smaller files are written whole: a patch costs a few calls more than a file.
 const SMALLEST: u64 = 8 << 20;
-
-/// Permission bits of others, and those that give a program its owner's rights.
-const OTHERS: u32 = 0o077;
-const SET_IDS: u32 = 0o6000;
 
 /// Which files are patched, and what is known of their blocks.
 #[derive(Clone, Debug)]
@@ -81,7 +82,11 @@ impl Patching {
 
     /// Returns whether the blocks of a staged file of `size` bytes are to be kept.
     fn keeps(&self, source: &StageSource, size: u64) -> bool {
-        self.is_on && size >= self.smallest && matches!(source, StageSource::Object { .. })
+        let blocks = size.div_ceil(u64::from(self.block(size)));
+        self.is_on
+            && size >= self.smallest
+            && blocks <= MOST_BLOCKS
+            && matches!(source, StageSource::Object { .. })
     }
 
     fn block(&self, size: u64) -> u32 {
@@ -126,7 +131,7 @@ impl Patching {
     }
 }
 
-/// The blocks of a file as it is written.
+/// The blocks of a file as it is written. Beyond the most that a list may have they are not kept.
 struct Hashes {
     cutter: Cutter,
     hashes: Vec<ContentHash>,
@@ -144,7 +149,9 @@ impl Hashes {
         let hashes = &mut self.hashes;
         let fed: std::result::Result<(), std::convert::Infallible> =
             self.cutter.feed(bytes, |block| {
-                hashes.push(hash_of(block));
+                if hashes.len() as u64 <= MOST_BLOCKS {
+                    hashes.push(hash_of(block));
+                }
                 Ok(())
             });
         let Ok(()) = fed;
@@ -293,7 +300,7 @@ fn is_open_to(
 ) -> bool {
     let looked = backend.metadata(to).and_then(|found| {
         let is_it = may_be_patched(&found) && found.size == entry.size;
-        if !is_it || !keeps_attributes(&found, inode, capabilities) {
+        if !is_it || !access_of(inode, capabilities).may_be_given_later(&found) {
             return Ok(false);
         }
         // A new file has none, so that a batch does not set an empty list.
@@ -312,13 +319,14 @@ fn is_open_to(
     })
 }
 
-/// Returns whether the file on the drive has the owner that it is to have, and shows its bytes to
-/// nobody who may not read them afterwards.
-fn keeps_attributes(found: &Metadata, inode: &Inode, capabilities: &Capabilities) -> bool {
-    let shows_more = capabilities.permissions && found.permissions & OTHERS & !inode.mode != 0;
-    let has_set_ids = (found.permissions | inode.mode) & SET_IDS != 0;
-    let is_anothers = capabilities.owners && (found.uid, found.gid) != (inode.uid, inode.gid);
-    !shows_more && !has_set_ids && !is_anothers
+/// Returns who is to have access to the file of `inode`, as far as the drive keeps that. Right
+/// before the file is patched the same is compared with what the batch sets.
+fn access_of(inode: &Inode, capabilities: &Capabilities) -> Access {
+    Access {
+        mode: capabilities.permissions.then_some(inode.mode),
+        owner: capabilities.owners.then_some(inode.uid),
+        group: capabilities.owners.then_some(inode.gid),
+    }
 }
 
 /// Stages the difference of one file.
@@ -346,11 +354,18 @@ struct Writing<'a> {
     written: u64,
     /// The hashes of the new blocks.
     hashes: Vec<ContentHash>,
+    /// Of larger blocks, if the file has outgrown the old ones.
+    larger: Option<Hashes>,
     offset: u64,
+    /// The blocks in the patch.
+    count: u64,
     changed: u64,
     most: u64,
     /// The file is better written whole.
     is_given_up: bool,
+    /// Bytes of a block of the patch: a part of one of the list.
+    part: u32,
+    /// A block as the drive has it.
     buffer: Vec<u8>,
 }
 
@@ -369,6 +384,8 @@ impl PatchStager<'_> {
         let Ok(there) = self.backend.open(self.target) else {
             return Ok(None);
         };
+        let wanted = self.patching.block(self.size);
+        let larger = (wanted > old.block).then_some(wanted);
         let mut writing = Writing {
             old: &old,
             there,
@@ -377,14 +394,17 @@ impl PatchStager<'_> {
             hasher: blake3::Hasher::new(),
             written: 0,
             hashes: Vec::new(),
+            larger: larger.map(Hashes::new),
             offset: 0,
+            count: 0,
             changed: 0,
             most: self.size / 2,
             is_given_up: false,
-            buffer: vec![0; usize::try_from(old.block).unwrap_or(BUFFER)],
+            part: part_size(self.size).min(old.block),
+            buffer: Vec::new(),
         };
         let header = Header {
-            block: old.block,
+            block: writing.part,
             old_size: old.size,
             new_size: self.size,
         };
@@ -418,7 +438,7 @@ impl PatchStager<'_> {
         };
         let (patch, hashes) = writing.finish(self.modified)?;
         self.patching.lists.write(&BlockList {
-            block: old.block,
+            block: wanted.max(old.block),
             size,
             content: hash,
             hashes,
@@ -431,34 +451,74 @@ impl Writing<'_> {
     /// Takes the next block of the new content.
     fn block(&mut self, bytes: &[u8]) -> Result<()> {
         let (offset, hash) = (self.offset, hash_of(bytes));
-        let before = self.old.hashes.get(self.hashes.len());
+        let before = self
+            .old
+            .hashes
+            .get((offset / u64::from(self.old.block)) as usize);
         self.offset += bytes.len() as u64;
-        self.hashes.push(hash);
+        match &mut self.larger {
+            Some(larger) => larger.feed(bytes),
+            None => self.hashes.push(hash),
+        }
         if before == Some(&hash) {
             return Ok(());
         }
+        let is_known = match before {
+            Some(old) => self.read_old(offset, old),
+            None => {
+                self.buffer.clear();
+                true
+            }
+        };
+        if !is_known {
+            return Err(self.give_up());
+        }
+        let old = std::mem::take(&mut self.buffer);
+        let part = self.part as usize;
+        for (number, bytes) in bytes.chunks(part).enumerate() {
+            let at = number * part;
+            let old = &old[at.min(old.len())..(at + bytes.len()).min(old.len())];
+            if old != bytes {
+                self.part(offset + at as u64, old, bytes)?;
+            }
+        }
+        self.buffer = old;
+        Ok(())
+    }
+
+    /// Takes a part of the new content that differs from the `old` bytes there.
+    fn part(&mut self, offset: u64, old: &[u8], bytes: &[u8]) -> Result<()> {
         self.changed += bytes.len() as u64;
-        if self.changed > self.most || !before.is_none_or(|old| self.is_there(offset, old)) {
-            self.is_given_up = true;
-            let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
-            return Err(BackendError::new(WRITE, self.path, source).into());
+        self.count += 1;
+        if self.changed > self.most || self.count > MAX_BLOCKS {
+            return Err(self.give_up());
         }
         let block = Block {
             offset,
             length: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
-            hash,
+            hash: hash_of(bytes),
         };
         self.put(&block.encode())?;
+        let marks: Vec<u8> = old.chunks(SECTOR).flat_map(mark_of).collect();
+        self.put(&marks)?;
         self.put(bytes)
     }
 
-    /// Returns whether the drive has the block that it should have at `offset`.
-    fn is_there(&mut self, offset: u64, hash: &ContentHash) -> bool {
-        let length = (self.old.size - offset).min(self.buffer.len() as u64);
-        // It is not more than the buffer.
-        let bytes = &mut self.buffer[..length as usize];
-        let is_there = matches!(self.there.read_at(bytes, offset), Ok(got) if got == bytes.len())
-            && hash_of(bytes) == *hash;
+    fn give_up(&mut self) -> FlushError {
+        self.is_given_up = true;
+        let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
+        BackendError::new(WRITE, self.path, source).into()
+    }
+
+    /// Reads the block that the file has at `offset` into the buffer. Returns false if it is not
+    /// the one that the drive should have there.
+    fn read_old(&mut self, offset: u64, hash: &ContentHash) -> bool {
+        let length = (self.old.size - offset).min(u64::from(self.old.block));
+        // It is not more than a block.
+        self.buffer.resize(length as usize, 0);
+        let read = self.there.read_at(&mut self.buffer, offset);
+        let is_there =
+            matches!(read, Ok(got) if got == self.buffer.len()) && hash_of(&self.buffer) == *hash;
         if !is_there {
             tracing::warn!(patch = %self.path, "a block on the drive is not what it was; the file \
                 is written whole");
@@ -475,6 +535,7 @@ impl Writing<'_> {
         Ok(())
     }
 
+    /// Returns the patch, and the hashes of the blocks of the new content.
     fn finish(self, modified: Timestamp) -> Result<(PatchFile, Vec<ContentHash>)> {
         self.to
             .finish(modified)
@@ -483,12 +544,38 @@ impl Writing<'_> {
             size: self.written,
             hash: ContentHash(*self.hasher.finalize().as_bytes()),
         };
-        Ok((patch, self.hashes))
+        let hashes = self.larger.map_or(self.hashes, Hashes::end);
+        Ok((patch, hashes))
     }
+}
+
+/// Returns the bytes of a block of a patch for a file of `size` bytes: the smallest of which a
+/// patch of half of the file has no more than it may have.
+fn part_size(size: u64) -> u32 {
+    let mut part = MIN_BLOCK;
+    while part < MAX_BLOCK && (size / 2).div_ceil(u64::from(part)) > MAX_BLOCKS {
+        part *= 2;
+    }
+    part
 }
 
 /// Returns the most bytes of a patch for a file of `size` bytes.
 pub(super) fn most_bytes(size: u64) -> u64 {
     let half = size / 2;
-    half.saturating_add(half / u64::from(crate::format::patch::MIN_BLOCK) * FRAME_BYTES as u64)
+    half.saturating_add(half / u64::from(MIN_BLOCK) * FRAME_BYTES as u64)
+        .saturating_add(half / SECTOR as u64 * MARK_BYTES as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_patch_are_as_small_as_their_number_allows() {
+        assert_eq!(part_size(0), 4096);
+        assert_eq!(part_size(8 << 30), 4096);
+        assert_eq!(part_size((8 << 30) + 8192), 8192);
+        assert_eq!(part_size(50 << 30), 32 << 10);
+        assert_eq!(part_size(u64::MAX), MAX_BLOCK);
+    }
 }

@@ -73,11 +73,48 @@ struct Need<'a> {
 /// The space that a batch may use.
 pub(super) struct Granted {
     /// What it must write beside its files.
-    pub(super) held: Held,
+    pub(super) held: Holding,
     /// It may use the reserve before its commit.
     pub(super) may_use_reserve: bool,
     /// The space on the drive beside it, as far as is known.
     pub(super) left: u64,
+}
+
+/// What a batch must hold for the part after its commit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Holding {
+    /// What that part needs, without patches.
+    later: u64,
+    /// The reserve that is there.
+    reserve: u64,
+    /// The reserve that is made.
+    wanted: u64,
+    /// The space beside the batch.
+    left: u64,
+    space: Space,
+    /// Blocks that are written over take new space.
+    copies_on_write: bool,
+}
+
+impl Holding {
+    /// Returns what the batch must write beside its files, if their patches write over `patched`
+    /// bytes.
+    pub(crate) fn beside(&self, patched: u64) -> Held {
+        let over = if self.copies_on_write { patched } else { 0 };
+        let later = self.later.saturating_add(over);
+        let left = self.left.saturating_sub(over);
+        Held {
+            spare: spare(later, self.reserve, left, &self.space),
+            reserve: self.wanted,
+        }
+    }
+}
+
+/// Returns whether blocks that are written over may need new space: on btrfs, bcachefs, ZFS and
+/// F2FS always, on XFS if other files share them, and behind a network or a pool anything may be.
+/// It is not so on exFAT, also in user space.
+fn copies_on_write(backend: &dyn Backend) -> bool {
+    backend.renames_atomically() || backend.links_may_be_copies()
 }
 
 impl<'a> Need<'a> {
@@ -323,9 +360,13 @@ pub(super) fn check(
     if need.total() <= available {
         let left = available - need.total();
         return Ok(Granted {
-            held: Held {
-                spare: spare(need.later, reserve, left, &space),
-                reserve: reserve::wanted(&space, reserve, left),
+            held: Holding {
+                later: need.later,
+                reserve,
+                wanted: reserve::wanted(&space, reserve, left),
+                left,
+                space,
+                copies_on_write: !bases.is_empty() && copies_on_write(backend),
             },
             may_use_reserve: need.makes_nothing,
             left,
@@ -336,7 +377,7 @@ pub(super) fn check(
     let usable = available.max(space.usable);
     if need.makes_nothing && need.total() <= usable.saturating_add(reserve) {
         return Ok(Granted {
-            held: Held::default(),
+            held: Holding::default(),
             may_use_reserve: true,
             left: 0,
         });
@@ -405,6 +446,31 @@ pub(super) fn keep_removals(gathered: &mut Gathered) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_blocks_are_not_written_over_in_place_their_space_is_held_as_well() {
+        const MIB: u64 = 1 << 20;
+        let holding = Holding {
+            later: MIB,
+            reserve: 2 * MIB,
+            wanted: 0,
+            left: 500 * MIB,
+            space: Space {
+                total: 1 << 30,
+                available: 500 * MIB,
+                usable: 500 * MIB,
+                unit: 4096,
+            },
+            copies_on_write: true,
+        };
+        assert_eq!(holding.beside(0).spare, 0);
+        assert_eq!(holding.beside(40 * MIB).spare, 41 * MIB);
+        let in_place = Holding {
+            copies_on_write: false,
+            ..holding
+        };
+        assert_eq!(in_place.beside(40 * MIB).spare, 0);
+    }
 
     #[test]
     fn a_spare_is_written_where_the_reserve_is_too_small_and_the_drive_may_be_filled() {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use crate::apply::explain::explain;
 use crate::apply::refused::{StepNo, Why, errno_of, is_local};
-use crate::apply::reserve::Held;
 use crate::apply::special_files;
 use crate::apply::staging::BUFFER;
 use crate::apply::staging::Source;
@@ -18,6 +17,7 @@ use crate::drive::{Backend, BackendError};
 use crate::error::{FlushError, Result};
 use crate::flush::patches::{Bases, PatchStager, Patching};
 use crate::flush::report::Wish;
+use crate::flush::space_check::Holding;
 use crate::format::layout;
 use crate::format::steps::{FileContent, Node, PatchFile, PlaceStep, SlotNo, Steps};
 use crate::format::versions::VersionList;
@@ -49,7 +49,7 @@ pub(crate) struct Stager<'a> {
     pub(crate) wish: &'a Wish,
     pub(crate) progress: &'a dyn Fn(Progress),
     /// Space that is held for the part after the commit.
-    pub(crate) held: Held,
+    pub(crate) held: Holding,
     pub(crate) patching: &'a Patching,
     /// The files that may be patched.
     pub(super) bases: &'a Bases,
@@ -136,7 +136,8 @@ impl Stager<'_> {
             return Err(FlushError::BadObjects(bad));
         }
         staged.keeps_versions = self.stage_versions(&staged.steps)?;
-        self.held.write(self.backend, self.batch)?;
+        let patched = patched_bytes(&staged.steps);
+        self.held.beside(patched).write(self.backend, self.batch)?;
         self.backend.sync()?;
         Ok(staged)
     }
@@ -320,6 +321,15 @@ impl Stager<'_> {
             other => other,
         })
     }
+}
+
+/// Returns the bytes of all patches.
+fn patched_bytes(steps: &Steps<FileContent>) -> u64 {
+    let patches = steps.place.iter().filter_map(|step| match step {
+        PlaceStep::Patch { patch, .. } => Some(patch.size),
+        _ => None,
+    });
+    patches.fold(0, u64::saturating_add)
 }
 
 /// What a user can do about a file that the SSD has lost.

@@ -11,13 +11,14 @@
 //!
 //! The blocks of a patch are written into its file after the commit only. Before the commit the
 //! patch is compared, and the file on the drive as it will be with it; after the sync that made the
-//! blocks durable, the whole file.
+//! blocks durable, the whole file. If that fails, the notes of the patches stay, and the replay
+//! reads back from the medium what it writes again.
 //!
 //! Reads bypass the kernel's page cache, see [`crate::drive::Backend::open_uncached`]. A cache in
 //! the drive's own electronics, or in a file system driver in user space, cannot be bypassed.
 
 use crate::apply::patch;
-use crate::apply::patch::Patch;
+use crate::apply::patch::{Begun, Patch};
 use crate::apply::refused::StepNo;
 use crate::apply::{Applied, special_files};
 use crate::core::{BatchNo, FileKind, Phase, Progress, RelPath};
@@ -84,7 +85,7 @@ pub(super) fn staged(
         let path = layout::patch_path(batch, slot);
         // The rest of the file is on the drive already, and is read as well.
         let is_right = match Patch::open(backend, &patch::uncached, &path, wanted)? {
-            Some(patch) => patch.completes(backend, &patch::uncached, to, content)?,
+            Some(patch) => patch.completes((backend, &patch::uncached), to, content, Begun::No)?,
             None => false,
         };
         if !is_right {

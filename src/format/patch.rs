@@ -1,18 +1,23 @@
 //! A staged patch: the blocks of a large file that a batch changes, in the batch's staging
 //! directory. The batch writes them into the file on the drive, which keeps its name.
 //!
-//! A patch is a header, and the changed blocks in ascending order, each with its place, its length
-//! and its hash before its bytes. The record has the size and the hash of the whole patch, so it
-//! needs no checksum of its own; the hash of a block serves the second reading, when the block is
-//! written. A file is cut into blocks of one size from its beginning; only the last may be shorter.
-//! What the file has beyond its old size is in the patch completely.
+//! A patch is a header, and the changed blocks in ascending order, each with its place, its length,
+//! its hash, and the marks of its old sectors before its bytes. The record has the size and the
+//! hash of the whole patch, so it needs no checksum of its own; the hash of a block serves the
+//! second reading, when the block is written. A file is cut into blocks of one size from its
+//! beginning; only the last may be shorter. What the file has beyond its old size is in the patch
+//! completely.
+//!
+//! A *mark* is the beginning of the hash of one sector as it was before. After a crash each sector
+//! of a block is the old one or the new one. The marks tell that from what another program has
+//! written there.
 //!
 //! `docs/on-drive-format.md` has the layout byte by byte.
 
 use crate::core::ContentHash;
 
 /// The format that this version writes and reads.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
 
 /// The first bytes of every patch.
 pub const MAGIC: [u8; 8] = *b"ferrypch";
@@ -20,8 +25,22 @@ pub const MAGIC: [u8; 8] = *b"ferrypch";
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 40;
 
-/// Bytes before the bytes of each block.
+/// Bytes before the marks of each block.
 pub const FRAME_BYTES: usize = 48;
+
+/// Bytes that a medium writes as a whole, from the beginning of a file on.
+pub const SECTOR: usize = 512;
+
+/// Bytes of the mark of a sector.
+pub const MARK_BYTES: usize = 8;
+
+/// What is known of an old sector.
+pub type Mark = [u8; MARK_BYTES];
+
+/// Returns the mark of a sector; of its part within the old file, if that ends in it.
+pub fn mark_of(sector: &[u8]) -> Mark {
+    array(&blake3::hash(sector).as_bytes()[..MARK_BYTES])
+}
 
 /// The smallest block, in bytes.
 pub const MIN_BLOCK: u32 = 4096;
@@ -107,6 +126,18 @@ impl Header {
         u32::try_from(rest).map_or(self.block, |rest| rest.min(self.block))
     }
 
+    /// Returns how many bytes of a block the file had before.
+    pub fn old_part(&self, block: &Block) -> usize {
+        let old = self.old_size.saturating_sub(block.offset);
+        // It is not more than the length of a block.
+        old.min(u64::from(block.length)) as usize
+    }
+
+    /// Returns how many bytes the marks of a block take.
+    pub fn mark_bytes(&self, block: &Block) -> usize {
+        self.old_part(block).div_ceil(SECTOR) * MARK_BYTES
+    }
+
     /// Returns the number of blocks that a patch must have because the file grows: they contain
     /// bytes beyond its old size.
     fn blocks_of_growth(&self) -> u64 {
@@ -118,7 +149,7 @@ impl Header {
     }
 }
 
-/// A block of a patch, without its bytes.
+/// A block of a patch, without its marks and bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
     /// Where it is in the file.
@@ -130,7 +161,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Encodes what is before the bytes of the block.
+    /// Encodes what is before the marks of the block.
     pub fn encode(&self) -> [u8; FRAME_BYTES] {
         let mut out = [0; FRAME_BYTES];
         out[..8].copy_from_slice(&self.offset.to_le_bytes());
@@ -139,7 +170,7 @@ impl Block {
         out
     }
 
-    /// Decodes what is before the bytes of a block. [`Order`] checks it.
+    /// Decodes what is before the marks of a block. [`Order`] checks it.
     ///
     /// # Errors
     /// If the reserved bytes are not zero.
@@ -306,6 +337,23 @@ mod tests {
         };
         assert_eq!(check(empty, &[]), Ok(()));
         assert_eq!(check(empty, &[block(0, 0)]), Err(PatchError::BadBlock));
+    }
+
+    #[test]
+    fn a_block_has_a_mark_for_each_sector_that_the_file_had() {
+        let marks = |old_size, block: Block| {
+            let header = Header { old_size, ..HEADER };
+            (
+                header.old_part(&block),
+                header.mark_bytes(&block) / MARK_BYTES,
+            )
+        };
+        assert_eq!(marks(10_000, block(4096, 4096)), (4096, 8));
+        assert_eq!(marks(10_000, block(8192, 4096)), (1808, 4));
+        assert_eq!(marks(8193, block(8192, 4096)), (1, 1));
+        assert_eq!(marks(8192, block(8192, 4096)), (0, 0));
+        assert_eq!(marks(10_000, block(12_288, 4096)), (0, 0));
+        assert_ne!(mark_of(&[0; SECTOR]), mark_of(&[1; SECTOR]));
     }
 
     #[test]

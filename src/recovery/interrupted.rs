@@ -24,6 +24,7 @@ use crate::format::record::{BatchRecord, RecordError};
 use crate::format::steps::{Node, PlaceStep};
 use crate::format::{layout, marker, record};
 use crate::plan::trust::{Author, Credentials, Trust};
+use crate::recovery::locate::is_any_begun;
 use crate::recovery::replay::Redo;
 use crate::sys;
 use crate::sys::behalf::OnBehalf;
@@ -382,6 +383,18 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
             Found::Record(record, trust) => {
                 left_behind = finish_alone(backend, record, *trust)?;
                 (true, totals(record))
+            }
+            // A patch was begun, so there was a record, and the drive has lost it.
+            Found::Nothing if is_any_begun(backend, batch)? => {
+                return Err(FlushError::Unfinished {
+                    batch,
+                    problem: format!(
+                        "the drive has lost its record while blocks were written into large \
+                         files; only the machine that wrote it can finish it (what it needs is in \
+                         {})",
+                        layout::staging_dir(batch)
+                    ),
+                });
             }
             Found::Nothing => {
                 discard(backend, &layout::staging_dir(batch))?;

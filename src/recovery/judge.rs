@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::apply::patch;
-use crate::apply::patch::Patch;
+use crate::apply::patch::{Access, Begun, Patch};
 use crate::apply::refused::StepNo;
 use crate::core::{Metadata, RelPath};
 use crate::error::{FlushError, Result};
@@ -49,9 +49,11 @@ pub(crate) enum Task {
     CopyApart,
     /// The blocks of its patch are written into the file under its name.
     Patch,
-    /// The patch could not be written, and the file that was written again from the SSD replaces
-    /// what is under the name.
+    /// The patch cannot be written: the whole file is written into its slot from the SSD, and
+    /// replaces what is under the name, which is the old version or a part of the new one.
     Replace,
+    /// The same, but others have written into what is under the name.
+    ReplaceTheirs,
     /// Its name has somebody else's file, which the patch does not fit, and the SSD is not at hand.
     LeaveTheirs,
     /// It is nowhere.
@@ -86,7 +88,9 @@ impl Redo<'_> {
                 is_there = is_there || self.state(place, found.as_ref(), file)? == State::Good;
             }
             let here = standing.locate_name(file.to);
-            if !is_there && self.judge_patch(file, &here, slots)?.is_none() {
+            let mut counts = Counts::default();
+            let judged = |counts: &mut Counts| self.judge_patch(file, &here, slots, counts);
+            if !is_there && judged(&mut counts)?.is_none() {
                 return Err(self.not_at_hand(file));
             }
         }
@@ -126,51 +130,74 @@ impl Redo<'_> {
         Ok(())
     }
 
-    /// Decides for a file of which there is a whole patch; `None` for any other, also for one that
-    /// was to be patched and has been written again from the SSD, as a whole, into its slot.
+    /// Decides for a file that is patched; `None` if it has to be judged as any other, because a
+    /// whole one may be in its slot or on its way from there.
     fn judge_patch(
         &self,
         file: &Wanted<'_>,
         here: &RelPath,
         slots: &Slots,
+        counts: &mut Counts,
     ) -> Result<Option<Task>> {
         let Some((wanted, content)) = file.patch else {
             return Ok(None);
         };
+        let staged = slots.newest(file.slot);
         let from = layout::patch_path(self.batch, file.slot);
-        let is_rebuilt = slots.newest(file.slot).is_some();
-        let Some(patch) = Patch::open(self.backend, &patch::usual, &from, wanted)? else {
-            return Ok(None);
-        };
+        let patch = Patch::open(self.backend, &patch::usual, &from, wanted)?;
         let found = look(self.backend, here)?;
+        let was_begun = slots.was_begun(file.slot);
         if self.state(here, found.as_ref(), file)? == State::Good {
             // After a failed sync the kernel still has bytes that the medium may lack. Written once
             // more, they are a part of the next sync.
-            let task = match slots.was_begun(file.slot) {
+            let task = match was_begun && patch.is_some() {
                 true => Task::Patch,
                 false => Task::Done,
             };
             // A rebuilt file may be under both names.
-            return Ok((!is_rebuilt).then_some(task));
+            return Ok(staged.is_none().then_some(task));
         }
-        let is_it = match (&found, self.known.replaced.get(&file.slot)) {
-            (Some(found), Some(expected)) if patch::may_be_patched(found) => {
-                slots.was_begun(file.slot) || self.placer().is_as_expected(here, found, expected)?
+        let begun = if was_begun { Begun::Maybe } else { Begun::No };
+        let is_ours = match (&found, &patch, self.known.replaced.get(&file.slot)) {
+            (Some(found), Some(patch), Some(expected)) if patch::may_be_patched(found) => {
+                (was_begun || self.placer().is_as_expected(here, found, expected)?)
+                    && patch.completes((self.backend, &patch::usual), here, content, begun)?
             }
+            // Its patch is lost.
+            (Some(found), None, Some(expected)) if !was_begun => {
+                self.placer().is_as_expected(here, found, expected)?
+            }
+            (None, ..) => true,
             _ => false,
         };
-        if is_it && patch.completes(self.backend, &patch::usual, here, content)? {
+        let is_open_to = |found: &Metadata| {
+            Access::given(&self.steps.attributes, file.to).may_be_given_later(found)
+        };
+        if is_ours && patch.is_some() && found.as_ref().is_some_and(is_open_to) {
             return Ok(Some(Task::Patch));
         }
-        if is_rebuilt {
+        let is_staged_whole = match &staged {
+            Some(path) => {
+                let found = look(self.backend, path)?;
+                self.state(path, found.as_ref(), file)? == State::Good
+            }
+            None => true,
+        };
+        let mut is_tangled = slots.all(file.slot).len() > 1
+            || slots.was_twin(file.slot)
+            || counts.of(self, here)? > 1;
+        for old in self.set_aside_for(file) {
+            is_tangled = is_tangled || look(self.backend, &old)?.is_some();
+        }
+        if is_tangled || !is_staged_whole {
             return Ok(None);
         }
-        let is_theirs = found.as_ref().is_some_and(|it| self.is_foreign(file, it));
-        Ok(match (self.is_kept(file.slot), is_theirs) {
-            (true, true) => Some(Task::RebuildAside),
-            (true, false) => Some(Task::Rebuild),
+        let has_whole = staged.is_some() || self.is_kept(file.slot);
+        Ok(match (has_whole, is_ours) {
+            (true, true) => Some(Task::Replace),
+            (true, false) => Some(Task::ReplaceTheirs),
             // A file that was begun, and that the patch does not complete, is damaged.
-            (false, true) if !slots.was_begun(file.slot) => Some(Task::LeaveTheirs),
+            (false, _) if !was_begun && patch.is_some() => Some(Task::LeaveTheirs),
             (false, _) => None,
         })
     }
@@ -183,7 +210,7 @@ impl Redo<'_> {
         slots: &Slots,
         counts: &mut Counts,
     ) -> Result<Task> {
-        if let Some(task) = self.judge_patch(file, here, slots)? {
+        if let Some(task) = self.judge_patch(file, here, slots, counts)? {
             return Ok(task);
         }
         let found = look(self.backend, here)?;

@@ -108,6 +108,11 @@ impl Slots {
         self.begun.contains(&slot)
     }
 
+    /// Returns whether any patch may have been begun.
+    pub(crate) fn is_any_begun(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
     /// Notes that nothing holds the content of `slot` any more.
     pub(crate) fn forget(&mut self, slot: SlotNo) {
         self.names.remove(&slot);
@@ -120,6 +125,21 @@ impl Slots {
         }
         let name = Name::new(name.as_bytes()).expect("names formed here are well formed");
         self.dir.join(&name)
+    }
+}
+
+/// Returns whether any patch of `batch` may have been begun, by the notes in its staging directory.
+/// They go before the record does, so without a record the drive has lost it.
+///
+/// # Errors
+/// If the backend fails.
+pub(crate) fn is_any_begun(backend: &dyn Backend, batch: BatchNo) -> Result<bool> {
+    match backend.read_dir(&layout::staging_dir(batch)) {
+        Ok(entries) => {
+            Ok((entries.iter()).any(|entry| layout::parse_begun_name(&entry.name).is_some()))
+        }
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`interrupted`] | a batch on a drive: reads its record, decides whether it was committed | the record |
 //! | [`replay`] | takes the steps of a committed batch again: [`clear`], [`judge`], [`take_away`], [`directories`], [`place`], [`nodes`] | staging, the SSD, what is at the old and new names |
+//! | [`patched`] | blocks that a batch writes into a file | the staged blocks, the SSD |
 //! | [`put_back`] | a refused move whose file was put back | the drive |
 //! | [`locate`] | which slots are filled, where a moved directory is | the drive |
 //! | [`cross_linked`] | a rename that left two names on the same clusters | a copy |
@@ -23,6 +24,7 @@ pub mod interrupted;
 pub(crate) mod judge;
 pub(crate) mod locate;
 pub(crate) mod nodes;
+pub(crate) mod patched;
 pub(crate) mod place;
 pub(crate) mod put_back;
 pub(crate) mod replay;

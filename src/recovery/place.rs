@@ -1,8 +1,6 @@
 //! Replays the second phase: every name gets its file from the batch.
 
 use crate::apply::blocked::note_blocked;
-use crate::apply::patch;
-use crate::apply::patch::Patch;
 use crate::apply::put_back::put_back;
 use crate::apply::refused::{StepNo, Why};
 use crate::apply::{Applied, allowed_attributes, follows_move, special_files};
@@ -69,7 +67,16 @@ impl Redo<'_> {
         self.backend.sync()?;
         self.untangle_placed(slots, &mut standing, applied)?;
         let restored = self.place_directories(slots, &mut standing, &mut blocked, applied)?;
-        for (file, task) in wanted.iter().zip(&mut tasks) {
+        if tasks.contains(&Task::Patch) {
+            let both = (&mut tasks[..], &mut seen[..]);
+            self.grow_patches(&wanted, both, (&blocked, slots), applied)?;
+        }
+        for ((file, task), seen) in wanted.iter().zip(&mut tasks).zip(&mut seen) {
+            let is_patched = matches!(task, Task::Patch | Task::Replace | Task::ReplaceTheirs);
+            if is_patched && blocked.why(file.to).is_none() {
+                self.write_patched(file, (task, seen), slots, applied)?;
+                continue;
+            }
             let written = match blocked.why(file.to) {
                 Some(why) => {
                     applied.refused.note(file.step(), file.to, why);
@@ -97,9 +104,11 @@ impl Redo<'_> {
         }
         // No name is given to bytes that may not be on the medium yet.
         self.backend.sync()?;
+        let both = (&mut tasks[..], &mut seen[..]);
+        self.check_patched(&wanted, both, slots, applied)?;
         self.name_restored(&restored, applied)?;
-        for (file, task) in wanted.iter().zip(&mut tasks) {
-            let named = self.give_name(file, *task, slots, applied);
+        for ((file, task), seen) in wanted.iter().zip(&mut tasks).zip(&seen) {
+            let named = self.give_name(file, (*task, seen.as_ref()), slots, applied);
             self.or_set_aside(file, task, named, applied)?;
             if *task == Task::Refused {
                 self.leave_as_it_was(file, slots, applied);
@@ -169,19 +178,8 @@ impl Redo<'_> {
         Ok(())
     }
 
-    /// Notes, durably, which patches may be written from now on. The sync after the removals makes
-    /// it so.
-    fn note_begun(&self, wanted: &[Wanted<'_>], tasks: &[Task], slots: &Slots) -> Result<()> {
-        for (file, task) in wanted.iter().zip(tasks) {
-            if *task == Task::Patch && !slots.was_begun(file.slot) {
-                patch::note_begun(self.backend, self.batch, file.slot)?;
-            }
-        }
-        Ok(())
-    }
-
     /// As [`Redo::or_refuse`] for a file that then needs nothing more.
-    fn or_set_aside(
+    pub(super) fn or_set_aside(
         &self,
         file: &Wanted<'_>,
         task: &mut Task,
@@ -277,7 +275,6 @@ impl Redo<'_> {
                     )));
                 }
             }
-            Task::Patch => self.write_patch(file, task, slots)?,
             Task::CopyApart => {
                 let mut names = slots.all(file.slot);
                 names.push(file.to.clone());
@@ -289,71 +286,10 @@ impl Redo<'_> {
         Ok(())
     }
 
-    /// Writes the patch of `file`. If the drive refuses that, and the SSD has the file, it is
-    /// written again as a whole, because what is under its name may be neither version.
-    fn write_patch(&self, file: &Wanted<'_>, task: &mut Task, slots: &mut Slots) -> Result<()> {
-        let error = match self.try_patch(file) {
-            Ok(()) => return Ok(()),
-            Err(FlushError::Backend(error))
-                if self.manners.is_local(self.backend, self.batch, &error)
-                    && !error.is_full()
-                    && self.is_kept(file.slot) =>
-            {
-                error
-            }
-            Err(error) => return Err(error),
-        };
-        tracing::warn!(%error, path = %file.to, "cannot be patched");
-        let path = match slots.newest(file.slot) {
-            Some(_) => slots.next_copy(file.slot),
-            None => layout::slot_path(self.batch, file.slot),
-        };
-        let wanted = file.content.unwrap_or(ExpectedFile::ANYTHING);
-        if self.rebuild(file.slot, &path, file.to, &wanted)? {
-            slots.only(file.slot, &path);
-            *task = Task::Replace;
-            return Ok(());
-        }
-        Err(error.into())
-    }
-
-    fn try_patch(&self, file: &Wanted<'_>) -> Result<()> {
-        let from = layout::patch_path(self.batch, file.slot);
-        let expected = self.known.replaced.get(&file.slot);
-        let (Some((wanted, content)), Some(expected)) = (file.patch, expected) else {
-            return Ok(());
-        };
-        let Some(opened) = Patch::open(self.backend, &patch::usual, &from, wanted)? else {
-            return Err(self.unfinished(format!("the staged patch of {} is damaged", file.to)));
-        };
-        let written = opened.write(self.backend, file.to, expected.modified, content.modified);
-        Ok(written.map_err(patch::Failure::error)?)
-    }
-
-    /// Puts the file that was written again in the place of the one that could not be patched.
-    fn replace_torn(
-        &self,
-        file: &Wanted<'_>,
-        slots: &mut Slots,
-        applied: &mut Applied,
-    ) -> Result<()> {
-        let from = slots
-            .newest(file.slot)
-            .ok_or_else(|| self.unfinished(format!("nothing is staged for {}", file.to)))?;
-        let torn = look(self.backend, file.to)?.map(|found| ExpectedFile {
-            size: found.size,
-            modified: found.modified,
-            hash: None,
-        });
-        (self.placer()).place(file.slot, &from, file.to, torn.as_ref(), applied)?;
-        slots.forget(file.slot);
-        Ok(())
-    }
-
     fn give_name(
         &self,
         file: &Wanted<'_>,
-        task: Task,
+        (task, seen): (Task, Option<&Metadata>),
         slots: &mut Slots,
         applied: &mut Applied,
     ) -> Result<()> {
@@ -365,11 +301,15 @@ impl Redo<'_> {
                 (self.placer()).place(file.slot, &from, file.to, None, applied)?;
                 slots.forget(file.slot);
             }
+            // It got its time with its last block. Another time is somebody else's change.
             Task::Patch => {
                 applied.garbage.extend(slots.all(file.slot));
                 slots.forget(file.slot);
+                return Ok(());
             }
-            Task::Replace => self.replace_torn(file, slots, applied)?,
+            Task::Replace | Task::ReplaceTheirs => {
+                self.replace_patched(file, (task, seen), slots, applied)?;
+            }
             Task::Refused => return Ok(()),
             Task::Vanished => {
                 self.keep_damaged(file, slots)?;

@@ -34,7 +34,9 @@ use crate::apply::move_backup::Tree;
 use crate::apply::place::{Manners, Placer};
 use crate::apply::refused::{StepNo, Why};
 use crate::apply::staging::{SlotSource, restage};
-use crate::apply::{Applied, mark_cleared, move_backup, read_mark, spare_slot};
+use crate::apply::{
+    Applied, mark_cleared, move_backup, patch, read_mark, refused_list, spare_slot,
+};
 use crate::cache::Store;
 use crate::catalog;
 use crate::core::{BatchNo, FileKind, Metadata, RelPath};
@@ -101,7 +103,7 @@ impl Redo<'_> {
         }
         let is_written = self.make_way_for_catalog(&mut applied)?;
         self.remove_near_copies()?;
-        match read_mark(self.backend, self.batch)? {
+        match self.read_mark(&slots)? {
             Some(refused) => {
                 // They were compared before the mark was made.
                 for (number, step) in self.steps.clear.iter().enumerate() {
@@ -125,7 +127,19 @@ impl Redo<'_> {
             self.write_catalog(&mut applied)?;
         }
         self.backend.sync()?;
+        patch::forget_begun(self.backend, self.batch, self.steps)?;
         Ok(applied)
+    }
+
+    /// Returns the clear steps that were refused, if clearing is over. A patch is begun after the
+    /// mark is durable: its note says the same if the drive has lost the mark.
+    fn read_mark(&self, slots: &Slots) -> Result<Option<Vec<StepNo>>> {
+        match read_mark(self.backend, self.batch)? {
+            None if self.steps.needs_barrier() && slots.is_any_begun() => {
+                refused_list::read(self.backend, &layout::refused_path(self.batch)).map(Some)
+            }
+            mark => Ok(mark),
+        }
     }
 
     /// Prepares the log of the catalog for the batch's segment. Returns true if nothing must be

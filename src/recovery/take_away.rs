@@ -44,6 +44,7 @@ impl Redo<'_> {
             }
             Task::Patch
             | Task::Replace
+            | Task::ReplaceTheirs
             | Task::LeaveTheirs
             | Task::CopyApart
             | Task::Vanished
@@ -57,6 +58,7 @@ impl Redo<'_> {
             Task::Done
             | Task::Patch
             | Task::Replace
+            | Task::ReplaceTheirs
             | Task::LeaveTheirs
             | Task::CopyApart
             | Task::Vanished

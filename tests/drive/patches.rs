@@ -38,7 +38,7 @@ fn a_small_change_in_a_large_file_costs_the_drive_little_and_arrives() {
     if !has("cmp") {
         return skip("there is no cmp");
     }
-    lab.mount(&["--delta", "auto"]);
+    lab.mount(&[]);
     let mut image = content(7, 64 << 20);
     fs::write(lab.m("image"), &image).expect("write the image");
     let whole = written_by(&lab, || drop(lab.flush()));
@@ -75,7 +75,7 @@ fn a_small_change_in_a_large_file_costs_the_drive_little_and_arrives() {
     same_time("image");
     // A new start knows the blocks as well, and without patches the file is written whole.
     lab.unmount();
-    lab.mount(&[]);
+    lab.mount(&["--delta", "never"]);
     let file = OpenOptions::new().write(true).open(lab.m("image"));
     file.and_then(|file| file.write_all_at(b"x", 5))
         .expect("change the image");
@@ -92,7 +92,7 @@ fn a_daemon_that_is_killed_while_it_patches_leaves_a_whole_file_after_the_next_s
     let Some(mut lab) = Lab::new(Backend::Exfat(256)) else {
         return;
     };
-    lab.mount(&["--delta", "auto"]);
+    lab.mount(&[]);
     let mut image = content(1, 32 << 20);
     fs::write(lab.m("image"), &image).expect("write the image");
     lab.flush();

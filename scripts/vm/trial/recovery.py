@@ -5,7 +5,7 @@ from . import world
 from .check import Found
 
 
-def look_at_drive(findings, repair):
+def look_at_drive(findings, repair, also=lambda place: None):
     """The drive before anything of ours has touched it: no partial file under a final name. What fsck.exfat says."""
     code, said = world.fsck()
     findings.note('fsck.exfat -n', 'exit code %d: %s' % (code, ' | '.join(said[:12])))
@@ -15,6 +15,7 @@ def look_at_drive(findings, repair):
         findings.add('broken', 'the drive before recovery', str(error))
     else:
         findings.whole(Found(world.RAW), 'the drive before recovery')
+        also(world.RAW)
         # A daemon may be looking whether it is its drive.
         busy = world.unmount(world.RAW)
         if busy:

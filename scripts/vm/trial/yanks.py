@@ -3,7 +3,8 @@
 Each round: operations, a flush, a yank at a chosen write of it, the drive back under another device node, fsck, mount,
 attach, recovery, flush. Whatever was acknowledged must be in the mount all the time, exactly. Two
 databases stay open and get rows all the time, also during the flushes: on the drive each must be
-whole, with each row that was acknowledged before the last flush began.
+whole, with each row that was acknowledged before the last flush began. A large file, of which
+little changes, is patched on the drive.
 """
 import random
 import subprocess
@@ -13,13 +14,14 @@ from . import lab, recovery, world
 from .check import Findings, Found
 from .database import Databases
 from .history import Log
+from .large import Large
 from .writer import Writer
 
 
 class Yanks:
     def __init__(self, name, seed, repair):
         self.findings, self.seed, self.repair = Findings(name, seed), seed, repair
-        self.flush_writes = 60          # how many writes a flush does, about; measured as it goes
+        self.flush_writes = 60          # how many writes a flush does, about; measured
         self.restart(seed)
 
     def restart(self, seed):
@@ -27,6 +29,22 @@ class Yanks:
         self.flushed = tree.copy()
         self.writer = Writer(world.LAB, tree, Log(lab.SHARE + '/yank.log', tree), seed)
         self.databases = Databases()
+        self.large = Large(random.Random(seed))
+        for _ in range(2):
+            self.whole_flush(random.Random('first %d' % seed))
+
+    def whole_flush(self, chance):
+        """A flush without a yank, to know how many writes one has that patches the large file."""
+        self.writer.run(15)
+        self.databases.add(3)
+        self.large.change(chance)
+        tree, rows, large = self.writer.tree, self.databases.state(), self.large.state()
+        before = lab.stat('usb')['writes']
+        recovery.flushed(self.findings, tree)
+        self.flush_writes = max(4, lab.stat('usb')['writes'] - before)
+        self.databases.flushed(rows)
+        self.large.flushed(large)
+        self.flushed = tree.copy()
 
     def round(self, number):
         chance = random.Random('%d %d' % (self.seed, number))
@@ -35,7 +53,8 @@ class Yanks:
         beside = chance.random() < 0.3
         self.writer.run(chance.randrange(8, 30))
         self.databases.add(3)
-        cut, rows = self.writer.tree.copy(), self.databases.state()
+        self.large.change(chance)
+        cut, rows, large = self.writer.tree.copy(), self.databases.state(), self.large.state()
         # The last third of the writes is where names are moved.
         share = chance.choice((chance.random(), chance.uniform(0.6, 1.05)))
         at = max(1, int(self.flush_writes * share))
@@ -43,19 +62,26 @@ class Yanks:
         self.findings.note('yank', 'lose=%s at write %d of about %d%s; flush ended with %s: %s' % (
             lose, at, self.flush_writes, ', writing beside it' if beside else '', code, said))
         trees = None if beside else [cut] if code == 0 else [self.flushed, cut]
+        may_be = {large, self.large.on_drive}
         if code == 0:
             self.databases.flushed(rows)
+            self.large.flushed(large)
+            may_be = {large}
         if code not in (0, 4) and fired:
             self.findings.note('flush', 'exit code %d on a yank' % code)
         self.away(chance)
-        self.back(chance, trees)
+        self.back(chance, trees, may_be)
         tree, rows = self.writer.tree, self.databases.state()
         self.databases.check_drive(self.findings, 'the drive after recovery')
+        self.large.check(self.findings, world.DRIVE, may_be, 'the drive after recovery')
         recovery.flushed(self.findings, tree)
         self.databases.flushed(rows)
         self.databases.check_drive(self.findings, 'the drive after the flush')
+        self.large.flushed(large)
+        self.large.check(self.findings, world.DRIVE, {large}, 'the drive after the flush')
         self.findings.same(Found(world.LAB), tree, 'the mount at the end')
         self.databases.check_mount(self.findings, 'the mount at the end')
+        self.large.check(self.findings, world.LAB, {large}, 'the mount at the end')
         self.flushed = tree.copy()
 
     def flush(self, at, lose, beside):
@@ -100,9 +126,9 @@ class Yanks:
         if busy:
             self.findings.add('broken', 'the dead file system of the drive', 'busy after 20 s: %s' % busy)
 
-    def back(self, chance, trees):
+    def back(self, chance, trees, large):
         lab.command('plug')
-        recovery.look_at_drive(self.findings, self.repair)
+        recovery.look_at_drive(self.findings, self.repair, lambda place: self.large.look(self.findings, place, large))
         world.mount_drive()
         if self.daemon_dies:
             world.start()

@@ -11,6 +11,7 @@ mod local;
 mod loss;
 mod parts;
 mod patched;
+mod patched_interrupted;
 mod refused;
 mod scene;
 mod ssd;

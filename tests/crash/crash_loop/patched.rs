@@ -20,7 +20,7 @@ use crate::engine::tree::assert_same;
 use crate::engine::{BLOCK, Engine, Kind, World};
 
 /// Bytes of which no two blocks are the same.
-fn bytes(seed: u64, blocks: usize, more: usize) -> Vec<u8> {
+pub(super) fn bytes(seed: u64, blocks: usize, more: usize) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let length = blocks * BLOCK as usize + more;
     (0..length).map(|_| rng.next() as u8).collect()
@@ -66,7 +66,7 @@ fn scene(kind: Kind) -> Scene {
 
 /// A scene with few steps: one patch within its file, one that lets it grow, and one other step of
 /// each phase.
-fn small_scene(kind: Kind) -> Scene {
+pub(super) fn small_scene(kind: Kind) -> Scene {
     let put = |engine: &Engine| {
         engine.put("image", &bytes(1, 4, 0));
         engine.put("log", &bytes(2, 3, 77));
@@ -82,7 +82,7 @@ fn small_scene(kind: Kind) -> Scene {
     scene_on(World::new(kind), put, change)
 }
 
-fn scene_on(world: World, put: impl Fn(&Engine), change: impl Fn(&Engine)) -> Scene {
+pub(super) fn scene_on(world: World, put: impl Fn(&Engine), change: impl Fn(&Engine)) -> Scene {
     let engine = world.start(false);
     put(&engine);
     let before = world.drive_tree();
@@ -237,7 +237,7 @@ fn a_recovery_of_patches_that_fails_as_well_is_taken_up_again() {
 }
 
 /// Writes into a file of the drive as another program does.
-fn scribble(drive: &impl Backend, path: &'static str, at: u64, bytes: &[u8]) {
+pub(super) fn scribble(drive: &impl Backend, path: &'static str, at: u64, bytes: &[u8]) {
     let mut file = drive.modify(&RelPath::fixed(path)).expect("open");
     file.write_at(bytes, at).expect("write");
     file.finish(CHANGED).expect("close");

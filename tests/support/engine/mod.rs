@@ -175,11 +175,13 @@ pub struct World {
     pub patches: bool,
     /// What batches keep of what they replace and remove.
     pub versions: VersionPolicy,
+    /// Bytes of a block of a patch.
+    pub block: u32,
     origin: [u8; 16],
     cache: TempDir,
 }
 
-/// Bytes of a block of a patch.
+/// Bytes of a block of a patch, unless a world has others.
 pub const BLOCK: u32 = 4096;
 
 /// Of every enrollment here.
@@ -218,6 +220,7 @@ impl World {
             may_set_aside: false,
             patches: true,
             versions: VersionPolicy::off(),
+            block: BLOCK,
             origin: *Uuid::new_v4().as_bytes(),
             cache: cache.expect("a temporary directory"),
         }
@@ -282,7 +285,7 @@ impl World {
             capabilities: self.kind.capabilities(),
             time_granularity_ns: self.kind.capabilities().time_granularity_ns,
             journals: journals.clone(),
-            patching: Patching::new(dir.join("blocks"), self.patches).sized(1, BLOCK),
+            patching: Patching::new(dir.join("blocks"), self.patches).sized(1, self.block),
             versions: self.versions.clone(),
             hold_if: None,
             hooks: Arc::new(FsHooks(fs.clone())),
