@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -40,6 +40,20 @@ fn name(lab: &Lab) -> String {
 
 fn setting<'a>(status: &'a Value, key: &str) -> &'a Value {
     &status["config"]["settings"][key]
+}
+
+#[test]
+fn the_configuration_of_a_whole_lab_is_right() {
+    let Some(lab) = plain() else { return };
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipes/lab.md");
+    let recipe = fs::read_to_string(recipe).expect("the recipe");
+    let block = recipe.split("```toml\n").nth(1).expect("a block");
+    configure(&lab, block.split("```").next().expect("its end"));
+    lab.ferryfs(&["config", "check"]).code(exit::DONE);
+    let shown = lab.ferryfs(&["config", "show"]).code(exit::DONE).stdout;
+    for said in ["drive.hdd", "drive.nas", "drive.tools", "*.crdownload"] {
+        assert!(shown.contains(said), "no {said} in {shown}");
+    }
 }
 
 #[test]
