@@ -706,7 +706,7 @@ mod tests {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --wait-closed --io-timeout 1.5s --io daemon \
              --verify after-flush --delta never --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
-             --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-attention date --hook-timeout 5s \
+             --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-batch id --on-attention date --hook-timeout 5s \
              --local tmp/ --local *.part --pin *.nfo --expire tmp/=1d --evict-after 7d \
              --versions --versions-keep last=1 --versions-share 5% --versions-exclude *.tmp --versions-exclude a/ --hold-if 30% \
              --no-protect-mountpoint -o allow_other -o noexec,suid --foreground rel /m",

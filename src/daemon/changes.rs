@@ -7,7 +7,10 @@
 //! | a crash | leaves | then |
 //! |---|---|---|
 //! | while the list is written | a temporary file, and an open batch | the recovery confirms the batch again, and writes the list again |
-//! | after the rename, before the end of the batch | the list, and an open batch | the same; the list is replaced by an equal one |
+//! | after the rename, before the end of the batch | the list, and an open batch | the same; the list is replaced |
+//!
+//! After an interruption a list may say of a file that others have changed meanwhile, and that the
+//! batch has put back, that it was removed: the recovery does not know which of the two happened.
 //!
 //! The head names the batch before it, so a list that is missing is noticed: it could not be
 //! written, or it was removed because all of them together have [`MOST_BYTES`]. The lock of

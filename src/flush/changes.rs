@@ -56,7 +56,8 @@ impl Change {
     }
 }
 
-/// Returns what a batch has changed, in the order of its steps: first what went away from a name.
+/// Returns what a batch has changed: first what was removed, then what was moved, under names of
+/// the tree before the batch, then what was written and what got other attributes.
 pub(super) fn changes_of(journal: &Journal, applied: &Applied) -> Vec<Change> {
     let steps = &journal.record.steps;
     let stayed: HashSet<&RelPath> = applied.kept.iter().chain(&applied.theirs).collect();
@@ -64,6 +65,8 @@ pub(super) fn changes_of(journal: &Journal, applied: &Applied) -> Vec<Change> {
         .chain(&applied.lost_dirs)
         .collect();
     let mut changes = Vec::new();
+    let mut moved = Vec::new();
+    let mut written = Vec::new();
     let mut detached: HashMap<SlotNo, (&RelPath, usize)> = HashMap::new();
     for (number, step) in steps.clear.iter().enumerate() {
         if applied.refused.has(StepNo::Clear(number)) || stayed.contains(step.path()) {
@@ -91,31 +94,30 @@ pub(super) fn changes_of(journal: &Journal, applied: &Applied) -> Vec<Change> {
                 };
                 let back = applied.refused.back.iter().find(|put| put.step == *clear);
                 let is_dir = *kind == PlainKind::Directory;
-                changes.extend(match back.map(|put| (&put.back, &put.path)) {
-                    Some((Back::There, _)) => None,
-                    Some((Back::LostFound, _)) => {
-                        Some(Change::new(ChangeKind::Removed, from, is_dir))
-                    }
-                    Some((_, now)) => Some(Change::moved(from, now, *kind)),
-                    None if is_refused || lost.contains(to) => {
-                        Some(Change::new(ChangeKind::Removed, from, is_dir))
-                    }
-                    None => Some(Change::moved(from, to, *kind)),
-                });
+                let gone = || Change::new(ChangeKind::Removed, from, is_dir);
+                match back.map(|put| (&put.back, &put.path)) {
+                    Some((Back::There, _)) => {}
+                    Some((Back::LostFound, _)) => changes.push(gone()),
+                    Some((_, now)) => moved.push(Change::moved(from, now, *kind)),
+                    None if is_refused || lost.contains(to) => changes.push(gone()),
+                    None => moved.push(Change::moved(from, to, *kind)),
+                }
             }
             _ if is_refused => {}
             PlaceStep::MakeDir { path } => {
-                changes.push(Change::new(ChangeKind::Written, path, true));
+                written.push(Change::new(ChangeKind::Written, path, true));
             }
             PlaceStep::Touch { path, .. } => {
-                changes.push(Change::new(ChangeKind::Attributes, path, false));
+                written.push(Change::new(ChangeKind::Attributes, path, false));
             }
             PlaceStep::Install { .. }
             | PlaceStep::Patch { .. }
             | PlaceStep::InstallNode { .. }
-            | PlaceStep::Link { .. } => changes.push(Change::new(ChangeKind::Written, to, false)),
+            | PlaceStep::Link { .. } => written.push(Change::new(ChangeKind::Written, to, false)),
         }
     }
+    changes.append(&mut moved);
+    changes.append(&mut written);
     let attributes = steps.attributes.iter().map(|step| &step.path);
     let changed = attributes.filter(|path| !applied.not_set.contains(path));
     changes.extend(changed.map(|path| Change::new(ChangeKind::Attributes, path, false)));

@@ -82,6 +82,9 @@ fn live(lab: &Lab, mut follow: impl FnMut(&Lab)) {
     follow(lab);
     fs::rename(lab.m("films"), lab.m("cinema")).expect("rename");
     write(&lab.m("cinema/6.mkv"), b"six");
+    // As editors and logrotate do.
+    fs::rename(lab.m("notes/a b"), lab.m("notes/a b~")).expect("rename");
+    write(&lab.m("notes/a b"), b"anew");
     follow(lab);
     sh(
         &lab.mnt,

@@ -34,57 +34,59 @@ pub(super) struct Folded {
     pub(super) moved_dirs: Vec<MovedDir>,
     /// Names of files that are not there any more.
     pub(super) gone: BTreeSet<Place>,
-    /// The batch whose entries are being taken, and its moves: they happen all at once.
+    /// The batch whose entries are being taken. Their order does not count: names that are removed
+    /// or moved away are those before the batch, all others those after it.
     batch: u64,
+    removed: Vec<(Place, bool)>,
     moves: BTreeMap<Place, (Place, bool)>,
+    written: Vec<Place>,
+    attributes: Vec<Place>,
 }
 
 impl Folded {
-    /// Takes the next change, in the order of the feed.
+    /// Takes the next change, in the order of the batches.
     pub(super) fn take(&mut self, entry: &Entry) {
         if entry.batch != self.batch {
-            self.finish_moves();
+            self.finish_batch();
             self.batch = entry.batch;
         }
         let path = bytes_of(&entry.path);
         match (entry.change, &entry.from) {
+            (What::Removed, _) => self.removed.push((path, entry.dir)),
             (What::Moved, Some(from)) => {
                 self.moves.insert(bytes_of(from), (path, entry.dir));
-                return;
             }
-            (What::Removed, _) => {
-                if !entry.dir {
-                    self.gone.insert(self.first_name(&path));
-                    self.gone.insert(path.clone());
-                }
-                self.files.remove(&path);
-                self.touched.remove(&path);
-                self.moved_dirs.retain(|dir| dir.to != path);
-                return;
-            }
-            _ => {}
-        }
-        self.finish_moves();
-        match entry.change {
-            What::Attributes => {
-                self.touched.insert(path);
-            }
-            _ if entry.dir => {}
-            _ => {
-                self.files.insert(path);
-            }
+            (What::Attributes, _) => self.attributes.push(path),
+            // Of a directory its contents are told.
+            (What::Written | What::Moved, _) if entry.dir => {}
+            (What::Written | What::Moved, _) => self.written.push(path),
         }
     }
 
     /// Ends with the last change.
     pub(super) fn finish(mut self) -> Folded {
-        self.finish_moves();
+        self.finish_batch();
         let there = &self.files;
         self.gone.retain(|path| !there.contains(path));
         self
     }
 
-    /// Applies the moves of one batch.
+    fn finish_batch(&mut self) {
+        for (path, is_dir) in std::mem::take(&mut self.removed) {
+            if !is_dir {
+                self.gone.insert(self.first_name(&path));
+                self.gone.insert(path.clone());
+            }
+            self.files.remove(&path);
+            self.touched.remove(&path);
+            self.moved_dirs.retain(|dir| dir.to != path);
+        }
+        self.finish_moves();
+        self.files.extend(std::mem::take(&mut self.written));
+        self.touched.extend(std::mem::take(&mut self.attributes));
+    }
+
+    /// Applies the moves of one batch, all at once.
     fn finish_moves(&mut self) {
         let moves = std::mem::take(&mut self.moves);
         if moves.is_empty() {
@@ -209,6 +211,34 @@ mod tests {
         ];
         check(&all, &["b", "c"], &[], &["a"]);
         check(&[removed(1, "a"), written(2, "a")], &["a"], &[], &[]);
+    }
+
+    #[test]
+    fn a_name_that_is_moved_away_and_written_anew_is_copied_in_any_order_of_the_entries() {
+        let mut all = [written(1, "f"), moves(1, "f", "f.bak")];
+        for _ in 0..2 {
+            check(&all, &["f", "f.bak"], &[], &[]);
+            all.reverse();
+        }
+        // As logrotate does.
+        let all = [
+            written(1, "log"),
+            moves(1, "log", "log.1"),
+            moves(1, "log.1", "log.2"),
+        ];
+        check(&all, &["log", "log.1", "log.2"], &[], &[]);
+        // A swap of which one file also gets another time.
+        let touched = entry(1, What::Attributes, "a", None);
+        check(
+            &[moves(1, "b", "a"), touched, moves(1, "a", "b")],
+            &["a", "b"],
+            &[],
+            &[],
+        );
+        let made = written(1, "b/");
+        let dirs = [moves(1, "c/", "a/"), made, moves(1, "a/", "c/")];
+        check(&dirs, &[], &["a>c", "c>a"], &[]);
+        check(&[written(2, "f"), removed(2, "f")], &["f"], &[], &[]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod fold;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use self::fold::{Folded, Place};
 use super::reach::Which;
 use super::{reach, say, times};
+use crate::control::protocol::BackendState;
 use crate::core::{Exit, Failure, ForeignText, path_of_text, printable, printable_json};
 use crate::daemon::changes;
 use crate::daemon::changes::{Entry, FeedError, What};
@@ -119,28 +121,10 @@ fn print_paths(
         Ok::<(), FeedError>(())
     })?;
     let folded = folded.finish();
-    let mut paths = match args.removed {
-        true => folded.gone.clone(),
-        false => folded.files.clone(),
+    let paths = match args.removed {
+        true => removed(args, &folded)?,
+        false => to_copy(args, folded)?,
     };
-    if !folded.moved_dirs.is_empty() || (args.files && !folded.touched.is_empty()) {
-        let drive = drive_of(args)?;
-        for dir in &folded.moved_dirs {
-            let below = files_below(&drive, &dir.to)?;
-            let under = if args.removed { &dir.from } else { &dir.to };
-            paths.extend(below.iter().map(|rest| [&under[..], b"/", rest].concat()));
-        }
-        if args.files {
-            let is_file = |path: &&Place| {
-                let meta = drive.join(OsStr::from_bytes(path)).symlink_metadata();
-                meta.is_ok_and(|meta| !meta.is_dir())
-            };
-            paths.extend(folded.touched.iter().filter(is_file).cloned());
-        }
-    }
-    if args.removed {
-        paths.retain(|path| !folded.files.contains(path));
-    }
     let mut out = BufWriter::new(io::stdout().lock());
     let mut exit = Exit::Done;
     for path in paths {
@@ -159,9 +143,58 @@ fn print_paths(
     Ok(exit)
 }
 
+/// The files that a second copy has to copy: those that are still there.
+fn to_copy(args: &ChangesArgs, folded: Folded) -> Result<BTreeSet<Place>, Failure> {
+    let mut paths = folded.files;
+    paths.extend(folded.touched);
+    if paths.is_empty() && folded.moved_dirs.is_empty() {
+        return Ok(paths);
+    }
+    let drive = drive_of(args)?;
+    for dir in &folded.moved_dirs {
+        let below = files_below(&drive, &dir.to)?;
+        paths.extend(below.iter().map(|rest| [&dir.to[..], b"/", rest].concat()));
+    }
+    // Other programs may have removed some; and attributes of directories are told, too.
+    paths.retain(|path| {
+        let meta = drive.join(OsStr::from_bytes(path)).symlink_metadata();
+        match meta {
+            Ok(meta) => !meta.is_dir(),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    });
+    Ok(paths)
+}
+
+/// The files that a second copy has to remove. None of them is there.
+fn removed(args: &ChangesArgs, folded: &Folded) -> Result<BTreeSet<Place>, Failure> {
+    let mut paths = folded.gone.clone();
+    if folded.moved_dirs.is_empty() {
+        return Ok(paths);
+    }
+    let drive = drive_of(args)?;
+    let mut there = folded.files.clone();
+    for dir in &folded.moved_dirs {
+        for rest in files_below(&drive, &dir.to)? {
+            there.insert([&dir.to[..], b"/", &rest].concat());
+            paths.insert([&dir.from[..], b"/", &rest].concat());
+        }
+    }
+    paths.retain(|path| !there.contains(path));
+    Ok(paths)
+}
+
+/// The drive's directory, while the drive is there.
 fn drive_of(args: &ChangesArgs) -> Result<PathBuf, Failure> {
     let status = reach::status_of(&mut reach::reach(&args.which)?.client)?;
-    Ok(path_of_text(&status.backend))
+    match status.backend_state {
+        BackendState::Attached => Ok(path_of_text(&status.backend)),
+        BackendState::Detached => Err(Failure {
+            code: Exit::BackendAbsent,
+            ..Failure::failed("the drive is not there, and its files must be listed")
+        }
+        .hint("plug it in or attach it, and run this again; nothing was changed")),
+    }
 }
 
 /// The files below a directory of the drive, relative to it. Links are not followed.

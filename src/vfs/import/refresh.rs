@@ -96,6 +96,7 @@ impl Importer {
                 name: name.clone(),
             };
             let name = state.mount_name(&key)?;
+            self.note_other_entries(state, dir)?;
             invalidations.push(Invalidation::Entry { parent: dir, name });
             invalidations.push(Invalidation::Inode { ino: dir });
             return Ok(());
@@ -105,6 +106,16 @@ impl Importer {
         };
         let found = Found::placed(inode.kind(), &entry);
         self.refresh_inode(state, inode, described, Some(found), invalidations)
+    }
+
+    /// Notes that a directory has other entries than before, so that the kernel keeps no copy of a
+    /// listing that was under way ([`crate::vfs::directories`]).
+    fn note_other_entries(&self, state: &mut IndexWriter, dir: Ino) -> Result<()> {
+        if let Some(mut inode) = state.inode(dir)? {
+            inode.ctime = self.clock.now();
+            state.put_inode(inode);
+        }
+        Ok(())
     }
 
     fn refresh_inode(
@@ -185,6 +196,7 @@ impl Importer {
                     continue;
                 }
                 state.remove_clean_name(dir, &dirent.name)?;
+                self.note_other_entries(&mut state, dir)?;
                 invalidations.push(Invalidation::Entry {
                     parent: dir,
                     name: dirent.name.clone(),
