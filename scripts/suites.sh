@@ -2,7 +2,7 @@
 # The suites that compare the mount with what Linux promises, for longer than the gate has time for.
 #   scripts/suites.sh [SCALE]     fsx with SCALE times 100,000 operations, random calls with SCALE
 #                                 times 50 seeds; then the tree of everything through a drive and
-#                                 back (default 1: about half an hour)
+#                                 back (default 1: about half an hour); first a second copy to S3
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"
@@ -13,6 +13,14 @@ need mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse rsync=rsync setfattr=attr
 need_cargo
 command -v pjdfstest >/dev/null || cargo install --quiet --locked pjdfstest@0.2.2
 command -v fsx >/dev/null || cargo install --quiet --locked fsx@0.3.2
+moto=${CARGO_TARGET_DIR:-target}/moto
+if [ ! -x "$moto/bin/moto_server" ]; then
+    say "installing moto, a server of S3"
+    python3 -m venv "$moto" && "$moto/bin/pip" install --quiet 'moto[server]==5.2.5'
+fi
+need rclone=rclone
+FERRYFS_TEST_NO_SKIP=1 FERRYFS_TEST_MOTO=$(realpath "$moto")/bin/moto_server \
+    cargo test --test lifecycle -- --ignored second_copy::
 export FERRYFS_FSX_OPERATIONS=$((scale * 100000)) FERRYFS_NATIVE_SEEDS=$((scale * 50))
 # Seeds and operations take their time one after the other within a test; two tests at a time is
 # what the machine is for.

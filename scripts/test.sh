@@ -14,13 +14,6 @@ need cc=build-essential mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse merger
 need promtool=prometheus || say "no promtool: the metrics are checked by our own parser only"
 need_cargo
 python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv-is-missing=python3-venv
-# A server of S3, for the recipe of a second copy.
-moto=${CARGO_TARGET_DIR:-target}/moto
-if [ ! -x "$moto/bin/moto_server" ]; then
-    say "installing moto, a server of S3"
-    python3 -m venv "$moto" && "$moto/bin/pip" install --quiet 'moto[server]==5.2.5' || say "no moto_server: no copy to S3 is tried"
-fi
-[ ! -x "$moto/bin/moto_server" ] || export FERRYFS_TEST_MOTO=$(realpath "$moto")/bin/moto_server
 # A version of the suites that the list of exceptions was made with.
 command -v pjdfstest >/dev/null || alive cargo install --quiet --locked pjdfstest@0.2.2
 command -v fsx >/dev/null || alive cargo install --quiet --locked fsx@0.3.2
