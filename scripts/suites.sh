@@ -21,6 +21,8 @@ fi
 need rclone=rclone
 FERRYFS_TEST_NO_SKIP=1 FERRYFS_TEST_MOTO=$(realpath "$moto")/bin/moto_server \
     cargo test --test lifecycle -- --ignored second_copy::
+# Each call to the drive fails, where the gate takes every third one or so.
+FERRYFS_CRASH_DRAWS=2 cargo test --test crash -- --test-threads=2 crash_loop::
 export FERRYFS_FSX_OPERATIONS=$((scale * 100000)) FERRYFS_NATIVE_SEEDS=$((scale * 50))
 # Seeds and operations take their time one after the other within a test; two tests at a time is
 # what the machine is for.

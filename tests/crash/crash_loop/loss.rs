@@ -26,7 +26,7 @@ use crate::engine::{Engine, Kind};
 /// More with `FERRYFS_CRASH_DRAWS`.
 fn draws() -> u64 {
     let asked = std::env::var("FERRYFS_CRASH_DRAWS");
-    asked.ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+    asked.ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// What went wrong in one case: which, what, and what the crash had kept.

@@ -22,6 +22,17 @@ use crate::engine::{Engine, Kind, grow};
 use ferryfs::drive::faulty::Fault;
 use scene::Scene;
 
+/// Whether each case is tried, and not only some of them: with `FERRYFS_CRASH_DRAWS`, as
+/// scripts/suites.sh sets it.
+pub(crate) fn is_thorough() -> bool {
+    std::env::var_os("FERRYFS_CRASH_DRAWS").is_some()
+}
+
+/// Returns the numbers of calls at which to fail, from `first` on: each one, or every `step`th.
+pub(crate) fn calls(first: u64, step: usize) -> impl Iterator<Item = u64> {
+    (first..).step_by(if is_thorough() { 1 } else { step })
+}
+
 /// What happens between the failure and recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
