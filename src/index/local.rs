@@ -342,11 +342,12 @@ impl IndexWriter {
                 if is_local { &mut local } else { &mut others }.push(key);
             }
         }
-        if inode.nlink > 1 && !inode.is_dir() {
-            // One that was apart has lost its mark.
+        // A name that was apart has lost its mark, also if it is the only one that is left. A link
+        // or a special file with one name that the catalog has is nowhere else.
+        let is_told_of = !inode.kind().is_plain() && inode.flags.has(Flags::ON_BACKEND);
+        if !inode.is_dir() && (inode.nlink > 1 || !is_told_of) {
             for key in &others {
-                if self.placed(key.parent, &key.name)?.is_none() {
-                    self.mark_again(key)?;
+                if self.mark_unmade(key)? {
                     self.touch_dirty();
                 }
             }
@@ -465,6 +466,10 @@ impl IndexWriter {
             && inode.size > 0
             && inode.location() == Location::Backend;
         if is_moved && is_away {
+            // Its old name is taken off the drive only together with one that has a mark.
+            for key in names {
+                self.mark_unmade(key)?;
+            }
             self.hold(inode.ino, [inode.ino]);
             return Ok(());
         }
@@ -559,6 +564,16 @@ impl IndexWriter {
         let row = params![int(key.parent.0), key.name.as_bytes(), int(seq.0)];
         self.change("mark a name", statements::MARK_NAME, row)?;
         Ok(())
+    }
+
+    /// Marks a name that the drive does not have, if it has no mark. Returns whether it had none.
+    fn mark_unmade(&mut self, key: &NameKey) -> Result<bool> {
+        let is_unmade = self.placed(key.parent, &key.name)?.is_none();
+        if !is_unmade || self.is_marked(key.parent, &key.name)? {
+            return Ok(false);
+        }
+        self.mark_again(key)?;
+        Ok(true)
     }
 
     fn mark_inode_again(&mut self, inode: &Inode) -> Result<()> {

@@ -233,6 +233,53 @@ fn a_file_with_a_local_and_another_name_travels_under_the_other() {
     }
 }
 
+/// A file whose name that travels goes, and whose other one travels from then on.
+fn last_name_travels(kind: Kind, is_away: bool, travels: impl Fn(&Engine)) {
+    let world = World::new(kind);
+    let engine = start(&world, &["tmp/"]);
+    engine.mkdir("tmp");
+    engine.put("kept", b"bytes");
+    engine.link("kept", "tmp/link");
+    engine.flush_all();
+    let (world, engine) = match is_away {
+        false => (world, engine),
+        true => {
+            // Nothing but the drive has the bytes.
+            engine.trim();
+            let ino = engine.ino("kept");
+            engine.fs.evict_unused(i64::MAX).expect("evict");
+            assert!(!engine.is_cached("kept"), "{ino}");
+            (world, engine)
+        }
+    };
+    engine.unlink("kept");
+    travels(&engine);
+    flush_and_bring(&engine);
+    engine.trim();
+    let names = names(&world.drive_tree());
+    let path = names.last().expect("a file").clone();
+    assert!(path.ends_with("/link"), "{kind:?}: {names:?}");
+    assert_eq!(world.on_drive(&path).expect("on the drive"), b"bytes");
+    assert_eq!(engine.read(&path), b"bytes");
+    assert!(!waits(&engine));
+    world.check(&engine);
+}
+
+#[test]
+fn the_last_name_of_a_file_travels_when_its_directory_or_the_patterns_let_it() {
+    for kind in KINDS {
+        for is_away in [false, true] {
+            last_name_travels(kind, is_away, |engine| engine.rename("tmp", "work"));
+            last_name_travels(kind, is_away, |engine| set(engine, &[]));
+            // The flush in between finds it held, if its bytes are away.
+            last_name_travels(kind, is_away, |engine| {
+                engine.flush().expect("flush");
+                engine.rename("tmp", "work");
+            });
+        }
+    }
+}
+
 #[test]
 fn a_journal_goes_where_its_database_goes() {
     let world = World::new(Kind::Exfat);
