@@ -20,7 +20,8 @@
 //! Sorting waits while a batch is open, since the confirmation clears DATA_DIRTY: an inode that got
 //! the flag in between would look as if the drive had it. Each cut sorts first, under its lock.
 //!
-//! A crash loses the lists of what is to be sorted. So the next start sorts all that is marked.
+//! A crash loses the lists of what is to be sorted, and the names that are apart. So the next start
+//! sorts all that is marked, and every file with a name beside others that the drive does not have.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -36,6 +37,9 @@ use crate::plan::units::{database_of, database_of_shared_memory, journals_of};
 
 /// The setting with the patterns by which everything was last sorted.
 const SORTED_BY: &str = "local_patterns";
+
+/// The value of it while not everything is sorted by one list: no list reads so.
+const SORTED_BY_NONE: &str = "\n";
 
 /// Directories without the flag that hold inodes with it lead to these.
 const TOPS: &str = "SELECT i.ino FROM inodes i WHERE i.flags & 512 <> 0 AND EXISTS(
@@ -115,6 +119,9 @@ impl IndexWriter {
     pub fn set_local_patterns(&mut self, patterns: Arc<Patterns>) -> Result<()> {
         let sorted_by = self.meta(SORTED_BY)?.unwrap_or_default();
         let differs = sorted_by != patterns.lines().join("\n");
+        if !differs && self.local.patterns == patterns {
+            return Ok(()); // What was found by them holds.
+        }
         self.local = LocalState {
             all: differs || !patterns.is_empty(),
             has_new_patterns: differs,
@@ -209,6 +216,10 @@ impl IndexWriter {
 
     /// Lists all that is marked or has the flag, to be sorted.
     fn note_all(&mut self) -> Result<()> {
+        if self.local.has_new_patterns {
+            // Until all of it is done it is sorted by no list, so that going back sorts it again.
+            self.set_meta(SORTED_BY, SORTED_BY_NONE)?;
+        }
         self.commit()?;
         let local = &mut self.local;
         local.held.clear();
@@ -220,10 +231,9 @@ impl IndexWriter {
         self.local.inodes = self.read_inos("SELECT ino FROM dirty_inodes")?;
         let tops = self.local.tops.iter().copied();
         self.local.inodes.extend(tops);
-        if std::mem::take(&mut self.local.has_new_patterns) {
-            let unmade = self.read_inos(UNMADE_LINKS)?;
-            self.local.inodes.extend(unmade);
-        }
+        let unmade = self.read_inos(UNMADE_LINKS)?;
+        self.local.inodes.extend(unmade);
+        self.local.has_new_patterns = false;
         self.local.all = false;
         self.local.is_sorting_all = true;
         Ok(())
@@ -689,5 +699,59 @@ impl Snapshot {
             files: files.cast_unsigned(),
             bytes: bytes as u64,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Capabilities, Timestamp};
+    use crate::plan::names::NameRules;
+
+    fn open(dir: &tempfile::TempDir) -> Index {
+        let rules = NameRules::new(&Capabilities::everything());
+        Index::open(&dir.path().join("index.db"), rules).unwrap()
+    }
+
+    fn set(state: &mut IndexWriter, pattern: &str) {
+        let patterns = Patterns::new(&[pattern.to_owned()]).unwrap();
+        state.set_local_patterns(Arc::new(patterns)).unwrap();
+    }
+
+    fn local(state: &mut IndexWriter, files: &[Ino]) -> usize {
+        let mut is_local = |ino: Ino| {
+            let inode = state.inode(ino).unwrap().unwrap();
+            inode.flags.has(Flags::LOCAL)
+        };
+        files.iter().filter(|ino| is_local(**ino)).count()
+    }
+
+    #[test]
+    fn patterns_that_come_back_before_all_was_sorted_by_others_sort_all_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = open(&dir);
+        let mut state = index.lock();
+        set(&mut state, "tmp/");
+        state.sort_local().unwrap();
+        let mut files = Vec::new();
+        for n in 0..10 {
+            let ino = state.new_ino().unwrap();
+            let inode = Inode::new(ino, libc::S_IFREG | 0o644, 0, 0, Timestamp(0));
+            state.put_inode(inode.clone());
+            let name = Name::new(format!("{n}.part").as_bytes()).unwrap();
+            state.add_name(Ino::ROOT, &name, &inode).unwrap();
+            files.push(ino);
+        }
+        set(&mut state, "*.part");
+        assert!(state.sort_some(3).unwrap(), "there are more");
+        assert_eq!(local(&mut state, &files), 3);
+        state.commit().unwrap();
+        drop(state);
+        drop(index);
+        let index = open(&dir);
+        let mut state = index.lock();
+        set(&mut state, "tmp/");
+        state.sort_local().unwrap();
+        assert_eq!(local(&mut state, &files), 0);
     }
 }

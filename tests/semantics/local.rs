@@ -281,6 +281,28 @@ fn the_last_name_of_a_file_travels_when_its_directory_or_the_patterns_let_it() {
 }
 
 #[test]
+fn a_local_name_beside_others_stays_local_over_restarts_and_reloads() {
+    for is_restart in [true, false] {
+        let world = World::new(Kind::Exfat);
+        let mut engine = start(&world, &["tmp/"]);
+        engine.mkdir("tmp");
+        engine.put("kept", b"bytes");
+        engine.link("kept", "tmp/link");
+        engine.flush_all();
+        if is_restart {
+            engine.close();
+            engine = world.start(false);
+        }
+        set(&engine, &["tmp/"]);
+        engine.edit("kept", 0, b"BYTES");
+        engine.flush_all();
+        assert_eq!(names(&world.drive_tree()), ["kept"], "{is_restart}");
+        assert_eq!(world.on_drive("kept").unwrap(), b"BYTES");
+        world.check(&engine);
+    }
+}
+
+#[test]
 fn a_journal_goes_where_its_database_goes() {
     let world = World::new(Kind::Exfat);
     let engine = start(&world, &["*-wal", "cache.db"]);
