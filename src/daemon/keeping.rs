@@ -3,12 +3,14 @@
 //! - *Brings*: files that are pinned, and those that were moved to names that stay local and that
 //!   only the drive has ([`crate::index::local`]). It does so while no flush runs.
 //! - *Evicts* clean files that were not used for `evict_after`.
-//! - *Removes* files that match a rule of `expire` and have not changed for its time.
+//! - *Removes* local files that match a rule of `expire` and have not changed for its time.
 //!
 //! Both ages are differences of times on the clock, which may be wrong: after a start, before the
 //! network has set it, or when somebody sets it. So nothing goes before the clock has been *steady*
 //! for an hour, or for the time of the rule if that is shorter: it has advanced as the time since
-//! the boot has, which nothing sets. A file whose time is in the future never is old.
+//! the boot has, which nothing sets. A file whose time is in the future never is old. What got its
+//! time while the clock was behind, as a jump forward shows, counts as changed at the jump; a restart
+//! forgets this.
 //!
 //! All of it is repeated from the index, so a crash leaves nothing to repair.
 
@@ -25,8 +27,9 @@ use super::stop::Stop;
 use crate::core::{Failure, Ino, RelPath, Timestamp, human_bytes};
 use crate::index::{Flags, Index, WalkedName};
 use crate::plan::patterns::Patterns;
+use crate::plan::units::head_of_unit;
 use crate::sys::time::since_boot;
-use crate::vfs::{Brought, FsError};
+use crate::vfs::{Brought, FsError, OlderThan};
 
 /// How often the thread looks whether something is to be done.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -100,12 +103,27 @@ impl Keeper {
     }
 }
 
+/// A time in which the clock was behind: what has a time in it was changed later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Behind {
+    from: Timestamp,
+    until: Timestamp,
+    /// The first right time after it.
+    jumped: Timestamp,
+}
+
+/// The most such times that are told apart.
+const MOST_BEHIND: usize = 64;
+
 /// Whether the clock can be believed.
 struct Steady {
     /// The last look: the clock, and the time since the boot.
     last: (Timestamp, Duration),
     /// The time since the boot from which on the clock has been steady.
     since: Duration,
+    /// What the clock showed then.
+    showed: Timestamp,
+    behind: Vec<Behind>,
 }
 
 impl Steady {
@@ -113,6 +131,8 @@ impl Steady {
         Steady {
             last: (clock, boot),
             since: boot,
+            showed: clock,
+            behind: Vec::new(),
         }
     }
 
@@ -124,9 +144,41 @@ impl Steady {
         if off > JUMP.as_nanos() {
             tracing::warn!("the clock was set; no file expires before it has been steady");
             self.since = boot;
+            let ran = i64::try_from(ran).unwrap_or(i64::MAX);
+            let until = Timestamp(self.last.0.0.saturating_add(ran));
+            if until < clock {
+                self.note_behind(until, clock);
+            }
+            self.showed = clock;
         }
         self.last = (clock, boot);
         boot.saturating_sub(self.since)
+    }
+
+    fn note_behind(&mut self, until: Timestamp, jumped: Timestamp) {
+        let from = self.showed;
+        self.behind.push(Behind {
+            from,
+            until,
+            jumped,
+        });
+        if self.behind.len() > MOST_BEHIND {
+            let (one, other) = (self.behind.remove(0), self.behind[0]);
+            self.behind[0] = Behind {
+                from: one.from.min(other.from),
+                until: one.until.max(other.until),
+                jumped: one.jumped.max(other.jumped),
+            };
+        }
+    }
+
+    /// Returns what is older than `before`.
+    fn older_than(&self, before: Timestamp) -> OlderThan {
+        let later = self.behind.iter().filter(|it| it.jumped >= before);
+        OlderThan {
+            before,
+            later: later.map(|it| (it.from, it.until)).collect(),
+        }
     }
 }
 
@@ -146,7 +198,7 @@ pub(super) fn run(service: &Service, stop: &Stop) {
         if aged.elapsed() >= ages_every(&options) {
             aged = Instant::now();
             let_go(service, &options, for_how_long);
-            remove_old(service, &options.expire, for_how_long, stop);
+            remove_old(service, &options.expire, (&steady, for_how_long), stop);
         }
         if not_before > Instant::now() {
             continue;
@@ -206,14 +258,21 @@ fn rules(expire: &[Expiry], steady: Duration) -> Vec<Rule> {
     .collect()
 }
 
-/// Removes files that have not changed for the time of the longest rule that matches, and empty
-/// directories in a directory that matches.
-fn remove_old(service: &Service, expire: &[Expiry], steady: Duration, stop: &Stop) {
+/// Removes local files that have not changed for the time of the longest rule that matches, and
+/// empty directories in a directory that matches.
+fn remove_old(
+    service: &Service,
+    expire: &[Expiry],
+    (clock, steady): (&Steady, Duration),
+    stop: &Stop,
+) {
     let rules = rules(expire, steady);
     if rules.iter().all(|rule| rule.after == Duration::MAX) {
         return;
     }
-    let old = match old_names(service, &rules) {
+    // What was made since the last time has no flag yet.
+    let sorted = service.sort_local().map_err(FsError::from);
+    let old = match sorted.and_then(|()| old_names(service, &rules)) {
         Ok(old) => old,
         Err(error) => {
             tracing::warn!(%error, "cannot look for files that have expired");
@@ -226,12 +285,13 @@ fn remove_old(service: &Service, expire: &[Expiry], steady: Duration, stop: &Sto
             return;
         }
         let (parent, ino) = (name.parent, name.ino);
-        match service.fs.remove_if_old(parent, &name.name, ino, before) {
-            Ok(true) => {
-                tracing::info!(%path, "removed: it has expired");
-                service.keeper.expired.fetch_add(1, Ordering::Relaxed);
+        let age = clock.older_than(before);
+        match service.fs.remove_if_old(parent, &name.name, ino, &age) {
+            Ok(0) => {}
+            Ok(names) => {
+                tracing::info!(%path, names, "removed: it has expired");
+                service.keeper.expired.fetch_add(names, Ordering::Relaxed);
             }
-            Ok(false) => {}
             Err(error) => tracing::warn!(%error, %path, "has expired and cannot be removed"),
         }
     }
@@ -247,7 +307,7 @@ fn old_names(service: &Service, rules: &[Rule]) -> Result<Vec<Old>, FsError> {
     let mut old = Vec::new();
     let root = (Ino::ROOT, RelPath::root());
     // The longest time of the rules that match the directory; zero for none.
-    snapshot.walk(root, Duration::ZERO, &mut |name, path, _, above| {
+    snapshot.walk(root, Duration::ZERO, &mut |name, path, others, above| {
         let matching = rules
             .iter()
             .filter(|rule| rule.patterns.matches_itself(path, name.is_dir()));
@@ -257,13 +317,22 @@ fn old_names(service: &Service, rules: &[Rule]) -> Result<Vec<Old>, FsError> {
         let is_named = name.is_dir() && above.is_zero();
         let may_go = !after.is_zero() && !is_named;
         if let (true, Some(before)) = (may_go, earlier(now, after))
+            && name.flags.has(Flags::LOCAL)
             && name.mtime.max(name.ctime) < before
+            && (name.is_dir() || !goes_with_another(name, others))
         {
             old.push((name.clone(), path.clone(), before));
         }
         Some(after)
     })?;
     Ok(old)
+}
+
+/// Returns whether a file belongs to a database beside it, with which it goes.
+fn goes_with_another(name: &WalkedName, others: &[WalkedName]) -> bool {
+    let database = head_of_unit(&name.name);
+    let is_it = |other: &WalkedName| other.name == database && !other.is_dir();
+    database != name.name && others.iter().any(is_it)
 }
 
 fn earlier(now: Timestamp, by: Duration) -> Option<Timestamp> {
@@ -392,6 +461,38 @@ mod tests {
                 Duration::from_secs(30)
             );
             steady = Steady::new(clock(start + 120), boot(120));
+        }
+    }
+
+    #[test]
+    fn what_was_written_while_the_clock_was_behind_counts_as_written_when_it_was_set() {
+        let mut steady = Steady::new(clock(1000), HOUR);
+        let boot = |secs| HOUR + Duration::from_secs(secs);
+        steady.look(clock(1060), boot(60));
+        // Two seconds later the network sets it.
+        let right = 1_700_000_000;
+        steady.look(clock(right), boot(62));
+        let is_old = |steady: &Steady, before, changed| {
+            let age = steady.older_than(clock(before));
+            age.has(clock(changed), clock(changed))
+        };
+        for written in [1000, 1030, 1062] {
+            assert!(!is_old(&steady, right - 60, written), "{written}");
+            assert!(!is_old(&steady, right, written), "{written}");
+            assert!(is_old(&steady, right + 1, written), "{written}");
+        }
+        assert!(is_old(&steady, right - 60, 999));
+        assert!(is_old(&steady, right - 60, 2000));
+        assert!(!is_old(&steady, right - 60, right - 1));
+        // Set back and forth again, many times.
+        for n in 0..200 {
+            let now = 62 + 2 * n;
+            steady.look(clock(2000 + n), boot(now + 1));
+            steady.look(clock(right + n), boot(now + 2));
+        }
+        assert!(steady.behind.len() <= MOST_BEHIND);
+        for written in [1030, 2000, 2150] {
+            assert!(!is_old(&steady, right - 60, written), "{written}");
         }
     }
 
