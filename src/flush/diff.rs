@@ -66,6 +66,7 @@ impl Gathered {
 
 struct Gatherer<'a> {
     snapshot: &'a Snapshot,
+    store: &'a Store,
     rules: &'a NameRules,
     capabilities: &'a Capabilities,
     /// Files that change in place, so that no whole version can be read.
@@ -132,7 +133,7 @@ impl Gathered {
 /// Compares the two trees at all marked names and inodes. Files that were being written at the cut
 /// have no whole version.
 pub(super) fn gather(
-    snapshot: &Snapshot,
+    (snapshot, store): (&Snapshot, &Store),
     rules: &NameRules,
     capabilities: &Capabilities,
     active: &ActiveBatch,
@@ -140,6 +141,7 @@ pub(super) fn gather(
 ) -> Result<Gathered> {
     let mut gatherer = Gatherer {
         snapshot,
+        store,
         rules,
         capabilities,
         live: &active.writing,
@@ -275,13 +277,17 @@ impl Gatherer<'_> {
     /// sorting does not make, local files that lack their only bytes on the SSD, and files that
     /// would have no place left on the drive and get no new one.
     fn held_with_bytes_on_drive(&self, changes: &[NameChange]) -> Result<HashSet<Ino>> {
+        // What the SSD has failed to store may be no whole copy.
+        let has_object = |inode: &Inode| {
+            (inode.object).is_some_and(|object| self.store.damage(object).is_none())
+        };
         let lacks_bytes = |ino: &Ino| match self.inodes.get(ino) {
             Some(Some(inode)) => {
                 inode.flags.has(Flags::LOCAL)
                     && inode.nlink > 0
                     && inode.kind() == FileKind::Regular
                     && inode.size > 0
-                    && !(inode.flags.has(Flags::DATA_DIRTY) && inode.object.is_some())
+                    && !(inode.flags.has(Flags::DATA_DIRTY) && has_object(inode))
             }
             _ => false,
         };

@@ -303,6 +303,31 @@ fn a_local_name_beside_others_stays_local_over_restarts_and_reloads() {
 }
 
 #[test]
+fn the_drive_keeps_what_the_ssd_has_failed_to_store() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = start(&world, &["tmp/"]);
+        engine.mkdir("tmp");
+        engine.put("film", b"film");
+        engine.flush_all();
+        engine.rename("film", "tmp/film");
+        let inode = engine.find("tmp/film").expect("a file");
+        let object = inode.object.expect("an object");
+        let damage = ferryfs::cache::Damage { errno: libc::EIO };
+        engine.store.note_damage(object, damage);
+        let report = engine.flush().expect("flush");
+        assert!(!report.left_behind.is_empty(), "{report:?}");
+        assert_eq!(world.on_drive("film").expect("on the drive"), b"film");
+        // Whoever writes it anew has a whole copy here.
+        engine.put("tmp/film", b"new film");
+        engine.flush_all();
+        assert_eq!(names(&world.drive_tree()), [""; 0]);
+        assert_eq!(engine.read("tmp/film"), b"new film");
+        world.check(&engine);
+    }
+}
+
+#[test]
 fn a_journal_goes_where_its_database_goes() {
     let world = World::new(Kind::Exfat);
     let engine = start(&world, &["*-wal", "cache.db"]);
