@@ -376,8 +376,11 @@ impl IndexWriter {
         }
     }
 
-    /// Returns whether a name of the mount stays local.
-    fn is_local_name(&mut self, parent: Ino, name: &Name, is_dir: bool) -> Result<bool> {
+    /// Returns whether a name of the mount is local.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn is_local_name(&mut self, parent: Ino, name: &Name, is_dir: bool) -> Result<bool> {
         if self.is_local_dir(parent)? {
             return Ok(true);
         }
@@ -401,6 +404,27 @@ impl IndexWriter {
             dir => self.mount_path(dir)?,
         };
         Ok(dir.is_some_and(|dir| patterns.matches(&dir.join(&meant), is_dir)))
+    }
+
+    /// Returns whether an inode has the flag, or will have it when it is sorted, for all of its
+    /// names are local.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn stays_local(&mut self, ino: Ino) -> Result<bool> {
+        let Some(inode) = self.inode(ino)? else {
+            return Ok(false);
+        };
+        if inode.flags.has(Flags::LOCAL) {
+            return Ok(true);
+        }
+        let names = self.names_of(ino)?;
+        for (parent, name) in &names {
+            if !self.is_local_name(*parent, name, inode.is_dir())? {
+                return Ok(false);
+            }
+        }
+        Ok(!names.is_empty())
     }
 
     pub(super) fn is_local_dir(&mut self, dir: Ino) -> Result<bool> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::engine::rng::Rng;
 use crate::engine::tree::Tree;
 use crate::engine::{Engine, Kind, World};
-use ferryfs::core::FileKind;
+use ferryfs::core::{FileKind, Timestamp};
+use ferryfs::drive::Backend;
 use ferryfs::drive::memory::MemNode;
 use ferryfs::plan::patterns::Patterns;
 
@@ -25,6 +26,16 @@ fn start(world: &World, lines: &[&str]) -> Engine {
     let engine = world.start(false);
     set(&engine, lines);
     engine
+}
+
+/// Another machine writes a file on the drive.
+fn write_elsewhere(world: &World, path: &str, bytes: &[u8]) {
+    let path = crate::engine::script::rel(path);
+    let _ = world.memory.remove_file(&path);
+    let mut file = world.memory.create(&path).expect("create");
+    file.append(bytes).expect("append");
+    file.finish(Timestamp(1_650_000_000_000_000_000))
+        .expect("finish");
 }
 
 /// Flushes until nothing is held: what was moved to a local name is brought in between.
@@ -323,6 +334,53 @@ fn the_drive_keeps_what_the_ssd_has_failed_to_store() {
         engine.flush_all();
         assert_eq!(names(&world.drive_tree()), [""; 0]);
         assert_eq!(engine.read("tmp/film"), b"new film");
+        world.check(&engine);
+    }
+}
+
+#[test]
+fn what_others_put_under_the_name_of_a_local_file_stays_on_the_drive() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = start(&world, &[]);
+        engine.put("changed.part", b"first");
+        engine.flush_all();
+        set(&engine, &["*.part"]);
+        engine.edit("changed.part", 0, b"OURS!");
+        engine.put("made.part", b"ours");
+        engine.flush_all();
+        // This one has no flag yet.
+        engine.put("young.part", b"ours");
+        for name in ["changed.part", "made.part", "young.part"] {
+            write_elsewhere(&world, name, b"theirs, longer");
+        }
+        for _ in 0..2 {
+            engine.refresh();
+            flush_and_bring(&engine);
+        }
+        let on_drive = ["changed.part", "made.part", "young.part"];
+        assert_eq!(names(&world.drive_tree()), on_drive, "{kind:?}");
+        for name in on_drive {
+            assert_eq!(world.on_drive(name).unwrap(), b"theirs, longer", "{name}");
+        }
+        assert_eq!(engine.read("changed.part"), b"OURS!");
+        assert_eq!(engine.read("made.part"), b"ours");
+        assert_eq!(engine.mount_tree().len(), world.drive_tree().len());
+        // Theirs appears when ours has gone.
+        engine.unlink("made.part");
+        engine.rename("changed.part", "changed");
+        flush_and_bring(&engine);
+        engine.refresh();
+        assert_eq!(engine.read("made.part"), b"theirs, longer");
+        assert_eq!(engine.read("changed.part"), b"theirs, longer");
+        assert_eq!(world.on_drive("changed").unwrap(), b"OURS!");
+        // And both are kept when ours travels.
+        set(&engine, &[]);
+        engine.flush().expect("flush");
+        engine.refresh();
+        flush_and_bring(&engine);
+        assert_eq!(world.on_drive("young.part").unwrap(), b"ours");
+        assert_eq!(names(&world.drive_tree()).len(), 5, "{kind:?}");
         world.check(&engine);
     }
 }
