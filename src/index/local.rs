@@ -50,6 +50,14 @@ const UNMADE_LINKS: &str = "SELECT d.ino FROM inodes i JOIN dirents d ON d.ino=i
   WHERE i.nlink > 1 AND i.mode & 61440 <> 16384 AND NOT EXISTS(
     SELECT 1 FROM placed p WHERE p.parent=d.parent AND p.name=coalesce(d.stored, d.name))";
 
+/// Journals that the drive has and the mount has not: the drive may have kept them for a database
+/// that travels by other patterns.
+const REMOVED_JOURNALS: &str = "SELECT p.parent, p.name FROM placed p
+  WHERE (substr(p.name, -4) IN (CAST('-wal' AS BLOB), CAST('.wal' AS BLOB))
+      OR substr(p.name, -8) = CAST('-journal' AS BLOB))
+    AND NOT EXISTS(
+      SELECT 1 FROM dirents d WHERE d.parent=p.parent AND coalesce(d.stored, d.name)=p.name)";
+
 /// So many names are read at a time.
 const LISTED: u32 = 1000;
 
@@ -227,7 +235,13 @@ impl IndexWriter {
         local.apart.clear();
         local.moved_dirs.clear();
         self.local.tops = self.read_inos(TOPS)?.into_iter().collect();
-        self.local.names = self.marked_names()?;
+        if self.local.has_new_patterns {
+            for journal in self.read_names(REMOVED_JOURNALS)? {
+                self.mark_again(&journal)?;
+                self.touch_dirty();
+            }
+        }
+        self.local.names = self.read_names("SELECT parent, name FROM dirty_names")?;
         self.local.inodes = self.read_inos("SELECT ino FROM dirty_inodes")?;
         let tops = self.local.tops.iter().copied();
         self.local.inodes.extend(tops);
@@ -262,12 +276,23 @@ impl IndexWriter {
             here.into_iter()
                 .chain(there.filter(|ino| here != Some(*ino))),
         );
-        if here.is_none() && there.is_some() && self.is_journal_of_kept(key)? {
+        let is_settled = match (here, there) {
+            (None, Some(_)) => self.is_journal_of_kept(key)?,
+            // No batch looks at a directory that the drive does not have.
+            (None, None) => self.is_local_dir(key.parent)?,
+            _ => false,
+        };
+        if is_settled {
             self.forget_mark(key)?;
         }
-        // The journals go where their database goes.
-        for name in journals_of(&key.name) {
-            let parent = key.parent;
+        self.sort_journals(key, inodes)
+    }
+
+    /// The journals of a database go where it goes: adds them, and marks those that are removed
+    /// here, and that the drive need not keep any more.
+    fn sort_journals(&mut self, database: &NameKey, inodes: &mut Vec<Ino>) -> Result<()> {
+        for name in journals_of(&database.name) {
+            let parent = database.parent;
             let here = self.lookup_stored(parent, &name)?;
             let is_there = self.placed(parent, &name)?.is_some();
             let journal = NameKey { parent, name };
@@ -478,6 +503,9 @@ impl IndexWriter {
             if !self.is_in_place(key, inode.ino)? {
                 self.mark_again(key)?;
             }
+            if !inode.is_dir() {
+                self.sort_journals(key, more)?;
+            }
         }
         if inode.flags.any(Flags::DIRTY) {
             self.mark_inode_again(&inode)?;
@@ -548,6 +576,13 @@ impl IndexWriter {
         inode.flags.set(Flags::LOCAL);
         let ino = inode.ino;
         self.keep(inode, std::slice::from_ref(name))?;
+        if place.is_some() {
+            // The directory leaves the drive with all that this has in it, also what has no mark:
+            // older versions that it kept.
+            for (name, _) in self.placed_in(ino)? {
+                self.mark_again(&NameKey { parent: ino, name })?;
+            }
+        }
         more.extend(self.children(ino)?);
         Ok(())
     }
@@ -571,8 +606,12 @@ impl IndexWriter {
             let has_a_step = match placed {
                 None => false,
                 Some(placed) if placed == ino => !self.is_in_place(key, ino)?,
-                // An older version, which the drive keeps, unless it has another name now.
-                Some(other) => self.inode(other)?.is_some_and(|inode| inode.nlink > 0),
+                // An older version, which the drive keeps, unless it has another name now, or
+                // its directory leaves the drive.
+                Some(other) => {
+                    self.is_local_dir(key.parent)?
+                        || self.inode(other)?.is_some_and(|inode| inode.nlink > 0)
+                }
             };
             match has_a_step {
                 true => self.mark_again(key)?,
@@ -670,11 +709,11 @@ impl IndexWriter {
             .context("list inodes to sort")
     }
 
-    fn marked_names(&self) -> Result<Vec<NameKey>> {
+    fn read_names(&self, sql: &str) -> Result<Vec<NameKey>> {
         self.conn
-            .prepare("SELECT parent, name FROM dirty_names")
+            .prepare(sql)
             .and_then(|mut s| s.query_map([], super::tree::key_from_row)?.collect())
-            .context("list marked names")
+            .context("list names to sort")
     }
 
     /// Returns how many inodes are held.

@@ -404,6 +404,77 @@ fn a_journal_goes_where_its_database_goes() {
 }
 
 #[test]
+fn a_journal_that_the_drive_kept_for_a_local_database_goes_when_that_travels() {
+    for (is_changed, travels_by_rename) in [(false, false), (true, false), (true, true)] {
+        let world = World::new(Kind::Exfat);
+        let engine = start(&world, &[]);
+        engine.put("lab.db", b"first");
+        engine.put("lab.db-wal", b"journal");
+        engine.flush_all();
+        set(&engine, &["lab.db"]);
+        engine.unlink("lab.db-wal");
+        if is_changed {
+            engine.edit("lab.db", 0, b"FIRST");
+        }
+        engine.flush_all();
+        assert_eq!(names(&world.drive_tree()), ["lab.db", "lab.db-wal"]);
+        match travels_by_rename {
+            true => engine.rename("lab.db", "work.db"),
+            false => set(&engine, &[]),
+        }
+        engine.flush_all();
+        let left = names(&world.drive_tree());
+        assert_eq!(left.len(), 1, "{is_changed} {travels_by_rename}: {left:?}");
+        assert!(!waits(&engine));
+        world.check(&engine);
+    }
+}
+
+#[test]
+fn a_directory_leaves_the_drive_with_the_older_versions_in_it() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = start(&world, &[]);
+        engine.mkdir("dir");
+        engine.mkdir("dir/sub");
+        for path in ["dir/x.part", "dir/sub/x.part"] {
+            engine.put(path, b"older");
+        }
+        engine.flush_all();
+        set(&engine, &["*.part", "tmp/"]);
+        for path in ["dir/x.part", "dir/sub/x.part"] {
+            engine.put("new", b"newer");
+            engine.rename("new", path);
+        }
+        engine.flush_all();
+        assert_eq!(world.on_drive("dir/sub/x.part").unwrap(), b"older");
+        engine.mkdir("tmp");
+        engine.rename("dir", "tmp/dir");
+        flush_and_bring(&engine);
+        assert_eq!(names(&world.drive_tree()), [""; 0]);
+        assert_eq!(engine.read("tmp/dir/sub/x.part"), b"newer");
+        assert!(!waits(&engine), "{:?}", marks(&engine));
+        world.check(&engine);
+    }
+}
+
+#[test]
+fn what_comes_and_goes_in_a_local_directory_during_a_flush_leaves_no_mark() {
+    let world = World::new(Kind::Exfat);
+    let engine = start(&world, &["tmp/"]);
+    engine.mkdir("tmp");
+    engine.flush_all();
+    engine.put("other", b"other");
+    let hook = |_| {
+        engine.put("tmp/x", b"x");
+        engine.unlink("tmp/x");
+    };
+    engine.flush_with(&hook).expect("flush");
+    assert!(!waits(&engine), "{:?}", marks(&engine));
+    world.check(&engine);
+}
+
+#[test]
 fn local_files_survive_the_daemon_and_still_do_not_travel() {
     let world = World::new(Kind::Exfat);
     let lines = ["tmp/", "*.part"];
