@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::engine::rng::Rng;
 use crate::engine::tree::Tree;
 use crate::engine::{Engine, Kind, World};
-use ferryfs::core::{FileKind, Timestamp};
+use ferryfs::core::{FileKind, RelPath, Timestamp};
 use ferryfs::drive::Backend;
 use ferryfs::drive::memory::MemNode;
 use ferryfs::plan::patterns::Patterns;
@@ -465,13 +465,42 @@ fn what_comes_and_goes_in_a_local_directory_during_a_flush_leaves_no_mark() {
     engine.mkdir("tmp");
     engine.flush_all();
     engine.put("other", b"other");
-    let hook = |_| {
+    let flushed = engine.flush_with(&|_| {
         engine.put("tmp/x", b"x");
         engine.unlink("tmp/x");
-    };
-    engine.flush_with(&hook).expect("flush");
+    });
+    flushed.expect("flush");
     assert!(!waits(&engine), "{:?}", marks(&engine));
     world.check(&engine);
+}
+
+#[test]
+fn what_others_rename_to_a_name_that_travels_is_written_from_then_on() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = start(&world, &[]);
+        engine.mkdir("tmp");
+        engine.put("x.part", b"first");
+        engine.put("tmp/y", b"first");
+        engine.flush_all();
+        set(&engine, &["*.part", "tmp/"]);
+        engine.edit("x.part", 0, b"FIRST");
+        engine.edit("tmp/y", 0, b"FIRST");
+        engine.flush_all();
+        for (from, to) in [("x.part", "x"), ("tmp", "work")] {
+            let (from, to) = (RelPath::fixed(from), RelPath::fixed(to));
+            world.memory.rename(&from, &to).expect("rename");
+        }
+        engine.refresh();
+        flush_and_bring(&engine);
+        for (path, local) in [("x", "x.part"), ("work/y", "tmp/y")] {
+            assert_eq!(engine.read(path), b"FIRST", "{kind:?} {path}");
+            let there = world.on_drive(path).unwrap();
+            assert_eq!(there, b"FIRST", "{kind:?} {path}");
+            assert_eq!(world.on_drive(local), None, "{kind:?} {local}");
+        }
+        world.check(&engine);
+    }
 }
 
 #[test]
