@@ -14,7 +14,7 @@
 //!
 //! All of it is repeated from the index, so a crash leaves nothing to repair.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -40,13 +40,16 @@ const AGES_EVERY: Duration = Duration::from_secs(60);
 /// How often all names are looked at for pinned files, at most.
 const PINS_EVERY: Duration = Duration::from_secs(30);
 
+/// Walks over all names take at most this part of the time: one in so many.
+const WALK_SHARE: u32 = 20;
+
 /// How long a clock must be steady before an age is believed.
 const STEADY: Duration = Duration::from_secs(3600);
 
 /// A clock that is set by less than this between two looks is steady.
 const JUMP: Duration = Duration::from_secs(10);
 
-/// The pause after a file could not be brought.
+/// The pause after a file could not be brought, for that file, or for all if the drive is gone.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
 
 /// Compiles a list of patterns.
@@ -187,6 +190,7 @@ pub(super) fn run(service: &Service, stop: &Stop) {
     let mut steady = Steady::new(service.fs.now(), since_boot());
     let mut pins = Pins::default();
     let mut aged = Instant::now();
+    let mut walked = Duration::ZERO;
     let mut not_before = Instant::now();
     while !stop.is_given() {
         stop.rest(LOOK_EVERY);
@@ -195,10 +199,12 @@ pub(super) fn run(service: &Service, stop: &Stop) {
         }
         let options = service.live.read().keeping.clone();
         let for_how_long = steady.look(service.fs.now(), since_boot());
-        if aged.elapsed() >= ages_every(&options) {
-            aged = Instant::now();
+        if aged.elapsed() >= ages_every(&options).max(walked * WALK_SHARE) {
             let_go(service, &options, for_how_long);
+            let began = Instant::now();
             remove_old(service, &options.expire, (&steady, for_how_long), stop);
+            aged = Instant::now();
+            walked = began.elapsed();
         }
         if not_before > Instant::now() {
             continue;
@@ -340,17 +346,37 @@ fn earlier(now: Timestamp, by: Duration) -> Option<Timestamp> {
     now.0.checked_sub(by).map(Timestamp)
 }
 
-/// What is known of pinned files.
+/// What is known of pinned files, and of those that could not be brought.
 #[derive(Default)]
 struct Pins {
     patterns: Vec<String>,
-    /// The state of the index when all names were last looked at, and when that was.
-    looked: Option<(u64, Instant)>,
+    /// The state of the index when all names were last looked at, when that was, and how long it
+    /// took.
+    looked: Option<(u64, Instant, Duration)>,
     /// Pinned files that are not in the cache.
     away: Vec<Ino>,
+    put_off: HashMap<Ino, PutOff>,
 }
 
-/// Brings what is to be in the cache, one file after another.
+/// A file that was not brought.
+#[derive(Clone, Copy)]
+struct PutOff {
+    at: Instant,
+    /// It does not fit: its size, and the state of the index at that time.
+    too_large: Option<(u64, u64)>,
+}
+
+impl PutOff {
+    /// Returns whether it is tried again: after a while, and if it did not fit only if something
+    /// has changed.
+    fn is_over(&self, operations: u64) -> bool {
+        let has_changed = self.too_large.is_none_or(|(_, then)| then != operations);
+        self.at.elapsed() >= AFTER_FAILURE && has_changed
+    }
+}
+
+/// Brings what is to be in the cache, one file after another. What is brought for a directory that
+/// is held is brought only if all of it fits.
 fn bring(
     service: &Service,
     pins: &mut Pins,
@@ -358,21 +384,47 @@ fn bring(
     stop: &Stop,
 ) -> Result<(), FsError> {
     pins.look(service, patterns)?;
-    let wanted = service.index.lock().wanted_for_local();
-    let mut away: Vec<Ino> = wanted;
-    away.extend(pins.away.iter().copied());
+    let (together, operations) = {
+        let state = service.index.lock();
+        (state.wanted_together(), state.operations())
+    };
+    pins.forget_others(&together);
+    let mut away: Vec<Ino> = Vec::new();
     let (mut files, mut bytes) = (0, 0_u64);
+    for (wanted, brought) in together {
+        match too_large_together(service, &wanted, &brought)? {
+            None => away.extend(wanted),
+            Some(size) => {
+                files += wanted.len() as u64;
+                bytes = bytes.saturating_add(size);
+            }
+        }
+    }
+    away.extend(pins.away.iter().copied());
     for ino in away {
         let is_there = service.drive.is_attached() && service.drive.stalled().is_none();
         if stop.is_given() || !is_there || service.flusher.is_running() {
             return Ok(());
         }
-        match service.fs.bring(ino)? {
-            Brought::There => {}
-            Brought::Fetched(_) => pins.away.retain(|other| *other != ino),
-            Brought::TooLarge(size) => {
+        if !pins.may_try(ino, operations) {
+            if let Some((size, _)) = pins.put_off.get(&ino).and_then(|it| it.too_large) {
                 files += 1;
                 bytes = bytes.saturating_add(size);
+            }
+            continue;
+        }
+        match service.fs.bring(ino) {
+            Ok(Brought::There) => {}
+            Ok(Brought::Fetched(_)) => pins.away.retain(|other| *other != ino),
+            Ok(Brought::TooLarge(size)) => {
+                files += 1;
+                bytes = bytes.saturating_add(size);
+                pins.put_off(ino, Some((size, operations)));
+            }
+            Err(error) if !service.drive.is_attached() => return Err(error),
+            Err(error) => {
+                tracing::debug!(%error, ?ino, "a file was not brought into the cache");
+                pins.put_off(ino, None);
             }
         }
     }
@@ -380,7 +432,49 @@ fn bring(
     Ok(())
 }
 
+/// Returns the bytes that are missing of what is wanted together, if not all of it fits.
+fn too_large_together(
+    service: &Service,
+    wanted: &[Ino],
+    brought: &[Ino],
+) -> Result<Option<u64>, FsError> {
+    let (missing, here) = {
+        let mut state = service.index.lock();
+        let mut sum = |files: &[Ino]| -> Result<u64, FsError> {
+            let mut bytes = 0_u64;
+            for ino in files {
+                let inode = state.inode(*ino)?.filter(|inode| !inode.is_dir());
+                bytes = bytes.saturating_add(inode.map_or(0, |inode| inode.size));
+            }
+            Ok(bytes)
+        };
+        (sum(wanted)?, sum(brought)?)
+    };
+    let fits = missing == 0 || service.fs.could_hold(missing.saturating_add(here))?;
+    Ok((!fits).then_some(missing))
+}
+
 impl Pins {
+    fn put_off(&mut self, ino: Ino, too_large: Option<(u64, u64)>) {
+        let at = Instant::now();
+        self.put_off.insert(ino, PutOff { at, too_large });
+    }
+
+    /// Returns whether a file is to be brought now.
+    fn may_try(&self, ino: Ino, operations: u64) -> bool {
+        (self.put_off.get(&ino)).is_none_or(|it| it.is_over(operations))
+    }
+
+    /// Forgets the failures of files that are not wanted any more.
+    fn forget_others(&mut self, together: &[(Vec<Ino>, Vec<Ino>)]) {
+        if self.put_off.is_empty() {
+            return;
+        }
+        let wanted = together.iter().flat_map(|(wanted, _)| wanted);
+        let wanted: HashSet<Ino> = wanted.chain(&self.away).copied().collect();
+        self.put_off.retain(|ino, _| wanted.contains(ino));
+    }
+
     /// Looks for pinned files at all names, if anything has changed since the last time.
     fn look(&mut self, service: &Service, patterns: &[String]) -> Result<(), FsError> {
         let is_same = self.patterns == patterns;
@@ -388,17 +482,19 @@ impl Pins {
             return Ok(());
         }
         let operations = service.index.lock().operations();
-        let is_recent = self
-            .looked
-            .is_some_and(|(then, at)| then == operations || at.elapsed() < PINS_EVERY);
+        let is_recent = self.looked.is_some_and(|(then, at, took)| {
+            then == operations || at.elapsed() < PINS_EVERY.max(took * WALK_SHARE)
+        });
         if is_same && is_recent {
             return Ok(());
         }
         // Checked when the options were taken.
         let compiled = Patterns::new(patterns).unwrap_or_default();
+        let began = Instant::now();
         service.index.commit()?;
         let snapshot = service.index.snapshot()?;
         let mut pinned = HashSet::new();
+        let mut bytes = 0_u64;
         let mut away = Vec::new();
         let root = (Ino::ROOT, RelPath::root());
         snapshot.walk(
@@ -411,17 +507,21 @@ impl Pins {
                         && name.size > 0
                         && name.flags.has(Flags::ON_BACKEND)
                         && !name.flags.has(Flags::DATA_DIRTY);
+                    let is_clean = !name.flags.any(Flags::DIRTY) && !name.flags.has(Flags::LOCAL);
                     if is_away {
                         away.push(name.ino);
+                    } else if name.is_cached && is_clean {
+                        bytes = bytes.saturating_add(name.size);
                     }
                 }
                 Some(is_pinned)
             },
         )?;
-        service.fs.set_pinned(pinned);
+        service.fs.set_pinned(pinned, bytes);
         self.patterns = patterns.to_vec();
         self.away = away;
-        self.looked = Some((service.index.lock().operations(), Instant::now()));
+        let operations = service.index.lock().operations();
+        self.looked = Some((operations, Instant::now(), began.elapsed()));
         Ok(())
     }
 }

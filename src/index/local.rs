@@ -89,6 +89,8 @@ pub(super) struct LocalState {
     held: HashSet<Ino>,
     /// For each of them, what must be on the SSD before.
     wanted: HashMap<Ino, HashSet<Ino>>,
+    /// For each of them, what was brought for it, and may not be evicted before it is ready.
+    brought: HashMap<Ino, HashSet<Ino>>,
     apart: HashSet<NameKey>,
 }
 
@@ -174,6 +176,21 @@ impl IndexWriter {
         self.local.wanted.values().flatten().copied().collect()
     }
 
+    /// Returns the same for each held inode by itself, with what was brought for it already.
+    pub fn wanted_together(&self) -> Vec<(Vec<Ino>, Vec<Ino>)> {
+        let local = &self.local;
+        let brought = |held| local.brought.get(held).into_iter().flatten().copied();
+        let of_held = |(held, wanted): (&Ino, &HashSet<Ino>)| {
+            (wanted.iter().copied().collect(), brought(held).collect())
+        };
+        local.wanted.iter().map(of_held).collect()
+    }
+
+    /// Returns whether a file was brought for a held inode that is not ready yet.
+    pub fn is_brought(&self, ino: Ino) -> bool {
+        self.local.brought.values().any(|it| it.contains(&ino))
+    }
+
     /// Sorts what was marked since the last time; nothing while a batch is open.
     ///
     /// # Errors
@@ -213,11 +230,16 @@ impl IndexWriter {
         }
         while let Some(ino) = inodes.pop() {
             self.sort_inode(ino, &mut inodes)?;
+            if !self.local.held.contains(&ino) {
+                self.local.brought.remove(&ino);
+            }
         }
         if self.local.is_sorting_all && !self.local.has_work() {
             let lines = self.local.patterns.lines().join("\n");
             self.set_meta(SORTED_BY, &lines)?;
             self.local.is_sorting_all = false;
+            let held = &self.local.held;
+            self.local.brought.retain(|ino, _| held.contains(ino));
         }
         Ok(())
     }
@@ -257,8 +279,13 @@ impl IndexWriter {
     /// waited for no more.
     pub fn note_arrived(&mut self, ino: Ino) {
         let mut ready = Vec::new();
-        for (held, wanted) in &mut self.local.wanted {
-            if wanted.remove(&ino) && wanted.is_empty() {
+        let local = &mut self.local;
+        for (held, wanted) in &mut local.wanted {
+            if !wanted.remove(&ino) {
+                continue;
+            }
+            local.brought.entry(*held).or_default().insert(ino);
+            if wanted.is_empty() {
                 ready.push(*held);
             }
         }
