@@ -25,7 +25,7 @@ use super::options::{Expiry, Keeping};
 use super::service::Service;
 use super::stop::Stop;
 use crate::core::{Failure, Ino, RelPath, Timestamp, human_bytes};
-use crate::index::{Flags, Index, WalkedName};
+use crate::index::{Flags, Index, WalkedName, WantedTogether};
 use crate::plan::patterns::Patterns;
 use crate::plan::units::head_of_unit;
 use crate::sys::time::since_boot;
@@ -42,6 +42,9 @@ const PINS_EVERY: Duration = Duration::from_secs(30);
 
 /// Walks over all names take at most this part of the time: one in so many.
 const WALK_SHARE: u32 = 20;
+
+/// So many inodes are looked at under one hold of the lock.
+const AT_A_TIME: usize = 1000;
 
 /// How long a clock must be steady before an age is believed.
 const STEADY: Duration = Duration::from_secs(3600);
@@ -356,6 +359,8 @@ struct Pins {
     /// Pinned files that are not in the cache.
     away: Vec<Ino>,
     put_off: HashMap<Ino, PutOff>,
+    /// For what is held, when its sum was compared with the space, and what did not fit.
+    summed: HashMap<Ino, (Instant, Option<u64>)>,
 }
 
 /// A file that was not brought.
@@ -391,11 +396,11 @@ fn bring(
     pins.forget_others(&together);
     let mut away: Vec<Ino> = Vec::new();
     let (mut files, mut bytes) = (0, 0_u64);
-    for (wanted, brought) in together {
-        match too_large_together(service, &wanted, &brought)? {
-            None => away.extend(wanted),
+    for it in together {
+        match pins.too_large_together(service, &it)? {
+            None => away.extend(it.wanted),
             Some(size) => {
-                files += wanted.len() as u64;
+                files += it.wanted.len() as u64;
                 bytes = bytes.saturating_add(size);
             }
         }
@@ -433,23 +438,19 @@ fn bring(
 }
 
 /// Returns the bytes that are missing of what is wanted together, if not all of it fits.
-fn too_large_together(
-    service: &Service,
-    wanted: &[Ino],
-    brought: &[Ino],
-) -> Result<Option<u64>, FsError> {
-    let (missing, here) = {
-        let mut state = service.index.lock();
-        let mut sum = |files: &[Ino]| -> Result<u64, FsError> {
-            let mut bytes = 0_u64;
-            for ino in files {
+fn too_large_together(service: &Service, it: &WantedTogether) -> Result<Option<u64>, FsError> {
+    let sum = |files: &[Ino]| -> Result<u64, FsError> {
+        let mut bytes = 0_u64;
+        for some in files.chunks(AT_A_TIME) {
+            let mut state = service.index.lock();
+            for ino in some {
                 let inode = state.inode(*ino)?.filter(|inode| !inode.is_dir());
                 bytes = bytes.saturating_add(inode.map_or(0, |inode| inode.size));
             }
-            Ok(bytes)
-        };
-        (sum(wanted)?, sum(brought)?)
+        }
+        Ok(bytes)
     };
+    let (missing, here) = (sum(&it.wanted)?, sum(&it.brought)?);
     let fits = missing == 0 || service.fs.could_hold(missing.saturating_add(here))?;
     Ok((!fits).then_some(missing))
 }
@@ -465,12 +466,30 @@ impl Pins {
         (self.put_off.get(&ino)).is_none_or(|it| it.is_over(operations))
     }
 
+    /// The same as the function, looked at once in a while.
+    fn too_large_together(
+        &mut self,
+        service: &Service,
+        it: &WantedTogether,
+    ) -> Result<Option<u64>, FsError> {
+        if let Some((at, known)) = self.summed.get(&it.held)
+            && at.elapsed() < AFTER_FAILURE
+        {
+            return Ok(*known);
+        }
+        let known = too_large_together(service, it)?;
+        self.summed.insert(it.held, (Instant::now(), known));
+        Ok(known)
+    }
+
     /// Forgets the failures of files that are not wanted any more.
-    fn forget_others(&mut self, together: &[(Vec<Ino>, Vec<Ino>)]) {
+    fn forget_others(&mut self, together: &[WantedTogether]) {
+        let held: HashSet<Ino> = together.iter().map(|it| it.held).collect();
+        self.summed.retain(|ino, _| held.contains(ino));
         if self.put_off.is_empty() {
             return;
         }
-        let wanted = together.iter().flat_map(|(wanted, _)| wanted);
+        let wanted = together.iter().flat_map(|it| &it.wanted);
         let wanted: HashSet<Ino> = wanted.chain(&self.away).copied().collect();
         self.put_off.retain(|ino, _| wanted.contains(ino));
     }

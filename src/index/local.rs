@@ -120,6 +120,17 @@ pub struct LocalCounts {
     pub bytes: u64,
 }
 
+/// What must be on the SSD before a held inode can leave the drive.
+#[derive(Clone, Debug)]
+pub struct WantedTogether {
+    /// The file or directory.
+    pub held: Ino,
+    /// What is not there yet.
+    pub wanted: Vec<Ino>,
+    /// What was brought for it.
+    pub brought: Vec<Ino>,
+}
+
 impl IndexWriter {
     /// Sets the patterns. If they are others than before, everything is sorted at the next
     /// opportunity.
@@ -176,12 +187,15 @@ impl IndexWriter {
         self.local.wanted.values().flatten().copied().collect()
     }
 
-    /// Returns the same for each held inode by itself, with what was brought for it already.
-    pub fn wanted_together(&self) -> Vec<(Vec<Ino>, Vec<Ino>)> {
+    /// Returns the same for each held inode by itself.
+    pub fn wanted_together(&self) -> Vec<WantedTogether> {
         let local = &self.local;
-        let brought = |held| local.brought.get(held).into_iter().flatten().copied();
-        let of_held = |(held, wanted): (&Ino, &HashSet<Ino>)| {
-            (wanted.iter().copied().collect(), brought(held).collect())
+        let of_held = |(held, wanted): (&Ino, &HashSet<Ino>)| WantedTogether {
+            held: *held,
+            wanted: wanted.iter().copied().collect(),
+            brought: (local.brought.get(held).into_iter().flatten())
+                .copied()
+                .collect(),
         };
         local.wanted.iter().map(of_held).collect()
     }

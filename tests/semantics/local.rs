@@ -1,6 +1,7 @@
 //! What stays local never reaches the drive, whatever is done to its name, and all else does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine::rng::Rng;
 use crate::engine::tree::Tree;
@@ -9,6 +10,7 @@ use ferryfs::core::{FileKind, RelPath, Timestamp};
 use ferryfs::drive::Backend;
 use ferryfs::drive::memory::MemNode;
 use ferryfs::plan::patterns::Patterns;
+use ferryfs::vfs::Brought;
 
 const KINDS: [Kind; 3] = [Kind::Plain, Kind::Exfat, Kind::Linux];
 
@@ -501,6 +503,60 @@ fn what_others_rename_to_a_name_that_travels_is_written_from_then_on() {
         }
         world.check(&engine);
     }
+}
+
+/// A drive with these files, each of so many bytes, and a cache of 100,000 bytes without them.
+fn small_cache(files: &[(&str, usize)]) -> World {
+    let world = World::new(Kind::Plain);
+    let engine = world.start(false);
+    engine.mkdir("dir");
+    for (path, size) in files {
+        engine.put(path, &vec![7; *size]);
+    }
+    engine.flush_all();
+    engine.close();
+    let mut world = World::on(Kind::Plain, world.memory.clone());
+    world.limits.max_bytes = 100_000;
+    world
+}
+
+#[test]
+fn what_cannot_fit_into_the_cache_evicts_nothing() {
+    let world = small_cache(&[("a", 40_000), ("film", 200_000)]);
+    let engine = start(&world, &[]);
+    let bring = |path: &str| engine.fs.bring(engine.ino(path)).expect("bring");
+    assert_eq!(bring("a"), Brought::Fetched(40_000));
+    assert_eq!(bring("film"), Brought::TooLarge(200_000));
+    assert!(engine.is_cached("a"));
+    world.check(&engine);
+}
+
+#[test]
+fn what_is_brought_for_a_directory_is_not_evicted_before_all_of_it_is_here() {
+    let files = [
+        ("dir/a", 30_000),
+        ("dir/b", 30_000),
+        ("c", 50_000),
+        ("d", 50_000),
+    ];
+    let world = small_cache(&files);
+    let engine = start(&world, &["tmp/"]);
+    engine.mkdir("tmp");
+    engine.rename("dir", "tmp/dir");
+    let report = engine.flush().expect("flush");
+    assert!(!report.left_behind.is_empty(), "it is held");
+    let bring = |path: &str| drop(engine.fs.bring(engine.ino(path)).expect("bring"));
+    let dir = engine.ino("tmp/dir");
+    engine.fs.bring(dir).expect("list");
+    for path in ["tmp/dir/a", "c", "d"] {
+        world.clock.advance(Duration::from_secs(10));
+        bring(path);
+    }
+    assert!(engine.is_cached("tmp/dir/a") && engine.is_cached("d"));
+    assert!(!engine.is_cached("c"));
+    flush_and_bring(&engine);
+    assert_eq!(names(&world.drive_tree()), ["c", "d"]);
+    world.check(&engine);
 }
 
 #[test]
