@@ -9,8 +9,8 @@
 //! network has set it, or when somebody sets it. So nothing goes before the clock has been *steady*
 //! for an hour, or for the time of the rule if that is shorter: it has advanced as the time since
 //! the boot has, which nothing sets. A file whose time is in the future never is old. What got its
-//! time while the clock was behind, as a jump forward shows, counts as changed at the jump; a restart
-//! forgets this.
+//! time while the clock was behind, as a jump forward shows, counts as changed at the jump; a
+//! restart forgets this.
 //!
 //! All of it is repeated from the index, so a crash leaves nothing to repair.
 
@@ -359,8 +359,17 @@ struct Pins {
     /// Pinned files that are not in the cache.
     away: Vec<Ino>,
     put_off: HashMap<Ino, PutOff>,
-    /// For what is held, when its sum was compared with the space, and what did not fit.
-    summed: HashMap<Ino, (Instant, Option<u64>)>,
+    summed: HashMap<Ino, Summed>,
+}
+
+/// What is held, and was compared with the space.
+#[derive(Clone, Copy)]
+struct Summed {
+    at: Instant,
+    /// So much was wanted.
+    wanted: usize,
+    /// The missing bytes, if not all of it fits.
+    too_large: Option<u64>,
 }
 
 /// A file that was not brought.
@@ -472,14 +481,22 @@ impl Pins {
         service: &Service,
         it: &WantedTogether,
     ) -> Result<Option<u64>, FsError> {
-        if let Some((at, known)) = self.summed.get(&it.held)
-            && at.elapsed() < AFTER_FAILURE
+        let wanted = it.wanted.len();
+        if let Some(known) = self.summed.get(&it.held)
+            && known.at.elapsed() < AFTER_FAILURE
+            && known.wanted >= wanted
         {
-            return Ok(*known);
+            return Ok(known.too_large);
         }
-        let known = too_large_together(service, it)?;
-        self.summed.insert(it.held, (Instant::now(), known));
-        Ok(known)
+        let too_large = too_large_together(service, it)?;
+        let at = Instant::now();
+        let known = Summed {
+            at,
+            wanted,
+            too_large,
+        };
+        self.summed.insert(it.held, known);
+        Ok(too_large)
     }
 
     /// Forgets the failures of files that are not wanted any more.

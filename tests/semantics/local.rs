@@ -548,6 +548,7 @@ fn what_is_brought_for_a_directory_is_not_evicted_before_all_of_it_is_here() {
     let bring = |path: &str| drop(engine.fs.bring(engine.ino(path)).expect("bring"));
     let dir = engine.ino("tmp/dir");
     engine.fs.bring(dir).expect("list");
+    assert!(waits(&engine));
     for path in ["tmp/dir/a", "c", "d"] {
         world.clock.advance(Duration::from_secs(10));
         bring(path);
