@@ -281,7 +281,11 @@ impl IndexWriter {
         self.local.inodes = self.read_inos("SELECT ino FROM dirty_inodes")?;
         let tops = self.local.tops.iter().copied();
         self.local.inodes.extend(tops);
-        let unmade = self.read_inos(UNMADE_LINKS)?;
+        // Links and special files have no places on many drives. They are looked at only now.
+        let unmade = match self.local.has_new_patterns {
+            true => self.read_inos(UNMADE_LINKS)?,
+            false => self.read_inos(&format!("{UNMADE_LINKS} AND i.mode & 61440 = 32768"))?,
+        };
         self.local.inodes.extend(unmade);
         self.local.has_new_patterns = false;
         self.local.all = false;
