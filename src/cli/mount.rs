@@ -17,8 +17,9 @@ use crate::core::{Exit, Failure, ForeignText};
 use crate::daemon::background::{CHILD_FLAG, Ready};
 use crate::daemon::find_drive::DriveName;
 use crate::daemon::options::{
-    CacheSize, DeltaMode, Expiry, FuseOptions, HookCommands, IoMode, Keeping, KeepingError, LeaseMode, Live,
-    MountOptions, Origin, Protect, QuietHours, Refresh, Schedule, Verify, VersionOptions,
+    CacheSize, DeltaMode, Expiry, FuseOptions, HookCommands, IoMode, Keeping, KeepingError,
+    LeaseMode, Live, MountOptions, Origin, Protect, QuietHours, Refresh, Schedule, Verify,
+    VersionOptions,
 };
 use crate::daemon::{background, find_drive};
 use crate::flush::HoldIf;

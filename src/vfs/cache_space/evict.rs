@@ -77,7 +77,10 @@ impl CacheSpace {
     /// evicted all the same.
     /// `bytes` is how many of their bytes are in the cache and clean.
     pub(in crate::vfs) fn set_pinned(&self, pinned: HashSet<Ino>, bytes: u64) {
-        *self.pinned.lock() = Pinned { files: pinned, bytes };
+        *self.pinned.lock() = Pinned {
+            files: pinned,
+            bytes,
+        };
     }
 
     /// Counts the bytes of a file that was brought into the cache, if it is pinned.
