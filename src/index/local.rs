@@ -839,6 +839,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let index = open(&dir);
         let mut state = index.lock();
+        let root = Inode::new(Ino::ROOT, libc::S_IFDIR | 0o755, 0, 0, Timestamp(0));
+        state.put_inode(root);
         set(&mut state, "tmp/");
         state.sort_local().unwrap();
         let mut files = Vec::new();

@@ -261,7 +261,7 @@ fn last_name_travels(kind: Kind, is_away: bool, travels: impl Fn(&Engine)) {
             engine.trim();
             let ino = engine.ino("kept");
             engine.fs.evict_unused(i64::MAX).expect("evict");
-            assert!(!engine.is_cached("kept"), "{ino}");
+            assert!(!engine.is_cached("kept"), "{ino:?}");
             (world, engine)
         }
     };
@@ -545,7 +545,7 @@ fn what_is_brought_for_a_directory_is_not_evicted_before_all_of_it_is_here() {
     engine.rename("dir", "tmp/dir");
     let report = engine.flush().expect("flush");
     assert!(!report.left_behind.is_empty(), "it is held");
-    let bring = |path: &str| drop(engine.fs.bring(engine.ino(path)).expect("bring"));
+    let bring = |path: &str| engine.fs.bring(engine.ino(path)).expect("bring");
     let dir = engine.ino("tmp/dir");
     engine.fs.bring(dir).expect("list");
     assert!(waits(&engine));
