@@ -17,8 +17,9 @@ use crate::core::{Exit, Failure, ForeignText};
 use crate::daemon::background::{CHILD_FLAG, Ready};
 use crate::daemon::find_drive::DriveName;
 use crate::daemon::options::{
-    CacheSize, DeltaMode, Expiry, FuseOptions, HookCommands, IoMode, Keeping, LeaseMode, Live,
-    MountOptions, Origin, Protect, QuietHours, Refresh, Schedule, Verify, VersionOptions,
+    CacheSize, DeltaMode, Expiry, FuseOptions, HookCommands, IoMode, Keeping, KeepingError,
+    LeaseMode, Live, MountOptions, Origin, Protect, QuietHours, Refresh, Schedule, Verify,
+    VersionOptions,
 };
 use crate::daemon::{background, find_drive};
 use crate::flush::HoldIf;
@@ -204,8 +205,9 @@ pub struct MountArgs {
     /// something that does not: "tmp/", "*.part", "node_modules/". May be given several times
     #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
     local: Vec<String>,
-    /// Remove what matches this pattern when it has not changed for this long: "tmp/=1d". Where
-    /// several match the longest time counts. In a file it may be a table: { "tmp/" = "1d" }
+    /// Remove what matches this pattern when it has not changed for this long: "tmp/=1d". Only what
+    /// stays on this computer expires: --local must have the same pattern. Where several match the
+    /// longest time counts. In a file it may be a table: { "tmp/" = "1d" }
     #[arg(long, value_name = "PATTERN=DUR", value_parser = parse_expiry)]
     expire: Vec<Expiry>,
     /// Keep in the cache what matches this pattern, and bring it there: "*.nfo", "library.db"
@@ -453,12 +455,19 @@ impl MountArgs {
             evict_after: self.evict_after,
         };
         keeping.check().map_err(|error| {
-            let hint = match error.list {
-                "local" => {
+            let hint = match (error.list, &error.reason) {
+                ("local", _) => {
                     "nothing would ever be written to the drive; name what is to stay here, or add \
                      a pattern such as \"!*.mkv\" for what is not"
                 }
-                _ => "name the files that are meant",
+                (_, KeepingError::NotLocal) => {
+                    "add the pattern to local as well, or remove the rule; what travels to the \
+                     drive is never removed by age"
+                }
+                (_, KeepingError::Negated) => {
+                    "remove the rule; for what is to stay longer, add its pattern with a longer time"
+                }
+                (_, KeepingError::Pattern(_)) => "name the files that are meant",
             };
             Failure::usage(error.to_string()).hint(hint)
         })?;

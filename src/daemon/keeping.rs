@@ -3,16 +3,18 @@
 //! - *Brings*: files that are pinned, and those that were moved to names that stay local and that
 //!   only the drive has ([`crate::index::local`]). It does so while no flush runs.
 //! - *Evicts* clean files that were not used for `evict_after`.
-//! - *Removes* files that match a rule of `expire` and have not changed for its time.
+//! - *Removes* local files that match a rule of `expire` and have not changed for its time.
 //!
 //! Both ages are differences of times on the clock, which may be wrong: after a start, before the
 //! network has set it, or when somebody sets it. So nothing goes before the clock has been *steady*
 //! for an hour, or for the time of the rule if that is shorter: it has advanced as the time since
-//! the boot has, which nothing sets. A file whose time is in the future never is old.
+//! the boot has, which nothing sets. A file whose time is in the future never is old. What got its
+//! time while the clock was behind, as a jump forward shows, counts as changed at the jump; a
+//! restart forgets this.
 //!
 //! All of it is repeated from the index, so a crash leaves nothing to repair.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,10 +25,11 @@ use super::options::{Expiry, Keeping};
 use super::service::Service;
 use super::stop::Stop;
 use crate::core::{Failure, Ino, RelPath, Timestamp, human_bytes};
-use crate::index::{Flags, Index, WalkedName};
+use crate::index::{Flags, Index, WalkedName, WantedTogether};
 use crate::plan::patterns::Patterns;
+use crate::plan::units::head_of_unit;
 use crate::sys::time::since_boot;
-use crate::vfs::{Brought, FsError};
+use crate::vfs::{Brought, FsError, OlderThan};
 
 /// How often the thread looks whether something is to be done.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -37,13 +40,19 @@ const AGES_EVERY: Duration = Duration::from_secs(60);
 /// How often all names are looked at for pinned files, at most.
 const PINS_EVERY: Duration = Duration::from_secs(30);
 
+/// Walks over all names take at most this part of the time: one in so many.
+const WALK_SHARE: u32 = 20;
+
+/// So many inodes are looked at under one hold of the lock.
+const AT_A_TIME: usize = 1000;
+
 /// How long a clock must be steady before an age is believed.
 const STEADY: Duration = Duration::from_secs(3600);
 
 /// A clock that is set by less than this between two looks is steady.
 const JUMP: Duration = Duration::from_secs(10);
 
-/// The pause after a file could not be brought.
+/// The pause after a file could not be brought, for that file, or for all if the drive is gone.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
 
 /// Compiles a list of patterns.
@@ -100,12 +109,27 @@ impl Keeper {
     }
 }
 
+/// A time in which the clock was behind: what has a time in it was changed later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Behind {
+    from: Timestamp,
+    until: Timestamp,
+    /// The first right time after it.
+    jumped: Timestamp,
+}
+
+/// The most such times that are told apart.
+const MOST_BEHIND: usize = 64;
+
 /// Whether the clock can be believed.
 struct Steady {
     /// The last look: the clock, and the time since the boot.
     last: (Timestamp, Duration),
     /// The time since the boot from which on the clock has been steady.
     since: Duration,
+    /// What the clock showed then.
+    showed: Timestamp,
+    behind: Vec<Behind>,
 }
 
 impl Steady {
@@ -113,6 +137,8 @@ impl Steady {
         Steady {
             last: (clock, boot),
             since: boot,
+            showed: clock,
+            behind: Vec::new(),
         }
     }
 
@@ -124,9 +150,41 @@ impl Steady {
         if off > JUMP.as_nanos() {
             tracing::warn!("the clock was set; no file expires before it has been steady");
             self.since = boot;
+            let ran = i64::try_from(ran).unwrap_or(i64::MAX);
+            let until = Timestamp(self.last.0.0.saturating_add(ran));
+            if until < clock {
+                self.note_behind(until, clock);
+            }
+            self.showed = clock;
         }
         self.last = (clock, boot);
         boot.saturating_sub(self.since)
+    }
+
+    fn note_behind(&mut self, until: Timestamp, jumped: Timestamp) {
+        let from = self.showed;
+        self.behind.push(Behind {
+            from,
+            until,
+            jumped,
+        });
+        if self.behind.len() > MOST_BEHIND {
+            let (one, other) = (self.behind.remove(0), self.behind[0]);
+            self.behind[0] = Behind {
+                from: one.from.min(other.from),
+                until: one.until.max(other.until),
+                jumped: one.jumped.max(other.jumped),
+            };
+        }
+    }
+
+    /// Returns what is older than `before`.
+    fn older_than(&self, before: Timestamp) -> OlderThan {
+        let later = self.behind.iter().filter(|it| it.jumped >= before);
+        OlderThan {
+            before,
+            later: later.map(|it| (it.from, it.until)).collect(),
+        }
     }
 }
 
@@ -135,6 +193,7 @@ pub(super) fn run(service: &Service, stop: &Stop) {
     let mut steady = Steady::new(service.fs.now(), since_boot());
     let mut pins = Pins::default();
     let mut aged = Instant::now();
+    let mut walked = Duration::ZERO;
     let mut not_before = Instant::now();
     while !stop.is_given() {
         stop.rest(LOOK_EVERY);
@@ -143,10 +202,12 @@ pub(super) fn run(service: &Service, stop: &Stop) {
         }
         let options = service.live.read().keeping.clone();
         let for_how_long = steady.look(service.fs.now(), since_boot());
-        if aged.elapsed() >= ages_every(&options) {
-            aged = Instant::now();
+        if aged.elapsed() >= ages_every(&options).max(walked * WALK_SHARE) {
             let_go(service, &options, for_how_long);
-            remove_old(service, &options.expire, for_how_long, stop);
+            let began = Instant::now();
+            remove_old(service, &options.expire, (&steady, for_how_long), stop);
+            aged = Instant::now();
+            walked = began.elapsed();
         }
         if not_before > Instant::now() {
             continue;
@@ -206,14 +267,21 @@ fn rules(expire: &[Expiry], steady: Duration) -> Vec<Rule> {
     .collect()
 }
 
-/// Removes files that have not changed for the time of the longest rule that matches, and empty
-/// directories in a directory that matches.
-fn remove_old(service: &Service, expire: &[Expiry], steady: Duration, stop: &Stop) {
+/// Removes local files that have not changed for the time of the longest rule that matches, and
+/// empty directories in a directory that matches.
+fn remove_old(
+    service: &Service,
+    expire: &[Expiry],
+    (clock, steady): (&Steady, Duration),
+    stop: &Stop,
+) {
     let rules = rules(expire, steady);
     if rules.iter().all(|rule| rule.after == Duration::MAX) {
         return;
     }
-    let old = match old_names(service, &rules) {
+    // What was made since the last time has no flag yet.
+    let sorted = service.sort_local().map_err(FsError::from);
+    let old = match sorted.and_then(|()| old_names(service, &rules)) {
         Ok(old) => old,
         Err(error) => {
             tracing::warn!(%error, "cannot look for files that have expired");
@@ -226,12 +294,13 @@ fn remove_old(service: &Service, expire: &[Expiry], steady: Duration, stop: &Sto
             return;
         }
         let (parent, ino) = (name.parent, name.ino);
-        match service.fs.remove_if_old(parent, &name.name, ino, before) {
-            Ok(true) => {
-                tracing::info!(%path, "removed: it has expired");
-                service.keeper.expired.fetch_add(1, Ordering::Relaxed);
+        let age = clock.older_than(before);
+        match service.fs.remove_if_old(parent, &name.name, ino, &age) {
+            Ok(0) => {}
+            Ok(names) => {
+                tracing::info!(%path, names, "removed: it has expired");
+                service.keeper.expired.fetch_add(names, Ordering::Relaxed);
             }
-            Ok(false) => {}
             Err(error) => tracing::warn!(%error, %path, "has expired and cannot be removed"),
         }
     }
@@ -247,7 +316,7 @@ fn old_names(service: &Service, rules: &[Rule]) -> Result<Vec<Old>, FsError> {
     let mut old = Vec::new();
     let root = (Ino::ROOT, RelPath::root());
     // The longest time of the rules that match the directory; zero for none.
-    snapshot.walk(root, Duration::ZERO, &mut |name, path, _, above| {
+    snapshot.walk(root, Duration::ZERO, &mut |name, path, others, above| {
         let matching = rules
             .iter()
             .filter(|rule| rule.patterns.matches_itself(path, name.is_dir()));
@@ -257,7 +326,9 @@ fn old_names(service: &Service, rules: &[Rule]) -> Result<Vec<Old>, FsError> {
         let is_named = name.is_dir() && above.is_zero();
         let may_go = !after.is_zero() && !is_named;
         if let (true, Some(before)) = (may_go, earlier(now, after))
+            && name.flags.has(Flags::LOCAL)
             && name.mtime.max(name.ctime) < before
+            && (name.is_dir() || !goes_with_another(name, others))
         {
             old.push((name.clone(), path.clone(), before));
         }
@@ -266,22 +337,60 @@ fn old_names(service: &Service, rules: &[Rule]) -> Result<Vec<Old>, FsError> {
     Ok(old)
 }
 
+/// Returns whether a file belongs to a database beside it, with which it goes.
+fn goes_with_another(name: &WalkedName, others: &[WalkedName]) -> bool {
+    let database = head_of_unit(&name.name);
+    let is_it = |other: &WalkedName| other.name == database && !other.is_dir();
+    database != name.name && others.iter().any(is_it)
+}
+
 fn earlier(now: Timestamp, by: Duration) -> Option<Timestamp> {
     let by = i64::try_from(by.as_nanos()).ok()?;
     now.0.checked_sub(by).map(Timestamp)
 }
 
-/// What is known of pinned files.
+/// What is known of pinned files, and of those that could not be brought.
 #[derive(Default)]
 struct Pins {
     patterns: Vec<String>,
-    /// The state of the index when all names were last looked at, and when that was.
-    looked: Option<(u64, Instant)>,
+    /// The state of the index when all names were last looked at, when that was, and how long it
+    /// took.
+    looked: Option<(u64, Instant, Duration)>,
     /// Pinned files that are not in the cache.
     away: Vec<Ino>,
+    put_off: HashMap<Ino, PutOff>,
+    summed: HashMap<Ino, Summed>,
 }
 
-/// Brings what is to be in the cache, one file after another.
+/// What is held, and was compared with the space.
+#[derive(Clone, Copy)]
+struct Summed {
+    at: Instant,
+    /// So much was wanted.
+    wanted: usize,
+    /// The missing bytes, if not all of it fits.
+    too_large: Option<u64>,
+}
+
+/// A file that was not brought.
+#[derive(Clone, Copy)]
+struct PutOff {
+    at: Instant,
+    /// It does not fit: its size, and the state of the index at that time.
+    too_large: Option<(u64, u64)>,
+}
+
+impl PutOff {
+    /// Returns whether it is tried again: after a while, and if it did not fit only if something
+    /// has changed.
+    fn is_over(&self, operations: u64) -> bool {
+        let has_changed = self.too_large.is_none_or(|(_, then)| then != operations);
+        self.at.elapsed() >= AFTER_FAILURE && has_changed
+    }
+}
+
+/// Brings what is to be in the cache, one file after another. What is brought for a directory that
+/// is held is brought only if all of it fits.
 fn bring(
     service: &Service,
     pins: &mut Pins,
@@ -289,21 +398,47 @@ fn bring(
     stop: &Stop,
 ) -> Result<(), FsError> {
     pins.look(service, patterns)?;
-    let wanted = service.index.lock().wanted_for_local();
-    let mut away: Vec<Ino> = wanted;
-    away.extend(pins.away.iter().copied());
+    let (together, operations) = {
+        let state = service.index.lock();
+        (state.wanted_together(), state.operations())
+    };
+    pins.forget_others(&together);
+    let mut away: Vec<Ino> = Vec::new();
     let (mut files, mut bytes) = (0, 0_u64);
+    for it in together {
+        match pins.too_large_together(service, &it)? {
+            None => away.extend(it.wanted),
+            Some(size) => {
+                files += it.wanted.len() as u64;
+                bytes = bytes.saturating_add(size);
+            }
+        }
+    }
+    away.extend(pins.away.iter().copied());
     for ino in away {
         let is_there = service.drive.is_attached() && service.drive.stalled().is_none();
         if stop.is_given() || !is_there || service.flusher.is_running() {
             return Ok(());
         }
-        match service.fs.bring(ino)? {
-            Brought::There => {}
-            Brought::Fetched(_) => pins.away.retain(|other| *other != ino),
-            Brought::TooLarge(size) => {
+        if !pins.may_try(ino, operations) {
+            if let Some((size, _)) = pins.put_off.get(&ino).and_then(|it| it.too_large) {
                 files += 1;
                 bytes = bytes.saturating_add(size);
+            }
+            continue;
+        }
+        match service.fs.bring(ino) {
+            Ok(Brought::There) => {}
+            Ok(Brought::Fetched(_)) => pins.away.retain(|other| *other != ino),
+            Ok(Brought::TooLarge(size)) => {
+                files += 1;
+                bytes = bytes.saturating_add(size);
+                pins.put_off(ino, Some((size, operations)));
+            }
+            Err(error) if !service.drive.is_attached() => return Err(error),
+            Err(error) => {
+                tracing::debug!(%error, ?ino, "a file was not brought into the cache");
+                pins.put_off(ino, None);
             }
         }
     }
@@ -311,7 +446,71 @@ fn bring(
     Ok(())
 }
 
+/// Returns the bytes that are missing of what is wanted together, if not all of it fits.
+fn too_large_together(service: &Service, it: &WantedTogether) -> Result<Option<u64>, FsError> {
+    let sum = |files: &[Ino]| -> Result<u64, FsError> {
+        let mut bytes = 0_u64;
+        for some in files.chunks(AT_A_TIME) {
+            let mut state = service.index.lock();
+            for ino in some {
+                let inode = state.inode(*ino)?.filter(|inode| !inode.is_dir());
+                bytes = bytes.saturating_add(inode.map_or(0, |inode| inode.size));
+            }
+        }
+        Ok(bytes)
+    };
+    let (missing, here) = (sum(&it.wanted)?, sum(&it.brought)?);
+    let fits = missing == 0 || service.fs.could_hold(missing.saturating_add(here))?;
+    Ok((!fits).then_some(missing))
+}
+
 impl Pins {
+    fn put_off(&mut self, ino: Ino, too_large: Option<(u64, u64)>) {
+        let at = Instant::now();
+        self.put_off.insert(ino, PutOff { at, too_large });
+    }
+
+    /// Returns whether a file is to be brought now.
+    fn may_try(&self, ino: Ino, operations: u64) -> bool {
+        (self.put_off.get(&ino)).is_none_or(|it| it.is_over(operations))
+    }
+
+    /// The same as the function, looked at once in a while.
+    fn too_large_together(
+        &mut self,
+        service: &Service,
+        it: &WantedTogether,
+    ) -> Result<Option<u64>, FsError> {
+        let wanted = it.wanted.len();
+        if let Some(known) = self.summed.get(&it.held)
+            && known.at.elapsed() < AFTER_FAILURE
+            && known.wanted >= wanted
+        {
+            return Ok(known.too_large);
+        }
+        let too_large = too_large_together(service, it)?;
+        let at = Instant::now();
+        let known = Summed {
+            at,
+            wanted,
+            too_large,
+        };
+        self.summed.insert(it.held, known);
+        Ok(too_large)
+    }
+
+    /// Forgets the failures of files that are not wanted any more.
+    fn forget_others(&mut self, together: &[WantedTogether]) {
+        let held: HashSet<Ino> = together.iter().map(|it| it.held).collect();
+        self.summed.retain(|ino, _| held.contains(ino));
+        if self.put_off.is_empty() {
+            return;
+        }
+        let wanted = together.iter().flat_map(|it| &it.wanted);
+        let wanted: HashSet<Ino> = wanted.chain(&self.away).copied().collect();
+        self.put_off.retain(|ino, _| wanted.contains(ino));
+    }
+
     /// Looks for pinned files at all names, if anything has changed since the last time.
     fn look(&mut self, service: &Service, patterns: &[String]) -> Result<(), FsError> {
         let is_same = self.patterns == patterns;
@@ -319,17 +518,19 @@ impl Pins {
             return Ok(());
         }
         let operations = service.index.lock().operations();
-        let is_recent = self
-            .looked
-            .is_some_and(|(then, at)| then == operations || at.elapsed() < PINS_EVERY);
+        let is_recent = self.looked.is_some_and(|(then, at, took)| {
+            then == operations || at.elapsed() < PINS_EVERY.max(took * WALK_SHARE)
+        });
         if is_same && is_recent {
             return Ok(());
         }
         // Checked when the options were taken.
         let compiled = Patterns::new(patterns).unwrap_or_default();
+        let began = Instant::now();
         service.index.commit()?;
         let snapshot = service.index.snapshot()?;
         let mut pinned = HashSet::new();
+        let mut bytes = 0_u64;
         let mut away = Vec::new();
         let root = (Ino::ROOT, RelPath::root());
         snapshot.walk(
@@ -342,17 +543,21 @@ impl Pins {
                         && name.size > 0
                         && name.flags.has(Flags::ON_BACKEND)
                         && !name.flags.has(Flags::DATA_DIRTY);
+                    let is_clean = !name.flags.any(Flags::DIRTY) && !name.flags.has(Flags::LOCAL);
                     if is_away {
                         away.push(name.ino);
+                    } else if name.is_cached && is_clean {
+                        bytes = bytes.saturating_add(name.size);
                     }
                 }
                 Some(is_pinned)
             },
         )?;
-        service.fs.set_pinned(pinned);
+        service.fs.set_pinned(pinned, bytes);
         self.patterns = patterns.to_vec();
         self.away = away;
-        self.looked = Some((service.index.lock().operations(), Instant::now()));
+        let operations = service.index.lock().operations();
+        self.looked = Some((operations, Instant::now(), began.elapsed()));
         Ok(())
     }
 }
@@ -392,6 +597,38 @@ mod tests {
                 Duration::from_secs(30)
             );
             steady = Steady::new(clock(start + 120), boot(120));
+        }
+    }
+
+    #[test]
+    fn what_was_written_while_the_clock_was_behind_counts_as_written_when_it_was_set() {
+        let mut steady = Steady::new(clock(1000), HOUR);
+        let boot = |secs| HOUR + Duration::from_secs(secs);
+        steady.look(clock(1060), boot(60));
+        // Two seconds later the network sets it.
+        let right = 1_700_000_000;
+        steady.look(clock(right), boot(62));
+        let is_old = |steady: &Steady, before, changed| {
+            let age = steady.older_than(clock(before));
+            age.has(clock(changed), clock(changed))
+        };
+        for written in [1000, 1030, 1062] {
+            assert!(!is_old(&steady, right - 60, written), "{written}");
+            assert!(!is_old(&steady, right, written), "{written}");
+            assert!(is_old(&steady, right + 1, written), "{written}");
+        }
+        assert!(is_old(&steady, right - 60, 999));
+        assert!(is_old(&steady, right - 60, 2000));
+        assert!(!is_old(&steady, right - 60, right - 1));
+        // Set back and forth again, many times.
+        for n in 0..200 {
+            let now = 62 + 2 * n;
+            steady.look(clock(2000 + n), boot(now + 1));
+            steady.look(clock(right + n), boot(now + 2));
+        }
+        assert!(steady.behind.len() <= MOST_BEHIND);
+        for written in [1030, 2000, 2150] {
+            assert!(!is_old(&steady, right - 60, written), "{written}");
         }
     }
 

@@ -177,7 +177,7 @@ pub struct Keeping {
     pub local: Vec<String>,
     /// What is always in the cache.
     pub pin: Vec<String>,
-    /// What is removed when it gets old.
+    /// What is removed when it gets old: patterns that `local` has, too.
     pub expire: Vec<Expiry>,
     /// How long a file that the drive has may be unused before it leaves the cache.
     pub evict_after: Option<Duration>,
@@ -192,7 +192,7 @@ impl Keeping {
         let refuse = |list, (pattern, reason): (String, PatternError)| KeepingRefused {
             list,
             pattern,
-            reason,
+            reason: reason.into(),
         };
         let everything = |lines: &[String]| (lines.join(", "), PatternError::Everything);
         let local = Patterns::new(&self.local).map_err(|bad| refuse("local", bad))?;
@@ -206,9 +206,36 @@ impl Keeping {
             if patterns.is_everything() {
                 return Err(refuse("expire", everything(lines)));
             }
+            // One that includes again removes nothing. What travels is never removed by age.
+            let is_negated = rule.pattern.starts_with('!');
+            let reason = match is_negated {
+                true => Some(KeepingError::Negated),
+                false => (!self.local.contains(&rule.pattern)).then_some(KeepingError::NotLocal),
+            };
+            if let Some(reason) = reason {
+                return Err(KeepingRefused {
+                    list: "expire",
+                    pattern: rule.pattern.clone(),
+                    reason,
+                });
+            }
         }
         Ok(())
     }
+}
+
+/// Why a pattern of a list is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeepingError {
+    /// It is none, or matches too much.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// A rule for what expires begins with `!`.
+    #[error("begins with \"!\": a rule says what expires, not what does not")]
+    Negated,
+    /// A rule for what expires is about files that travel.
+    #[error("is not in local, in the same words: only what stays on this computer expires")]
+    NotLocal,
 }
 
 /// A list of patterns that is not accepted.
@@ -220,7 +247,7 @@ pub struct KeepingRefused {
     /// The pattern.
     pub pattern: String,
     /// What is wrong with it.
-    pub reason: PatternError,
+    pub reason: KeepingError,
 }
 
 /// When files that match a pattern are removed.

@@ -194,6 +194,11 @@ impl Taking<'_> {
         let is_dir = state.inode(ino)?.is_some_and(|inode| inode.is_dir());
         state.remove_name(from.0, from.1)?;
         state.add_clean_name(to.parent, shown, &to.name, ino)?;
+        // It may be local by its new name, or not any more, and so may what is in it.
+        state.sort_inode_later(ino);
+        if is_dir {
+            state.note_moved_dir(ino);
+        }
         let moves_away = i32::from(is_dir && from.0 != to.parent);
         self.touch_parent(state, from.0, -moves_away)?;
         self.touch_parent(state, to.parent, moves_away)?;

@@ -73,7 +73,8 @@ impl Taking<'_> {
     }
 
     /// Adds the backend's version of `key` to the mount under a conflict name, beside the mount's
-    /// version. The next batch renames it on the backend. Returns its inode.
+    /// version. The next batch renames it on the backend. Returns its inode; `None` if the name is
+    /// local, so that no batch has anything to do with it.
     pub(super) fn keep_both(
         &mut self,
         state: &mut IndexWriter,
@@ -86,6 +87,19 @@ impl Taking<'_> {
         }
         let is_dir = entry.meta.kind == crate::core::FileKind::Directory;
         let shown = state.mount_name(key)?;
+        let stays_local = match names::in_the_way(state, key)? {
+            Some((_, ours)) => state.stays_local(ours)?,
+            None => state.is_local_name(key.parent, &shown, is_dir)?,
+        };
+        if stays_local {
+            // Its conflict name would be local, too, so it would leave the drive. It stays there
+            // instead, unknown here, and appears when ours has gone.
+            if was.is_some() {
+                state.replace_placed(key, was, None)?;
+            }
+            tracing::debug!(name = %key.name, "theirs stays on the drive; this name is local here");
+            return Ok(None);
+        }
         let Some(name) = self.free_name(state, key.parent, &shown, is_dir)? else {
             let why = "no name is free for the other version; rename some of them".to_string();
             self.changes.skipped.push((key.name.to_text(), why));

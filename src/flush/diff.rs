@@ -66,6 +66,7 @@ impl Gathered {
 
 struct Gatherer<'a> {
     snapshot: &'a Snapshot,
+    store: &'a Store,
     rules: &'a NameRules,
     capabilities: &'a Capabilities,
     /// Files that change in place, so that no whole version can be read.
@@ -132,7 +133,7 @@ impl Gathered {
 /// Compares the two trees at all marked names and inodes. Files that were being written at the cut
 /// have no whole version.
 pub(super) fn gather(
-    snapshot: &Snapshot,
+    (snapshot, store): (&Snapshot, &Store),
     rules: &NameRules,
     capabilities: &Capabilities,
     active: &ActiveBatch,
@@ -140,6 +141,7 @@ pub(super) fn gather(
 ) -> Result<Gathered> {
     let mut gatherer = Gatherer {
         snapshot,
+        store,
         rules,
         capabilities,
         live: &active.writing,
@@ -258,7 +260,7 @@ impl Gatherer<'_> {
             }
         }
         drop(entries);
-        let held = self.held_with_bytes_on_drive(&changes);
+        let held = self.held_with_bytes_on_drive(&changes)?;
         let portion = Waiting {
             snapshot: self.snapshot,
             rules: self.rules,
@@ -271,22 +273,61 @@ impl Gatherer<'_> {
         self.gathered(changes, before, settled, portion)
     }
 
-    /// Returns the inodes that no batch may take off the drive: those that are held, and local
-    /// files that lack their only bytes on the SSD, which sorting does not make.
-    fn held_with_bytes_on_drive(&self, changes: &[NameChange]) -> HashSet<Ino> {
+    /// Returns the inodes that no batch may take off the drive: those that are held, and, which
+    /// sorting does not make, local files that lack their only bytes on the SSD, and files that
+    /// would have no place left on the drive and get no new one.
+    fn held_with_bytes_on_drive(&self, changes: &[NameChange]) -> Result<HashSet<Ino>> {
+        // What the SSD has failed to store may be no whole copy.
+        let has_object = |inode: &Inode| {
+            (inode.object).is_some_and(|object| self.store.damage(object).is_none())
+        };
         let lacks_bytes = |ino: &Ino| match self.inodes.get(ino) {
             Some(Some(inode)) => {
                 inode.flags.has(Flags::LOCAL)
                     && inode.nlink > 0
                     && inode.kind() == FileKind::Regular
                     && inode.size > 0
-                    && !(inode.flags.has(Flags::DATA_DIRTY) && inode.object.is_some())
+                    && !(inode.flags.has(Flags::DATA_DIRTY) && has_object(inode))
             }
             _ => false,
         };
         let old = changes.iter().filter_map(|change| change.old);
         let lacking = old.map(|old| old.ino).filter(lacks_bytes);
-        lacking.chain(self.held.iter().copied()).collect()
+        let mut held: HashSet<Ino> = lacking.chain(self.held.iter().copied()).collect();
+        held.extend(self.would_vanish(changes)?);
+        Ok(held)
+    }
+
+    /// Returns the files with names in the mount whose bytes only the drive has, and of which the
+    /// changes remove the last place and make none.
+    fn would_vanish(&self, changes: &[NameChange]) -> Result<Vec<Ino>> {
+        let is_only_there = |ino: &Ino| match self.inodes.get(ino) {
+            Some(Some(inode)) => {
+                inode.nlink > 0
+                    && inode.kind() == FileKind::Regular
+                    && inode.size > 0
+                    && inode.object.is_none()
+                    && !inode.flags.has(Flags::DATA_DIRTY)
+            }
+            _ => false,
+        };
+        let is_made = |change: &NameChange| change.new.as_ref().map(|new| new.ino);
+        let made: HashSet<Ino> = changes.iter().filter_map(is_made).collect();
+        let mut going: HashMap<Ino, usize> = HashMap::new();
+        for change in changes {
+            if let Some(old) = change.old.filter(|old| !made.contains(&old.ino))
+                && is_only_there(&old.ino)
+            {
+                *going.entry(old.ino).or_default() += 1;
+            }
+        }
+        let mut vanishing = Vec::new();
+        for (ino, places) in going {
+            if self.snapshot.places_of(ino)?.len() <= places {
+                vanishing.push(ino);
+            }
+        }
+        Ok(vanishing)
     }
 
     /// Returns everything that is known of the changes in the batch.

@@ -337,7 +337,7 @@ impl Flusher {
         capabilities: &Capabilities,
     ) -> Result<Gathered> {
         let mut gathered = gather(
-            &snapshot,
+            (&snapshot, &self.parts.store),
             &self.parts.rules,
             capabilities,
             active,

@@ -20,7 +20,8 @@
 //! Sorting waits while a batch is open, since the confirmation clears DATA_DIRTY: an inode that got
 //! the flag in between would look as if the drive had it. Each cut sorts first, under its lock.
 //!
-//! A crash loses the lists of what is to be sorted. So the next start sorts all that is marked.
+//! A crash loses the lists of what is to be sorted, and the names that are apart. So the next start
+//! sorts all that is marked, and every file with a name beside others that the drive does not have.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -37,6 +38,9 @@ use crate::plan::units::{database_of, database_of_shared_memory, journals_of};
 /// The setting with the patterns by which everything was last sorted.
 const SORTED_BY: &str = "local_patterns";
 
+/// The value of it while not everything is sorted by one list: no list reads so.
+const SORTED_BY_NONE: &str = "\n";
+
 /// Directories without the flag that hold inodes with it lead to these.
 const TOPS: &str = "SELECT i.ino FROM inodes i WHERE i.flags & 512 <> 0 AND EXISTS(
    SELECT 1 FROM dirents d JOIN inodes p ON p.ino=d.parent WHERE d.ino=i.ino AND p.flags & 512 = 0)";
@@ -45,6 +49,14 @@ const TOPS: &str = "SELECT i.ino FROM inodes i WHERE i.flags & 512 <> 0 AND EXIS
 const UNMADE_LINKS: &str = "SELECT d.ino FROM inodes i JOIN dirents d ON d.ino=i.ino
   WHERE i.nlink > 1 AND i.mode & 61440 <> 16384 AND NOT EXISTS(
     SELECT 1 FROM placed p WHERE p.parent=d.parent AND p.name=coalesce(d.stored, d.name))";
+
+/// Journals that the drive has and the mount has not: the drive may have kept them for a database
+/// that travels by other patterns.
+const REMOVED_JOURNALS: &str = "SELECT p.parent, p.name FROM placed p
+  WHERE (substr(p.name, -4) IN (CAST('-wal' AS BLOB), CAST('.wal' AS BLOB))
+      OR substr(p.name, -8) = CAST('-journal' AS BLOB))
+    AND NOT EXISTS(
+      SELECT 1 FROM dirents d WHERE d.parent=p.parent AND coalesce(d.stored, d.name)=p.name)";
 
 /// So many names are read at a time.
 const LISTED: u32 = 1000;
@@ -77,6 +89,8 @@ pub(super) struct LocalState {
     held: HashSet<Ino>,
     /// For each of them, what must be on the SSD before.
     wanted: HashMap<Ino, HashSet<Ino>>,
+    /// For each of them, what was brought for it, and may not be evicted before it is ready.
+    brought: HashMap<Ino, HashSet<Ino>>,
     apart: HashSet<NameKey>,
 }
 
@@ -106,6 +120,17 @@ pub struct LocalCounts {
     pub bytes: u64,
 }
 
+/// What must be on the SSD before a held inode can leave the drive.
+#[derive(Clone, Debug)]
+pub struct WantedTogether {
+    /// The file or directory.
+    pub held: Ino,
+    /// What is not there yet.
+    pub wanted: Vec<Ino>,
+    /// What was brought for it.
+    pub brought: Vec<Ino>,
+}
+
 impl IndexWriter {
     /// Sets the patterns. If they are others than before, everything is sorted at the next
     /// opportunity.
@@ -115,6 +140,9 @@ impl IndexWriter {
     pub fn set_local_patterns(&mut self, patterns: Arc<Patterns>) -> Result<()> {
         let sorted_by = self.meta(SORTED_BY)?.unwrap_or_default();
         let differs = sorted_by != patterns.lines().join("\n");
+        if !differs && self.local.patterns == patterns {
+            return Ok(()); // What was found by them holds.
+        }
         self.local = LocalState {
             all: differs || !patterns.is_empty(),
             has_new_patterns: differs,
@@ -159,6 +187,24 @@ impl IndexWriter {
         self.local.wanted.values().flatten().copied().collect()
     }
 
+    /// Returns the same for each held inode by itself.
+    pub fn wanted_together(&self) -> Vec<WantedTogether> {
+        let local = &self.local;
+        let of_held = |(held, wanted): (&Ino, &HashSet<Ino>)| WantedTogether {
+            held: *held,
+            wanted: wanted.iter().copied().collect(),
+            brought: (local.brought.get(held).into_iter().flatten())
+                .copied()
+                .collect(),
+        };
+        local.wanted.iter().map(of_held).collect()
+    }
+
+    /// Returns whether a file was brought for a held inode that is not ready yet.
+    pub fn is_brought(&self, ino: Ino) -> bool {
+        self.local.brought.values().any(|it| it.contains(&ino))
+    }
+
     /// Sorts what was marked since the last time; nothing while a batch is open.
     ///
     /// # Errors
@@ -198,17 +244,26 @@ impl IndexWriter {
         }
         while let Some(ino) = inodes.pop() {
             self.sort_inode(ino, &mut inodes)?;
+            if !self.local.held.contains(&ino) {
+                self.local.brought.remove(&ino);
+            }
         }
         if self.local.is_sorting_all && !self.local.has_work() {
             let lines = self.local.patterns.lines().join("\n");
             self.set_meta(SORTED_BY, &lines)?;
             self.local.is_sorting_all = false;
+            let held = &self.local.held;
+            self.local.brought.retain(|ino, _| held.contains(ino));
         }
         Ok(())
     }
 
     /// Lists all that is marked or has the flag, to be sorted.
     fn note_all(&mut self) -> Result<()> {
+        if self.local.has_new_patterns {
+            // Until all of it is done it is sorted by no list, so that going back sorts it again.
+            self.set_meta(SORTED_BY, SORTED_BY_NONE)?;
+        }
         self.commit()?;
         let local = &mut self.local;
         local.held.clear();
@@ -216,14 +271,23 @@ impl IndexWriter {
         local.apart.clear();
         local.moved_dirs.clear();
         self.local.tops = self.read_inos(TOPS)?.into_iter().collect();
-        self.local.names = self.marked_names()?;
+        if self.local.has_new_patterns {
+            for journal in self.read_names(REMOVED_JOURNALS)? {
+                self.mark_again(&journal)?;
+                self.touch_dirty();
+            }
+        }
+        self.local.names = self.read_names("SELECT parent, name FROM dirty_names")?;
         self.local.inodes = self.read_inos("SELECT ino FROM dirty_inodes")?;
         let tops = self.local.tops.iter().copied();
         self.local.inodes.extend(tops);
-        if std::mem::take(&mut self.local.has_new_patterns) {
-            let unmade = self.read_inos(UNMADE_LINKS)?;
-            self.local.inodes.extend(unmade);
-        }
+        // Links and special files have no places on many drives. They are looked at only now.
+        let unmade = match self.local.has_new_patterns {
+            true => self.read_inos(UNMADE_LINKS)?,
+            false => self.read_inos(&format!("{UNMADE_LINKS} AND i.mode & 61440 = 32768"))?,
+        };
+        self.local.inodes.extend(unmade);
+        self.local.has_new_patterns = false;
         self.local.all = false;
         self.local.is_sorting_all = true;
         Ok(())
@@ -233,8 +297,13 @@ impl IndexWriter {
     /// waited for no more.
     pub fn note_arrived(&mut self, ino: Ino) {
         let mut ready = Vec::new();
-        for (held, wanted) in &mut self.local.wanted {
-            if wanted.remove(&ino) && wanted.is_empty() {
+        let local = &mut self.local;
+        for (held, wanted) in &mut local.wanted {
+            if !wanted.remove(&ino) {
+                continue;
+            }
+            local.brought.entry(*held).or_default().insert(ino);
+            if wanted.is_empty() {
                 ready.push(*held);
             }
         }
@@ -252,12 +321,23 @@ impl IndexWriter {
             here.into_iter()
                 .chain(there.filter(|ino| here != Some(*ino))),
         );
-        if here.is_none() && there.is_some() && self.is_journal_of_kept(key)? {
+        let is_settled = match (here, there) {
+            (None, Some(_)) => self.is_journal_of_kept(key)?,
+            // No batch looks at a directory that the drive does not have.
+            (None, None) => self.is_local_dir(key.parent)?,
+            _ => false,
+        };
+        if is_settled {
             self.forget_mark(key)?;
         }
-        // The journals go where their database goes.
-        for name in journals_of(&key.name) {
-            let parent = key.parent;
+        self.sort_journals(key, inodes)
+    }
+
+    /// The journals of a database go where it goes: adds them, and marks those that are removed
+    /// here, and that the drive need not keep any more.
+    fn sort_journals(&mut self, database: &NameKey, inodes: &mut Vec<Ino>) -> Result<()> {
+        for name in journals_of(&database.name) {
+            let parent = database.parent;
             let here = self.lookup_stored(parent, &name)?;
             let is_there = self.placed(parent, &name)?.is_some();
             let journal = NameKey { parent, name };
@@ -342,11 +422,12 @@ impl IndexWriter {
                 if is_local { &mut local } else { &mut others }.push(key);
             }
         }
-        if inode.nlink > 1 && !inode.is_dir() {
-            // One that was apart has lost its mark.
+        // A name that was apart has lost its mark, also if it is the only one that is left. A link
+        // or a special file with one name that the catalog has is nowhere else.
+        let is_told_of = !inode.kind().is_plain() && inode.flags.has(Flags::ON_BACKEND);
+        if !inode.is_dir() && (inode.nlink > 1 || !is_told_of) {
             for key in &others {
-                if self.placed(key.parent, &key.name)?.is_none() {
-                    self.mark_again(key)?;
+                if self.mark_unmade(key)? {
                     self.touch_dirty();
                 }
             }
@@ -365,8 +446,11 @@ impl IndexWriter {
         }
     }
 
-    /// Returns whether a name of the mount stays local.
-    fn is_local_name(&mut self, parent: Ino, name: &Name, is_dir: bool) -> Result<bool> {
+    /// Returns whether a name of the mount is local.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn is_local_name(&mut self, parent: Ino, name: &Name, is_dir: bool) -> Result<bool> {
         if self.is_local_dir(parent)? {
             return Ok(true);
         }
@@ -390,6 +474,27 @@ impl IndexWriter {
             dir => self.mount_path(dir)?,
         };
         Ok(dir.is_some_and(|dir| patterns.matches(&dir.join(&meant), is_dir)))
+    }
+
+    /// Returns whether an inode has the flag, or will have it when it is sorted, for all of its
+    /// names are local.
+    ///
+    /// # Errors
+    /// If SQLite cannot read.
+    pub fn stays_local(&mut self, ino: Ino) -> Result<bool> {
+        let Some(inode) = self.inode(ino)? else {
+            return Ok(false);
+        };
+        if inode.flags.has(Flags::LOCAL) {
+            return Ok(true);
+        }
+        let names = self.names_of(ino)?;
+        for (parent, name) in &names {
+            if !self.is_local_name(*parent, name, inode.is_dir())? {
+                return Ok(false);
+            }
+        }
+        Ok(!names.is_empty())
     }
 
     pub(super) fn is_local_dir(&mut self, dir: Ino) -> Result<bool> {
@@ -443,6 +548,9 @@ impl IndexWriter {
             if !self.is_in_place(key, inode.ino)? {
                 self.mark_again(key)?;
             }
+            if !inode.is_dir() {
+                self.sort_journals(key, more)?;
+            }
         }
         if inode.flags.any(Flags::DIRTY) {
             self.mark_inode_again(&inode)?;
@@ -465,6 +573,10 @@ impl IndexWriter {
             && inode.size > 0
             && inode.location() == Location::Backend;
         if is_moved && is_away {
+            // Its old name is taken off the drive only together with one that has a mark.
+            for key in names {
+                self.mark_unmade(key)?;
+            }
             self.hold(inode.ino, [inode.ino]);
             return Ok(());
         }
@@ -509,6 +621,13 @@ impl IndexWriter {
         inode.flags.set(Flags::LOCAL);
         let ino = inode.ino;
         self.keep(inode, std::slice::from_ref(name))?;
+        if place.is_some() {
+            // The directory leaves the drive with all that this has in it, also what has no mark:
+            // older versions that it kept.
+            for (name, _) in self.placed_in(ino)? {
+                self.mark_again(&NameKey { parent: ino, name })?;
+            }
+        }
         more.extend(self.children(ino)?);
         Ok(())
     }
@@ -532,8 +651,12 @@ impl IndexWriter {
             let has_a_step = match placed {
                 None => false,
                 Some(placed) if placed == ino => !self.is_in_place(key, ino)?,
-                // An older version, which the drive keeps, unless it has another name now.
-                Some(other) => self.inode(other)?.is_some_and(|inode| inode.nlink > 0),
+                // An older version, which the drive keeps, unless it has another name now, or
+                // its directory leaves the drive.
+                Some(other) => {
+                    self.is_local_dir(key.parent)?
+                        || self.inode(other)?.is_some_and(|inode| inode.nlink > 0)
+                }
             };
             match has_a_step {
                 true => self.mark_again(key)?,
@@ -559,6 +682,16 @@ impl IndexWriter {
         let row = params![int(key.parent.0), key.name.as_bytes(), int(seq.0)];
         self.change("mark a name", statements::MARK_NAME, row)?;
         Ok(())
+    }
+
+    /// Marks a name that the drive does not have, if it has no mark. Returns whether it had none.
+    fn mark_unmade(&mut self, key: &NameKey) -> Result<bool> {
+        let is_unmade = self.placed(key.parent, &key.name)?.is_none();
+        if !is_unmade || self.is_marked(key.parent, &key.name)? {
+            return Ok(false);
+        }
+        self.mark_again(key)?;
+        Ok(true)
     }
 
     fn mark_inode_again(&mut self, inode: &Inode) -> Result<()> {
@@ -621,11 +754,11 @@ impl IndexWriter {
             .context("list inodes to sort")
     }
 
-    fn marked_names(&self) -> Result<Vec<NameKey>> {
+    fn read_names(&self, sql: &str) -> Result<Vec<NameKey>> {
         self.conn
-            .prepare("SELECT parent, name FROM dirty_names")
+            .prepare(sql)
             .and_then(|mut s| s.query_map([], super::tree::key_from_row)?.collect())
-            .context("list marked names")
+            .context("list names to sort")
     }
 
     /// Returns how many inodes are held.
@@ -674,5 +807,61 @@ impl Snapshot {
             files: files.cast_unsigned(),
             bytes: bytes as u64,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Capabilities, Timestamp};
+    use crate::plan::names::NameRules;
+
+    fn open(dir: &tempfile::TempDir) -> Index {
+        let rules = NameRules::new(&Capabilities::everything());
+        Index::open(&dir.path().join("index.db"), rules).unwrap()
+    }
+
+    fn set(state: &mut IndexWriter, pattern: &str) {
+        let patterns = Patterns::new(&[pattern.to_owned()]).unwrap();
+        state.set_local_patterns(Arc::new(patterns)).unwrap();
+    }
+
+    fn local(state: &mut IndexWriter, files: &[Ino]) -> usize {
+        let mut is_local = |ino: Ino| {
+            let inode = state.inode(ino).unwrap().unwrap();
+            inode.flags.has(Flags::LOCAL)
+        };
+        files.iter().filter(|ino| is_local(**ino)).count()
+    }
+
+    #[test]
+    fn patterns_that_come_back_before_all_was_sorted_by_others_sort_all_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = open(&dir);
+        let mut state = index.lock();
+        let root = Inode::new(Ino::ROOT, libc::S_IFDIR | 0o755, 0, 0, Timestamp(0));
+        state.put_inode(root);
+        set(&mut state, "tmp/");
+        state.sort_local().unwrap();
+        let mut files = Vec::new();
+        for n in 0..10 {
+            let ino = state.new_ino().unwrap();
+            let inode = Inode::new(ino, libc::S_IFREG | 0o644, 0, 0, Timestamp(0));
+            state.put_inode(inode.clone());
+            let name = Name::new(format!("{n}.part").as_bytes()).unwrap();
+            state.add_name(Ino::ROOT, &name, &inode).unwrap();
+            files.push(ino);
+        }
+        set(&mut state, "*.part");
+        assert!(state.sort_some(3).unwrap(), "there are more");
+        assert_eq!(local(&mut state, &files), 3);
+        state.commit().unwrap();
+        drop(state);
+        drop(index);
+        let index = open(&dir);
+        let mut state = index.lock();
+        set(&mut state, "tmp/");
+        state.sort_local().unwrap();
+        assert_eq!(local(&mut state, &files), 0);
     }
 }

@@ -49,7 +49,7 @@ use crate::core::cache_step::{CacheStep, CacheSteps};
 use crate::core::{ForeignText, Ino, Name};
 use crate::plan::names::NameRules;
 
-pub use crate::index::local::LocalCounts;
+pub use crate::index::local::{LocalCounts, WantedTogether};
 pub use crate::index::mirror::{LinkGroup, Mirror};
 pub(crate) use crate::index::paths::path_upwards;
 use crate::index::redo::RedoLog;

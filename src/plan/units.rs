@@ -13,6 +13,9 @@ use crate::plan::delta::{NameChange, NewContent};
 /// What is appended to the name of a database.
 const SUFFIXES: [&[u8]; 3] = [b"-wal", b"-journal", b".wal"];
 
+/// What is appended for its shared memory.
+const SHARED: &[u8] = b"-shm";
+
 /// Returns the name of the database that a file of this name would belong to; its own name, if it
 /// is none of a journal.
 ///
@@ -47,8 +50,24 @@ pub fn journals_of(database: &Name) -> impl Iterator<Item = Name> {
 /// of this machine and rebuilt from the journal (<https://www.sqlite.org/walformat.html>, 2.0): it
 /// never goes to the drive.
 pub fn database_of_shared_memory(name: &Name) -> Option<Name> {
-    let database = name.as_bytes().strip_suffix(b"-shm")?;
+    let database = name.as_bytes().strip_suffix(SHARED)?;
     Name::new(database).ok()
+}
+
+/// Returns the name of the database that a file of this name would belong to, as a journal or as
+/// shared memory; its own name, if it is none of both.
+pub fn head_of_unit(name: &Name) -> Name {
+    if let Some(database) = database_of_shared_memory(name) {
+        return database;
+    }
+    Name::new(database_of(name.as_bytes())).unwrap_or_else(|_| name.clone())
+}
+
+/// Returns the names of all files that belong together with a database of this name.
+pub fn unit_of(database: &Name) -> impl Iterator<Item = Name> {
+    let shared = Name::new(&[database.as_bytes(), SHARED].concat()).ok();
+    let names = std::iter::once(database.clone()).chain(shared);
+    names.chain(journals_of(database))
 }
 
 /// Leaves out what belongs to files that are left out: their content becomes

@@ -31,7 +31,7 @@ pub enum Brought {
 
 impl Fs {
     /// Brings the bytes of a file into the cache, or the names of a directory into the index. Other
-    /// clean files make way for it, and the cache's size is not exceeded.
+    /// clean files make way for it, if that helps, and the cache's size is not exceeded.
     ///
     /// # Errors
     /// If the drive is away or fails, or the SSD does.
@@ -60,6 +60,7 @@ impl Fs {
             drop(fetching);
             self.space
                 .count_written(usize::try_from(inode.size).unwrap_or(usize::MAX));
+            self.space.count_brought(ino, inode.size);
             let mut state = self.index.lock();
             state.note_arrived(ino);
             state.finish()?;

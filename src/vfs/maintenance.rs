@@ -124,9 +124,19 @@ impl Fs {
         self.space.trim()
     }
 
-    /// Sets the files that are never evicted.
-    pub fn set_pinned(&self, pinned: HashSet<Ino>) {
-        self.space.set_pinned(pinned);
+    /// Sets the files that are never evicted, and how many of their bytes are in the cache and
+    /// clean.
+    pub fn set_pinned(&self, pinned: HashSet<Ino>, bytes: u64) {
+        self.space.set_pinned(pinned, bytes);
+    }
+
+    /// Returns whether `bytes` of clean files would fit into the cache if all that can be evicted
+    /// were.
+    ///
+    /// # Errors
+    /// If the SSD cannot be asked for its space.
+    pub fn could_hold(&self, bytes: u64) -> Result<bool> {
+        self.space.could_hold(bytes)
     }
 
     /// Evicts clean files that were not used since `before`, in seconds since 1970. Returns their

@@ -82,6 +82,7 @@ pub use crate::vfs::directories::{DirEntry, OpenedDir};
 pub use crate::vfs::drive_space::StatFs;
 pub use crate::vfs::durability::Syncer;
 pub use crate::vfs::error::{FsError, Result};
+pub use crate::vfs::expire::OlderThan;
 pub use crate::vfs::import::ImportProgress;
 pub use crate::vfs::invalidation::{Invalidation, Invalidations};
 pub use crate::vfs::namespace::NewNode;

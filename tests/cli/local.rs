@@ -166,6 +166,15 @@ fn a_configuration_that_keeps_or_removes_everything_is_refused() {
             "does not begin with a number",
         ),
         ("expire = { \"tmp/\" = 1 }", "table such as"),
+        ("expire = { \"tmp/\" = \"1d\" }", "is not in local"),
+        (
+            "local = \"tmp/\"\nexpire = { \"/tmp/\" = \"1d\" }",
+            "is not in local",
+        ),
+        (
+            "local = [\"tmp/\", \"!tmp/x\"]\nexpire = { \"!tmp/x\" = \"1d\" }",
+            "begins with",
+        ),
         ("expire = \"tmp/\"", "needs a pattern and a time"),
         ("evict_after = \"0s\"", "at least 1s"),
         ("pin = [\"#\"]", "empty"),
@@ -174,7 +183,7 @@ fn a_configuration_that_keeps_or_removes_everything_is_refused() {
         let said = lab.ferryfs(&["config", "check"]).code(exit::FAILED).stdout;
         assert!(said.contains(word), "{line}: {said}");
     }
-    let good = "local = [\"*\", \"!*.mkv\"]\nexpire = { \"tmp/\" = \"1d\", \"*.bak\" = \"30d\" }\n\
+    let good = "local = [\"*\", \"!*.mkv\", \"tmp/\", \"*.bak\"]\nexpire = { \"tmp/\" = \"1d\", \"*.bak\" = \"30d\" }\n\
         pin = \"*.nfo\"\nevict_after = \"7d\"";
     configure(&lab, &name, good);
     lab.ferryfs(&["config", "check"]).code(exit::DONE);
@@ -238,11 +247,19 @@ fn pinned_files_are_brought_here_and_stay_when_others_go() {
 }
 
 #[test]
-fn scratch_cleans_itself_but_not_what_is_open_or_young_or_waits() {
+fn scratch_cleans_itself_but_not_what_is_open_or_young_or_on_the_drive() {
     let Some(mut lab) = plain() else { return };
+    lab.mount(&[]);
+    write(&lab.m("on-drive.bak"), b"on the drive");
+    lab.flush();
+    lab.unmount();
     lab.mount(&[
         "--local",
         "tmp/",
+        "--local",
+        "tmp/kept/",
+        "--local",
+        "*.bak",
         "--expire",
         "tmp/=2s",
         "--expire",
@@ -253,33 +270,31 @@ fn scratch_cleans_itself_but_not_what_is_open_or_young_or_waits() {
     write(&lab.m("tmp/deep/old"), b"old");
     write(&lab.m("tmp/kept/x"), b"kept longer");
     write(&lab.m("tmp/open"), b"open");
-    write(&lab.m("flushed.bak"), b"flushed");
+    write(&lab.m("tmp/lab.db"), b"a database");
+    write(&lab.m("tmp/lab.db-wal"), b"its journal");
+    write(&lab.m("scratch.bak"), b"scratch");
     write(&lab.m("other"), b"other");
-    lab.flush();
-    write(&lab.m("waits.bak"), b"waits");
     let open = fs::File::open(lab.m("tmp/open")).expect("open");
+    let journal = fs::File::open(lab.m("tmp/lab.db-wal")).expect("open");
     wait_until("scratch to go", LONG, || {
-        !lab.m("tmp/deep").exists() && !lab.m("flushed.bak").exists()
+        !lab.m("tmp/deep").exists() && !lab.m("scratch.bak").exists()
     });
     assert!(lab.m("tmp/open").exists(), "it is open");
+    assert_content(lab.m("tmp/lab.db"), b"a database");
     assert_content(lab.m("tmp/kept/x"), b"kept longer");
-    assert_content(lab.m("waits.bak"), b"waits");
     assert_content(lab.m("other"), b"other");
-    assert!(
-        lab.d("flushed.bak").exists(),
-        "a removal is flushed like any other"
-    );
-    drop(open);
-    wait_until("the closed file to go", LONG, || {
-        !lab.m("tmp/open").exists()
+    drop((open, journal));
+    wait_until("the closed files to go", LONG, || {
+        ["open", "lab.db", "lab.db-wal"]
+            .iter()
+            .all(|name| !lab.m(&format!("tmp/{name}")).exists())
     });
     assert!(lab.m("tmp").is_dir(), "the directory of the rule stays");
-    assert!(lab.status()["local"]["expired"].as_u64() >= Some(4));
+    assert!(lab.status()["local"]["expired"].as_u64() >= Some(6));
     lab.flush();
-    assert!(!lab.d("flushed.bak").exists());
-    wait_until("the flushed file to go", LONG, || {
-        !lab.m("waits.bak").exists()
-    });
+    assert_content(lab.m("on-drive.bak"), b"on the drive");
+    assert_content(lab.d("on-drive.bak"), b"on the drive");
+    assert_content(lab.d("other"), b"other");
     lab.finish();
 }
 

@@ -1,13 +1,16 @@
 //! What stays local never reaches the drive, whatever is done to its name, and all else does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine::rng::Rng;
 use crate::engine::tree::Tree;
 use crate::engine::{Engine, Kind, World};
-use ferryfs::core::FileKind;
+use ferryfs::core::{FileKind, RelPath, Timestamp};
+use ferryfs::drive::Backend;
 use ferryfs::drive::memory::MemNode;
 use ferryfs::plan::patterns::Patterns;
+use ferryfs::vfs::Brought;
 
 const KINDS: [Kind; 3] = [Kind::Plain, Kind::Exfat, Kind::Linux];
 
@@ -25,6 +28,16 @@ fn start(world: &World, lines: &[&str]) -> Engine {
     let engine = world.start(false);
     set(&engine, lines);
     engine
+}
+
+/// Another machine writes a file on the drive.
+fn write_elsewhere(world: &World, path: &str, bytes: &[u8]) {
+    let path = crate::engine::script::rel(path);
+    let _ = world.memory.remove_file(&path);
+    let mut file = world.memory.create(&path).expect("create");
+    file.append(bytes).expect("append");
+    file.finish(Timestamp(1_650_000_000_000_000_000))
+        .expect("finish");
 }
 
 /// Flushes until nothing is held: what was moved to a local name is brought in between.
@@ -233,6 +246,147 @@ fn a_file_with_a_local_and_another_name_travels_under_the_other() {
     }
 }
 
+/// A file whose name that travels goes, and whose other one travels from then on.
+fn last_name_travels(kind: Kind, is_away: bool, travels: impl Fn(&Engine)) {
+    let world = World::new(kind);
+    let engine = start(&world, &["tmp/"]);
+    engine.mkdir("tmp");
+    engine.put("kept", b"bytes");
+    engine.link("kept", "tmp/link");
+    engine.flush_all();
+    let (world, engine) = match is_away {
+        false => (world, engine),
+        true => {
+            // Nothing but the drive has the bytes.
+            engine.trim();
+            let ino = engine.ino("kept");
+            engine.fs.evict_unused(i64::MAX).expect("evict");
+            assert!(!engine.is_cached("kept"), "{ino:?}");
+            (world, engine)
+        }
+    };
+    engine.unlink("kept");
+    travels(&engine);
+    flush_and_bring(&engine);
+    engine.trim();
+    let names = names(&world.drive_tree());
+    let path = names.last().expect("a file").clone();
+    assert!(path.ends_with("/link"), "{kind:?}: {names:?}");
+    assert_eq!(world.on_drive(&path).expect("on the drive"), b"bytes");
+    assert_eq!(engine.read(&path), b"bytes");
+    assert!(!waits(&engine));
+    world.check(&engine);
+}
+
+#[test]
+fn the_last_name_of_a_file_travels_when_its_directory_or_the_patterns_let_it() {
+    for kind in KINDS {
+        for is_away in [false, true] {
+            last_name_travels(kind, is_away, |engine| engine.rename("tmp", "work"));
+            last_name_travels(kind, is_away, |engine| set(engine, &[]));
+            // The flush in between finds it held, if its bytes are away.
+            last_name_travels(kind, is_away, |engine| {
+                engine.flush().expect("flush");
+                engine.rename("tmp", "work");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_local_name_beside_others_stays_local_over_restarts_and_reloads() {
+    for is_restart in [true, false] {
+        let world = World::new(Kind::Exfat);
+        let mut engine = start(&world, &["tmp/"]);
+        engine.mkdir("tmp");
+        engine.put("kept", b"bytes");
+        engine.link("kept", "tmp/link");
+        engine.flush_all();
+        if is_restart {
+            engine.close();
+            engine = world.start(false);
+        }
+        set(&engine, &["tmp/"]);
+        engine.edit("kept", 0, b"BYTES");
+        engine.flush_all();
+        assert_eq!(names(&world.drive_tree()), ["kept"], "{is_restart}");
+        assert_eq!(world.on_drive("kept").unwrap(), b"BYTES");
+        world.check(&engine);
+    }
+}
+
+#[test]
+fn the_drive_keeps_what_the_ssd_has_failed_to_store() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = start(&world, &["tmp/"]);
+        engine.mkdir("tmp");
+        engine.put("film", b"film");
+        engine.flush_all();
+        engine.rename("film", "tmp/film");
+        let inode = engine.find("tmp/film").expect("a file");
+        let object = inode.object.expect("an object");
+        let damage = ferryfs::cache::Damage { errno: libc::EIO };
+        engine.store.note_damage(object, damage);
+        let report = engine.flush().expect("flush");
+        assert!(!report.left_behind.is_empty(), "{report:?}");
+        assert_eq!(world.on_drive("film").expect("on the drive"), b"film");
+        // Whoever writes it anew has a whole copy here.
+        engine.put("tmp/film", b"new film");
+        engine.flush_all();
+        assert_eq!(names(&world.drive_tree()), [""; 0]);
+        assert_eq!(engine.read("tmp/film"), b"new film");
+        world.check(&engine);
+    }
+}
+
+#[test]
+fn what_others_put_under_the_name_of_a_local_file_stays_on_the_drive() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = start(&world, &[]);
+        engine.put("changed.part", b"first");
+        engine.flush_all();
+        set(&engine, &["*.part"]);
+        engine.edit("changed.part", 0, b"OURS!");
+        engine.put("made.part", b"ours");
+        engine.flush_all();
+        // This one has no flag yet.
+        engine.put("young.part", b"ours");
+        for name in ["changed.part", "made.part", "young.part"] {
+            write_elsewhere(&world, name, b"theirs, longer");
+        }
+        for _ in 0..2 {
+            engine.refresh();
+            flush_and_bring(&engine);
+        }
+        let on_drive = ["changed.part", "made.part", "young.part"];
+        assert_eq!(names(&world.drive_tree()), on_drive, "{kind:?}");
+        for name in on_drive {
+            assert_eq!(world.on_drive(name).unwrap(), b"theirs, longer", "{name}");
+        }
+        assert_eq!(engine.read("changed.part"), b"OURS!");
+        assert_eq!(engine.read("made.part"), b"ours");
+        assert_eq!(engine.mount_tree().len(), world.drive_tree().len());
+        // Theirs appears when ours has gone.
+        engine.unlink("made.part");
+        engine.rename("changed.part", "changed");
+        flush_and_bring(&engine);
+        engine.refresh();
+        assert_eq!(engine.read("made.part"), b"theirs, longer");
+        assert_eq!(engine.read("changed.part"), b"theirs, longer");
+        assert_eq!(world.on_drive("changed").unwrap(), b"OURS!");
+        // And both are kept when ours travels.
+        set(&engine, &[]);
+        engine.flush().expect("flush");
+        engine.refresh();
+        flush_and_bring(&engine);
+        assert_eq!(world.on_drive("young.part").unwrap(), b"ours");
+        assert_eq!(names(&world.drive_tree()).len(), 5, "{kind:?}");
+        world.check(&engine);
+    }
+}
+
 #[test]
 fn a_journal_goes_where_its_database_goes() {
     let world = World::new(Kind::Exfat);
@@ -248,6 +402,161 @@ fn a_journal_goes_where_its_database_goes() {
     }
     engine.flush_all();
     assert_eq!(names(&world.drive_tree()), ["lab.db", "lab.db-wal"]);
+    world.check(&engine);
+}
+
+#[test]
+fn a_journal_that_the_drive_kept_for_a_local_database_goes_when_that_travels() {
+    for (is_changed, travels_by_rename) in [(false, false), (true, false), (true, true)] {
+        let world = World::new(Kind::Exfat);
+        let engine = start(&world, &[]);
+        engine.put("lab.db", b"first");
+        engine.put("lab.db-wal", b"journal");
+        engine.flush_all();
+        set(&engine, &["lab.db"]);
+        engine.unlink("lab.db-wal");
+        if is_changed {
+            engine.edit("lab.db", 0, b"FIRST");
+        }
+        engine.flush_all();
+        assert_eq!(names(&world.drive_tree()), ["lab.db", "lab.db-wal"]);
+        match travels_by_rename {
+            true => engine.rename("lab.db", "work.db"),
+            false => set(&engine, &[]),
+        }
+        engine.flush_all();
+        let left = names(&world.drive_tree());
+        assert_eq!(left.len(), 1, "{is_changed} {travels_by_rename}: {left:?}");
+        assert!(!waits(&engine));
+        world.check(&engine);
+    }
+}
+
+#[test]
+fn a_directory_leaves_the_drive_with_the_older_versions_in_it() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = start(&world, &[]);
+        engine.mkdir("dir");
+        engine.mkdir("dir/sub");
+        for path in ["dir/x.part", "dir/sub/x.part"] {
+            engine.put(path, b"older");
+        }
+        engine.flush_all();
+        set(&engine, &["*.part", "tmp/"]);
+        for path in ["dir/x.part", "dir/sub/x.part"] {
+            engine.put("new", b"newer");
+            engine.rename("new", path);
+        }
+        engine.flush_all();
+        assert_eq!(world.on_drive("dir/sub/x.part").unwrap(), b"older");
+        engine.mkdir("tmp");
+        engine.rename("dir", "tmp/dir");
+        flush_and_bring(&engine);
+        assert_eq!(names(&world.drive_tree()), [""; 0]);
+        assert_eq!(engine.read("tmp/dir/sub/x.part"), b"newer");
+        assert!(!waits(&engine), "{:?}", marks(&engine));
+        world.check(&engine);
+    }
+}
+
+#[test]
+fn what_comes_and_goes_in_a_local_directory_during_a_flush_leaves_no_mark() {
+    let world = World::new(Kind::Exfat);
+    let engine = start(&world, &["tmp/"]);
+    engine.mkdir("tmp");
+    engine.flush_all();
+    engine.put("other", b"other");
+    let flushed = engine.flush_with(&|_| {
+        engine.put("tmp/x", b"x");
+        engine.unlink("tmp/x");
+    });
+    flushed.expect("flush");
+    assert!(!waits(&engine), "{:?}", marks(&engine));
+    world.check(&engine);
+}
+
+#[test]
+fn what_others_rename_to_a_name_that_travels_is_written_from_then_on() {
+    for kind in KINDS {
+        let world = World::new(kind);
+        let engine = start(&world, &[]);
+        engine.mkdir("tmp");
+        engine.put("x.part", b"first");
+        engine.put("tmp/y", b"first");
+        engine.flush_all();
+        set(&engine, &["*.part", "tmp/"]);
+        engine.edit("x.part", 0, b"FIRST");
+        engine.edit("tmp/y", 0, b"FIRST");
+        engine.flush_all();
+        for (from, to) in [("x.part", "x"), ("tmp", "work")] {
+            let (from, to) = (RelPath::fixed(from), RelPath::fixed(to));
+            world.memory.rename(&from, &to).expect("rename");
+        }
+        engine.refresh();
+        flush_and_bring(&engine);
+        for (path, local) in [("x", "x.part"), ("work/y", "tmp/y")] {
+            assert_eq!(engine.read(path), b"FIRST", "{kind:?} {path}");
+            let there = world.on_drive(path).unwrap();
+            assert_eq!(there, b"FIRST", "{kind:?} {path}");
+            assert_eq!(world.on_drive(local), None, "{kind:?} {local}");
+        }
+        world.check(&engine);
+    }
+}
+
+/// A drive with these files, each of so many bytes, and a cache of 100,000 bytes without them.
+fn small_cache(files: &[(&str, usize)]) -> World {
+    let world = World::new(Kind::Plain);
+    let engine = world.start(false);
+    engine.mkdir("dir");
+    for (path, size) in files {
+        engine.put(path, &vec![7; *size]);
+    }
+    engine.flush_all();
+    engine.close();
+    let mut world = World::on(Kind::Plain, world.memory.clone());
+    world.limits.max_bytes = 100_000;
+    world
+}
+
+#[test]
+fn what_cannot_fit_into_the_cache_evicts_nothing() {
+    let world = small_cache(&[("a", 40_000), ("film", 200_000)]);
+    let engine = start(&world, &[]);
+    let bring = |path: &str| engine.fs.bring(engine.ino(path)).expect("bring");
+    assert_eq!(bring("a"), Brought::Fetched(40_000));
+    assert_eq!(bring("film"), Brought::TooLarge(200_000));
+    assert!(engine.is_cached("a"));
+    world.check(&engine);
+}
+
+#[test]
+fn what_is_brought_for_a_directory_is_not_evicted_before_all_of_it_is_here() {
+    let files = [
+        ("dir/a", 30_000),
+        ("dir/b", 30_000),
+        ("c", 50_000),
+        ("d", 50_000),
+    ];
+    let world = small_cache(&files);
+    let engine = start(&world, &["tmp/"]);
+    engine.mkdir("tmp");
+    engine.rename("dir", "tmp/dir");
+    let report = engine.flush().expect("flush");
+    assert!(!report.left_behind.is_empty(), "it is held");
+    let bring = |path: &str| engine.fs.bring(engine.ino(path)).expect("bring");
+    let dir = engine.ino("tmp/dir");
+    engine.fs.bring(dir).expect("list");
+    assert!(waits(&engine));
+    for path in ["tmp/dir/a", "c", "d"] {
+        world.clock.advance(Duration::from_secs(10));
+        bring(path);
+    }
+    assert!(engine.is_cached("tmp/dir/a") && engine.is_cached("d"));
+    assert!(!engine.is_cached("c"));
+    flush_and_bring(&engine);
+    assert_eq!(names(&world.drive_tree()), ["c", "d"]);
     world.check(&engine);
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::core::Ino;
 use crate::index::{self, Flags, IndexWriter, Inode};
 use crate::vfs::Result;
-use crate::vfs::cache_space::CacheSpace;
+use crate::vfs::cache_space::{CacheSpace, Pinned};
 
 /// Objects removed under one hold of a lock.
 const CHUNK: u32 = 1024;
@@ -75,8 +75,36 @@ impl CacheSpace {
 
     /// Sets the files that the user wants in the cache at all times. Damaged objects of them are
     /// evicted all the same.
-    pub(in crate::vfs) fn set_pinned(&self, pinned: HashSet<Ino>) {
-        *self.pinned.lock() = pinned;
+    /// `bytes` is how many of their bytes are in the cache and clean.
+    pub(in crate::vfs) fn set_pinned(&self, pinned: HashSet<Ino>, bytes: u64) {
+        *self.pinned.lock() = Pinned {
+            files: pinned,
+            bytes,
+        };
+    }
+
+    /// Counts the bytes of a file that was brought into the cache, if it is pinned.
+    pub(in crate::vfs) fn count_brought(&self, ino: Ino, bytes: u64) {
+        let mut pinned = self.pinned.lock();
+        if pinned.files.contains(&ino) {
+            pinned.bytes = pinned.bytes.saturating_add(bytes);
+        }
+    }
+
+    /// Returns whether `bytes` of clean files would fit into the cache if all that can be evicted
+    /// were.
+    pub(in crate::vfs) fn could_hold(&self, bytes: u64) -> Result<bool> {
+        let pinned = self.pinned.lock().bytes;
+        let (_, free) = self.store.space()?;
+        let totals = self.index.lock().totals();
+        let stays = totals
+            .dirty_bytes
+            .saturating_add(totals.local_bytes)
+            .saturating_add(pinned);
+        let clean = totals.cached_bytes.saturating_sub(stays);
+        let left = free.saturating_add(clean);
+        Ok(stays.saturating_add(bytes) <= self.limits.max_bytes
+            && left.saturating_sub(bytes) >= self.limits.roomy())
     }
 
     /// Evicts clean objects that were not used since `before`, in seconds since 1970. Returns their
@@ -102,8 +130,11 @@ impl CacheSpace {
     }
 
     /// Evicts clean objects until `bytes` more can be brought into the cache. Returns whether they
-    /// can.
+    /// can; if not even the eviction of all would do, none is evicted.
     pub(in crate::vfs) fn make_space_for(&self, bytes: u64) -> Result<bool> {
+        if !self.could_hold(bytes)? {
+            return Ok(false);
+        }
         let _looked = self.evicting.lock();
         self.reap()?;
         while !self.has_space_for(bytes)? {
@@ -115,12 +146,13 @@ impl CacheSpace {
     }
 
     /// Returns candidates from a list that begins with the least recently used; those that are
-    /// pinned count as used now, so that they are behind all others.
+    /// pinned, or were brought for a directory that is not ready to stay here, count as used now,
+    /// so that they are behind all others.
     fn unpinned(
         &self,
         list: impl Fn(&mut IndexWriter, u32) -> index::Result<Vec<Inode>>,
     ) -> Result<Vec<Inode>> {
-        let pinned = self.pinned.lock().clone();
+        let pinned = self.pinned.lock().files.clone();
         let mut state = self.index.lock();
         let mut seen = HashSet::new();
         loop {
@@ -128,7 +160,7 @@ impl CacheSpace {
             let now = self.clock.now().parts().0;
             let (kept, rest): (Vec<Inode>, Vec<Inode>) = found
                 .into_iter()
-                .partition(|inode| pinned.contains(&inode.ino));
+                .partition(|inode| pinned.contains(&inode.ino) || state.is_brought(inode.ino));
             let mut any_new = false;
             for inode in kept {
                 any_new |= seen.insert(inode.ino);

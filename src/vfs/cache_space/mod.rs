@@ -86,11 +86,18 @@ pub(crate) struct CacheSpace {
     durability: Arc<Durability>,
     clock: Arc<dyn Clock>,
     limits: CacheLimits,
-    /// Files that are not evicted.
-    pinned: Mutex<HashSet<Ino>>,
+    pinned: Mutex<Pinned>,
     pressure: Pressure,
     /// Held during an eviction; contains the time of the last search for damaged objects.
     evicting: Mutex<Option<Instant>>,
+}
+
+/// Files that are not evicted.
+#[derive(Debug, Default)]
+struct Pinned {
+    files: HashSet<Ino>,
+    /// Their bytes in the cache that would be evicted otherwise, at least.
+    bytes: u64,
 }
 
 /// The last measurement of the SSD.
