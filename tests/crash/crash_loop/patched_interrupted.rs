@@ -255,12 +255,14 @@ fn a_note_that_the_drive_keeps_is_removed_when_it_lets_go_of_it() {
                 refuse(&scene);
                 scene.engine.flusher.recover().expect("recover");
                 assert_same(&scene.world.drive_tree(), &scene.cut, "recovered");
-                assert_eq!(ours_ending(&scene, ".begun"), [note.clone()]);
+                let notes = ours_ending(&scene, ".begun");
+                assert_eq!(notes, std::slice::from_ref(&note));
                 assert_eq!(ours_ending(&scene, ".rec"), []);
                 scene.engine.die();
                 scene.engine = scene.world.start(true);
                 scene.engine.flusher.recover().expect("and again");
-                assert_eq!(ours_ending(&scene, ".begun"), [note.clone()]);
+                let notes = ours_ending(&scene, ".begun");
+                assert_eq!(notes, std::slice::from_ref(&note));
                 scene.world.faulty.heal();
                 scene.recover_and_check();
                 assert_eq!(ours_ending(&scene, ".begun"), []);
