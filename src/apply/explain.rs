@@ -30,6 +30,11 @@ pub(crate) fn explain_alone(why: &Why) -> String {
     match why {
         Why::Errno(errno) | Why::Patch(errno) => cause(*errno),
         Why::Link(errno) => cause_of_link(*errno),
+        Why::Torn => {
+            "another program has changed or removed it while blocks were written into it, \
+                      so it may have a part of them"
+                .into()
+        }
         Why::Occupied => "what has this name on the drive cannot be taken away".into(),
         Why::NoDirectory => "the directory that it belongs in could not be made".into(),
         Why::NoDatabase => "its database could not be written".into(),

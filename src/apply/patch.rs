@@ -20,6 +20,7 @@
 //!   again, as often as needed. Otherwise others have written into the file: it is kept as theirs,
 //!   and ours is written whole from the SSD.
 
+use crate::apply::refused::is_local;
 use crate::core::{BatchNo, ContentHash, FileKind, Metadata, RelPath, Timestamp};
 use crate::drive::{
     Backend, BackendError, CLOSE, ModifyFile, ReadFile, WRITE, create_with, exists, hash_file,
@@ -235,9 +236,25 @@ impl Patch {
         Ok(true)
     }
 
+    /// Returns whether the file at `target` has nothing of the patch.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub(crate) fn is_unwritten(&self, backend: &dyn Backend, target: &RelPath) -> Result<bool> {
+        let has_old_size = backend.metadata(target)?.size == self.header.old_size;
+        Ok(has_old_size && self.is_untouched(backend, target)?)
+    }
+
     /// Returns whether no sector of the old bytes has been written over. What follows them may be
     /// anything.
-    fn is_untouched(&self, backend: &dyn Backend, target: &RelPath) -> crate::drive::Result<bool> {
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub(crate) fn is_untouched(
+        &self,
+        backend: &dyn Backend,
+        target: &RelPath,
+    ) -> crate::drive::Result<bool> {
         let file = backend.open(target)?;
         let mut buffers = Buffers::new(&self.header);
         let mut seen = Seen::default();
@@ -530,7 +547,8 @@ pub(crate) fn note_begun(
 /// record.
 ///
 /// # Errors
-/// If the backend fails. A note that it refuses to remove stays.
+/// If the backend fails. A note that it refuses to remove stays: what was written is durable all
+/// the same, and the batch must not wait for that.
 pub(crate) fn forget_begun(
     backend: &dyn Backend,
     batch: BatchNo,
@@ -543,8 +561,8 @@ pub(crate) fn forget_begun(
         };
         match backend.remove_file(&layout::begun_path(batch, *slot)) {
             Err(error) if is_absent(&error) => {}
-            Err(error) if error.is_refusal() => {
-                tracing::debug!(%error, "the note of a patch stays");
+            Err(error) if is_local(backend, batch, &error) => {
+                tracing::warn!(%error, "the note of a patch stays");
             }
             removed => {
                 removed?;

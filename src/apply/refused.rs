@@ -36,6 +36,8 @@ pub(crate) enum Why {
     /// The errno of the backend's error for a patch, or for the whole file in its place. Some of
     /// the patch may have been written.
     Patch(i32),
+    /// Others have changed or removed a file that was being patched. It may be torn.
+    Torn,
     /// The file that has the name could not be removed.
     Occupied,
     /// The directory of the name is not there.

@@ -5,8 +5,10 @@
 //! ([`Leftovers::tidy_up`]) and names them in its report. A recovery looks through all of
 //! `.ferryfs` and removes what it finds of ended batches ([`Leftovers::remove_ended`]).
 //!
-//! The set is in memory; the recovery after a start finds the same on the drive. Only which of our
-//! records is torn is noted in the index, because a torn record does not say whose it is.
+//! The set is in memory; the recovery after a start finds the same on the drive. Only two things
+//! are noted in the index, because what is on the drive does not say whose it is: which of our
+//! records is torn, and which ended batches still have notes of patches. Without a record such
+//! notes say that the drive has lost one.
 //!
 //! Invariant: the record is removed first, and the staging directory with the barrier mark only
 //! when the record is durably gone. A crash in between leaves a staging directory without a record,
@@ -36,6 +38,10 @@ use crate::recovery::locate::is_any_begun;
 
 /// Key of the index's setting that names the batch of ours whose record is torn.
 const TORN: &str = "torn_record";
+
+/// Key of the setting with the numbers, in decimal and separated by blanks, of ended batches of
+/// ours whose notes of patches the drive has refused to remove.
+const NOTED: &str = "ended_with_notes";
 
 /// Keeps those of the files at the paths that are versions of files of the batch.
 pub(super) type Keep<'a> = &'a dyn Fn(&BatchRecord, &[RelPath]) -> Result<()>;
@@ -75,15 +81,14 @@ impl Leftovers {
         garbage: &[RelPath],
     ) -> Result<()> {
         self.batches.lock().insert(batch);
-        match remove(backend, batch, garbage) {
+        let removed =
+            (self.note_notes(backend, batch)).and_then(|()| remove(backend, batch, garbage));
+        match removed {
             Err(FlushError::Backend(error)) if is_local(backend, batch, &error) => {
                 tracing::warn!(%batch, %error, "something of the batch stays in .ferryfs for now");
                 Ok(())
             }
-            Ok(()) => {
-                self.batches.lock().remove(&batch);
-                Ok(())
-            }
+            Ok(()) => self.forget(batch),
             result => result,
         }
     }
@@ -122,14 +127,19 @@ impl Leftovers {
                 return self.clean_up(backend, batch, &left);
             }
             // Another machine's, whose record the drive has lost: it can finish the batch.
-            Found::Nothing
-                if !self.batches.lock().contains(&batch) && is_any_begun(backend, batch)? =>
-            {
+            Found::Nothing if !self.has_ended(batch)? && is_any_begun(backend, batch)? => {
                 tracing::warn!(%batch, "the drive has lost the record of a batch of another \
                     machine while blocks were written into large files; its staging directory is \
                     left as it is");
             }
-            Found::Nothing => discard(backend, &layout::staging_dir(batch))?,
+            Found::Nothing => match discard(backend, &layout::staging_dir(batch)) {
+                Err(FlushError::Backend(error)) if is_local(backend, batch, &error) => {
+                    tracing::warn!(%batch, %error, "something of the batch stays in .ferryfs");
+                    self.batches.lock().insert(batch);
+                    return Ok(());
+                }
+                discarded => discarded?,
+            },
             Found::Torn if self.is_our_torn(batch)? => {
                 self.clean_up(backend, batch, &[])?;
                 return self.forget_torn(batch);
@@ -138,8 +148,7 @@ impl Leftovers {
                 tracing::warn!(%batch, "a damaged record of another machine is left as it is")
             }
         }
-        self.batches.lock().remove(&batch);
-        Ok(())
+        self.forget(batch)
     }
 
     /// Tries again to remove what ended batches have left. What the drive refuses again stays.
@@ -162,24 +171,63 @@ impl Leftovers {
         Ok(())
     }
 
+    /// Notes, durably, that `batch` has ended, if it still has notes of patches. It comes before
+    /// the record goes, which says the same.
+    fn note_notes(&self, backend: &dyn Backend, batch: BatchNo) -> Result<()> {
+        if !is_any_begun(backend, batch)? {
+            return Ok(());
+        }
+        let mut noted = self.noted()?;
+        match noted.insert(batch) {
+            true => self.set_noted(&noted),
+            false => Ok(()),
+        }
+    }
+
+    /// Forgets a batch of which nothing is left.
+    fn forget(&self, batch: BatchNo) -> Result<()> {
+        self.batches.lock().remove(&batch);
+        let mut noted = self.noted()?;
+        match noted.remove(&batch) {
+            true => self.set_noted(&noted),
+            false => Ok(()),
+        }
+    }
+
+    /// Returns whether `batch` is one of ours that has ended.
+    fn has_ended(&self, batch: BatchNo) -> Result<bool> {
+        Ok(self.batches.lock().contains(&batch) || self.noted()?.contains(&batch))
+    }
+
+    fn noted(&self) -> Result<BTreeSet<BatchNo>> {
+        let noted = self.index.lock().meta(NOTED)?.unwrap_or_default();
+        let numbers = noted.split(' ').filter_map(|number| number.parse().ok());
+        Ok(numbers.map(BatchNo).collect())
+    }
+
+    fn set_noted(&self, batches: &BTreeSet<BatchNo>) -> Result<()> {
+        let numbers: Vec<String> = batches.iter().map(|batch| batch.0.to_string()).collect();
+        self.set(NOTED, &numbers.join(" "))
+    }
+
     /// Notes that the record of our own `batch` is torn, while the batch is being finished: if
     /// cleaning up fails, nothing in the record tells the next recovery that it is ours. Becomes
     /// durable with the confirmation; before that the batch is open.
     pub(super) fn note_torn(&self, batch: BatchNo) -> Result<()> {
-        self.set_torn(&batch.to_string())
+        self.set(TORN, &batch.to_string())
     }
 
     /// Forgets that the record of `batch` is torn, unless it is still there.
     pub(super) fn forget_torn(&self, batch: BatchNo) -> Result<()> {
         match self.batches.lock().contains(&batch) {
             true => Ok(()),
-            false => self.set_torn(""),
+            false => self.set(TORN, ""),
         }
     }
 
-    fn set_torn(&self, batch: &str) -> Result<()> {
+    fn set(&self, key: &str, value: &str) -> Result<()> {
         let mut state = self.index.lock();
-        state.set_meta(TORN, batch)?;
+        state.set_meta(key, value)?;
         state.commit()?;
         Ok(())
     }

@@ -364,7 +364,8 @@ fn keep_refused(
 /// Finishes the committed batches on a backend whose cache is elsewhere, and discards the others.
 ///
 /// # Errors
-/// If the backend fails, or a staged file is damaged: then nothing more is touched.
+/// If the backend fails, or a staged file is damaged: then nothing more is touched. If the drive
+/// has lost the record of a batch that has begun a patch: then the other batches are finished.
 pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch>> {
     let bytes =
         read_small(backend, &layout::marker_path(), marker::MAX_BYTES)?.ok_or_else(|| {
@@ -376,6 +377,7 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
         FlushError::WrongDrive(format!("the volume marker cannot be read: {error}"))
     })?;
     let mut recovered = Vec::new();
+    let mut lost = None;
     for batch in batches_on(backend)? {
         let found = read_record(backend, &layout::record_path(batch), batch, marker.id)?;
         let mut left_behind = Vec::new();
@@ -385,16 +387,12 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
                 (true, totals(record))
             }
             // A patch was begun, so there was a record, and the drive has lost it.
-            Found::Nothing if is_any_begun(backend, batch)? => {
-                return Err(FlushError::Unfinished {
-                    batch,
-                    problem: format!(
-                        "the drive has lost its record while blocks were written into large \
-                         files; only the machine that wrote it can finish it (what it needs is in \
-                         {})",
-                        layout::staging_dir(batch)
-                    ),
-                });
+            Found::Nothing
+                if is_any_begun(backend, batch)?
+                    && !crate::drive::exists(backend, &done_path(batch)?)? =>
+            {
+                lost.get_or_insert(lost_record(batch));
+                continue;
             }
             Found::Nothing => {
                 discard(backend, &layout::staging_dir(batch))?;
@@ -423,7 +421,22 @@ pub fn recover_without_cache(backend: &dyn Backend) -> Result<Vec<RecoveredBatch
             left_behind,
         });
     }
-    Ok(recovered)
+    match lost {
+        None => Ok(recovered),
+        Some(lost) => Err(lost),
+    }
+}
+
+fn lost_record(batch: BatchNo) -> FlushError {
+    FlushError::Unfinished {
+        batch,
+        problem: format!(
+            "the drive has lost its record while blocks were written into large files, or has \
+             refused to remove what it has left; only the machine that wrote it can finish it \
+             (what it needs is in {})",
+            layout::staging_dir(batch)
+        ),
+    }
 }
 
 fn totals(record: &BatchRecord) -> (u64, u64) {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::apply::patch;
 use crate::apply::patch::{Access, Begun, Patch};
 use crate::apply::refused::StepNo;
-use crate::core::{Metadata, RelPath};
+use crate::core::{Metadata, RelPath, Timestamp};
 use crate::error::{FlushError, Result};
 use crate::format::expectations::ExpectedFile;
 use crate::format::layout;
@@ -54,7 +54,8 @@ pub(crate) enum Task {
     Replace,
     /// The same, but others have written into what is under the name.
     ReplaceTheirs,
-    /// Its name has somebody else's file, which the patch does not fit, and the SSD is not at hand.
+    /// Its name has somebody else's file, which the patch does not fit, or nothing, and the SSD is
+    /// not at hand.
     LeaveTheirs,
     /// It is nowhere.
     Vanished,
@@ -130,6 +131,31 @@ impl Redo<'_> {
         Ok(())
     }
 
+    /// Returns `None` instead of an error that concerns one name only, if `file` is patched and the
+    /// SSD has all of it: a bad sector must not leave a torn file under the name.
+    fn if_readable<T>(&self, file: &Wanted<'_>, read: Result<T>) -> Result<Option<T>> {
+        match read {
+            Err(FlushError::Backend(error))
+                if file.patch.is_some()
+                    && self.is_kept(file.slot)
+                    && self.manners.is_local(self.backend, self.batch, &error) =>
+            {
+                tracing::warn!(%error, path = %file.to, "cannot be read; it is written whole");
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
+    /// Returns whether a file that was begun, and that cannot be read, is ours by its size and
+    /// time: it is as it was before its blocks were written, or afterwards.
+    fn looks_ours(&self, found: &Metadata, before: &ExpectedFile, content: &FileContent) -> bool {
+        let slack = self.manners.slack;
+        let has_time = |time: Timestamp| found.modified.0.abs_diff(time.0) <= slack;
+        [before.size, content.size].contains(&found.size)
+            && (has_time(before.modified) || has_time(content.modified))
+    }
+
     /// Decides for a file that is patched; `None` if it has to be judged as any other, because a
     /// whole one may be in its slot or on its way from there.
     fn judge_patch(
@@ -144,7 +170,8 @@ impl Redo<'_> {
         };
         let staged = slots.newest(file.slot);
         let from = layout::patch_path(self.batch, file.slot);
-        let patch = Patch::open(self.backend, &patch::usual, &from, wanted)?;
+        let opened = Patch::open(self.backend, &patch::usual, &from, wanted);
+        let patch = self.if_readable(file, opened)?.flatten();
         let found = look(self.backend, here)?;
         let was_begun = slots.was_begun(file.slot);
         if self.state(here, found.as_ref(), file)? == State::Good {
@@ -158,10 +185,22 @@ impl Redo<'_> {
             return Ok(staged.is_none().then_some(task));
         }
         let begun = if was_begun { Begun::Maybe } else { Begun::No };
+        let mut can_be_read = true;
         let is_ours = match (&found, &patch, self.known.replaced.get(&file.slot)) {
             (Some(found), Some(patch), Some(expected)) if patch::may_be_patched(found) => {
-                (was_begun || self.placer().is_as_expected(here, found, expected)?)
-                    && patch.completes((self.backend, &patch::usual), here, content, begun)?
+                let may_be_ours =
+                    was_begun || self.placer().is_as_expected(here, found, expected)?;
+                let completes = || {
+                    let by = (self.backend, &patch::usual as &patch::Open);
+                    self.if_readable(file, patch.completes(by, here, content, begun))
+                };
+                match may_be_ours.then(completes).transpose()? {
+                    Some(None) => {
+                        can_be_read = false;
+                        !was_begun || self.looks_ours(found, expected, content)
+                    }
+                    completes => completes.flatten() == Some(true),
+                }
             }
             // Its patch is lost.
             (Some(found), None, Some(expected)) if !was_begun => {
@@ -173,7 +212,8 @@ impl Redo<'_> {
         let is_open_to = |found: &Metadata| {
             Access::given(&self.steps.attributes, file.to).may_be_given_later(found)
         };
-        if is_ours && patch.is_some() && found.as_ref().is_some_and(is_open_to) {
+        let can_be_patched = patch.is_some() && can_be_read;
+        if is_ours && can_be_patched && found.as_ref().is_some_and(is_open_to) {
             return Ok(Some(Task::Patch));
         }
         let is_staged_whole = match &staged {
@@ -196,8 +236,13 @@ impl Redo<'_> {
         Ok(match (has_whole, is_ours) {
             (true, true) => Some(Task::Replace),
             (true, false) => Some(Task::ReplaceTheirs),
-            // A file that was begun, and that the patch does not complete, is damaged.
             (false, _) if !was_begun && patch.is_some() => Some(Task::LeaveTheirs),
+            // Nothing of ours can be completed any more, unless the machine comes that has the
+            // bytes: it finds the step refused, and writes the file whole.
+            (false, _) if self.ssd.is_none() && found.is_none() && was_begun => {
+                Some(Task::LeaveTheirs)
+            }
+            (false, false) if self.ssd.is_none() && patch.is_some() => Some(Task::LeaveTheirs),
             (false, _) => None,
         })
     }
@@ -276,7 +321,8 @@ impl Redo<'_> {
     }
 
     fn state(&self, path: &RelPath, found: Option<&Metadata>, file: &Wanted<'_>) -> Result<State> {
-        self.whole(path, found, file.content.as_ref())
+        let whole = self.whole(path, found, file.content.as_ref());
+        Ok(self.if_readable(file, whole)?.unwrap_or(State::Bad))
     }
 
     /// Returns whether the file under the name is somebody else's: neither the one that belongs

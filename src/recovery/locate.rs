@@ -108,6 +108,11 @@ impl Slots {
         self.begun.contains(&slot)
     }
 
+    /// Notes that the patch in `slot` may be begun from now on.
+    pub(crate) fn note_begun(&mut self, slot: SlotNo) {
+        self.begun.insert(slot);
+    }
+
     /// Returns whether any patch may have been begun.
     pub(crate) fn is_any_begun(&self) -> bool {
         !self.begun.is_empty()

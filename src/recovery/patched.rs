@@ -12,9 +12,10 @@
 
 use crate::apply::Applied;
 use crate::apply::blocked::Blocked;
+use crate::apply::explain::explain_alone;
 use crate::apply::patch;
 use crate::apply::patch::{Access, Begun, Failure, Patch};
-use crate::apply::refused::Why;
+use crate::apply::refused::{Why, errno_of};
 use crate::core::{Metadata, RelPath};
 use crate::drive::{BackendError, WRITE, hash_file};
 use crate::error::{FlushError, Result};
@@ -35,19 +36,45 @@ enum Tried {
 
 impl Redo<'_> {
     /// Notes, durably, which patches may be written from now on. The sync after the removals makes
-    /// it so.
+    /// it so. A file whose note the drive does not take, is replaced, or left as it is.
     pub(super) fn note_begun(
         &self,
         wanted: &[Wanted<'_>],
-        tasks: &[Task],
-        slots: &Slots,
+        tasks: &mut [Task],
+        slots: &mut Slots,
+        applied: &mut Applied,
     ) -> Result<()> {
         for (file, task) in wanted.iter().zip(tasks) {
-            if *task == Task::Patch && !slots.was_begun(file.slot) {
-                patch::note_begun(self.backend, self.batch, file.slot)?;
+            if *task != Task::Patch || slots.was_begun(file.slot) {
+                continue;
+            }
+            match patch::note_begun(self.backend, self.batch, file.slot) {
+                Ok(()) => slots.note_begun(file.slot),
+                Err(error)
+                    if error.is_full()
+                        || self.manners.is_local(self.backend, self.batch, &error) =>
+                {
+                    *task = self.do_without_note(file, &error, applied);
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
+    }
+
+    fn do_without_note(
+        &self,
+        file: &Wanted<'_>,
+        error: &BackendError,
+        applied: &mut Applied,
+    ) -> Task {
+        tracing::warn!(%error, path = %file.to, "not patched");
+        if self.is_kept(file.slot) {
+            return Task::Replace;
+        }
+        let why = Why::Patch(errno_of(error));
+        applied.refused.note(file.step(), file.to, why);
+        Task::Refused
     }
 
     /// Writes, durably, what patched files grow by, before any of their old bytes is written over.
@@ -170,6 +197,10 @@ impl Redo<'_> {
                 tracing::warn!(%error, path = %file.to, "cannot be patched");
                 Task::Replace
             }
+            Err(FlushError::Unfinished { problem, .. }) if is_kept => {
+                tracing::warn!(problem, path = %file.to, "cannot be patched");
+                Task::Replace
+            }
             Err(error) => return self.or_set_aside(file, task, Err(error), applied),
         };
         *task = instead;
@@ -254,10 +285,11 @@ impl Redo<'_> {
             if *task != Task::Patch {
                 continue;
             }
-            let Some(opened) = self.open_patch(file)? else {
-                continue;
+            let checked = match self.open_patch(file) {
+                Ok(Some(opened)) => opened.is_written((self.backend, &patch::uncached), file.to),
+                Ok(None) => continue,
+                Err(error) => Err(error),
             };
-            let checked = opened.is_written((self.backend, &patch::uncached), file.to);
             if matches!(checked, Ok(true)) {
                 continue;
             }
@@ -287,6 +319,65 @@ impl Redo<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Returns whether the file that was set aside at `old` is the one that was being patched, has
+    /// not all of its new bytes, and was not changed by others. The notes may be gone by now.
+    pub(super) fn is_ours_in_part(&self, file: &Wanted<'_>, old: &RelPath, slots: &Slots) -> bool {
+        // One that cannot be read may be anybody's.
+        let opened = self.open_patch(file).ok().flatten();
+        let (Some((_, content)), Some(opened)) = (file.patch, opened) else {
+            return false;
+        };
+        let by = (self.backend, &patch::usual as &patch::Open);
+        // Without a note, what is behind the old end of a file that has no new bytes is theirs.
+        let has_ours = || {
+            let was_begun = slots.was_begun(file.slot);
+            was_begun || matches!(opened.is_untouched(self.backend, old), Ok(false))
+        };
+        matches!(opened.is_written(by, old), Ok(false))
+            && has_ours()
+            && matches!(opened.completes(by, old, content, Begun::Maybe), Ok(true))
+    }
+
+    /// Checks, without the SSD, that no file is torn whose step was refused: only the staged patch
+    /// can repair it, so the batch must not end. What others have changed or removed is theirs.
+    pub(super) fn check_refused_patches(
+        &self,
+        wanted: &[Wanted<'_>],
+        slots: &Slots,
+        applied: &Applied,
+    ) -> Result<()> {
+        if self.ssd.is_some() {
+            return Ok(());
+        }
+        for file in wanted.iter().filter(|file| slots.was_begun(file.slot)) {
+            let refusals = &applied.refused.steps;
+            let refusal = refusals.iter().find(|refusal| refusal.step == file.step());
+            if let Some(refusal) = refusal
+                && refusal.why != Why::Torn
+                && self.is_torn(file)?
+            {
+                return Err(self.unfinished(format!(
+                    "{} is changed in part only: {}. Put that right and recover again, or attach \
+                     the drive to the machine that wrote the batch",
+                    file.to,
+                    explain_alone(&refusal.why)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether a file whose patch was begun may have a part of it.
+    fn is_torn(&self, file: &Wanted<'_>) -> Result<bool> {
+        if look(self.backend, file.to)?.is_none() {
+            return Ok(false);
+        }
+        Ok(match self.open_patch(file)? {
+            Some(opened) => !opened.is_unwritten(self.backend, file.to)?,
+            None => true,
+        })
     }
 
     /// Puts the file that was written again in the place of the one that could not be patched,

@@ -39,7 +39,11 @@ impl Redo<'_> {
                 }
             }
             if task == Task::LeaveTheirs {
-                (applied.refused).note(file.step(), file.to, Why::Occupied);
+                let why = match slots.was_begun(file.slot) {
+                    true => Why::Torn,
+                    false => Why::Occupied,
+                };
+                applied.refused.note(file.step(), file.to, why);
                 task = Task::Refused;
             }
             tasks.push(task);
@@ -49,7 +53,7 @@ impl Redo<'_> {
             });
         }
         self.note_twins(&wanted, &tasks, &seen, slots)?;
-        self.note_begun(&wanted, &tasks, slots)?;
+        self.note_begun(&wanted, &mut tasks, slots, applied)?;
         // Up to here only superfluous files were touched. Removals from here on are durable before
         // anything is written.
         for ((file, task), seen) in wanted.iter().zip(&mut tasks).zip(&seen) {
@@ -114,6 +118,7 @@ impl Redo<'_> {
                 self.leave_as_it_was(file, slots, applied);
             }
         }
+        self.check_refused_patches(&wanted, slots, applied)?;
         for (number, step) in self.steps.place.iter().enumerate() {
             let no = StepNo::Place(number);
             let PlaceStep::Touch { path, modified } = step else {

@@ -66,7 +66,7 @@ impl Redo<'_> {
         }
         match task {
             Task::Refused => Ok(()),
-            _ => self.see_to_set_aside(file, applied),
+            _ => self.see_to_set_aside((file, task), here, slots, applied),
         }
     }
 
@@ -144,7 +144,24 @@ impl Redo<'_> {
 
     /// Deals with a file that was set aside for `file`: the replaced one, or another program's
     /// version of it.
-    fn see_to_set_aside(&self, file: &Wanted<'_>, applied: &mut Applied) -> Result<()> {
+    fn see_to_set_aside(
+        &self,
+        (file, task): (&Wanted<'_>, Task),
+        here: &RelPath,
+        slots: &Slots,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        // What is under the name is not on the clusters of a torn file.
+        let is_apart = || match task {
+            Task::Done | Task::Move | Task::Rebuild => true,
+            Task::Patch => {
+                let found = look(self.backend, here);
+                let whole =
+                    found.and_then(|found| self.whole(here, found.as_ref(), file.content.as_ref()));
+                matches!(whole, Ok(State::Good))
+            }
+            _ => false,
+        };
         for old in self.set_aside_for(file) {
             let found = match look(self.backend, &old) {
                 Ok(Some(found)) => found,
@@ -160,7 +177,9 @@ impl Redo<'_> {
                 Err(error) => return Err(error),
             };
             let replaced = self.known.replaced.get(&file.slot);
-            if replaced.is_some_and(|known| known.may_be(&found) && found.size != known.size) {
+            let is_cut_off =
+                replaced.is_some_and(|known| known.may_be(&found) && found.size != known.size);
+            if is_cut_off || (self.is_ours_in_part(file, &old, slots) && is_apart()) {
                 self.remove_all(&old)?;
                 continue;
             }

@@ -6,6 +6,7 @@
 
 use ferryfs::core::{Phase, RelPath};
 use ferryfs::drive::Backend;
+use ferryfs::drive::faulty::Fault;
 use ferryfs::drive::memory::MemNode;
 use ferryfs::error::FlushError;
 use ferryfs::flush::Wish;
@@ -131,6 +132,272 @@ fn what_others_write_into_an_interrupted_patch_outlives_a_recovery_without_the_c
             assert!(has_ours(&scene, "image"), "ours is lost");
         },
     );
+}
+
+/// Whether everything of the cut is on the drive, and beside it at most conflict copies.
+fn assert_has_cut(scene: &Scene, what: &str) {
+    let drive = scene.world.drive_tree();
+    for (path, node) in &scene.cut {
+        assert_eq!(drive.get(path), Some(node), "{what}: {path}");
+    }
+}
+
+/// Whether each of the files that are patched is one of its two versions.
+fn is_whole(scene: &Scene) -> bool {
+    let drive = scene.world.drive_tree();
+    ["image", "log"].map(RelPath::fixed).iter().all(|path| {
+        let found = drive.get(path);
+        found == scene.before.get(path) || found == scene.cut.get(path)
+    })
+}
+
+/// Returns the patches that are staged.
+fn staged_patches(scene: &Scene) -> Vec<RelPath> {
+    let tree = scene.world.memory.tree();
+    let is_patch = |path: &&RelPath| match path.split_last() {
+        Some((dir, name)) => {
+            let name = name.as_bytes();
+            dir.to_string().contains("staging") && name.len() == 9 && name[0] == b'p'
+        }
+        None => false,
+    };
+    tree.keys().filter(is_patch).cloned().collect()
+}
+
+/// A sector of the file, or of its staged patch, cannot be read any more.
+#[test]
+fn what_cannot_be_read_of_an_interrupted_patch_is_written_whole_from_the_cache() {
+    for kind in [Kind::Exfat, Kind::Linux] {
+        for which in 0..3 {
+            interrupted(
+                || small_scene(kind),
+                |scene| {
+                    let patches = staged_patches(&scene);
+                    let bad = match which {
+                        0 => Some(image()),
+                        which => patches.get(which - 1).cloned(),
+                    };
+                    let Some(bad) = bad else {
+                        return;
+                    };
+                    let _case = Case(format!("{kind:?}, {bad} cannot be read"));
+                    scene.world.faulty.refuse("read", bad, libc::EIO);
+                    scene.engine.flusher.recover().expect("recover");
+                    assert_has_cut(&scene, "recovered");
+                    assert_eq!(ours_ending(&scene, ".begun"), []);
+                    scene.world.faulty.heal();
+                    scene.engine.refresh();
+                    scene.engine.flush_all();
+                    assert_has_cut(&scene, "the next flush");
+                },
+            );
+        }
+    }
+}
+
+/// Returns a scene that was stopped after the commit, and has no note yet, with the note of one of
+/// its patches.
+fn without_notes(kind: Kind) -> (Scene, RelPath) {
+    let mut last = None;
+    for n in 1.. {
+        let scene = small_scene(kind);
+        scene.flush_failing(n, true, false);
+        if !ours_ending(&scene, ".begun").is_empty() {
+            break;
+        }
+        if ours_ending(&scene, ".rec").is_empty() {
+            continue;
+        }
+        let patch = staged_patches(&scene).remove(0);
+        let (dir, name) = patch.split_last().expect("a name");
+        let digits = name.as_bytes()[1..].to_vec();
+        let note = format!("s{}.begun", String::from_utf8(digits).expect("digits"));
+        let note = RelPath::parse(format!("{dir}/{note}").as_bytes()).expect("a path");
+        last = Some((scene, note));
+    }
+    last.expect("a call between the record and the notes")
+}
+
+#[test]
+fn a_patch_whose_note_the_drive_does_not_take_keeps_no_batch_open() {
+    for errno in [libc::EIO, libc::EACCES, libc::ENOSPC] {
+        let _case = Case(format!("errno {errno}"));
+        let (scene, note) = without_notes(Kind::Exfat);
+        scene.world.faulty.refuse("create", note.clone(), errno);
+        scene.engine.flusher.recover().expect("recover");
+        assert_same(&scene.world.drive_tree(), &scene.cut, "recovered");
+        scene.world.faulty.heal();
+        scene.recover_and_check();
+
+        let (scene, note) = without_notes(Kind::Exfat);
+        scene.world.faulty.refuse("create", note, errno);
+        let recovered = recover_without_cache(&scene.world.faulty).expect("without the cache");
+        assert_eq!(recovered[0].left_behind.len(), 1, "{recovered:?}");
+        scene.world.faulty.heal();
+        assert!(is_whole(&scene));
+        recover_and_flush(&scene);
+        assert_same(&scene.world.drive_tree(), &scene.cut, "the next flush");
+    }
+}
+
+/// The drive does not let go of a note, and its batch ends all the same. Without the record the
+/// note is not taken for that of a lost batch, also by a new daemon.
+#[test]
+fn a_note_that_the_drive_keeps_is_removed_when_it_lets_go_of_it() {
+    for errno in [libc::EBUSY, libc::EIO] {
+        interrupted(
+            || small_scene(Kind::Exfat),
+            |mut scene| {
+                let note = ours_ending(&scene, ".begun").remove(0);
+                let refuse = |scene: &Scene| {
+                    scene.world.faulty.refuse("remove", note.clone(), errno);
+                };
+                refuse(&scene);
+                scene.engine.flusher.recover().expect("recover");
+                assert_same(&scene.world.drive_tree(), &scene.cut, "recovered");
+                let notes = ours_ending(&scene, ".begun");
+                assert_eq!(notes, std::slice::from_ref(&note));
+                assert_eq!(ours_ending(&scene, ".rec"), []);
+                scene.engine.die();
+                scene.engine = scene.world.start(true);
+                scene.engine.flusher.recover().expect("and again");
+                let notes = ours_ending(&scene, ".begun");
+                assert_eq!(notes, std::slice::from_ref(&note));
+                scene.world.faulty.heal();
+                scene.recover_and_check();
+                assert_eq!(ours_ending(&scene, ".begun"), []);
+            },
+        );
+    }
+}
+
+/// As long as it stays, another machine tells of it, and finishes the batches after it.
+#[test]
+fn a_note_without_a_record_stops_no_other_batch_of_a_recovery_without_the_cache() {
+    let stop = last_before_it_is_written(Kind::Exfat);
+    for n in 1.. {
+        let scene = small_scene(Kind::Exfat);
+        scene.flush_failing(stop, true, false);
+        let note = ours_ending(&scene, ".begun").remove(0);
+        (scene.world.faulty).refuse("remove", note.clone(), libc::EBUSY);
+        scene.engine.flusher.recover().expect("recover");
+        scene.world.faulty.heal();
+        scene.engine.put("after", b"of the next batch");
+        let at = scene.world.faulty.calls() + n;
+        let drive = scene.world.faulty.clone();
+        (scene.world.faulty).refuse("remove", note.clone(), libc::EBUSY);
+        scene.world.faulty.arm(Fault {
+            stays_dead: true,
+            ..Fault::at(at, libc::EIO)
+        });
+        let flushed = scene.engine.flush();
+        drive.heal();
+        assert!(flushed.is_err(), "no call between the record and the file");
+        let after = RelPath::fixed("after");
+        if ours_ending(&scene, ".rec").is_empty() || scene.world.drive_tree().contains_key(&after) {
+            continue;
+        }
+        let without = recover_without_cache(&scene.world.memory);
+        assert!(without.is_err(), "the note is still there: {without:?}");
+        if !scene.world.drive_tree().contains_key(&after) {
+            continue; // Its record was not whole.
+        }
+        recover_and_flush(&scene);
+        assert_eq!(ours_ending(&scene, ".begun"), []);
+        break;
+    }
+}
+
+/// A machine without the cache may not write into the file, for good or for a moment: what could
+/// repair it stays.
+#[test]
+fn a_torn_file_that_another_machine_cannot_write_waits() {
+    for (operation, errno) in [
+        ("modify", libc::EACCES),
+        ("write", libc::EIO),
+        ("read", libc::EIO),
+    ] {
+        let mut waits = 0;
+        interrupted(
+            || small_scene(Kind::Exfat),
+            |scene| {
+                let _case = Case(format!("{operation}, errno {errno}"));
+                let faulty = &scene.world.faulty;
+                faulty.refuse(operation, image(), errno);
+                let without = recover_without_cache(faulty);
+                faulty.heal();
+                if without.is_ok() {
+                    assert!(is_whole(&scene), "torn, and its batch is over");
+                    recover_and_flush(&scene);
+                    return assert_same(&scene.world.drive_tree(), &scene.cut, "flushed");
+                }
+                waits += 1;
+                recover_without_cache(&scene.world.memory).expect("when it may");
+                scene.is_one_cut("recovered without the cache");
+                scene.recover_and_check();
+            },
+        );
+        assert!(waits > 0, "never torn");
+    }
+}
+
+/// What others have changed or removed since is no reason to wait for the machine with the cache.
+#[test]
+fn a_machine_without_the_cache_ends_a_batch_whose_file_others_have_changed_or_removed() {
+    for is_removed in [false, true] {
+        interrupted(
+            || small_scene(Kind::Exfat),
+            |scene| {
+                let drive = &scene.world.memory;
+                match is_removed {
+                    true => drive.remove_file(&image()).expect("remove it"),
+                    false => scribble(drive, "image", PATCHED + 600, THEIRS),
+                }
+                let recovered = recover_without_cache(drive).expect("no dead end");
+                let named = recovered.iter().flat_map(|it| &it.left_behind);
+                assert_eq!(named.filter(|(path, _)| path == "image").count(), 1);
+                assert_eq!(ours_ending(&scene, ".begun"), []);
+                assert_eq!(ours_ending(&scene, ".rec"), []);
+                let is_there = drive.metadata(&image()).is_ok();
+                assert_eq!(is_there, !is_removed, "theirs is left alone");
+                recover_and_flush(&scene);
+                assert!(has_ours(&scene, "image"), "ours is lost");
+                assert!(is_removed || is_kept(&scene, "image", PATCHED + 600, THEIRS));
+            },
+        );
+    }
+}
+
+/// The file cannot be written into, and a crash comes while it is replaced.
+#[test]
+fn a_replay_that_stops_while_it_replaces_a_torn_file_keeps_no_copy_of_it() {
+    let is_torn = |n: &u64| {
+        let scene = only_patches();
+        assert!(scene.flush_failing(*n, true, false), "never torn");
+        let image = scene.world.on_drive("image").expect("it is there");
+        let has = |at: usize| image[at..].starts_with(b"changed");
+        has(5) != has(PATCHED as usize + 5)
+    };
+    let stop = (1..).find(is_torn).expect("a call between two blocks");
+    for m in 1.. {
+        let _case = Case(format!("call {m} of the recovery"));
+        let scene = only_patches();
+        scene.flush_failing(stop, true, false);
+        let faulty = &scene.world.faulty;
+        let at = faulty.calls() + m;
+        faulty.refuse("modify", image(), libc::EPERM);
+        faulty.arm(Fault {
+            stays_dead: true,
+            ..Fault::at(at, libc::EIO)
+        });
+        let _ = scene.engine.flusher.recover();
+        let over = faulty.calls() < at;
+        faulty.heal();
+        scene.recover_and_check();
+        if over {
+            break;
+        }
+    }
 }
 
 /// Returns the last call of a flush at which the patch of the image was begun, and nothing has been
