@@ -71,21 +71,28 @@ impl Keeper<'_> {
     pub(crate) fn keep(&self, aside: &[RelPath]) -> Result<Kept> {
         let told = self.read_list()?;
         let aside: HashSet<&RelPath> = aside.iter().collect();
-        let excluded: HashSet<&RelPath> = (told.entries.iter())
+        let excluded: HashSet<(&RelPath, What)> = (told.entries.iter())
             .filter(|entry| entry.is_excluded)
-            .map(|entry| &entry.path)
+            .map(|entry| (&entry.path, entry.what))
             .collect();
         let mut run = Run {
             made: HashSet::new(),
+            earlier: self.earlier_parts()?,
+            last: HashMap::new(),
             parts: BTreeMap::new(),
             kept: Kept::default(),
         };
         for (from, path, what) in set_aside(self.record) {
-            if !aside.contains(&from) || excluded.contains(&path) {
+            if excluded.contains(&(&path, what)) {
                 continue;
             }
-            match self.keep_or_make_space(&from, &path, &mut run) {
-                Ok(Some(part)) => run.parts.entry(part).or_default().push((path, what)),
+            let kept = match aside.contains(&from) {
+                true => self.keep_or_make_space(&from, &path, &mut run),
+                // An earlier run may have moved it already.
+                false => self.part_with(&path, &run),
+            };
+            match kept {
+                Ok(Some(part)) => run.note(part, path, what),
                 Ok(None) => {}
                 Err(FlushError::Backend(error)) if self.is_refusal(&error) => {
                     tracing::warn!(%path, %error, "the drive does not keep the old version");
@@ -201,6 +208,35 @@ impl Keeper<'_> {
         Ok(None)
     }
 
+    /// Returns in which directory an earlier run has put a version of `path` that this run has not
+    /// met; `None` if there is none.
+    fn part_with(&self, path: &RelPath, run: &Run) -> Result<Option<u32>> {
+        let first = run.last.get(path).map_or(1, |last| last + 1);
+        for part in first..=run.earlier {
+            let found = self.look(&self.id(part).dir().join_path(path))?;
+            if found.is_some_and(|it| it.kind != FileKind::Directory) {
+                return Ok(Some(part));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns how many directories earlier runs have made.
+    fn earlier_parts(&self) -> Result<u32> {
+        if !self.is_repeated {
+            return Ok(0);
+        }
+        for part in 1..=MAX_PARTS {
+            match self.look(&self.id(part).dir()) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(part - 1),
+                Err(FlushError::Backend(error)) if self.is_refusal(&error) => return Ok(part - 1),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(MAX_PARTS)
+    }
+
     /// Returns whether an interrupted rename has left one file under both names.
     fn are_one(
         &self,
@@ -255,8 +291,12 @@ impl Keeper<'_> {
             if run.made.contains(&dir) {
                 continue;
             }
+            if dir == root {
+                make_root(self.backend)?;
+                run.made.insert(dir);
+                continue;
+            }
             match self.backend.make_dir(&dir) {
-                Ok(()) if dir == root => self.hide(&root)?,
                 Ok(()) => {}
                 Err(error) if error.is_taken() => {
                     if self.backend.metadata(&dir)?.kind != FileKind::Directory {
@@ -270,19 +310,6 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Closes the directory to others: its files may come from directories that others cannot look
-    /// into.
-    fn hide(&self, root: &RelPath) -> std::result::Result<(), BackendError> {
-        let hidden = staging_trust(self.backend, None).and_then(|trust| match trust.is_ours() {
-            true => hide_dir(self.backend, root),
-            false => Ok(()),
-        });
-        match hidden {
-            Err(FlushError::Backend(error)) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     /// Writes the list of each directory: what is kept there, with the attributes, and in the first
     /// one also what else the batch did.
     fn write_lists(&self, told: &VersionList, run: &mut Run) -> Result<()> {
@@ -291,6 +318,9 @@ impl Keeper<'_> {
             .map(|entry| (&entry.path, entry))
             .collect();
         let others = || (told.entries.iter()).filter(|entry| !entry.what.is_file());
+        let listed: HashSet<(RelPath, What)> = run.parts.values().flatten().cloned().collect();
+        let not_kept = (told.entries.iter())
+            .filter(|it| it.what.is_file() && !listed.contains(&(it.path.clone(), it.what)));
         if others().any(|entry| entry.what.is_version() && !entry.is_excluded) {
             // Directories and links may be all that the batch has removed.
             run.parts.entry(1).or_default();
@@ -302,13 +332,19 @@ impl Keeper<'_> {
                 entries.push(match about.get(path) {
                     Some(entry) => Entry {
                         what: *what,
+                        is_excluded: false,
                         ..(*entry).clone()
                     },
                     None => self.plain(&id, path, *what)?,
                 });
             }
             if *part == 1 {
-                entries.extend(others().filter(|it| !it.is_excluded).cloned());
+                entries.extend(others().cloned());
+                // An undo must not take what has their place for new files.
+                entries.extend(not_kept.clone().map(|it| Entry {
+                    is_excluded: true,
+                    ..it.clone()
+                }));
             }
             let list = VersionList {
                 entries,
@@ -356,9 +392,20 @@ impl Keeper<'_> {
 struct Run {
     /// Directories that are known to be there.
     made: HashSet<RelPath>,
+    /// How many directories there were before.
+    earlier: u32,
+    /// In which directory the last version of a path is.
+    last: HashMap<RelPath, u32>,
     /// What is kept, by the number of the directory.
     parts: BTreeMap<u32, Vec<(RelPath, What)>>,
     kept: Kept,
+}
+
+impl Run {
+    fn note(&mut self, part: u32, path: RelPath, what: What) {
+        self.last.insert(path.clone(), part);
+        self.parts.entry(part).or_default().push((path, what));
+    }
 }
 
 /// Replaces the names `from` and `to` of one file, which an interrupted rename has left and which
@@ -395,6 +442,33 @@ fn separate(backend: &dyn Backend, batch: BatchNo, from: &RelPath, to: &RelPath)
     }
 }
 
+/// Makes the directory of all versions, and closes it to others: its files may come from
+/// directories that others cannot look into.
+fn make_root(backend: &dyn Backend) -> std::result::Result<(), BackendError> {
+    let root = layout::versions_root();
+    let is_open_to_others = match backend.make_dir(&root) {
+        Ok(()) => true,
+        Err(error) if error.is_taken() => {
+            let found = backend.metadata(&root)?;
+            if found.kind != FileKind::Directory {
+                return Err(error);
+            }
+            // A crash may have come between the two.
+            found.permissions & 0o777 != 0o700 && backend.trust(&root)?.is_ours()
+        }
+        Err(error) => return Err(error),
+    };
+    let hidden =
+        staging_trust(backend, None).and_then(|trust| match is_open_to_others && trust.is_ours() {
+            true => hide_dir(backend, &root),
+            false => Ok(()),
+        });
+    match hidden {
+        Err(FlushError::Backend(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes the list of a directory of versions in place of an earlier one.
 pub(crate) fn write_list(
     backend: &dyn Backend,
@@ -402,18 +476,25 @@ pub(crate) fn write_list(
     list: &VersionList,
 ) -> std::result::Result<(), BackendError> {
     let path = id.list();
-    match backend.remove_file(&path) {
-        Err(error) if !is_absent(&error) => return Err(error),
-        _ => {}
+    let bytes = list.encode();
+    // A repetition writes nothing twice: while the record is being removed, exFAT may have marked
+    // its clusters as free already, and the list must not get them.
+    if bytes.is_some()
+        && matches!(read_small(backend, &path, MAX_LIST_BYTES), Ok(was) if was == bytes)
+    {
+        return Ok(());
     }
-    let Some(bytes) = list.encode() else {
+    match backend.remove_file(&path) {
+        // The new one must not get its clusters before the removal is durable.
+        Ok(()) => backend.sync()?,
+        Err(error) if is_absent(&error) => {}
+        Err(error) => return Err(error),
+    }
+    let Some(bytes) = bytes else {
         tracing::warn!(%path, "too many versions for a list; they are kept without it");
         return Ok(());
     };
-    match backend.make_dir(&layout::versions_root()) {
-        Err(error) if !error.is_taken() => return Err(error),
-        _ => {}
-    }
+    make_root(backend)?;
     write_plain(backend, &path, &bytes)
 }
 

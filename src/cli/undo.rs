@@ -1,14 +1,14 @@
 //! `ferryfs undo`
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
 
-use super::kept::restore::{Present, check_way, restore, time_of};
+use super::kept::restore::{CHANGED, Present, check_way, is_as_left, rename_new, restore};
 use super::kept::{Kept, Store, Version};
 use super::say;
-use crate::core::{Exit, Failure, ForeignText, RelPath, SLACK_NS, is_time_of};
+use crate::core::{Exit, Failure, ForeignText, RelPath};
 use crate::format::versions::{Entry, What};
 use crate::sys::terminal::complain;
 
@@ -46,11 +46,17 @@ enum Action {
     Remove(Entry),
     RemoveDirectory(RelPath),
     Restore(Version),
+    /// Restore a file that another one has moved over, after that one has moved back.
+    RestoreUnder(Version),
     MoveBack {
         from: RelPath,
         to: RelPath,
     },
+    /// Leave what the batch wrote: what it replaced or removed there is not kept.
+    Leave(RelPath),
 }
+
+const NOT_KEPT: &str = "its old version is not kept";
 
 pub(super) fn run(args: &UndoArgs) -> Result<Exit, Failure> {
     let (store, _) = Store::of(&args.mount)?;
@@ -73,13 +79,12 @@ pub(super) fn run(args: &UndoArgs) -> Result<Exit, Failure> {
         say("nothing was changed; --yes does it\n");
         return Ok(Exit::Done);
     }
-    let written = written_by(&of_batch);
-    let failed = take_all(&store, &actions, &written);
+    let failed = take_all(&store, &actions, &made_by(&of_batch));
     for (action, why) in &failed {
-        complain(&format!(
-            "ferryfs: not done: {}: {why}",
-            told(action).trim_end()
-        ));
+        complain(&match action {
+            Action::Leave(path) => format!("ferryfs: not restored: {}: {why}", path.escaped()),
+            _ => format!("ferryfs: not done: {}: {why}", told(action).trim_end()),
+        });
     }
     Ok(match failed.is_empty() {
         true => Exit::Done,
@@ -92,7 +97,7 @@ pub(super) fn run(args: &UndoArgs) -> Result<Exit, Failure> {
 fn take_all<'a>(
     store: &Store,
     actions: &'a [Action],
-    written: &[&Entry],
+    made: &HashMap<&RelPath, &Entry>,
 ) -> Vec<(&'a Action, String)> {
     let mut failed = Vec::new();
     let mut moves = Vec::new();
@@ -101,9 +106,23 @@ fn take_all<'a>(
             moves.push((action, from, to));
             continue;
         }
-        // The moves are together.
+        // The moves are together. Directories that were deleted come back, with their modes, before
+        // a move makes them.
         move_back(store, &mut moves, false);
-        if let Err(why) = take(store, action, written) {
+        if !matches!(action, Action::Restore(it) if it.entry.what == What::Directory) {
+            move_back(store, &mut moves, true);
+        }
+        let taken = match action {
+            Action::RestoreUnder(it)
+                if moves
+                    .iter()
+                    .any(|(_, from, _)| *from == it.entry.in_mount()) =>
+            {
+                Err("what has its name now was not moved back".into())
+            }
+            _ => take(store, action, made),
+        };
+        if let Err(why) = taken {
             failed.push((action, why));
         }
     }
@@ -142,13 +161,13 @@ fn move_one(store: &Store, from: &RelPath, to: &RelPath, makes_dirs: bool) -> Re
     if fs::symlink_metadata(&from).is_err() {
         return Err("it is not there any more".into());
     }
-    if fs::symlink_metadata(&to).is_ok() {
-        return Err("something else has its old name".into());
-    }
     if let Some(dir) = to.parent().filter(|_| makes_dirs) {
         fs::create_dir_all(dir).map_err(|error| error.to_string())?;
     }
-    fs::rename(from, to).map_err(|error| error.to_string())
+    rename_new(&from, &to).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => "something else has its old name".into(),
+        _ => error.to_string(),
+    })
 }
 
 fn is_confirmed(batch: u64) -> bool {
@@ -181,13 +200,27 @@ fn plan(store: &Store, of_batch: &[&Kept]) -> Vec<Action> {
         })
     };
     let is_there = |version: &Version| store.is_there(version.id, &version.entry);
-    let mut actions = Vec::new();
-    let new = of(What::Written).chain(of(What::Made));
-    let new = new.filter(|it| !replaced.contains(it.entry.in_mount()));
-    actions.extend(new.map(|it| Action::Remove(it.entry)));
     let moved: BTreeMap<RelPath, RelPath> = of(What::Moved)
         .filter_map(|it| Some((it.entry.in_mount().clone(), it.entry.from.clone()?)))
         .collect();
+    // What the batch has written in place of something that cannot come back is all there is.
+    let lost: BTreeSet<&RelPath> = all()
+        .filter(|(id, entry)| entry.what.is_version() && !store.is_there(*id, entry))
+        .map(|(_, entry)| entry.in_mount())
+        .collect();
+    let onward = (moved.iter())
+        .map(|(to, from)| (from.clone(), to.clone()))
+        .collect();
+    let stays: HashSet<RelPath> = (lost.iter())
+        .flat_map(|path| [(*path).clone(), before(path, &onward)])
+        .collect();
+    let mut actions = Vec::new();
+    let new = of(What::Written).chain(of(What::Made));
+    let new = new.filter(|it| {
+        let at = it.entry.in_mount();
+        !replaced.contains(at) && !stays.contains(at)
+    });
+    actions.extend(new.map(|it| Action::Remove(it.entry)));
     // A file that another one has moved over comes back after that is gone.
     let (under_moved, others): (Vec<Version>, Vec<Version>) = of(What::Replaced)
         .filter(is_there)
@@ -198,20 +231,23 @@ fn plan(store: &Store, of_batch: &[&Kept]) -> Vec<Action> {
         .collect();
     made.sort_by_key(|path| std::cmp::Reverse(path.depth()));
     actions.extend(made.into_iter().map(Action::RemoveDirectory));
-    // What is in a directory that has moved as well moves back first.
-    let mut moves: Vec<(RelPath, RelPath)> = moved.clone().into_iter().collect();
-    moves.sort_by_key(|(from, _)| std::cmp::Reverse(from.depth()));
-    let moves = moves.into_iter();
-    actions.extend(moves.map(|(from, to)| Action::MoveBack { from, to }));
-    let mut dirs: Vec<Version> = of(What::Directory).collect();
+    // What is in a directory that has moved as well moves back after that, from its place there.
+    let mut moves: Vec<(&RelPath, &RelPath)> = moved.iter().collect();
+    moves.sort_by_key(|(from, _)| from.depth());
+    actions.extend(moves.into_iter().map(|(from, to)| Action::MoveBack {
+        from: before(from, &moved),
+        to: to.clone(),
+    }));
+    let mut dirs: Vec<Version> = of(What::Directory).filter(is_there).collect();
     dirs.sort_by_key(|it| it.entry.path.depth());
     actions.extend(dirs.into_iter().map(Action::Restore));
     let gone = of(What::Removed).chain(of(What::Special));
     actions.extend(gone.filter(is_there).map(Action::Restore));
     for mut version in under_moved {
         version.entry.name = Some(before(version.entry.in_mount(), &moved));
-        actions.push(Action::Restore(version));
+        actions.push(Action::RestoreUnder(version));
     }
+    actions.extend(lost.into_iter().cloned().map(Action::Leave));
     actions
 }
 
@@ -229,17 +265,22 @@ fn before(path: &RelPath, moved: &BTreeMap<RelPath, RelPath>) -> RelPath {
     path.clone()
 }
 
-/// Returns what the batch has written, to tell whether it is unchanged.
-fn written_by<'a>(of_batch: &[&'a Kept]) -> Vec<&'a Entry> {
+/// Returns what the batch has written and made, to tell whether it is unchanged.
+fn made_by<'a>(of_batch: &[&'a Kept]) -> HashMap<&'a RelPath, &'a Entry> {
     let all = of_batch.iter().flat_map(|kept| &kept.entries);
-    all.filter(|entry| entry.what == What::Written).collect()
+    all.filter(|entry| matches!(entry.what, What::Written | What::Made))
+        .map(|entry| (entry.in_mount(), entry))
+        .collect()
 }
 
 fn told(action: &Action) -> String {
     match action {
         Action::Remove(entry) => format!("remove   {}\n", entry.in_mount().escaped()),
         Action::RemoveDirectory(path) => format!("remove   {}/\n", path.escaped()),
-        Action::Restore(version) => format!("restore  {}\n", version.entry.in_mount().escaped()),
+        Action::Restore(version) | Action::RestoreUnder(version) => {
+            format!("restore  {}\n", version.entry.in_mount().escaped())
+        }
+        Action::Leave(path) => format!("leave    {}: {NOT_KEPT}\n", path.escaped()),
         Action::MoveBack { from, to } => {
             format!("move     {} -> {}\n", from.escaped(), to.escaped())
         }
@@ -253,9 +294,7 @@ fn safe(store: &Store, path: &RelPath) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-const CHANGED: &str = "it was changed since";
-
-fn take(store: &Store, action: &Action, written: &[&Entry]) -> Result<(), String> {
+fn take(store: &Store, action: &Action, made: &HashMap<&RelPath, &Entry>) -> Result<(), String> {
     let failed = |error: io::Error| error.to_string();
     match action {
         Action::Remove(entry) => {
@@ -263,12 +302,7 @@ fn take(store: &Store, action: &Action, written: &[&Entry]) -> Result<(), String
             let Ok(found) = fs::symlink_metadata(&path) else {
                 return Ok(());
             };
-            let is_it = match entry.what {
-                What::Written => is_as_written(entry, &found),
-                // A further name of a file cannot be told from a file that took its place.
-                _ => !found.is_dir() && !found.is_file(),
-            };
-            match is_it {
+            match is_as_left(entry, &found) {
                 true => fs::remove_file(&path).map_err(failed),
                 false => Err(CHANGED.into()),
             }
@@ -281,30 +315,29 @@ fn take(store: &Store, action: &Action, written: &[&Entry]) -> Result<(), String
             result => result.map_err(failed),
         },
         Action::Restore(version) => {
-            let at = version.entry.in_mount();
-            let path = store.in_mount(at);
-            if let Ok(found) = fs::symlink_metadata(&path) {
-                let was = written.iter().find(|entry| entry.in_mount() == at);
-                let is_left_by_batch = was.is_none_or(|entry| is_as_written(entry, &found));
-                if version.entry.what == What::Removed || !is_left_by_batch {
-                    return Err(CHANGED.into());
-                }
-            }
-            // It is as the batch has left it, so the drive has it.
-            restore(
-                store,
-                version,
-                (store.mountpoint.as_path(), path.as_path()),
-                Present::Anything,
-            )
-            .map_err(|error| error.to_string())
+            // Before the moves the names are those that the batch has given.
+            let left = match version.entry.what {
+                What::Replaced => made.get(version.entry.in_mount()),
+                _ => None,
+            };
+            restore_over(store, version, left.copied())
         }
+        Action::RestoreUnder(version) => restore_over(store, version, None),
+        Action::Leave(_) => Err(NOT_KEPT.into()),
         Action::MoveBack { from, to } => move_one(store, from, to, true),
     }
 }
 
-fn is_as_written(entry: &Entry, found: &fs::Metadata) -> bool {
-    found.is_file()
-        && found.len() == entry.size
-        && is_time_of(entry.modified, time_of(found), SLACK_NS)
+/// Restores a version in place of nothing, or of what the batch has left there.
+fn restore_over(store: &Store, version: &Version, left: Option<&Entry>) -> Result<(), String> {
+    let to = store.in_mount(version.entry.in_mount());
+    // It is as the batch has left it, so the drive has it.
+    let may_replace = left.map_or(Present::Nothing, Present::Left);
+    restore(
+        store,
+        version,
+        (store.mountpoint.as_path(), to.as_path()),
+        may_replace,
+    )
+    .map_err(|error| error.to_string())
 }

@@ -432,6 +432,7 @@ impl Gathered {
             told_dirs: BTreeMap::new(),
             apart: HashSet::new(),
             unfit: Vec::new(),
+            changed: (0, 0),
             more: 0,
             dir_places: DirPlaces::AsInCut,
             copied: Vec::new(),

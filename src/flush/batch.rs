@@ -28,6 +28,7 @@ use crate::flush::refused_names::refused_names;
 use crate::flush::report::{Report, Wish};
 use crate::flush::space_check::Granted;
 use crate::flush::stage::{Staged, Stager};
+use crate::flush::versions::is_of_drive;
 use crate::flush::{
     Flusher, FlusherParts, across, attributes, open_copies, patches, space_check, verify,
 };
@@ -224,13 +225,18 @@ impl BatchWriter<'_> {
     /// Checks that the batch fits on the drive. Older versions there are removed if it does not.
     fn space_for(&self, plan: &Plan, gathered: &Gathered, bases: &Bases) -> Result<Granted> {
         let check = || space_check::check(self.backend, plan, gathered, self.capabilities, bases);
-        match check() {
-            Err(FlushError::Full { needed, .. })
-                if (self.flusher).make_version_space(self.backend, needed)? =>
-            {
-                check()
+        let (full, needed) = match check() {
+            Err(error @ FlushError::Full { needed, .. }) => (error, needed),
+            granted => return granted,
+        };
+        match (self.flusher).make_version_space(self.backend, needed) {
+            Ok(true) => check(),
+            Ok(false) => Err(full),
+            Err(error) if is_of_drive(self.backend, &error) => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "no old versions on the drive are removed for a batch");
+                Err(full)
             }
-            granted => granted,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::flush::across::CopiedDir;
 use crate::flush::batch_budget::{DirPlaces, Portion, Waiting};
 use crate::flush::stage::BAD;
-use crate::format::steps::Node;
+use crate::format::steps::{Node, PlainKind};
 use crate::index::{ActiveBatch, Flags, Inode, PlacedEntry, Snapshot};
 use crate::plan::names::NameRules;
 use crate::plan::planner::{
@@ -43,6 +43,9 @@ pub(crate) struct Gathered {
     pub(super) unfit: Vec<(NameKey, &'static str)>,
     /// Names that no batch makes although their files have others that travel.
     pub(super) apart: HashSet<NameKey>,
+    /// How many files on the drive the cut removes and how many it rewrites, in this batch and in
+    /// further ones.
+    pub(super) changed: (u64, u64),
     /// The estimated number of further batches for what does not fit into this one.
     pub(super) more: u64,
     /// Where directories are after the batch.
@@ -340,6 +343,7 @@ impl Gatherer<'_> {
     ) -> Result<Gathered> {
         let mut attributes = std::mem::take(&mut self.attributes);
         attributes.retain(|ino| !portion.without.contains(ino));
+        let changed = removed_and_rewritten(&changes, &portion.unfit);
         let mut gathered = Gathered {
             delta: Delta::default(),
             before: BTreeMap::new(),
@@ -352,6 +356,7 @@ impl Gatherer<'_> {
             told_dirs: BTreeMap::new(),
             unfit: portion.unfit,
             apart: self.apart.clone(),
+            changed,
             more: portion.more,
             dir_places: portion.dir_places,
             copied: Vec::new(),
@@ -521,4 +526,27 @@ pub(super) fn node(inode: &Inode) -> Option<Node> {
         FileKind::BlockDevice => Node::BlockDevice { rdev },
         FileKind::Regular | FileKind::Directory => return None,
     })
+}
+
+/// Returns how many files on the drive changes remove and how many they rewrite, without names that
+/// fit into no batch. A file that moves is neither.
+fn removed_and_rewritten(changes: &[NameChange], unfit: &[(NameKey, &'static str)]) -> (u64, u64) {
+    let unfit: HashSet<&NameKey> = unfit.iter().map(|(key, _)| key).collect();
+    let stay: HashSet<Ino> = (changes.iter())
+        .filter_map(|change| Some(change.new.as_ref()?.ino))
+        .collect();
+    let (mut removed, mut rewritten) = (0, 0);
+    for change in changes.iter().filter(|change| !unfit.contains(&change.key)) {
+        let Some(old) = change.old.filter(|old| old.kind == PlainKind::File) else {
+            continue;
+        };
+        match &change.new {
+            Some(new) if matches!(new.content, NewContent::Changed(_)) => rewritten += 1,
+            // A new file has taken its name.
+            Some(new) if new.ino != old.ino && !stay.contains(&old.ino) => rewritten += 1,
+            None if !stay.contains(&old.ino) => removed += 1,
+            _ => {}
+        }
+    }
+    (removed, rewritten)
 }

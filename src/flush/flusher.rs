@@ -242,7 +242,7 @@ impl Flusher {
         (run.progress)(phase(Phase::Cut));
         // Another cache of this volume may have used higher numbers. The names of this batch must
         // not collide with what that cache has left.
-        let above = interrupted::highest_on(backend)?;
+        let above = interrupted::highest_on(backend, self.batches_with_versions(backend)?)?;
         let Some((active, snapshot)) = self.cut(above, run.wish)? else {
             return Ok(Report::default());
         };

@@ -4,15 +4,11 @@
 //! Nothing is written by a flush that is held. All of it stays dirty in the cache, until the user
 //! undoes it there, or lets it go: [`Wish::release`](crate::flush::Wish::release).
 
-use std::collections::HashSet;
 use std::str::FromStr;
 
-use crate::core::Ino;
 use crate::error::{FlushError, Result};
 use crate::flush::diff::Gathered;
 use crate::flush::{Flusher, Wish};
-use crate::format::steps::PlainKind;
-use crate::plan::planner::NewContent;
 
 /// A flush of fewer removed and rewritten files is never held.
 const FEWEST: u64 = 20;
@@ -56,7 +52,8 @@ impl HoldIf {
 }
 
 impl Flusher {
-    /// Checks that a batch may go although it removes and rewrites files.
+    /// Checks that a batch may go although it, and what waits for further batches, removes and
+    /// rewrites files.
     ///
     /// # Errors
     /// [`FlushError::Held`].
@@ -64,7 +61,7 @@ impl Flusher {
         let Some(hold) = self.parts.hold_if.filter(|_| !wish.release) else {
             return Ok(());
         };
-        let (removed, rewritten) = changed(gathered);
+        let (removed, rewritten) = gathered.changed;
         if removed + rewritten < FEWEST {
             return Ok(());
         }
@@ -78,29 +75,6 @@ impl Flusher {
             false => Ok(()),
         }
     }
-}
-
-/// Returns how many files on the drive a batch removes and how many it rewrites. A file that moves
-/// is neither.
-fn changed(gathered: &Gathered) -> (u64, u64) {
-    let names = &gathered.delta.names;
-    let stay: HashSet<Ino> = (names.iter())
-        .filter_map(|change| Some(change.new.as_ref()?.ino))
-        .collect();
-    let (mut removed, mut rewritten) = (0, 0);
-    for change in names {
-        let Some(old) = change.old.filter(|old| old.kind == PlainKind::File) else {
-            continue;
-        };
-        match &change.new {
-            Some(new) if matches!(new.content, NewContent::Changed(_)) => rewritten += 1,
-            // A new file has taken its name.
-            Some(new) if new.ino != old.ino && !stay.contains(&old.ino) => rewritten += 1,
-            None if !stay.contains(&old.ino) => removed += 1,
-            _ => {}
-        }
-    }
-    (removed, rewritten)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::apply::refused::is_local;
+use crate::apply::spare_slot;
 use crate::apply::staging::{discard, discard_ended};
 use crate::apply::versions::keeps;
 use crate::core::{BatchNo, RelPath};
@@ -264,12 +265,13 @@ fn left_by(record: &BatchRecord) -> Vec<RelPath> {
             left.push(layout::removed_path(batch, number));
         }
     }
-    for step in &record.steps.place {
+    for (number, step) in record.steps.place.iter().enumerate() {
         let (slot, to, is_staged) = match step {
             PlaceStep::Install { slot, to, .. }
             | PlaceStep::Patch { slot, to, .. }
             | PlaceStep::InstallNode { slot, to, .. } => (*slot, to, true),
             PlaceStep::Attach { slot, to, .. } => (*slot, to, false),
+            PlaceStep::Link { to, .. } => (spare_slot(number), to, false),
             _ => continue,
         };
         if is_staged {

@@ -9,7 +9,8 @@
 //! what is left is found and removed by the next one; a list that names files that are gone says
 //! too much, which costs nothing. Removals are synced before anything is written, so that no
 //! cluster has two owners. A list that is written again may be lost in between: its versions then
-//! have no attributes beyond those of their files.
+//! have no attributes beyond those of their files. A directory that the drive refuses to list, read
+//! or remove is left out, so that it keeps no other from being removed.
 //!
 //! State: the sizes of directories that have been measured, and when versions were last chosen by
 //! age. Both are in memory only. The lock is held for one access at a time.
@@ -20,9 +21,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::apply::versions::{Keeper, write_list};
-use crate::core::{FileKind, MAX_DEPTH, Metadata, Name, RelPath, SLACK_NS, Timestamp, is_time_of};
+use crate::core::{
+    BatchNo, FileKind, MAX_DEPTH, Metadata, Name, RelPath, SLACK_NS, Timestamp, is_time_of,
+};
 use crate::drive::sealed_file::read_small;
-use crate::drive::{Backend, is_absent};
+use crate::drive::{Backend, Look, is_absent};
 use crate::error::{FlushError, Result};
 use crate::flush::diff::Gathered;
 use crate::flush::expectations::Before;
@@ -47,6 +50,9 @@ const WHOLE_UP_TO: u64 = 1 << 30;
 
 /// Versions are chosen by age after the first flush, and then so often.
 const CHOOSE_EVERY: Duration = Duration::from_secs(3600);
+
+/// Lists are written again in groups of about so many lines, which are in memory at once.
+const LINES_AT_ONCE: usize = 200_000;
 
 /// Which versions are kept.
 #[derive(Clone, Debug)]
@@ -113,13 +119,13 @@ impl Flusher {
         let mut entries = lister.entries;
         for entry in &mut entries {
             let is_dir = entry.what == What::Directory;
-            entry.is_excluded =
+            entry.is_excluded |=
                 entry.what.is_version() && policy.exclude.matches(entry.in_mount(), is_dir);
         }
         let keeps_any = (entries.iter()).any(|it| it.what.is_version() && !it.is_excluded);
         Ok(keeps_any.then_some(VersionList {
             volume: self.parts.volume,
-            batch: crate::core::BatchNo(0),
+            batch: BatchNo(0),
             time: Timestamp(0),
             entries,
         }))
@@ -189,6 +195,25 @@ impl Flusher {
         }
     }
 
+    /// Returns the numbers of the batches that have kept versions on the drive, while new ones are
+    /// kept: theirs must be higher, so that they count as newer.
+    ///
+    /// # Errors
+    /// If the drive fails.
+    pub(super) fn batches_with_versions(&self, backend: &dyn Backend) -> Result<Vec<BatchNo>> {
+        if !self.parts.versions.is_on {
+            return Ok(Vec::new());
+        }
+        match all(backend) {
+            Ok(found) => Ok(found.iter().map(|id| id.batch).collect()),
+            Err(error) if is_of_drive(backend, &error) => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "the old versions on the drive cannot be listed");
+                Ok(Vec::new())
+            }
+        }
+    }
+
     /// Makes `needed` bytes available by removing versions, oldest first. Removes none if all of
     /// them would not be enough. Returns whether there are so many now.
     ///
@@ -198,7 +223,8 @@ impl Flusher {
         let space = backend.space()?;
         let mut total = 0_u64;
         for id in all(backend)? {
-            total = total.saturating_add(self.size_of(backend, id, space.unit)?);
+            let size = or_skip(backend, id, self.size_of(backend, id, space.unit))?;
+            total = total.saturating_add(size.unwrap_or(0));
         }
         if space.total == 0 || total == 0 || space.available.saturating_add(total) < needed {
             return Ok(false);
@@ -218,15 +244,15 @@ impl Flusher {
     fn remove_oldest(&self, backend: &dyn Backend, but: Option<&BatchRecord>) -> Result<bool> {
         let own = but.map(|record| VersionsId::of(record.batch, record.created));
         let found = self.by_age(backend)?.into_iter();
-        let mut others =
+        let others =
             found.filter(|(_, id)| own.is_none_or(|own| VersionsId { part: 1, ..*id } != own));
-        let Some((_, id)) = others.next() else {
-            return Ok(false);
-        };
-        tracing::info!(versions = %id.to_text(), "removed: their space is needed");
-        self.remove(backend, id)?;
-        backend.sync()?;
-        Ok(true)
+        for (_, id) in others {
+            tracing::info!(versions = %id.to_text(), "removed: their space is needed");
+            if self.remove_or_skip(backend, id)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Removes the oldest directories until the rest fits into its share. The newest stays as long
@@ -241,22 +267,19 @@ impl Flusher {
         let mut total = 0_u64;
         let found = self.by_age(backend)?;
         for (_, id) in &found {
-            total = total.saturating_add(self.size_of(backend, *id, space.unit)?);
+            let size = or_skip(backend, *id, self.size_of(backend, *id, space.unit))?;
+            total = total.saturating_add(size.unwrap_or(0));
         }
-        let mut is_changed = false;
         for (number, (_, id)) in found.iter().enumerate() {
             let is_newest = number + 1 == found.len();
             if total <= limit || (is_newest && backend.space()?.available >= limit) {
                 break;
             }
-            let size = self.size_of(backend, *id, space.unit)?;
+            let size = or_skip(backend, *id, self.size_of(backend, *id, space.unit))?;
             tracing::info!(versions = %id.to_text(), "removed: versions take more than their share");
-            self.remove(backend, *id)?;
-            total = total.saturating_sub(size);
-            is_changed = true;
-        }
-        if is_changed {
-            backend.sync()?;
+            if self.remove_or_skip(backend, *id)? {
+                total = total.saturating_sub(size.unwrap_or(0));
+            }
         }
         Ok(())
     }
@@ -299,6 +322,16 @@ impl Flusher {
         remove_file(backend, &id.list())
     }
 
+    /// The same, and syncs whatever became of it: nothing is to get clusters whose removal is not
+    /// durable. Returns false if the drive refuses to remove this one.
+    fn remove_or_skip(&self, backend: &dyn Backend, id: VersionsId) -> Result<bool> {
+        let removed = or_skip(backend, id, self.remove(backend, id));
+        let synced = backend.sync();
+        let is_removed = removed?.is_some();
+        synced?;
+        Ok(is_removed)
+    }
+
     /// Removes the versions that the rules do not keep, of each file on its own.
     fn choose_versions(&self, backend: &dyn Backend) -> Result<()> {
         let is_due = {
@@ -321,32 +354,66 @@ impl Flusher {
         let mut dirs = self.by_age(backend)?;
         dirs.reverse();
         let superfluous = self.superfluous(backend, &dirs)?;
-        let mut lists = Vec::new();
-        for (at, numbers) in superfluous {
-            let id = dirs[at].1;
-            let entries = versions_in(backend, id)?;
-            let is_all = numbers.len() == entries.len();
-            if is_all {
-                self.remove(backend, id)?;
-                continue;
-            }
-            for number in &numbers {
-                if let Some(entry) = entries.get(*number).filter(|it| it.what.is_file()) {
-                    remove_version(backend, id, &entry.path)?;
-                }
-            }
-            self.versions.0.lock().sizes.remove(&id);
-            lists.push((id, numbers));
-        }
-        if lists.is_empty() {
+        if superfluous.is_empty() {
             return Ok(());
         }
-        // Nothing is written before the removals are durable.
-        backend.sync()?;
-        for (id, numbers) in lists {
-            rewrite(backend, id, &numbers)?;
+        let mut changed = Vec::new();
+        let removed = superfluous
+            .into_iter()
+            .try_for_each(|(at, numbers)| -> Result<()> {
+                let id = dirs[at].1;
+                let gone = or_skip(backend, id, self.remove_some(backend, id, numbers))?;
+                changed.extend(gone.flatten().map(|gone| (id, gone)));
+                Ok(())
+            });
+        // Also after an error: nothing is written before the removals are durable.
+        let synced = backend.sync();
+        removed?;
+        synced?;
+        let (mut lists, mut lines) = (Vec::new(), 0);
+        for (id, gone) in changed {
+            let list = or_skip(backend, id, list_without(backend, id, &gone))?;
+            let Some(list) = list.flatten() else {
+                continue;
+            };
+            lines += list.entries.len();
+            lists.push((id, list));
+            if lines > LINES_AT_ONCE {
+                rewrite(backend, std::mem::take(&mut lists))?;
+                lines = 0;
+            }
+        }
+        if !lists.is_empty() {
+            rewrite(backend, lists)?;
         }
         Ok(backend.sync()?)
+    }
+
+    /// Removes the versions of these numbers from a directory. Returns the numbers of those that
+    /// are gone; `None` if all of it is.
+    fn remove_some(
+        &self,
+        backend: &dyn Backend,
+        id: VersionsId,
+        numbers: HashSet<usize>,
+    ) -> Result<Option<HashSet<usize>>> {
+        let entries = versions_in(backend, id)?;
+        if numbers.len() == entries.len() {
+            self.remove(backend, id)?;
+            return Ok(None);
+        }
+        self.versions.0.lock().sizes.remove(&id);
+        let mut gone = HashSet::new();
+        for number in numbers {
+            let removed = match entries.get(number).filter(|it| it.what.is_file()) {
+                Some(entry) => remove_version(backend, id, &entry.path),
+                None => Ok(()),
+            };
+            if or_skip(backend, id, removed)?.is_some() {
+                gone.insert(number);
+            }
+        }
+        Ok(Some(gone))
     }
 
     /// Returns, for each of the directories, newest first, the numbers of the versions in it that
@@ -359,7 +426,8 @@ impl Flusher {
         // By the hashes of their paths, since there may be many.
         let mut versions: HashMap<[u8; 16], Vec<(usize, usize)>> = HashMap::new();
         for (at, (_, id)) in dirs.iter().enumerate() {
-            for (number, entry) in versions_in(backend, *id)?.iter().enumerate() {
+            let entries = or_skip(backend, *id, versions_in(backend, *id))?.unwrap_or_default();
+            for (number, entry) in entries.iter().enumerate() {
                 let hash = blake3::hash(entry.in_mount().as_bytes());
                 let mut key = [0; 16];
                 key.copy_from_slice(&hash.as_bytes()[..16]);
@@ -408,6 +476,16 @@ impl Lister<'_> {
         Ok(())
     }
 
+    /// Adds that a patch has changed a file, of which there is no old version.
+    fn add_patched(&mut self, to: &RelPath) -> Result<()> {
+        let from = self.old_paths.get(to).unwrap_or(to).clone();
+        self.add(to, &from, What::Replaced, None)?;
+        if let Some(entry) = self.entries.last_mut() {
+            entry.is_excluded = true;
+        }
+        Ok(())
+    }
+
     fn add_placed(
         &mut self,
         steps: &Steps<FileContent>,
@@ -438,7 +516,8 @@ impl Lister<'_> {
                 PlaceStep::Install { content, .. } => {
                     self.add_made(to, What::Written, (content.size, content.modified), None);
                 }
-                PlaceStep::InstallNode { .. } | PlaceStep::Link { .. } if old.is_none() => {
+                PlaceStep::Patch { .. } => self.add_patched(to)?,
+                PlaceStep::InstallNode { .. } | PlaceStep::Link { .. } => {
                     self.add_made(to, What::Made, (0, Timestamp(0)), None);
                 }
                 PlaceStep::MakeDir { .. } => {
@@ -460,7 +539,7 @@ impl Lister<'_> {
     /// Adds the links and special files that only the catalog has and the batch removes.
     fn add_special(&mut self, gathered: &Gathered) -> Result<()> {
         let listed: HashSet<RelPath> = self.entries.iter().map(|it| it.path.clone()).collect();
-        let mut gone = Vec::new();
+        let (mut gone, mut made) = (Vec::new(), Vec::new());
         for path in &gathered.subjects.gone {
             let told = self.description(path)?;
             gone.extend(told.map(|told| (path.clone(), told)));
@@ -472,6 +551,9 @@ impl Lister<'_> {
                     && told.target.as_deref() == target;
                 if !is_same {
                     gone.push((subject.path.clone(), told.clone()));
+                    if Special::of(subject.inode.kind()).is_some() {
+                        made.push(subject.path.clone());
+                    }
                 }
             }
         }
@@ -490,6 +572,10 @@ impl Lister<'_> {
                 is_excluded: false,
                 about: Some(About::of(&told)),
             });
+        }
+        // What has taken the place of one of them in the catalog.
+        for path in made.iter().filter(|path| !listed.contains(path)) {
+            self.add_made(path, What::Made, (0, Timestamp(0)), None);
         }
         Ok(())
     }
@@ -617,7 +703,7 @@ fn list_of(backend: &dyn Backend, id: VersionsId) -> Result<Option<VersionList>>
 fn versions_in(backend: &dyn Backend, id: VersionsId) -> Result<Vec<Entry>> {
     if let Some(list) = list_of(backend, id)? {
         let versions = list.entries.into_iter();
-        return Ok(versions.filter(|it| it.what.is_version()).collect());
+        return Ok(versions.filter(is_kept).collect());
     }
     let top = id.dir();
     let found = below(backend, &top)?.into_iter();
@@ -639,25 +725,75 @@ fn versions_in(backend: &dyn Backend, id: VersionsId) -> Result<Vec<Entry>> {
         .collect())
 }
 
+/// Returns whether the line is about a version that is there.
+fn is_kept(entry: &Entry) -> bool {
+    entry.what.is_version() && !entry.is_excluded
+}
+
 fn files_in(backend: &dyn Backend, id: VersionsId) -> Result<Vec<Entry>> {
     let versions = versions_in(backend, id)?.into_iter();
     Ok(versions.filter(|it| it.what.is_file()).collect())
 }
 
-/// Writes the list of a directory again, without the versions of these numbers.
-fn rewrite(backend: &dyn Backend, id: VersionsId, without: &HashSet<usize>) -> Result<()> {
+/// Returns the list of a directory without the versions of these numbers: it says that they are not
+/// kept, because an undo must not take what has their place for new files.
+fn list_without(
+    backend: &dyn Backend,
+    id: VersionsId,
+    without: &HashSet<usize>,
+) -> Result<Option<VersionList>> {
     let Some(mut list) = list_of(backend, id)? else {
-        return Ok(());
+        return Ok(None);
     };
-    let mut number = 0;
-    list.entries.retain(|entry| {
-        if !entry.what.is_version() {
-            return true;
+    let kept = list.entries.iter_mut().filter(|it| is_kept(it));
+    for (_, entry) in (kept.enumerate()).filter(|(number, _)| without.contains(number)) {
+        entry.is_excluded = true;
+    }
+    Ok(Some(list))
+}
+
+/// Writes lists again. No cluster of an old one is used before its removal is durable.
+fn rewrite(backend: &dyn Backend, lists: Vec<(VersionsId, VersionList)>) -> Result<()> {
+    let mut removed = Vec::new();
+    for (id, list) in lists {
+        if or_skip(backend, id, remove_file(backend, &id.list()))?.is_some() {
+            removed.push((id, list));
         }
-        number += 1;
-        !without.contains(&(number - 1))
-    });
-    Ok(write_list(backend, id, &list)?)
+    }
+    backend.sync()?;
+    for (id, list) in &removed {
+        or_skip(
+            backend,
+            *id,
+            write_list(backend, *id, list).map_err(FlushError::from),
+        )?;
+    }
+    Ok(())
+}
+
+/// Returns whether the drive is gone or does not answer: then nothing more is tried.
+pub(super) fn is_of_drive(backend: &dyn Backend, error: &FlushError) -> bool {
+    match error {
+        FlushError::Backend(error) if error.is_refusal() => false,
+        FlushError::Backend(error) if error.is_stalled() || error.is_of_sync() => true,
+        FlushError::Backend(_) => backend.check_alive(Look::Read).is_err(),
+        FlushError::Detached => true,
+        _ => false,
+    }
+}
+
+/// Makes an error that concerns one directory of versions a line in the log: it must not keep the
+/// others from being removed.
+fn or_skip<T>(backend: &dyn Backend, id: VersionsId, result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_of_drive(backend, &error) => Err(error),
+        Err(error) => {
+            tracing::warn!(versions = %id.to_text(), %error, "old versions cannot be read or \
+                removed; they are left out");
+            Ok(None)
+        }
+    }
 }
 
 /// Removes one version, and the directories that become empty.

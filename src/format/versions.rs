@@ -182,7 +182,8 @@ pub struct Entry {
     pub modified: Timestamp,
     /// Where it was before, in the mount, if it was moved.
     pub from: Option<RelPath>,
-    /// The file is not kept: a pattern excludes it.
+    /// There is no such version: a pattern excludes it, the drive has refused it, or it was removed
+    /// to make space. Without the line the file would seem to be new.
     pub is_excluded: bool,
     /// What the drive's file system cannot store about the version.
     pub about: Option<About>,

@@ -145,9 +145,11 @@ pub(crate) fn batches_on(backend: &dyn Backend) -> Result<Vec<BatchNo>> {
 /// to the end of the numbers, and no batch could begin any more.
 const FOLLOWED: BatchNo = BatchNo(1 << 62);
 
-/// Returns the highest batch number on the backend that was reached by counting.
-pub(crate) fn highest_on(backend: &dyn Backend) -> Result<Option<BatchNo>> {
-    let mut all = batches_on(backend)?;
+/// Returns the highest batch number on the backend, and among `others`, that was reached by
+/// counting.
+pub(crate) fn highest_on(backend: &dyn Backend, others: Vec<BatchNo>) -> Result<Option<BatchNo>> {
+    let mut all = others;
+    all.extend(batches_on(backend)?);
     all.extend(done_on(backend)?);
     let counted = all.iter().filter(|batch| **batch <= FOLLOWED).max();
     let Some(mut highest) = counted.copied() else {

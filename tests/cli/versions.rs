@@ -49,11 +49,16 @@ fn old_versions_come_back_with_mode_and_time_here_and_on_another_machine() {
         lab.flush();
         assert!(!lab.d(".ferryfs/versions").exists());
 
+        // As a crash just after it was made would leave it.
+        fs::create_dir(lab.d(".ferryfs/versions")).expect("mkdir");
         write(&lab.m("a"), &content(2, 60_000));
         write(&lab.m(odd), b"new");
         fs::remove_dir_all(lab.m("d")).expect("rm -r");
         fs::remove_file(lab.m("link")).expect("rm");
         lab.flush();
+
+        let versions = fs::metadata(lab.d(".ferryfs/versions")).expect("stat");
+        assert!(backend == Backend::EXFAT || versions.mode() & 0o777 == 0o700);
 
         // By hand, without ferryfs.
         let [dir] = &kept(&lab)[..] else {
@@ -221,6 +226,62 @@ fn a_batch_is_undone_after_it_was_shown_and_later_changes_stay() {
         lab.assert_drive_is_mount();
         lab.finish();
     }
+}
+
+#[test]
+fn an_undo_leaves_what_has_no_old_version_and_what_has_come_since() {
+    let Some(lab) = keeping(Backend::Ext4Dir, &["--versions-exclude", "*.iso"]) else {
+        return;
+    };
+    for path in ["a", "b", "x.iso", "over", "under", "gone.iso"] {
+        write(&lab.m(path), format!("first {path}").as_bytes());
+    }
+    symlink("one", lab.m("link")).expect("symlink");
+    lab.flush();
+    for path in ["a", "b", "x.iso"] {
+        write(&lab.m(path), format!("second {path}, longer").as_bytes());
+    }
+    fs::remove_file(lab.m("gone.iso")).expect("rm");
+    fs::rename(lab.m("over"), lab.m("under")).expect("rename");
+    fs::remove_file(lab.m("link")).expect("rm");
+    symlink("two", lab.m("link")).expect("symlink");
+    let batch = batch_of(&lab.flush());
+    // Somebody has removed one version by hand, and the old name of the moved file is taken.
+    fs::remove_file(kept(&lab)[0].join("b")).expect("rm");
+    write(&lab.m("over"), b"another one");
+
+    let mnt = text(&lab.mnt);
+    let shown = lab.ferryfs(&["undo", &batch, &mnt]).code(exit::DONE);
+    assert!(
+        shown.stdout.contains("leave    x.iso: its old version"),
+        "{}",
+        shown.stdout
+    );
+    let done = lab
+        .ferryfs(&["undo", "--yes", &batch, &mnt])
+        .code(exit::LEFT_BEHIND);
+    for line in [
+        "not restored: x.iso: its old version is not kept",
+        "not restored: b: its old version is not kept",
+        "not restored: gone.iso: its old version is not kept",
+        "move     under -> over: something else has its old name",
+        "restore  under: what has its name now was not moved back",
+    ] {
+        assert!(done.stderr.contains(line), "{line}: {}", done.stderr);
+    }
+    assert_eq!(done.stderr.lines().count(), 5, "{}", done.stderr);
+    assert_content(lab.m("a"), b"first a");
+    assert_content(lab.m("b"), b"second b, longer");
+    assert_content(lab.m("x.iso"), b"second x.iso, longer");
+    assert_content(lab.m("under"), b"first over");
+    assert_content(lab.m("over"), b"another one");
+    let target = fs::read_link(lab.m("link")).expect("readlink");
+    assert_eq!(target, Path::new("one"));
+    // Excluded files have no versions to list or restore.
+    let none = on(&lab, &["versions"], "x.iso").code(exit::DONE);
+    assert!(none.stdout.contains("no old versions"), "{}", none.stdout);
+    on(&lab, &["restore"], "gone.iso").refuses(exit::FAILED, "no old version");
+    lab.finish();
 }
 
 #[test]

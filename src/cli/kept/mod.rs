@@ -187,9 +187,10 @@ impl Store {
     }
 
     /// Returns whether a version can be restored. Its file may have been removed meanwhile, to make
-    /// space or by hand.
+    /// space or by hand, or was never kept.
     pub(super) fn is_there(&self, id: VersionsId, entry: &Entry) -> bool {
-        !entry.what.is_file() || self.metadata(&id.dir().join_path(&entry.path)).is_ok()
+        let has_file = || self.metadata(&id.dir().join_path(&entry.path)).is_ok();
+        !entry.is_excluded && (!entry.what.is_file() || has_file())
     }
 
     /// Returns the path of `below` in the mount.

@@ -1,6 +1,9 @@
 //! Writes a version into the mount: beside its name first, then over it in one step, so that a
 //! program sees the old file or the whole restored one. A restore that is interrupted leaves a
 //! file `.ferryfs-restored-PID` in the directory, or nothing.
+//!
+//! The copy may take minutes. What others save under the name meanwhile stays: it is compared again
+//! just before the rename.
 
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io;
@@ -8,6 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{Store, Version};
 use crate::core::{Name, SLACK_NS, Timestamp, is_time_of};
@@ -40,7 +46,11 @@ fn cannot(what: &'static str) -> impl FnOnce(io::Error) -> NotRestored {
 
 /// What may be in the way of a restored file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cli) enum Present {
+pub(in crate::cli) enum Present<'a> {
+    /// Nothing.
+    Nothing,
+    /// What a batch has left there, as this line of its list says.
+    Left(&'a Entry),
     /// Only what the drive has as well, so that the next flush keeps it as a version.
     OnDrive,
     /// Anything.
@@ -52,12 +62,13 @@ pub(in crate::cli) fn restore(
     store: &Store,
     version: &Version,
     (base, to): (&Path, &Path),
-    may_replace: Present,
+    may_replace: Present<'_>,
 ) -> Result<()> {
     let entry = &version.entry;
     check_way(base, to)?;
-    if let Ok(there) = fs::symlink_metadata(to) {
-        check_present(store, entry, to, &there, may_replace)?;
+    let there = look(to)?;
+    if let Some(there) = &there {
+        check_present(store, entry, to, there, may_replace)?;
         if entry.what == What::Directory && there.is_dir() {
             return Ok(());
         }
@@ -73,12 +84,66 @@ pub(in crate::cli) fn restore(
         What::Special => make_special(entry, &beside),
         _ => copy(store, version, &beside),
     };
-    let placed = made.and_then(|()| fs::rename(&beside, to).map_err(cannot("cannot rename it")));
+    let placed = made.and_then(|()| place(&beside, to, there.as_ref()));
     if placed.is_err() {
         // It may not be there.
         let _ = fs::remove_file(&beside);
     }
     placed
+}
+
+/// Returns what is at `path`; `None` only if nothing is.
+fn look(path: &Path) -> Result<Option<fs::Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(NotRestored::Failed("cannot look at its name", error)),
+    }
+}
+
+/// Gives the file at `beside` the name `to`, if that is still as it was judged.
+fn place(beside: &Path, to: &Path, judged: Option<&fs::Metadata>) -> Result<()> {
+    const MEANWHILE: NotRestored =
+        NotRestored::InTheWay("another program has changed the file there meanwhile");
+    let Some(judged) = judged else {
+        return rename_new(beside, to).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => MEANWHILE,
+            _ => NotRestored::Failed("cannot rename it", error),
+        });
+    };
+    match look(to)? {
+        Some(now) if state_of(&now) == state_of(judged) => {
+            fs::rename(beside, to).map_err(cannot("cannot rename it"))
+        }
+        _ => Err(MEANWHILE),
+    }
+}
+
+/// Returns what tells whether a file was changed.
+fn state_of(meta: &fs::Metadata) -> [i128; 7] {
+    [
+        meta.dev().into(),
+        meta.ino().into(),
+        meta.size().into(),
+        meta.mtime().into(),
+        meta.mtime_nsec().into(),
+        meta.ctime().into(),
+        meta.ctime_nsec().into(),
+    ]
+}
+
+/// Renames a file or directory, and replaces nothing.
+pub(in crate::cli) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let flags = RenameFlags::RENAME_NOREPLACE;
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, flags) {
+        // The file system does not know the flag.
+        Err(Errno::EINVAL | Errno::ENOSYS) => match fs::symlink_metadata(to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
+            Err(error) => Err(error),
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        },
+        renamed => Ok(renamed?),
+    }
 }
 
 /// Checks that no link leads from `base` to `to`: the paths come from a drive, which others may
@@ -102,7 +167,7 @@ fn check_present(
     entry: &Entry,
     to: &Path,
     there: &fs::Metadata,
-    may_replace: Present,
+    may_replace: Present<'_>,
 ) -> Result<()> {
     if there.is_dir() != (entry.what == What::Directory) {
         return Err(NotRestored::InTheWay(match there.is_dir() {
@@ -110,8 +175,14 @@ fn check_present(
             false => "a file has its name now; move that away first",
         }));
     }
-    if there.is_dir() || may_replace == Present::Anything {
+    if there.is_dir() {
         return Ok(());
+    }
+    match may_replace {
+        Present::Anything => return Ok(()),
+        Present::Left(left) if is_as_left(left, there) => return Ok(()),
+        Present::Nothing | Present::Left(_) => return Err(NotRestored::InTheWay(CHANGED)),
+        Present::OnDrive => {}
     }
     if !to.starts_with(&store.mountpoint) {
         return Err(NotRestored::InTheWay(
@@ -139,8 +210,25 @@ fn is_on_drive(store: &Store, entry: &Entry, there: &fs::Metadata) -> bool {
     })
 }
 
+/// Why an undo leaves something as it is.
+pub(in crate::cli) const CHANGED: &str = "it was changed since";
+
+/// Returns whether `found` is what a batch has left there, as this line of its list says.
+pub(in crate::cli) fn is_as_left(entry: &Entry, found: &fs::Metadata) -> bool {
+    match entry.what {
+        What::Written => {
+            found.is_file()
+                && found.len() == entry.size
+                && is_time_of(entry.modified, time_of(found), SLACK_NS)
+        }
+        // A further name of a file cannot be told from a file that took its place.
+        What::Made => !found.is_dir() && !found.is_file(),
+        _ => false,
+    }
+}
+
 /// Returns the modification time of a file.
-pub(in crate::cli) fn time_of(meta: &fs::Metadata) -> Timestamp {
+fn time_of(meta: &fs::Metadata) -> Timestamp {
     let nanos = u32::try_from(meta.mtime_nsec()).unwrap_or(0);
     Timestamp::from_parts(meta.mtime(), nanos)
 }
@@ -228,4 +316,31 @@ fn give_attributes(file: &File, at: &Path, meta: &fs::Metadata, entry: &Entry) -
     };
     file.set_times(FileTimes::new().set_modified(SystemTime::from(modified)))
         .map_err(cannot("cannot set its time"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_saved_while_a_version_was_copied_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (beside, to) = (dir.path().join("beside"), dir.path().join("to"));
+        let save = |path: &Path, text: &str| fs::write(path, text).unwrap();
+        save(&beside, "old version");
+        save(&to, "new");
+        // Nothing was there when it was judged.
+        assert!(place(&beside, &to, None).is_err());
+        let judged = look(&to).unwrap();
+        let other = dir.path().join("other");
+        save(&other, "NEW");
+        fs::rename(&other, &to).unwrap();
+        assert!(place(&beside, &to, judged.as_ref()).is_err());
+        assert_eq!(fs::read(&to).unwrap(), b"NEW");
+        let judged = look(&to).unwrap();
+        place(&beside, &to, judged.as_ref()).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"old version");
+        // A name that cannot be looked at does not count as free.
+        assert!(look(&to.join("below")).is_err());
+    }
 }

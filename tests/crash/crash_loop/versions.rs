@@ -8,7 +8,8 @@ use ferryfs::core::RelPath;
 use ferryfs::drive::Backend;
 use ferryfs::drive::faulty::Fault;
 use ferryfs::drive::memory::MemNode;
-use ferryfs::flush::VersionPolicy;
+use ferryfs::error::FlushError;
+use ferryfs::flush::{HoldIf, VersionPolicy};
 use ferryfs::format::layout;
 use ferryfs::format::versions::What;
 use ferryfs::plan::patterns::Patterns;
@@ -98,6 +99,17 @@ fn assert_kept(world: &World) {
     assert_eq!(kept, wanted);
 }
 
+/// The versions that the lists name, and whether they are there.
+fn listed(world: &World) -> Vec<(String, bool)> {
+    let lists = world.version_lists();
+    let entries = lists.iter().flat_map(|(_, list)| &list.entries);
+    let mut found: Vec<(String, bool)> = (entries.filter(|it| it.what.is_file()))
+        .map(|it| (it.path.to_string(), !it.is_excluded))
+        .collect();
+    found.sort();
+    found
+}
+
 #[test]
 fn what_a_batch_replaces_and_removes_is_kept_under_its_name() {
     for kind in [Kind::Plain, Kind::Exfat, Kind::Linux] {
@@ -147,6 +159,8 @@ fn keep_while_failing(kind: Kind, seed: u64) {
             // has refused that while the rest of it works, and the version is gone.
             if stays_dead {
                 assert_kept(&scene.world);
+                let all = KEPT.map(|(path, _)| (path.to_string(), true));
+                assert_eq!(listed(&scene.world), all);
             }
         }
         turn += 1; // So that each call meets other turns.
@@ -219,6 +233,43 @@ fn excluded_files_and_those_of_a_mount_without_versions_are_not_kept() {
         .map(|(_, path, _)| path.to_string())
         .collect();
     assert_eq!(kept, ["e/c", "k"]);
+    // The list tells them from files that nothing was at the place of.
+    let all = KEPT.map(|(path, _)| (path.to_string(), ["e/c", "k"].contains(&path)));
+    assert_eq!(listed(&scene.world), all);
+}
+
+#[test]
+fn a_file_that_a_further_name_replaces_is_a_version_after_a_crash_as_well() {
+    for n in 1.. {
+        let _case = Case(format!("call {n}"));
+        let world = keeping(Kind::Linux);
+        let engine = world.start(false);
+        engine.put("a", b"version one of a");
+        engine.put("b", b"b");
+        engine.flush_all();
+        let before = world.drive_tree();
+        engine.unlink("a");
+        engine.link("b", "a");
+        engine.index.commit().expect("commit");
+        let scene = Scene {
+            before,
+            cut: engine.expected_on_drive(),
+            mount: engine.mount_tree(),
+            world,
+            engine,
+            patched: BTreeSet::new(),
+        };
+        let failed = scene.flush_failing(n, true, true);
+        let scene = scene.strike(AFTER[n as usize % AFTER.len()]);
+        scene.recover_and_check();
+        let kept: Vec<Vec<u8>> = (scene.world.kept_versions().into_iter())
+            .map(|(_, _, bytes)| bytes)
+            .collect();
+        assert_eq!(kept, [b"version one of a".to_vec()]);
+        if !failed {
+            return;
+        }
+    }
 }
 
 /// One more version of a file.
@@ -255,6 +306,107 @@ fn versions_beyond_the_rules_are_removed_and_no_others() {
     assert_eq!(kept, ["version 0 of b", "version 3 of a", "version 4 of a"]);
     assert_eq!(world.version_lists().len(), 3);
     world.check(&engine);
+}
+
+#[test]
+fn a_list_names_the_versions_that_were_removed_from_beside_others() {
+    let mut world = keeping(Kind::Exfat);
+    world.versions.keep = Keep {
+        last: 1,
+        ..Keep::NOTHING
+    };
+    let engine = world.start(false);
+    engine.put("b", b"version 0 of b");
+    version(&world, &engine, "a", 0);
+    engine.put("b", b"version 1 of b");
+    version(&world, &engine, "a", 1);
+    engine.die();
+    let engine = world.start(true);
+    engine.flusher.recover().expect("recover");
+    version(&world, &engine, "a", 2);
+    assert_eq!(world.kept_versions().len(), 2);
+    let [a, b] = ["a", "b"].map(String::from);
+    assert_eq!(listed(&world), [(a.clone(), false), (a, true), (b, true)]);
+    world.check(&engine);
+}
+
+#[test]
+fn one_version_that_cannot_be_removed_keeps_no_other_and_no_batch_from_its_place() {
+    for is_on in [true, false] {
+        for errno in [libc::EACCES, libc::EIO] {
+            let mut world = keep(small(Kind::Exfat, 64));
+            world.versions.share = 100;
+            let engine = world.start(false);
+            for number in 0..4 {
+                engine.put("a", &[number; 6 * 4096]);
+                engine.flush_all();
+                world.clock.advance(Duration::from_secs(60));
+            }
+            engine.die();
+            world.versions.is_on = is_on;
+            let engine = world.start(true);
+            engine.flusher.recover().expect("recover");
+            let (id, path, _) = world.kept_versions().remove(0);
+            (world.faulty).refuse("remove", id.dir().join_path(&path), errno);
+            engine.put("large", &[9; 30 * 4096]);
+            engine.flush_all();
+            let kept = world.kept_versions();
+            assert!(kept.iter().any(|(_, _, bytes)| bytes[0] == 0), "{errno}");
+            assert!(kept.iter().all(|(_, _, bytes)| bytes[0] != 1), "{errno}");
+            // What does not fit is still said to need space, and nothing else.
+            (world.faulty).refuse("read_dir", layout::versions_root(), errno);
+            engine.put("larger", &[9; 40 * 4096]);
+            let full = engine.flush().expect_err("no space");
+            assert!(matches!(full, FlushError::Full { .. }), "{full}");
+        }
+    }
+}
+
+#[test]
+fn batches_count_on_from_the_versions_that_another_cache_has_kept() {
+    let world = keeping(Kind::Exfat);
+    let engine = world.start(false);
+    for number in 0..4 {
+        version(&world, &engine, "a", number);
+    }
+    let highest = |world: &World| {
+        let kept = world.kept_versions();
+        kept.iter().map(|(id, ..)| id.batch).max().expect("some")
+    };
+    let last = highest(&world);
+    engine.die();
+    let other = keep(World::on(Kind::Exfat, world.memory.clone()));
+    let engine = other.start(false);
+    engine.flusher.recover().expect("recover");
+    engine.put("fresh", b"fresh");
+    let batch = engine.flush_all().batch.expect("a batch");
+    assert!(batch > last, "{batch} after {last}");
+}
+
+#[test]
+fn a_flush_that_is_divided_is_held_for_all_of_it() {
+    let mut world = World::new(Kind::Exfat);
+    world.hold_if = Some(HoldIf { percent: 50 });
+    let engine = world.start(false);
+    for n in 0..60 {
+        engine.put(&format!("f{n}"), b"content");
+    }
+    engine.flush_all();
+    for n in 0..50 {
+        engine.unlink(&format!("f{n}"));
+    }
+    engine.flusher.limit_batches(5000);
+    let held = engine.flush().expect_err("held");
+    let is_whole = matches!(
+        held,
+        FlushError::Held {
+            removed: 50,
+            total: 60,
+            ..
+        }
+    );
+    assert!(is_whole, "{held}");
+    assert!(world.on_drive("f0").is_some());
 }
 
 #[test]

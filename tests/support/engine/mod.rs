@@ -28,7 +28,7 @@ use ferryfs::drive::connection::Drive;
 use ferryfs::drive::faulty::FaultyBackend;
 use ferryfs::drive::memory::{MemNode, MemoryBackend, MemoryOptions};
 use ferryfs::error::FlushError;
-use ferryfs::flush::{Flusher, FlusherParts, Hooks, Patching, Report, VersionPolicy, Wish};
+use ferryfs::flush::{Flusher, FlusherParts, HoldIf, Hooks, Patching, Report, VersionPolicy, Wish};
 use ferryfs::format::marker::Marker;
 use ferryfs::format::versions::{VersionList, VersionsId};
 use ferryfs::format::{layout, marker};
@@ -175,6 +175,8 @@ pub struct World {
     pub patches: bool,
     /// What batches keep of what they replace and remove.
     pub versions: VersionPolicy,
+    /// When a flush is held back.
+    pub hold_if: Option<HoldIf>,
     /// Bytes of a block of a patch.
     pub block: u32,
     origin: [u8; 16],
@@ -220,6 +222,7 @@ impl World {
             may_set_aside: false,
             patches: true,
             versions: VersionPolicy::off(),
+            hold_if: None,
             block: BLOCK,
             origin: *Uuid::new_v4().as_bytes(),
             cache: cache.expect("a temporary directory"),
@@ -287,7 +290,7 @@ impl World {
             journals: journals.clone(),
             patching: Patching::new(dir.join("blocks"), self.patches).sized(1, self.block),
             versions: self.versions.clone(),
-            hold_if: None,
+            hold_if: self.hold_if,
             hooks: Arc::new(FsHooks(fs.clone())),
         });
         Engine {
