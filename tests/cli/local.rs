@@ -287,7 +287,7 @@ fn scratch_cleans_itself_but_not_what_is_open_or_young_or_on_the_drive() {
     wait_until("the closed files to go", LONG, || {
         ["open", "lab.db", "lab.db-wal"]
             .iter()
-            .all(|name| !lab.m(&format!("tmp/{name}")).exists())
+            .all(|name| !lab.m(format!("tmp/{name}")).exists())
     });
     assert!(lab.m("tmp").is_dir(), "the directory of the rule stays");
     assert!(lab.status()["local"]["expired"].as_u64() >= Some(6));
