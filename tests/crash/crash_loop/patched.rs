@@ -14,7 +14,7 @@ use ferryfs::vfs::SetXattr;
 use super::loss::{lose_at_every_call, lose_at_every_call_drawing};
 use super::refused::refuse_every_call_in;
 use super::scene::Scene;
-use super::{AFTER, After, Case};
+use super::{AFTER, After, Case, is_thorough};
 use crate::engine::rng::{Rng, Seed};
 use crate::engine::tree::assert_same;
 use crate::engine::{BLOCK, Engine, Kind, World};
@@ -138,14 +138,9 @@ fn without_patches_files_are_written_whole() {
     assert_same(&scene.world.drive_tree(), &scene.cut, "the flush");
 }
 
-/// Returns the numbers of calls at which to fail: every second one, the others with the next seed;
-/// each one with `FERRYFS_CRASH_DRAWS`.
+/// Returns the numbers of calls at which to fail: every third one, others with the next seed.
 fn calls(seed: u64) -> impl Iterator<Item = u64> {
-    (1 + seed % 2..).step_by(if is_thorough() { 1 } else { 2 })
-}
-
-fn is_thorough() -> bool {
-    std::env::var_os("FERRYFS_CRASH_DRAWS").is_some()
+    super::calls(1 + seed % 3, 3)
 }
 
 #[test]

@@ -12,10 +12,10 @@ use ferryfs::error::FlushError;
 use ferryfs::flush::Wish;
 use ferryfs::recovery::interrupted::recover_without_cache;
 
-use super::Case;
 use super::full::{fill, relent, small};
 use super::patched::{bytes, scene_on, scribble, small_scene};
 use super::scene::Scene;
+use super::{Case, calls};
 use crate::engine::tree::assert_same;
 use crate::engine::{BLOCK, Engine, Kind, World};
 
@@ -37,9 +37,8 @@ fn ours_ending(scene: &Scene, end: &str) -> Vec<RelPath> {
 /// Passes a scene to `each` for every third call, with `FERRYFS_CRASH_DRAWS` for every call, at
 /// which a flush stops after it has noted that a patch was begun, and before the batch is over.
 fn interrupted(make: impl Fn() -> Scene, mut each: impl FnMut(Scene)) {
-    let is_thorough = std::env::var_os("FERRYFS_CRASH_DRAWS").is_some();
     let mut met = 0;
-    for n in (1..).step_by(if is_thorough { 1 } else { 3 }) {
+    for n in calls(1, 3) {
         let scene = make();
         let failed = scene.flush_failing(n, true, n % 2 == 0);
         if !ours_ending(&scene, ".begun").is_empty() {
