@@ -29,10 +29,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 # name -> (what the guest is asked for, rounds in full, rounds in the short form)
 SCENARIOS = {
-    'yanks': (dict(scenario='yanks'), 36, 4),
+    'yanks': (dict(scenario='yanks'), 36, 3),
     'nas-nfs': (dict(scenario='outages', kind='nfs'), 4, 1),
     'cuts': (dict(scenario='cuts'), 32, 2),
-    'points': (dict(scenario='points'), 60, 4),
+    'points': (dict(scenario='points'), 60, 2),
     'yanks-unrepaired': (dict(scenario='yanks', repair='no'), 12, 0),
     'cuts-unrepaired': (dict(scenario='cuts', repair='no'), 8, 0),
     'points-unrepaired': (dict(scenario='points', repair='no'), 30, 0),
