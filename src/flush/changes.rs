@@ -64,6 +64,9 @@ pub(super) fn changes_of(journal: &Journal, applied: &Applied) -> Vec<Change> {
     let lost: HashSet<&RelPath> = (applied.vanished.iter())
         .chain(&applied.lost_dirs)
         .collect();
+    let not_set: HashSet<&RelPath> = applied.not_set.iter().collect();
+    let put_back = applied.refused.back.iter();
+    let put_back: HashMap<usize, _> = put_back.map(|put| (put.step, put)).collect();
     let mut changes = Vec::new();
     let mut moved = Vec::new();
     let mut written = Vec::new();
@@ -92,7 +95,7 @@ pub(super) fn changes_of(journal: &Journal, applied: &Applied) -> Vec<Change> {
                 let Some((from, clear)) = detached.get(slot) else {
                     continue;
                 };
-                let back = applied.refused.back.iter().find(|put| put.step == *clear);
+                let back = put_back.get(clear);
                 let is_dir = *kind == PlainKind::Directory;
                 let gone = || Change::new(ChangeKind::Removed, from, is_dir);
                 match back.map(|put| (&put.back, &put.path)) {
@@ -119,7 +122,7 @@ pub(super) fn changes_of(journal: &Journal, applied: &Applied) -> Vec<Change> {
     changes.append(&mut moved);
     changes.append(&mut written);
     let attributes = steps.attributes.iter().map(|step| &step.path);
-    let changed = attributes.filter(|path| !applied.not_set.contains(path));
+    let changed = attributes.filter(|path| !not_set.contains(path));
     changes.extend(changed.map(|path| Change::new(ChangeKind::Attributes, path, false)));
     // Other programs' versions, which were in the way of ours.
     let theirs = applied.conflicts.iter();

@@ -212,7 +212,7 @@ impl Drop for S3 {
 
 /// With a server of S3 that takes a while to install: scripts/suites.sh runs it.
 #[test]
-#[ignore = "scripts/suites.sh s3 runs it"]
+#[ignore = "scripts/suites.sh runs it"]
 fn rclone_follows_to_s3() {
     let moto = std::env::var_os("FERRYFS_TEST_MOTO").map_or("moto_server".into(), PathBuf::from);
     if !has("rclone") || !has(&text(&moto)) {
