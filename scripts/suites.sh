@@ -23,7 +23,8 @@ FERRYFS_TEST_NO_SKIP=1 FERRYFS_TEST_MOTO=$(realpath "$moto")/bin/moto_server \
     cargo test --test lifecycle -- --ignored second_copy::
 # Each call to the drive fails, where the gate takes every third one or so.
 FERRYFS_CRASH_DRAWS=2 cargo test --test crash -- --test-threads=2 crash_loop::
+FERRYFS_DURING_STRIDE=1 cargo test --test external -- --test-threads=2 elsewhere::during::
 export FERRYFS_FSX_OPERATIONS=$((scale * 100000)) FERRYFS_NATIVE_SEEDS=$((scale * 50))
 # Seeds and operations take their time one after the other within a test; two tests at a time is
 # what the machine is for.
-cargo test --test semantics -- --test-threads=2 posix:: faithful::
+cargo test --test semantics -- --test-threads=2 --include-ignored posix:: faithful::

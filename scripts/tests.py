@@ -26,11 +26,12 @@ import time
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
 # Those that take longest begin first, so that none is left alone at the end.
-LONG = ['crash_loop', 'rich_drive', 'elsewhere', 'simulation', 'catalog_format', 'ferryfs', 'parsers',
-        'bad_input', 'kernel', 'refusals', 'posix']
+LONG = ['crash_loop', 'faithful', 'elsewhere', 'open_files', 'hostile_drive', 'kernel', 'rich_drive',
+        'described', 'stall', 'fuse_drive', 'full', 'ferryfs', 'parsers', 'as_user', 'posix', 'bad_input',
+        'index_damage', 'simulation', 'apps', 'handles', 'refusals', 'daemon_dies']
 # Those that hold the mounts of everybody in mount namespaces of their own run one by one, after the
 # others.
-ALONE = ['detach', 'ending', 'lease', 'mounting']
+ALONE = ['detach', 'ending', 'lease', 'mounting', 'systemd']
 # Processes at once, and tests at once in each of them.
 AT_ONCE = os.environ.get('FERRYFS_TESTS_AT_ONCE', '3')
 THREADS = '2'

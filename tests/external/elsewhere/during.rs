@@ -585,17 +585,17 @@ fn meet_on(kind: Kind, stride: usize, thens: &[Then]) -> Vec<String> {
 
 #[test]
 fn whatever_somebody_does_at_any_call_of_a_flush_is_kept_on_a_plain_drive() {
-    meet_at_calls(&[Kind::Plain], 7, &[Then::GoesOn]);
+    meet_at_calls(&[Kind::Plain], 13, &[Then::GoesOn]);
 }
 
 #[test]
 fn whatever_somebody_does_at_any_call_of_a_flush_is_kept_on_exfat() {
-    meet_at_calls(&[Kind::Exfat], 7, &[Then::GoesOn]);
+    meet_at_calls(&[Kind::Exfat], 13, &[Then::GoesOn]);
 }
 
 #[test]
 fn whatever_somebody_does_at_any_call_of_a_flush_is_kept_on_a_linux_drive() {
-    meet_at_calls(&[Kind::Linux], 7, &[Then::GoesOn]);
+    meet_at_calls(&[Kind::Linux], 13, &[Then::GoesOn]);
 }
 
 #[test]
@@ -610,11 +610,11 @@ fn what_somebody_does_just_before_the_daemon_dies_is_kept() {
         Then::Dies(6),
         Then::Loses(5),
     ];
-    meet_at_calls(&KINDS, 17, &thens);
+    meet_at_calls(&KINDS, 29, &thens);
 }
 
 #[test]
 fn what_somebody_does_just_before_the_drive_loses_some_of_the_batch_is_kept() {
     let thens = [0, 1, 2, 3, 5].map(Then::LosesSome);
-    meet_at_calls(&KINDS, 19, &thens);
+    meet_at_calls(&KINDS, 31, &thens);
 }

@@ -127,6 +127,7 @@ fn what_another_machine_changes_comes_back_from_exfat() {
 }
 
 #[test]
+#[ignore = "a minute; scripts/suites.sh runs it"]
 fn what_another_machine_changes_comes_back_from_a_plain_directory() {
     changes_after_a_round_trip(Backend::Ext4Dir, OPEN_ON_EXT4);
 }
@@ -186,6 +187,7 @@ fn rsync_finds_no_difference_between_two_machines_over_exfat() {
 }
 
 #[test]
+#[ignore = "a minute; scripts/suites.sh runs it"]
 fn rsync_finds_no_difference_between_two_machines_over_a_plain_directory() {
     rsync_finds_no_difference(Backend::Ext4Dir);
 }
