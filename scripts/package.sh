@@ -2,8 +2,11 @@
 # Makes a Debian package: the program, manual pages, completions, systemd units, and the helper for
 # mount(8).
 #   scripts/package.sh [DIR]           into DIR (default: target/package)
-#   scripts/package.sh --static [DIR]  also a static program for musl, if Rust has that target
-# CARGO names another cargo, FERRYFS_BIN a program that is built already.
+#   scripts/package.sh --static [DIR]  also static programs for x86_64 and arm64, and a package of
+#                                      the one for arm64
+# CARGO names another cargo, FERRYFS_BIN a program that is built already, FERRYFS_ARCH its Debian
+# architecture. Static programs need rustup, for the standard library of musl, and a network: zig,
+# from PyPI, compiles and links their C.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"
@@ -15,11 +18,11 @@ if [ "${1:-}" = --static ]; then
 fi
 out=${1:-target/package}
 cargo=${CARGO:-cargo}
-need dpkg-deb=dpkg gzip=gzip
+need dpkg-deb=dpkg gzip=gzip readelf=binutils
 [ -n "${CARGO:-}" ] || need_cargo
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-arch=$(dpkg --print-architecture)
+arch=${FERRYFS_ARCH:-$(dpkg --print-architecture)}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=$(mktemp -d)
@@ -44,6 +47,7 @@ say "manual pages and completions"
 "$cargo" run --quiet --locked --example manual -- "$work/manual"
 
 install -Dm755 "$program" "$root/usr/bin/ferryfs"
+# Of another architecture it was stripped as it was linked.
 strip --strip-unneeded "$root/usr/bin/ferryfs" 2>/dev/null || true
 mkdir -p "$root/usr/sbin"
 for name in mount.ferryfs mount.fuse.ferryfs; do
@@ -86,17 +90,20 @@ mkdir -p "$root/DEBIAN"
 for script in postinst prerm postrm; do
     install -m755 "scripts/package/$script" "$root/DEBIAN/$script"
 done
-# The oldest C library that has all symbols of the program.
-libc=$(objdump -T "$program" 2>/dev/null | grep -o 'GLIBC_2\.[0-9.]*' | sort -uV | tail -n 1 || true)
-libc=${libc#GLIBC_}
+# The oldest C library that has all symbols of the program; none for a static one.
+depends=
+if LC_ALL=C readelf --program-headers "$program" | grep -q INTERP; then
+    libc=$(objdump -T "$program" 2>/dev/null | grep -o 'GLIBC_2\.[0-9.]*' | sort -uV | tail -n 1 || true)
+    libc=${libc#GLIBC_}
+    depends="Depends: libc6 (>= ${libc:-2.34}), libgcc-s1"$'\n'
+fi
 cat >"$root/DEBIAN/control" <<END
 Package: ferryfs
 Version: $version
 Architecture: $arch
 Maintainer: the ferryfs contributors <ferryfs@localhost>
 Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
-Depends: libc6 (>= ${libc:-2.34}), libgcc-s1
-Recommends: fuse3
+${depends}Recommends: fuse3
 Suggests: exfatprogs, prometheus-node-exporter
 Section: utils
 Priority: optional
@@ -112,15 +119,24 @@ package=$out/ferryfs_${version}_$arch.deb
 dpkg-deb --root-owner-group -Zxz --build "$root" "$package" >/dev/null
 say "made $package"
 
+static_program() {
+    local target=$1-unknown-linux-musl
+    say "building the static program for $1"
+    rustup target add "$target"
+    cargo-zigbuild zigbuild --quiet --release --locked --bin ferryfs --target "$target" \
+        --config 'profile.release.strip="symbols"'
+    install -m755 "${CARGO_TARGET_DIR:-target}/$target/release/ferryfs" "$out/ferryfs-$target"
+    say "made $out/ferryfs-$target"
+}
 if [ -n "$static" ]; then
-    target=$(uname -m)-unknown-linux-musl
-    if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target" ]; then
-        say "no static program: Rust has no standard library for $target here (rustup target add $target)"
-    elif ! command -v musl-gcc >/dev/null; then
-        say "no static program: SQLite needs musl-gcc (Debian: musl-tools)"
-    else
-        "$cargo" build --quiet --release --locked --bin ferryfs --target "$target"
-        install -m755 "${CARGO_TARGET_DIR:-target}/$target/release/ferryfs" "$out/ferryfs-$target"
-        say "made $out/ferryfs-$target"
+    need python3=python3
+    command -v rustup >/dev/null || { echo "static programs need rustup: https://rustup.rs" >&2; exit 1; }
+    zig=$(realpath "${CARGO_TARGET_DIR:-target}")/zig
+    if [ ! -x "$zig/bin/cargo-zigbuild" ]; then
+        python3 -m venv "$zig" && "$zig/bin/pip" install --quiet cargo-zigbuild==0.24.1 ziglang==0.17.1
     fi
+    PATH=$zig/bin:$PATH
+    static_program x86_64
+    static_program aarch64
+    FERRYFS_ARCH=arm64 FERRYFS_BIN=$out/ferryfs-aarch64-unknown-linux-musl "$0" "$out"
 fi

@@ -29,9 +29,8 @@ TOP = pathlib.Path(__file__).resolve().parent.parent
 LONG = ['crash_loop', 'faithful', 'elsewhere', 'open_files', 'hostile_drive', 'kernel', 'rich_drive',
         'described', 'stall', 'fuse_drive', 'full', 'ferryfs', 'parsers', 'as_user', 'posix', 'bad_input',
         'index_damage', 'simulation', 'apps', 'handles', 'refusals', 'daemon_dies']
-# Those that hold the mounts of everybody in mount namespaces of their own run one by one, after the
-# others.
-ALONE = ['detach', 'ending', 'lease', 'mounting', 'systemd']
+# Those that hold the mounts of everybody in mount namespaces of their own run after the others.
+ALONE = ['lease']
 # Processes at once, and tests at once in each of them.
 AT_ONCE = os.environ.get('FERRYFS_TESTS_AT_ONCE', '3')
 THREADS = '2'

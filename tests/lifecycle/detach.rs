@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::lab::{
-    self, Backend, Done, Lab, Tree, Yank, assert_content, content, exit, run, sh, text, wait_until,
-    write,
+    self, Backend, Done, Lab, Tree, Yank, assert_content, content, exit, only_mounts_of, run, sh,
+    text, wait_until, write,
 };
 
 const LONG: Duration = Duration::from_secs(60);
@@ -548,12 +548,13 @@ fn what_was_changed_on_the_drive_while_it_was_away_is_taken_in_and_nothing_is_ov
     fs::create_dir(&other).expect("a place");
     let node = lab.drive.node();
     // In a mount namespace of its own: what is mounted here, the daemon would find.
-    let script = format!(
-        "unshare --mount bash -euc 'mount.exfat-fuse {node} {0}; rm {0}/gone; \
-         echo changed elsewhere > {0}/changed; echo made elsewhere > {0}/theirs; umount {0}'",
-        text(&other)
-    );
-    sh(lab.root(), &script);
+    let script = only_mounts_of(lab.root())
+        + &format!(
+            "mount.exfat-fuse {node} {0}; rm {0}/gone; \
+         echo changed elsewhere > {0}/changed; echo made elsewhere > {0}/theirs; umount {0}",
+            text(&other)
+        );
+    run(Command::new("unshare").args(["--mount", "bash", "-euc", &script])).ok();
     lab.drive.plug_in_at(&place, false);
     wait_for(&lab, "attached");
     wait_until(

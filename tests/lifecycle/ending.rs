@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::lab::{self, Backend, Lab, assert_content, content, exit, text, wait_until, write};
+use crate::lab::{
+    self, Backend, Lab, assert_content, content, exit, only_mounts_of, text, wait_until, write,
+};
 
 /// Long against anything that is waited for here.
 const SOON: Duration = Duration::from_secs(30);
@@ -33,14 +35,15 @@ impl Holder {
         let (app, ctr, go) = (lab.m("app"), lab.root().join("ctr"), lab.root().join("go"));
         fs::create_dir(&app).expect("mkdir app");
         fs::create_dir(&ctr).expect("mkdir ctr");
-        let script = format!(
-            "mount --bind '{}' '{ctr}'; cd /; touch '{up}'; \
+        let script = only_mounts_of(lab.root())
+            + &format!(
+                "mount --bind '{}' '{ctr}'; cd /; touch '{up}'; \
              while sleep 0.05; do [ ! -e '{go}' ] || {{ cat '{go}' >'{ctr}/state'; rm -f '{go}'; }}; done",
-            app.display(),
-            ctr = ctr.display(),
-            up = lab.root().join("up").display(),
-            go = go.display()
-        );
+                app.display(),
+                ctr = ctr.display(),
+                up = lab.root().join("up").display(),
+                go = go.display()
+            );
         let holder = Holder::start(Command::new("unshare").args([
             "-m",
             "--propagation",

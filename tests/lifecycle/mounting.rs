@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::lab::{
-    self, Backend, Done, Lab, Tree, assert_content, content, exit, run, sh, skip, text, wait_until,
-    write,
+    self, Backend, Done, Lab, Tree, assert_content, content, exit, only_mounts_of, run, sh, skip,
+    text, wait_until, write,
 };
 
 fn plain() -> Option<Lab> {
@@ -133,8 +133,8 @@ fn a_mount_that_fails_has_enrolled_nothing() {
         write(&lab.d("theirs"), b"theirs");
         let program = text(&lab::ferryfs_binary());
         let args = lab.mount_args(cache);
-        let script = "mount --bind /dev/null /dev/fuse; exec \"$@\"";
-        let mut words = vec!["-m", "sh", "-c", script, "sh", &program];
+        let script = only_mounts_of(lab.root()) + "mount --bind /dev/null /dev/fuse; exec \"$@\"";
+        let mut words = vec!["-m", "sh", "-c", &script, "sh", &program];
         words.extend(args.iter().map(String::as_str));
         let mut unshared = Command::new("unshare");
         unshared.args(&words);

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::lab::{Backend, Lab, content, exit, ferryfs_binary, run, skip, text, write};
+use crate::lab::{
+    Backend, Lab, content, exit, ferryfs_binary, only_mounts_of, run, skip, text, write,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -115,6 +117,7 @@ fn with_helper(lab: &Lab, script: &str) {
     }
     let whole = format!(
         "set -e\n\
+         {others}\
          mount -t tmpfs tmpfs {root}/upper\n\
          mkdir {root}/upper/up {root}/upper/work\n\
          mount -t overlay -o lowerdir=/usr/sbin,upperdir={root}/upper/up,workdir={root}/upper/work \
@@ -122,6 +125,7 @@ fn with_helper(lab: &Lab, script: &str) {
          ln -s {program} /usr/sbin/mount.ferryfs\n\
          ln -s {program} /usr/sbin/mount.fuse.ferryfs\n\
          {script}",
+        others = only_mounts_of(lab.root()),
         program = ferryfs_binary().display(),
     );
     let mut command = Command::new("unshare");

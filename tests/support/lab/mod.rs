@@ -14,7 +14,7 @@ mod run;
 mod tree;
 
 pub use drive::{Drive, SmallSsd, Yank, small_disk};
-pub use run::{Done, alive, has, kill9, python, run, run_for, sh, wait_until};
+pub use run::{Done, alive, has, kill9, only_mounts_of, python, run, run_for, sh, wait_until};
 pub use tree::{Node, Tree, assert_content, content, write};
 
 use std::ffi::OsStr;

@@ -129,6 +129,16 @@ pub fn sh(dir: &Path, script: &str) -> Done {
     .ok()
 }
 
+/// Returns the beginning of a script for a mount namespace without propagation: lets go of the
+/// mounts of other labs, which it would otherwise keep alive.
+pub fn only_mounts_of(root: &Path) -> String {
+    format!(
+        "for place in $(cut -d' ' -f2 /proc/self/mounts); do case $place in \
+         '{root}' | '{root}'/*) ;; */ferryfs-lab.*) umount -l \"$place\" || : ;; esac; done\n",
+        root = root.display()
+    )
+}
+
 /// Runs a Python script with `args`; it must end well.
 #[track_caller]
 pub fn python(script: &str, args: &[&Path]) -> Done {
