@@ -10,7 +10,7 @@ use clap::Parser;
 
 use super::config::{CACHE, DRIVE, MOUNTPOINT, Setting, Settings};
 use super::metrics_args::MetricsArgs;
-use super::units::{UnitError, parse_cache_size, parse_duration};
+use super::units::{UnitError, parse_cache_size, parse_duration, parse_size};
 use super::{complain_of, config, reach, usage};
 use crate::control::mounts;
 use crate::core::{Exit, Failure, ForeignText};
@@ -18,8 +18,8 @@ use crate::daemon::background::{CHILD_FLAG, Ready};
 use crate::daemon::find_drive::DriveName;
 use crate::daemon::options::{
     CacheSize, DeltaMode, Expiry, FuseOptions, HookCommands, IoMode, Keeping, KeepingError,
-    LeaseMode, Live, MountOptions, Origin, Protect, QuietHours, Refresh, Schedule, Verify,
-    VersionOptions,
+    LeaseMode, LimitRate, Live, MountOptions, Origin, Protect, QuietHours, Refresh, Schedule,
+    Verify, VersionOptions,
 };
 use crate::daemon::{background, find_drive};
 use crate::flush::HoldIf;
@@ -67,6 +67,15 @@ pub struct MountArgs {
     /// Flush only on `ferryfs flush`, `eject` and `unmount`
     #[arg(long)]
     no_auto_flush: bool,
+    /// Flush at full speed also while others read from the drive. Without this, a flush that begins
+    /// by itself leaves most of the drive to them, for up to --max-age, and none fills the drive's
+    /// queue
+    #[arg(long)]
+    no_polite: bool,
+    /// Read and write no more than this in a second in a flush that begins by itself: "30M", at
+    /// least 64K, or "off". Flushes on request, `eject` and `unmount` take no notice of it
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit_rate, default_value = "off")]
+    limit_rate: LimitRate,
     /// Leave files that are open for writing behind at each flush until they are closed, instead of
     /// writing them as they are at one moment
     #[arg(long)]
@@ -480,6 +489,8 @@ impl MountArgs {
                 flush_after: self.flush_after,
                 max_age: self.max_age,
                 auto_flush: !self.no_auto_flush,
+                polite: !self.no_polite,
+                limit_rate: self.limit_rate,
                 wait_closed: self.wait_closed,
                 verify: self.verify,
                 refresh: self.refresh.unwrap_or_default(),
@@ -618,6 +629,29 @@ fn parse_refresh(text: &str) -> Result<Refresh, DurationError> {
     Ok(Refresh::Every(every))
 }
 
+/// The lowest limit. Even a few files would take forever with less.
+const LOWEST_RATE: u64 = 64 << 10;
+
+/// Why a limit is not accepted.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum RateError {
+    #[error("{0}; or \"off\"")]
+    Unit(UnitError),
+    #[error("must be at least 64K, which is that much in a second, or \"off\"")]
+    TooLow,
+}
+
+/// Parses a limit of bytes per second.
+fn parse_limit_rate(text: &str) -> Result<LimitRate, RateError> {
+    if text == "off" {
+        return Ok(LimitRate::Off);
+    }
+    match parse_size(text).map_err(RateError::Unit)? {
+        bytes if bytes < LOWEST_RATE => Err(RateError::TooLow),
+        bytes => Ok(LimitRate::PerSecond(bytes)),
+    }
+}
+
 /// Parses a share of the drive.
 fn parse_share(text: &str) -> Result<u8, UnitError> {
     let percent = text
@@ -673,6 +707,8 @@ mod tests {
                 flush_after: Duration::from_secs(30),
                 max_age: Duration::from_secs(900),
                 auto_flush: true,
+                polite: true,
+                limit_rate: LimitRate::Off,
                 wait_closed: false,
                 verify: Verify::Off,
                 refresh: Refresh::Auto,
@@ -713,7 +749,7 @@ mod tests {
     #[test]
     fn every_option_arrives() {
         let options = options(
-            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --wait-closed --io-timeout 1.5s --io daemon \
+            "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --no-polite --limit-rate 30M --wait-closed --io-timeout 1.5s --io daemon \
              --verify after-flush --delta never --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
              --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-batch id --on-attention date --hook-timeout 5s \
              --local tmp/ --local *.part --pin *.nfo --expire tmp/=1d --evict-after 7d \
@@ -731,6 +767,8 @@ mod tests {
             Refresh::Every(Duration::from_secs(300))
         );
         assert!(!options.live.auto_flush && options.live.wait_closed && options.foreground);
+        assert!(!options.live.polite);
+        assert_eq!(options.live.limit_rate, LimitRate::PerSecond(30 << 20));
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
         assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
         assert!(options.enroll && options.re_enroll && options.adopt);
@@ -792,6 +830,11 @@ mod tests {
             "--expire tmp/=10ms /b /m",
             "--evict-after 0 /b /m",
             "--max-age soon /b /m",
+            "--limit-rate 12 /b /m",
+            "--limit-rate 0 /b /m",
+            "--limit-rate fast /b /m",
+            "--limit-rate 50% /b /m",
+            "--limit-rate 30Q /b /m",
             "--io-timeout 0 /b /m",
             "--refresh 10ms /b /m",
             "--refresh never /b /m",

@@ -199,10 +199,11 @@ fn table(rows: &[(&str, String)]) -> String {
 }
 
 fn waiting(status: &Status) -> String {
-    let in_progress = if status.batch_in_progress {
-        ", a batch is being written"
-    } else {
-        ""
+    let slowed = status.running.and_then(|running| running.slowed);
+    let in_progress = match (status.batch_in_progress, slowed) {
+        (true, None) => ", a batch is being written".to_owned(),
+        (true, Some(slowed)) => format!(", a batch is being written ({})", slowed.in_words()),
+        (false, _) => String::new(),
     };
     match status.dirty_files {
         0 => format!("nothing{in_progress}"),

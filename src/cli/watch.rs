@@ -243,6 +243,9 @@ fn lines(snapshot: &Snapshot) -> Vec<String> {
         let phase = phase_name(step.phase).trim_end();
         let rest = message(step, &snapshot.outlook);
         rows.push(("writing", format!("{phase} {rest}").trim_end().into()));
+        if let Some(slowed) = running.slowed {
+            rows.push(("", slowed.in_words().into()));
+        }
     }
     rows.push(("drive", drive(status)));
     rows.push(("SSD", ssd(status)));
@@ -519,6 +522,7 @@ mod tests {
                 ..crate::flush::phase(Phase::Stage)
             },
             seconds: 1.0,
+            slowed: None,
         });
         snapshot
     }

@@ -5,7 +5,7 @@
 //! fields, so fields may be added within a version. The removal of a field or a change of its
 //! meaning needs the next version.
 
-use crate::core::{Progress, path_of_text, quoted};
+use crate::core::{Progress, Slowed, path_of_text, quoted};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -362,6 +362,9 @@ pub struct RunningFlush {
     pub progress: Progress,
     /// For how long it has been under way.
     pub seconds: f64,
+    /// Why it is slow; `None` if it is as fast as the drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowed: Option<Slowed>,
 }
 
 /// The part of the configuration that a mount was made from.

@@ -27,7 +27,7 @@ pub use crate::core::metadata::{Entry, Metadata, Space, Xattrs};
 pub use crate::core::name::{MAX_DEPTH, NAME_MAX, Name, NameError, RelPath, STORED_NAME_MAX};
 pub use crate::core::owners::Owners;
 pub use crate::core::privileges::{SET_IDS, is_privileged, without_set_ids};
-pub use crate::core::progress::{Phase, Progress};
+pub use crate::core::progress::{Phase, Progress, Slowed};
 pub use crate::core::time::{Clock, SystemClock, Timestamp, Utc};
 pub use crate::core::time_match::{SLACK_NS, is_time_of, is_told_oddly};
 pub use crate::core::units::human_bytes;

@@ -39,6 +39,26 @@ pub struct Progress {
     pub silent_seconds: u64,
 }
 
+/// Why a flush writes more slowly than it could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slowed {
+    /// Others read from the drive.
+    OthersRead,
+    /// The user has set a limit.
+    Limit,
+}
+
+impl Slowed {
+    /// Returns the reason in words.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Slowed::OthersRead => "writing slowly: the drive is being read by others",
+            Slowed::Limit => "writing slowly: limit_rate is reached",
+        }
+    }
+}
+
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }

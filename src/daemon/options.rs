@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::metrics::MetricsOptions;
 use crate::core::{Failure, printable};
+use crate::drive::throttle::Settings;
 use crate::flush::{HoldIf, VersionPolicy};
 use crate::plan::patterns::{PatternError, Patterns};
 use crate::plan::retention::Keep;
@@ -122,12 +123,13 @@ pub struct Origin {
 }
 
 /// The keys of the configuration that [`Live`] has.
-pub const LIVE: [&str; 18] = [
+pub const LIVE: [&str; 20] = [
     "auto_flush",
     "evict_after",
     "expire",
     "flush_after",
     "hook_timeout",
+    "limit_rate",
     "local",
     "max_age",
     "on_attention",
@@ -136,6 +138,7 @@ pub const LIVE: [&str; 18] = [
     "on_success",
     "only_on_mains",
     "pin",
+    "polite",
     "quiet_hours",
     "refresh",
     "schedule",
@@ -152,6 +155,10 @@ pub struct Live {
     pub max_age: Duration,
     /// Whether to flush after quiet, by age and by amount.
     pub auto_flush: bool,
+    /// Whether flushes that begin by themselves yield to those who read from the drive.
+    pub polite: bool,
+    /// How fast they may be.
+    pub limit_rate: LimitRate,
     /// Whether flushes leave files that are open for writing behind until they are closed.
     pub wait_closed: bool,
     /// Whether a flush reads back what it has written.
@@ -168,6 +175,29 @@ pub struct Live {
     pub hooks: HookCommands,
     /// What stays on the SSD, and what goes from it.
     pub keeping: Keeping,
+}
+
+impl Live {
+    /// Returns how flushes are slowed down.
+    pub fn throttle(&self) -> Settings {
+        Settings {
+            polite: self.polite,
+            limit: match self.limit_rate {
+                LimitRate::Off => None,
+                LimitRate::PerSecond(bytes) => Some(bytes),
+            },
+        }
+    }
+}
+
+/// How fast a flush that begins by itself may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LimitRate {
+    /// As fast as the drive.
+    #[default]
+    Off,
+    /// So many bytes per second.
+    PerSecond(u64),
 }
 
 /// What stays on the SSD, and what goes from it. The patterns are those of gitignore(5).

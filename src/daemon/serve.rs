@@ -232,6 +232,7 @@ fn service(
     if let Begin::Unfinished(why) = begin {
         monitor.set_unfinished(Some(why.clone()));
     }
+    drive.throttle().set(options.live.throttle());
     Service {
         fs,
         index,

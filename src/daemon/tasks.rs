@@ -1,5 +1,6 @@
 //! The background threads of a mount: syncs, eviction, the import walk, automatic flushes.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::service::{Service, rfc3339};
 use super::stop::Stop;
 use crate::core::{Ino, Pace, WhileOpen};
 use crate::daemon::flush_job::Patience;
+use crate::drive::throttle::Manner;
 pub(crate) use crate::flush::Wish;
 use crate::vfs::Syncer;
 
@@ -336,16 +338,31 @@ fn flush_by_itself(service: &Service, stop: &Stop) {
             service.hooks.nothing_to_flush(rfc3339(hooks::now()));
             continue;
         }
+        // Nobody who waits, for space or for the end, waits for a flush that is slowed down.
+        let hurry = RefCell::new(None);
         let patience = Patience {
             deadline: None,
-            enough: &|_| stop.is_given(),
+            enough: &|_| {
+                let is_awaited = service.ending.load(Ordering::Acquire)
+                    || service.fs.wants_flush()
+                    || service.fs.is_crowded();
+                if is_awaited && hurry.borrow().is_none() {
+                    *hurry.borrow_mut() = Some(service.drive.throttle().hurry());
+                }
+                stop.is_given()
+            },
         };
         service.fs.look_at_space();
+        service.count_reads();
         let flushable = service.fs.flushable();
         let wish = Wish {
             while_open: match run {
                 Some(_) => WhileOpen::ON_REQUEST,
                 None => WhileOpen::IfDue(pace(&live)),
+            },
+            manner: match is_full {
+                true => Manner::AtOnce,
+                false => Manner::Background(live.max_age),
             },
             ..Wish::default()
         };

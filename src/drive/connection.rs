@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use crate::core::Space;
 use crate::drive::Backend;
 use crate::drive::supervised::{Stall, Watch};
+use crate::drive::throttle::Throttle;
 use crate::plan::touched::Touched;
 
 /// The longest wait for names before the next check whether the backend answers.
@@ -29,6 +30,8 @@ pub struct Drive {
     /// Held for reading while a path is resolved to an open file.
     names: RwLock<Withheld>,
     space: Mutex<Space>,
+    /// Slows flushes down.
+    throttle: Arc<Throttle>,
 }
 
 /// The names on the backend that may differ from the index.
@@ -78,10 +81,17 @@ impl Drive {
     /// # Errors
     /// If the system cannot create a thread.
     pub fn guarded(io_timeout: Duration) -> std::io::Result<Drive> {
+        let watch = Watch::start(io_timeout)?;
         Ok(Drive {
-            watch: Some(Watch::start(io_timeout)?),
+            throttle: watch.throttle().clone(),
+            watch: Some(watch),
             ..Drive::default()
         })
+    }
+
+    /// Returns what slows flushes to this drive down. Without supervision it slows nothing.
+    pub fn throttle(&self) -> &Arc<Throttle> {
+        &self.throttle
     }
 
     /// Returns the backend for readers, if one is attached: its reading calls end in bounded time.

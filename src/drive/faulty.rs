@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xattrs};
 use crate::drive::{
     Backend, BackendError, CLOSE, KeptOpen, ModifyFile, ReadFile, Result, SYNC, WRITE, WriteFile,
+    WriteOut,
 };
 use crate::format::layout;
 use crate::plan::trust::Trust;
@@ -542,6 +543,11 @@ impl WriteFile for FaultyWriter<dyn WriteFile> {
         })
     }
 
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        let (switch, path) = (&self.switch, &self.path);
+        switch.io("write out", path, || self.inner.write_out(how))
+    }
+
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         let FaultyWriter {
             inner,
@@ -569,6 +575,11 @@ impl ModifyFile for FaultyWriter<dyn ModifyFile> {
     fn set_size(&mut self, size: u64) -> io::Result<()> {
         let work = || self.inner.set_size(size);
         self.switch.io("truncate", &self.path, work)
+    }
+
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        let (switch, path) = (&self.switch, &self.path);
+        switch.io("write out", path, || self.inner.write_out(how))
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {

@@ -19,6 +19,7 @@ pub mod revocable;
 mod root;
 pub(crate) mod sealed_file;
 pub mod supervised;
+pub mod throttle;
 mod unsynced;
 
 use std::fmt;
@@ -256,6 +257,15 @@ pub struct Opened {
     pub first: io::Result<Vec<u8>>,
 }
 
+/// How far the system has to come with what was written to a file. Neither makes it durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteOut {
+    /// It begins to write all of it to the medium, after what it has begun with before is there.
+    Begin,
+    /// All of it has been passed to the medium.
+    Finish,
+}
+
 /// A new file of the backend, written from front to back.
 pub trait WriteFile: Send {
     /// Appends all of `data`.
@@ -263,6 +273,16 @@ pub trait WriteFile: Send {
     /// # Errors
     /// What the system said; the file then has an unknown length.
     fn append(&mut self, data: &[u8]) -> io::Result<()>;
+
+    /// Has the system write out what it holds of the file in its memory, if it can. A file around
+    /// another passes this on.
+    ///
+    /// # Errors
+    /// An error of the medium: the bytes written so far are then in an unknown state.
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        let _ = how;
+        Ok(())
+    }
 
     /// Sets the modification time and closes the file. Durable after the next [`Backend::sync`].
     ///
@@ -286,6 +306,15 @@ pub trait ModifyFile: Send {
     /// # Errors
     /// What the system said.
     fn set_size(&mut self, size: u64) -> io::Result<()>;
+
+    /// As [`WriteFile::write_out`].
+    ///
+    /// # Errors
+    /// As for [`WriteFile::write_out`].
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        let _ = how;
+        Ok(())
+    }
 
     /// Sets the modification time and closes the file. Durable after the next [`Backend::sync`].
     ///

@@ -21,7 +21,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xattrs};
 use crate::drive::{
-    Backend, BackendError, KeptOpen, Look, ModifyFile, ReadFile, Result, SYNC, WriteFile,
+    Backend, BackendError, KeptOpen, Look, ModifyFile, ReadFile, Result, SYNC, WriteFile, WriteOut,
 };
 use crate::plan::trust::Trust;
 
@@ -384,6 +384,10 @@ impl WriteFile for Shared<Writer<dyn WriteFile>> {
         self.0.change(|file| file.append(data))
     }
 
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        self.0.change(|file| file.write_out(how))
+    }
+
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         let file = self.0.take()?;
         self.0.revocation.judge_io(file.finish(modified))
@@ -397,6 +401,10 @@ impl ModifyFile for Shared<Writer<dyn ModifyFile>> {
 
     fn set_size(&mut self, size: u64) -> io::Result<()> {
         self.0.change(|file| file.set_size(size))
+    }
+
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        self.0.change(|file| file.write_out(how))
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {

@@ -14,6 +14,7 @@ use crate::catalog::update::{self, CatalogSpace, Sources};
 use crate::core::cache_step::CacheStep;
 use crate::core::{Capabilities, ForeignText, Ino, Phase, Progress, RelPath};
 use crate::drive::connection::Withheld;
+use crate::drive::throttle::without_rests;
 use crate::drive::{Backend, BackendError, create_with, exists};
 use crate::error::{FlushError, Result};
 use crate::flush::batch_budget::BATCH_BYTES;
@@ -205,6 +206,8 @@ impl BatchWriter<'_> {
             self.wish.cancel.reopen();
             return Ok(Attempt::Again(changed));
         }
+        // While the batch is applied, names are withheld and patched files are torn.
+        let _at_once = without_rests();
         // From here on a full backend is no reason to stop: the space for the rest is held.
         let writer = BatchWriter {
             backend: &relieved,

@@ -71,6 +71,7 @@ impl Flusher {
     ) -> Result<Report> {
         let _turn = self.turn.for_flush(wish)?;
         let started = Instant::now();
+        let _throttled = self.parts.drive.throttle().enter(wish.manner);
         let backend = &*self.backend()?;
         let run = Run {
             backend,

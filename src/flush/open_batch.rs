@@ -22,6 +22,7 @@ use crate::apply::staging::staging_trust;
 use crate::apply::{Applied, move_backup, named_conflicts, versions};
 use crate::core::Timestamp;
 use crate::drive::connection::Withheld;
+use crate::drive::throttle::without_rests;
 use crate::drive::{Backend, exists};
 use crate::error::Result;
 use crate::flush::Flusher;
@@ -60,6 +61,8 @@ impl OpenBatch<'_> {
     /// # Errors
     /// If the backend or the SSD fails.
     pub(super) fn recover(&self) -> Result<()> {
+        // Its names are withheld, and its files may be torn.
+        let _at_once = without_rests();
         let recovered = self.finish();
         match &recovered {
             Ok(()) => self.flusher.parts.drive.withhold(Withheld::Nothing),

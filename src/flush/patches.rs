@@ -27,7 +27,7 @@ use crate::apply::patch::{Access, may_be_patched};
 use crate::apply::staging::{EMPTY, Source};
 use crate::cache::{BlockList, BlockLists, Cutter, MOST_BLOCKS, block_size};
 use crate::core::{Capabilities, ContentHash, RelPath, Timestamp};
-use crate::drive::{Backend, BackendError, CLOSE, ReadFile, WRITE, WriteFile};
+use crate::drive::{Backend, BackendError, CLOSE, ReadFile, WRITE, WriteFile, WriteOut};
 use crate::error::{FlushError, Result};
 use crate::flush::FlusherParts;
 use crate::flush::diff::Gathered;
@@ -188,6 +188,10 @@ impl WriteFile for Tapped {
         self.inner.append(data)?;
         self.hashes.lock().feed(data);
         Ok(())
+    }
+
+    fn write_out(&mut self, how: WriteOut) -> std::io::Result<()> {
+        self.inner.write_out(how)
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> std::io::Result<()> {

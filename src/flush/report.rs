@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::core::{BatchNo, Ino, Timestamp, WhileOpen};
+use crate::drive::throttle::Manner;
 use crate::error::{FlushError, Result};
 
 /// Cancels a flush until its batch is committed. Clones share their state.
@@ -66,6 +67,8 @@ pub struct Wish {
     pub release: bool,
     /// What it does with files that are open for writing.
     pub while_open: WhileOpen,
+    /// Whether it may be slowed down.
+    pub manner: Manner,
 }
 
 impl Wish {

@@ -73,6 +73,24 @@ pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) -> io::Result<
     Ok(())
 }
 
+/// Starts the write-back of all of the file's bytes, after the write-back that was started before
+/// is done. With `to_its_end` it waits for this one, too. Nothing is durable by that: the disk may
+/// hold bytes in its own memory, and the file system the file's place.
+///
+/// # Errors
+/// A write-back error that this descriptor has not reported before; EINVAL, ESPIPE or ENOSYS if the
+/// file system does not support it.
+pub fn write_back(file: impl AsFd, to_its_end: bool) -> io::Result<()> {
+    let mut flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
+    if to_its_end {
+        flags |= libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    }
+    // SAFETY: passes integers only; the descriptor is borrowed and therefore open.
+    let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), 0, 0, flags) };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// Reserves, punches or zeroes `length` bytes from `offset`, according to `mode`.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ pub mod caller;
 pub mod changeable;
 pub mod dir;
 pub mod direct;
+pub mod disk;
 pub mod fds;
 pub mod file;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub mod mounting;
 pub mod mounts;
 pub mod owners;
 pub mod path;
+pub mod priority;
 pub mod signal;
 pub mod superblock;
 pub mod terminal;

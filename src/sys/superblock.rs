@@ -133,7 +133,7 @@ pub fn device_exists(dev: u64) -> bool {
     by_number(dev).exists()
 }
 
-fn by_number(dev: u64) -> PathBuf {
+pub(super) fn by_number(dev: u64) -> PathBuf {
     Path::new(BY_NUMBER).join(format!("{}:{}", libc::major(dev), libc::minor(dev)))
 }
 

@@ -279,6 +279,44 @@ fn a_file_that_another_user_may_have_written_is_refused() {
 }
 
 #[test]
+fn a_reload_changes_the_limit_of_a_flush_under_way() {
+    let Some(mut lab) = plain() else { return };
+    let name = name(&lab);
+    let limited = "flush_after = \"100ms\"\nlimit_rate = \"64K\"\npolite = false";
+    configure(&lab, &section(&lab, &name, limited));
+    lab.ferryfs(&["mount", &name]).code(exit::DONE);
+    lab.adopt();
+    // Ten minutes at this rate.
+    write(&lab.m("large"), &vec![7; 40 << 20]);
+    wait_until("the flush to be slow", Duration::from_secs(20), || {
+        lab.status()["running"]["slowed"] == "limit"
+    });
+    configure(
+        &lab,
+        &section(&lab, &name, "flush_after = \"100ms\"\nlimit_rate = \"off\""),
+    );
+    let said = lab.ferryfs(&["reload", &name]).code(exit::DONE).stdout;
+    assert!(
+        said.contains("limit_rate = \"off\" now (was \"64K\")"),
+        "{said}"
+    );
+    assert!(
+        said.contains("polite = what is built in now (was false)"),
+        "{said}"
+    );
+    wait_until("the file to be flushed", Duration::from_secs(30), || {
+        lab.d("large").exists()
+    });
+    configure(&lab, &section(&lab, &name, "limit_rate = \"slow\""));
+    let said = lab.ferryfs(&["reload", &name]).code(exit::FAILED).stderr;
+    assert!(
+        said.contains("limit_rate = \"slow\": does not begin with a number"),
+        "{said}"
+    );
+    lab.finish();
+}
+
+#[test]
 fn a_reload_takes_up_what_it_can_and_names_the_rest() {
     let Some(mut lab) = plain() else { return };
     let name = name(&lab);

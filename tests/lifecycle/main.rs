@@ -13,6 +13,7 @@ mod lease;
 mod mount_life;
 mod mounting;
 mod offline;
+mod polite;
 mod read_only;
 mod second_copy;
 mod systemd;

@@ -307,7 +307,7 @@ impl Monitor {
     }
 
     /// The block device of the attached drive, if the kernel lists it.
-    fn block_device(&self) -> Option<u64> {
+    pub(in crate::daemon) fn block_device(&self) -> Option<u64> {
         if self.presence() != Presence::Attached {
             return None;
         }

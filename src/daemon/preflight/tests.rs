@@ -33,6 +33,8 @@ impl Place {
                 flush_after: Duration::ZERO,
                 max_age: Duration::ZERO,
                 auto_flush: true,
+                polite: true,
+                limit_rate: Default::default(),
                 wait_closed: false,
                 verify: Default::default(),
                 refresh: Default::default(),

@@ -40,6 +40,7 @@ impl Service {
         })?;
         self.set_local_patterns(&live.keeping)?;
         self.hooks.set(live.hooks.clone());
+        self.drive.throttle().set(live.throttle());
         *self.live.write() = live;
         *self.origin.lock() = Some(Origin {
             name: config.name.clone(),

@@ -1,5 +1,6 @@
 //! Flushes: on request, by themselves, before an eject, and before the end of the mount.
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,10 @@ use crate::daemon::flush_job::Patience;
 use crate::daemon::monitor::Presence;
 use crate::daemon::options::Verify;
 use crate::daemon::{flush_job, hooks, monitor};
+use crate::drive::throttle::{DiskCounter, Manner};
 use crate::error::FlushError;
 use crate::flush::{OpenCopy, Report, Wish};
+use crate::sys::disk::Disk;
 
 use super::errors::control_error;
 use super::status::last_flush;
@@ -47,6 +50,8 @@ impl Service {
                  mount without --read-only",
             ));
         }
+        // It may have to wait for a flush that is slowed down.
+        let _hurry = (wish.manner == Manner::AtOnce).then(|| self.drive.throttle().hurry());
         if let Err(error) = self.prepare_flush(patience, asker) {
             // Those of a flush that goes on are reported by its own thread.
             let goes_on = matches!(error, FlushError::StillRunning { .. } | FlushError::TooLate);
@@ -98,6 +103,17 @@ impl Service {
             }
             error => error,
         })
+    }
+
+    /// Lets the throttle see what is read from the drive's disk. Where the cache is on the same
+    /// disk, the flush's own reads there would count.
+    pub(in crate::daemon) fn count_reads(&self) {
+        let of_cache = std::fs::metadata(&self.cache).ok();
+        let of_cache = of_cache.and_then(|meta| Disk::of(meta.dev()));
+        let disk = self.monitor.block_device().and_then(Disk::of);
+        let disk = disk.filter(|disk| Some(disk) != of_cache.as_ref());
+        let counter = disk.map(|disk| -> DiskCounter { Box::new(move || disk.bytes_read()) });
+        self.drive.throttle().set_disk(counter);
     }
 
     /// What must be done before a flush can begin.

@@ -87,6 +87,7 @@ impl Service {
             running: self.running.get().map(|(progress, time)| RunningFlush {
                 progress,
                 seconds: time.as_secs_f64(),
+                slowed: self.drive.throttle().slowed(),
             }),
             oldest_change: oldest
                 .and_then(|age| SystemTime::now().checked_sub(age))

@@ -13,7 +13,7 @@ use nix::unistd;
 
 use crate::core::{FileKind, Metadata, Name, Timestamp};
 use crate::drive::mounted::metadata::{metadata_at, metadata_from};
-use crate::drive::{ModifyFile, ReadFile, WriteFile};
+use crate::drive::{ModifyFile, ReadFile, WriteFile, WriteOut};
 use crate::sys;
 use crate::sys::direct::DirectFile;
 
@@ -75,11 +75,39 @@ pub(super) struct MountedWriter {
     file: File,
     /// No later sync reaches its bytes: see [`crate::drive::unsynced`].
     sync_at_end: bool,
+    /// It is on a FUSE file system, whose process does the writing. Found out when it matters.
+    is_fuse: Option<bool>,
 }
 
 impl MountedWriter {
     pub(super) fn new(file: File, sync_at_end: bool) -> MountedWriter {
-        MountedWriter { file, sync_at_end }
+        MountedWriter {
+            file,
+            sync_at_end,
+            is_fuse: None,
+        }
+    }
+
+    /// As the trait says. A FUSE process keeps what it was given in memory of its own, and only an
+    /// fsync reaches it. For exfat-fuse and ntfs-3g that writes out the whole device.
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        let is_fuse = *(self.is_fuse).get_or_insert_with(|| sys::file::is_fuse(&self.file));
+        let answer = match (is_fuse, how) {
+            (true, WriteOut::Begin) => return Ok(()),
+            (true, WriteOut::Finish) => sys::file::sync_data(&self.file),
+            (false, how) => sys::file::write_back(&self.file, how == WriteOut::Finish),
+        };
+        match answer {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::ESPIPE | libc::ENOSYS | libc::EOPNOTSUPP)
+                ) =>
+            {
+                Ok(())
+            }
+            answer => answer,
+        }
     }
 
     /// If the file system does not allow a chosen time (EPERM on shares that map owners, EOPNOTSUPP
@@ -114,6 +142,10 @@ impl WriteFile for MountedWriter {
         self.file.write_all(data)
     }
 
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        MountedWriter::write_out(self, how)
+    }
+
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         self.close(modified)
     }
@@ -126,6 +158,10 @@ impl ModifyFile for MountedWriter {
 
     fn set_size(&mut self, size: u64) -> io::Result<()> {
         self.file.set_len(size)
+    }
+
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        MountedWriter::write_out(self, how)
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {

@@ -39,6 +39,7 @@ use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xa
 use crate::drive::supervised::ahead::{Ahead, Budget, Found};
 use crate::drive::supervised::health::Health;
 use crate::drive::supervised::threads::{GivenUp, Threads, Ticket};
+use crate::drive::throttle::Throttle;
 use crate::drive::{
     Backend, BackendError, KeptOpen, Look, ModifyFile, Opened, ReadFile, Result, WriteFile, gone,
     open_and_read,
@@ -62,6 +63,8 @@ struct Shared {
     closing: Mutex<usize>,
     closed: Condvar,
     budget: Arc<Budget>,
+    /// Counts what readers read.
+    throttle: Arc<Throttle>,
 }
 
 impl Watch {
@@ -84,6 +87,7 @@ impl Watch {
                 closing: Mutex::new(0),
                 closed: Condvar::new(),
                 budget: Arc::default(),
+                throttle: Arc::default(),
             }),
         })
     }
@@ -96,6 +100,11 @@ impl Watch {
             shared: self.shared.clone(),
         };
         (Guard { patient: patient() }, patient())
+    }
+
+    /// Returns what slows the flush down.
+    pub fn throttle(&self) -> &Arc<Throttle> {
+        &self.shared.throttle
     }
 
     /// Supervises no backend until the next one.
@@ -323,6 +332,8 @@ impl Backend for Guard {
         let answer = shared.ask_and_drop(work, well);
         let failed = |error| Err(BackendError::new("open", path, error));
         let opened = answer.unwrap_or_else(failed)?;
+        let first = opened.first.as_ref().map_or(0, Vec::len);
+        shared.throttle.note_read(first);
         let file = opened.file.map(|file| {
             let ahead = Ahead::new(opened.metadata.clone(), shared.budget.clone());
             if let Ok(first) = &opened.first
@@ -534,6 +545,7 @@ impl ReadFile for GuardedFile {
             bytes.truncate(got);
             Ok(bytes)
         })?;
+        self.shared.throttle.note_read(bytes.len());
         buf[..bytes.len()].copy_from_slice(&bytes);
         Ok(bytes.len())
     }
@@ -555,7 +567,10 @@ impl ReadFile for GuardedFile {
             _ => self.read_ahead(ahead),
         }
         match found {
-            Found::Bytes(given) => Ok(given),
+            Found::Bytes(given) => {
+                self.shared.throttle.note_read(given);
+                Ok(given)
+            }
             Found::Nothing | Found::Silent(_) => self.read_at(buf, offset),
         }
     }
@@ -563,6 +578,7 @@ impl ReadFile for GuardedFile {
     fn read_ready(&self, buf: &mut [u8], offset: u64) -> Option<usize> {
         let ahead = self.ahead.as_ref()?;
         let given = ahead.read_ready(buf, offset)?;
+        self.shared.throttle.note_read(given);
         self.read_ahead(ahead);
         Some(given)
     }

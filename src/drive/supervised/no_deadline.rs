@@ -7,7 +7,8 @@ use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xa
 use crate::drive::supervised::health::Health;
 use crate::drive::supervised::threads::Ticket;
 use crate::drive::supervised::{Shared, threads};
-use crate::drive::{Backend, KeptOpen, Look, ModifyFile, ReadFile, Result, WriteFile};
+use crate::drive::throttle::{over_modify, over_read, over_write};
+use crate::drive::{Backend, KeptOpen, Look, ModifyFile, ReadFile, Result, WriteFile, WriteOut};
 use crate::plan::trust::Trust;
 
 /// The registration of a call in progress without a deadline.
@@ -64,19 +65,19 @@ impl Backend for Patient {
     fn open(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let inner = self.shared.wait(|| self.inner.open(path))?;
         let shared = self.shared.clone();
-        Ok(Box::new(PatientReader { inner, shared }))
+        Ok(over_read(Box::new(PatientReader { inner, shared })))
     }
 
     fn open_uncached(&self, path: &RelPath) -> Result<Box<dyn ReadFile>> {
         let inner = self.shared.wait(|| self.inner.open_uncached(path))?;
         let shared = self.shared.clone();
-        Ok(Box::new(PatientReader { inner, shared }))
+        Ok(over_read(Box::new(PatientReader { inner, shared })))
     }
 
     fn open_judged(&self, path: &RelPath) -> Result<(Box<dyn ReadFile>, Trust)> {
         let (inner, trust) = self.shared.wait(|| self.inner.open_judged(path))?;
         let shared = self.shared.clone();
-        Ok((Box::new(PatientReader { inner, shared }), trust))
+        Ok((over_read(Box::new(PatientReader { inner, shared })), trust))
     }
 
     fn trust(&self, path: &RelPath) -> Result<Trust> {
@@ -86,13 +87,13 @@ impl Backend for Patient {
     fn create(&self, path: &RelPath) -> Result<Box<dyn WriteFile>> {
         let inner = self.shared.wait(|| self.inner.create(path))?;
         let shared = self.shared.clone();
-        Ok(Box::new(PatientWriter { inner, shared }))
+        Ok(over_write(Box::new(PatientWriter { inner, shared })))
     }
 
     fn modify(&self, path: &RelPath) -> Result<Box<dyn ModifyFile>> {
         let inner = self.shared.wait(|| self.inner.modify(path))?;
         let shared = self.shared.clone();
-        Ok(Box::new(PatientModifier { inner, shared }))
+        Ok(over_modify(Box::new(PatientModifier { inner, shared })))
     }
 
     fn make_dir(&self, path: &RelPath) -> Result<()> {
@@ -215,6 +216,11 @@ impl WriteFile for PatientWriter {
         shared.wait(|| inner.append(data))
     }
 
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        let PatientWriter { inner, shared } = self;
+        shared.wait(|| inner.write_out(how))
+    }
+
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         let PatientWriter { inner, shared } = *self;
         shared.wait(|| inner.finish(modified))
@@ -235,6 +241,11 @@ impl ModifyFile for PatientModifier {
     fn set_size(&mut self, size: u64) -> io::Result<()> {
         let PatientModifier { inner, shared } = self;
         shared.wait(|| inner.set_size(size))
+    }
+
+    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        let PatientModifier { inner, shared } = self;
+        shared.wait(|| inner.write_out(how))
     }
 
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
