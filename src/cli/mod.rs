@@ -22,6 +22,7 @@ pub mod reload;
 pub mod render;
 pub mod rescue;
 pub mod restore;
+pub mod scrub;
 pub mod status;
 mod times;
 pub mod undo;
@@ -78,6 +79,7 @@ enum Command {
     Eject(eject::EjectArgs),
     Attach(attach::AttachArgs),
     Refresh(refresh::RefreshArgs),
+    Scrub(scrub::ScrubArgs),
     Unmount(unmount::UnmountArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
@@ -139,6 +141,7 @@ fn run(command: Command, given: &config::Settings, args: &[OsString]) -> Result<
         Command::Eject(command) => eject::run(&command),
         Command::Attach(command) => attach::run(&command),
         Command::Refresh(command) => refresh::run(&command),
+        Command::Scrub(command) => scrub::run(&command),
         Command::Unmount(command) => unmount::run(&command),
         Command::Pause(command) => pause::run(&command),
         Command::Resume(command) => pause::resume(&command),

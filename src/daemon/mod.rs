@@ -32,6 +32,7 @@ pub mod preflight;
 mod process;
 mod re_enroll;
 mod run;
+mod scrub;
 mod serve;
 mod service;
 mod shutdown;

@@ -122,7 +122,7 @@ pub struct Origin {
 }
 
 /// The keys of the configuration that [`Live`] has.
-pub const LIVE: [&str; 18] = [
+pub const LIVE: [&str; 20] = [
     "auto_flush",
     "evict_after",
     "expire",
@@ -139,6 +139,8 @@ pub const LIVE: [&str; 18] = [
     "quiet_hours",
     "refresh",
     "schedule",
+    "scrub",
+    "scrub_rate",
     "verify",
     "wait_closed",
 ];
@@ -160,6 +162,10 @@ pub struct Live {
     pub refresh: Refresh,
     /// Flush at these times.
     pub schedule: Option<Schedule>,
+    /// Read and compare all files of the drive at these times.
+    pub scrub: Option<Schedule>,
+    /// How many bytes a second that reads.
+    pub scrub_rate: u64,
     /// Begin no flush in these hours.
     pub quiet_hours: Vec<QuietHours>,
     /// Begin no flush on battery.

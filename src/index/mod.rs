@@ -26,6 +26,7 @@ mod replaced;
 mod rollback;
 mod salvage;
 mod schema;
+mod scrub;
 mod settings;
 mod snapshot;
 mod statements;

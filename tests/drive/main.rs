@@ -19,3 +19,4 @@ mod patches;
 mod refusals;
 mod rich_drive;
 mod rich_mounts;
+mod scrub;
