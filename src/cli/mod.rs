@@ -8,6 +8,7 @@ pub mod eject;
 pub mod flush;
 mod interrupt;
 mod kept;
+pub mod leave;
 pub mod local;
 pub mod log;
 mod metrics_args;
@@ -88,6 +89,7 @@ enum Command {
     Versions(versions::VersionsArgs),
     Restore(restore::RestoreArgs),
     Undo(undo::UndoArgs),
+    Leave(leave::LeaveArgs),
     Recover(recover::RecoverArgs),
     Rescue(rescue::RescueArgs),
 }
@@ -150,6 +152,7 @@ fn run(command: Command, given: &config::Settings, args: &[OsString]) -> Result<
         Command::Versions(command) => versions::run(&command),
         Command::Restore(command) => restore::run(&command),
         Command::Undo(command) => undo::run(&command),
+        Command::Leave(command) => leave::run(&command),
         Command::Recover(command) => recover::run(&command),
         Command::Rescue(command) => rescue::run(&command),
     }

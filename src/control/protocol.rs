@@ -88,6 +88,8 @@ pub enum Request {
     Scrub(ScrubWish),
     /// Stops the scrub under way. It can go on later.
     StopScrub,
+    /// Says what an end of the volume would remove, and what is in its way. Changes nothing.
+    LeavePlan,
     /// Lists what stays local, and says what other patterns would change.
     Local {
         /// The other patterns; `None` for none.
@@ -180,6 +182,8 @@ pub enum Answer {
     Automatic(Automatic),
     /// To [`Request::Scrub`] and [`Request::StopScrub`].
     Scrubbed(ScrubStatus),
+    /// To [`Request::LeavePlan`].
+    LeavePlan(LeavePlan),
     /// To [`Request::Local`].
     Local(LocalReport),
     /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
@@ -308,6 +312,32 @@ pub struct Status {
     /// When the drive's files were last compared with their hashes, and what was found.
     #[serde(default)]
     pub scrub: ScrubStatus,
+}
+
+/// What an end of the volume would remove, and what is in its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeavePlan {
+    /// The mount point.
+    pub mountpoint: String,
+    /// The drive's directory.
+    pub drive: String,
+    /// The cache directory.
+    pub cache: String,
+    /// The drive's name in the configuration.
+    pub name: Option<String>,
+    /// Changed files and names that a flush writes first.
+    pub waiting: u64,
+    /// What is in the cache only, because it stays local.
+    pub local: Amount,
+    /// The first of these files.
+    pub local_files: Vec<String>,
+    /// Old versions that are kept on the drive.
+    pub versions: Amount,
+    /// What only `.ferryfs` knows, a line each.
+    pub lost: Vec<String>,
+    /// Why it cannot be done now, a line each.
+    pub in_the_way: Vec<String>,
 }
 
 /// What is known of the scrubs of a drive.

@@ -31,7 +31,7 @@ use super::connection;
 use super::connection::Limits;
 use super::protocol::{
     AttachReport, Automatic, ConfigOrigin, ControlError, ErrorCode, FlushReport, FlushWish,
-    LocalReport, RefreshReport, SOCKET_NAME, ScrubStatus, ScrubWish, Status,
+    LeavePlan, LocalReport, RefreshReport, SOCKET_NAME, ScrubStatus, ScrubWish, Status,
 };
 use crate::core::{ForeignText, Progress, quoted};
 
@@ -175,6 +175,15 @@ pub trait Handler: Send + Sync {
     /// If that cannot be stored.
     fn stop_scrub(&self) -> Result<ScrubStatus, ControlError> {
         let message = "there is no drive to read";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
+    }
+
+    /// Says what an end of the volume would remove, and what is in its way.
+    ///
+    /// # Errors
+    /// If the drive or the index cannot be read.
+    fn leave_plan(&self) -> Result<LeavePlan, ControlError> {
+        let message = "there is no drive to leave";
         Err(ControlError::new(ErrorCode::BadRequest, message))
     }
 

@@ -20,6 +20,7 @@ mod inner_mounts;
 mod keeping;
 mod known_caches;
 mod lease;
+pub mod leave;
 mod log;
 pub mod metrics;
 mod monitor;

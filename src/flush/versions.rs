@@ -850,8 +850,25 @@ fn remove_file(backend: &dyn Backend, path: &RelPath) -> Result<()> {
     }
 }
 
+/// Returns how many versions are kept on the drive, and their bytes.
+///
+/// # Errors
+/// If the drive fails.
+pub fn kept_versions(backend: &dyn Backend) -> Result<(u64, u64)> {
+    let mut sum = (0, 0_u64);
+    for id in all(backend)? {
+        for entry in or_skip(backend, id, files_in(backend, id))?.unwrap_or_default() {
+            sum = (sum.0 + 1, sum.1.saturating_add(entry.size));
+        }
+    }
+    Ok(sum)
+}
+
 /// Removes a directory with all that is in it; no link is followed.
-fn remove_below(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
+///
+/// # Errors
+/// If the drive refuses to remove a part.
+pub(crate) fn remove_below(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     let mut found = below(backend, dir)?;
     // What is deeper goes first.
     found.sort_by_key(|(path, _)| std::cmp::Reverse(path.depth()));

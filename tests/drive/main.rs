@@ -15,6 +15,7 @@ mod backend_conformance;
 mod described;
 mod fuse_drive;
 mod hostile_drive;
+mod leave;
 mod patches;
 mod refusals;
 mod rich_drive;

@@ -116,7 +116,7 @@ fn a_bit_that_has_rotted_is_found_and_written_again_from_the_cache() {
         let before = fs::metadata(lab.d("small")).expect("stat");
         let found = scrub(&lab, exit::DONE);
         assert_counts(&found, &[("damaged", 2), ("repaired", 2), ("compared", 2)]);
-        assert!(attention(&lab).contains("2 damaged files"));
+        assert!(attention(&lab).contains("had written again: 2."));
         // Nothing is written to the drive before the flush, and the mark outlives the daemon.
         assert!(fs::read(lab.d("large")).unwrap() != content(2, 9 << 20));
         lab.kill9();
@@ -426,7 +426,7 @@ fn the_schedule_begins_a_scrub_and_makes_up_a_missed_one() {
     let told = out.with_extension("whole");
     wait_until("the command to have run", LONG, || told.exists());
     let told = fs::read_to_string(told).expect("read");
-    assert!(told.contains("1 damaged files"), "{told}");
+    assert!(told.contains("had written again: 1."), "{told}");
     lab.flush();
     assert_content(lab.d("a"), content(1, 5000));
     lab.finish();

@@ -154,7 +154,7 @@ impl Problem {
     }
 
     pub(super) fn line(&self) -> String {
-        format!("{} {}", printable(&self.path), self.problem)
+        format!("{}: {}", printable(&self.path), self.problem)
     }
 }
 

@@ -216,8 +216,8 @@ impl Scrubber {
         let mut lines: Vec<String> = Vec::new();
         if repaired > 0 {
             lines.push(format!(
-                "a scrub has found {repaired} damaged files on the drive, and their right bytes; \
-                 the next flush writes them again. Check the drive (smartctl -a), and keep a backup"
+                "damaged files that a scrub has found on the drive, and had written again: \
+                 {repaired}. Check the drive (smartctl -a), and keep a backup"
             ));
         }
         let mut more = 0_u64;

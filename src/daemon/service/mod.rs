@@ -5,6 +5,7 @@ mod automatic;
 mod errors;
 mod flushing;
 mod keeping;
+mod leaving;
 mod scrubbing;
 mod status;
 mod unmounting;
@@ -34,7 +35,7 @@ use super::when::Timing;
 use crate::cache::Store;
 use crate::control::protocol::{
     AttachReport, Automatic, ConfigOrigin, Conflict, ControlError, ErrorCode, FlushReport,
-    FlushWish, LastFlush, LocalReport, RefreshReport, ScrubStatus, ScrubWish, Status,
+    FlushWish, LastFlush, LeavePlan, LocalReport, RefreshReport, ScrubStatus, ScrubWish, Status,
 };
 use crate::control::server::{Asker, Handler};
 use crate::core::{RelPath, Timestamp, Utc, WhileOpen};
@@ -253,6 +254,10 @@ impl Handler for Service {
     fn stop_scrub(&self) -> Result<ScrubStatus, ControlError> {
         self.scrubber.stop();
         Ok(self.scrub_status())
+    }
+
+    fn leave_plan(&self) -> Result<LeavePlan, ControlError> {
+        self.plan_to_leave()
     }
 
     fn local(&self, instead: Option<&[String]>) -> Result<LocalReport, ControlError> {
