@@ -306,8 +306,12 @@ const OWN: [&str; 9] = [
 /// The files of a lease.
 const LEASE: [&str; 3] = ["lease", "lease.new", "lease.knock"];
 
-/// Returns what is in the way of removing `.ferryfs` from the drive, a line each.
-pub(super) fn in_the_way(backend: &dyn Backend) -> Result<Vec<String>, FlushError> {
+/// Returns what is in the way of removing `.ferryfs` from the drive, a line each. The batch of a
+/// flush under way is not, as `is_flushing` says.
+pub(super) fn in_the_way(
+    backend: &dyn Backend,
+    is_flushing: bool,
+) -> Result<Vec<String>, FlushError> {
     let mut lines = Vec::new();
     for name in backend.names_in(&layout::dir())? {
         let is_known = [layout::marker_path()]
@@ -339,7 +343,7 @@ pub(super) fn in_the_way(backend: &dyn Backend) -> Result<Vec<String>, FlushErro
         match backend.names_in(&path) {
             Err(error) if is_absent(&error) => {}
             Err(error) => return Err(error.into()),
-            Ok(names) if names.is_empty() => {}
+            Ok(names) if names.is_empty() || (is_flushing && path == layout::batches_dir()) => {}
             Ok(_) => lines.push(format!("{path} on the drive is not empty: {what}")),
         }
     }
@@ -355,7 +359,7 @@ fn check_folder(backend: &MountedDir, drop_versions: bool) -> Result<(), Failure
         Failure::failed(format!("not left: {what}"))
             .hint("nothing was removed; `ferryfs mount` takes the drive up again")
     };
-    if let Some(line) = in_the_way(backend)?.first() {
+    if let Some(line) = in_the_way(backend, false)?.first() {
         return Err(refuse(line));
     }
     let versions = backend.names_in(&layout::versions_root());

@@ -261,8 +261,8 @@ fn is_of_medium(error: &io::Error) -> bool {
 /// Returns the message of the system without the number.
 fn in_words(error: &io::Error) -> String {
     let text = error.to_string();
-    match text.find(" (os error") {
-        Some(at) => text[..at].to_lowercase(),
-        None => text,
-    }
+    let words = text
+        .split_once(" (os error")
+        .map(|(words, _)| words.to_lowercase());
+    words.unwrap_or(text)
 }

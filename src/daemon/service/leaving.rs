@@ -29,7 +29,7 @@ impl Service {
         let snapshot = self.index.snapshot().map_err(of_index)?;
         let local = local_files(&snapshot).map_err(of_index)?;
         let (files, bytes) = kept_versions(&*backend).map_err(of_drive)?;
-        let mut in_the_way = in_the_way(&*backend).map_err(of_drive)?;
+        let mut in_the_way = in_the_way(&*backend, self.flusher.is_running()).map_err(of_drive)?;
         in_the_way.extend(self.in_the_way_here());
         let waiting = self.waiting();
         Ok(LeavePlan {
