@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -313,6 +313,19 @@ pub fn make_new(path: &Path) -> io::Result<File> {
         _ => {}
     }
     own().write(true).create_new(true).open(path)
+}
+
+/// Replaces the file `path` as a whole by one with these bytes. A crash leaves the old or the new
+/// one, and perhaps a temporary file, which the next call replaces.
+///
+/// # Errors
+/// What the system said; the old file is still there.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = make_new(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
 }
 
 /// Reads a whole file of the cache.

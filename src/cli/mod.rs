@@ -8,6 +8,7 @@ pub mod eject;
 pub mod flush;
 mod interrupt;
 mod kept;
+pub mod leave;
 pub mod local;
 pub mod log;
 mod metrics_args;
@@ -22,6 +23,7 @@ pub mod reload;
 pub mod render;
 pub mod rescue;
 pub mod restore;
+pub mod scrub;
 pub mod status;
 mod times;
 pub mod undo;
@@ -78,6 +80,7 @@ enum Command {
     Eject(eject::EjectArgs),
     Attach(attach::AttachArgs),
     Refresh(refresh::RefreshArgs),
+    Scrub(scrub::ScrubArgs),
     Unmount(unmount::UnmountArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
@@ -86,6 +89,7 @@ enum Command {
     Versions(versions::VersionsArgs),
     Restore(restore::RestoreArgs),
     Undo(undo::UndoArgs),
+    Leave(leave::LeaveArgs),
     Recover(recover::RecoverArgs),
     Rescue(rescue::RescueArgs),
 }
@@ -139,6 +143,7 @@ fn run(command: Command, given: &config::Settings, args: &[OsString]) -> Result<
         Command::Eject(command) => eject::run(&command),
         Command::Attach(command) => attach::run(&command),
         Command::Refresh(command) => refresh::run(&command),
+        Command::Scrub(command) => scrub::run(&command),
         Command::Unmount(command) => unmount::run(&command),
         Command::Pause(command) => pause::run(&command),
         Command::Resume(command) => pause::resume(&command),
@@ -147,6 +152,7 @@ fn run(command: Command, given: &config::Settings, args: &[OsString]) -> Result<
         Command::Versions(command) => versions::run(&command),
         Command::Restore(command) => restore::run(&command),
         Command::Undo(command) => undo::run(&command),
+        Command::Leave(command) => leave::run(&command),
         Command::Recover(command) => recover::run(&command),
         Command::Rescue(command) => rescue::run(&command),
     }

@@ -10,7 +10,7 @@ use clap::Parser;
 
 use super::config::{CACHE, DRIVE, MOUNTPOINT, Setting, Settings};
 use super::metrics_args::MetricsArgs;
-use super::units::{UnitError, parse_cache_size, parse_duration, parse_size};
+use super::units::{UnitError, parse_cache_size, parse_duration, parse_rate};
 use super::{complain_of, config, reach, usage};
 use crate::control::mounts;
 use crate::core::{Exit, Failure, ForeignText};
@@ -193,6 +193,14 @@ pub struct MountArgs {
     /// Begin no flush while the machine runs on its battery, unless the SSD is nearly full
     #[arg(long)]
     only_on_mains: bool,
+    /// Read all files of the drive at these times, in the syntax of --schedule, compare them with
+    /// their hashes, and repair what is damaged, see `ferryfs scrub --help`: "0 3 1 * *". A run
+    /// that was missed is made up once
+    #[arg(long, value_name = "CRON")]
+    scrub: Option<Schedule>,
+    /// How many bytes a second a scrub reads: "20M"
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate, default_value = "20M")]
+    scrub_rate: u64,
     /// Run this command for the shell when a flush has failed or left something behind. It gets a
     /// report in JSON on stdin
     #[arg(long, value_name = "COMMAND")]
@@ -495,6 +503,8 @@ impl MountArgs {
                 verify: self.verify,
                 refresh: self.refresh.unwrap_or_default(),
                 schedule: self.schedule,
+                scrub: self.scrub,
+                scrub_rate: self.scrub_rate,
                 quiet_hours: self.quiet_hours,
                 only_on_mains: self.only_on_mains,
                 hooks: HookCommands {
@@ -629,26 +639,18 @@ fn parse_refresh(text: &str) -> Result<Refresh, DurationError> {
     Ok(Refresh::Every(every))
 }
 
-/// The lowest limit. Even a few files would take forever with less.
-const LOWEST_RATE: u64 = 64 << 10;
-
 /// Why a limit is not accepted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum RateError {
-    #[error("{0}; or \"off\"")]
-    Unit(UnitError),
-    #[error("must be at least 64K, which is that much in a second, or \"off\"")]
-    TooLow,
-}
+#[error("{0}; or \"off\"")]
+struct RateError(UnitError);
 
-/// Parses a limit of bytes per second.
+/// Parses "off", or a limit of bytes per second.
 fn parse_limit_rate(text: &str) -> Result<LimitRate, RateError> {
-    if text == "off" {
-        return Ok(LimitRate::Off);
-    }
-    match parse_size(text).map_err(RateError::Unit)? {
-        bytes if bytes < LOWEST_RATE => Err(RateError::TooLow),
-        bytes => Ok(LimitRate::PerSecond(bytes)),
+    match text {
+        "off" => Ok(LimitRate::Off),
+        rate => parse_rate(rate)
+            .map(LimitRate::PerSecond)
+            .map_err(RateError),
     }
 }
 
@@ -714,6 +716,8 @@ mod tests {
                 refresh: Refresh::Auto,
                 schedule: None,
                 quiet_hours: Vec::new(),
+                scrub: None,
+                scrub_rate: 20 << 20,
                 only_on_mains: false,
                 hooks: HookCommands {
                     timeout: Duration::from_secs(60),

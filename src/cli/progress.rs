@@ -240,6 +240,7 @@ pub(super) fn phase_name(phase: Phase) -> &'static str {
         Phase::Commit => "sealing  ",
         Phase::Apply => "placing  ",
         Phase::Confirm => "confirming",
+        Phase::Scrub => "reading  ",
     }
 }
 

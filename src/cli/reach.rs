@@ -409,6 +409,22 @@ pub(super) fn report(
     timeout: Option<Duration>,
     bar: &mut Bar,
 ) -> Result<FlushReport, Failure> {
+    match call_until_interrupted(client, request, timeout, bar)? {
+        Answer::Report(report) => Ok(report),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Sends a request that takes long, showing `bar`. Ctrl-C cancels it.
+///
+/// # Errors
+/// As for [`Client::call_until`].
+pub(super) fn call_until_interrupted(
+    client: &mut Client,
+    request: &Request,
+    timeout: Option<Duration>,
+    bar: &mut Bar,
+) -> Result<Answer, ClientError> {
     interrupt::watch();
     let said = Cell::new(false);
     let bar = RefCell::new(bar);
@@ -427,10 +443,7 @@ pub(super) fn report(
         &cancelled,
     );
     bar.borrow_mut().clear();
-    match answer? {
-        Answer::Report(report) => Ok(report),
-        _ => Err(unexpected()),
-    }
+    answer
 }
 
 pub(super) fn unexpected() -> Failure {

@@ -51,6 +51,8 @@ pub fn status(status: &Status) -> String {
         let (time, found) = (times::date_and_time(&last.time), found(&last.report));
         rows.push(("last look", format!("at {time}: {found}")));
     }
+    let scrubs = super::scrub::rows(&status.scrub).into_iter();
+    rows.extend(scrubs.map(|line| ("scrub", line)));
     rows.push(("cached", cached(status)));
     if let Some(space) = status.drive {
         rows.push(("on the drive", free(space)));

@@ -20,6 +20,9 @@ pub enum UnitError {
     /// It is zero, which is not accepted here.
     #[error("must be more than zero")]
     Zero,
+    /// A rate at which a large drive would take years.
+    #[error("must be at least 64K, in bytes a second")]
+    Rate,
     /// A share outside 1% to 100%.
     #[error("a share must be a whole number from 1% to 100%")]
     Share,
@@ -92,6 +95,17 @@ pub fn parse_cache_size(text: &str) -> Result<CacheSize, UnitError> {
     match parse_size(text)? {
         0 => Err(UnitError::Zero),
         bytes => Ok(CacheSize::Bytes(bytes)),
+    }
+}
+
+/// Parses bytes a second, as [`parse_size`], at least 64 KiB.
+///
+/// # Errors
+/// [`UnitError`].
+pub fn parse_rate(text: &str) -> Result<u64, UnitError> {
+    match parse_size(text)? {
+        bytes if bytes < 64 << 10 => Err(UnitError::Rate),
+        bytes => Ok(bytes),
     }
 }
 

@@ -7,9 +7,10 @@ use super::flush::verdict;
 use super::progress::Bar;
 use super::reach::{NotReached, Reached, Which};
 use super::{reach, render, say};
+use crate::control::client::Client;
 use crate::control::mounts;
 use crate::control::mounts::MountEntry;
-use crate::control::protocol::Request;
+use crate::control::protocol::{FlushReport, Request};
 use crate::core::{Exit, Failure, ForeignText};
 use crate::daemon::dead_mount;
 use crate::sys::terminal::complain;
@@ -59,13 +60,7 @@ pub(super) fn run(args: &UnmountArgs) -> Result<Exit, Failure> {
         flush: !args.no_flush,
         force: args.force,
     };
-    let report = reach::report(&mut client, &request, None, &mut Bar::new(false))?;
-    if report.still_used.is_none() {
-        client.wait_until_closed(LEAVING);
-        if let Some(mount) = &mount {
-            wait_until_gone(mount)?;
-        }
-    }
+    let report = ask_and_wait(client, &request, mount.as_ref())?;
     say(&render::unmount_report(
         &report,
         !args.no_flush,
@@ -75,6 +70,26 @@ pub(super) fn run(args: &UnmountArgs) -> Result<Exit, Failure> {
         Some(_) => Exit::LeftBehind,
         None => verdict(&report),
     })
+}
+
+/// Asks for an unmount, and waits until the daemon has released everything and the mount has left
+/// the table, unless it stays in use.
+///
+/// # Errors
+/// If the mount stays.
+pub(super) fn ask_and_wait(
+    mut client: Client,
+    request: &Request,
+    mount: Option<&MountEntry>,
+) -> Result<FlushReport, Failure> {
+    let report = reach::report(&mut client, request, None, &mut Bar::new(false))?;
+    if report.still_used.is_none() {
+        client.wait_until_closed(LEAVING);
+        if let Some(mount) = mount {
+            wait_until_gone(mount)?;
+        }
+    }
+    Ok(report)
 }
 
 fn take_away(mount: &MountEntry) -> Result<Exit, Failure> {

@@ -146,6 +146,9 @@ fn respond(
         }
         Request::Resume => handler.resume().map(Answer::Automatic),
         Request::Reload { live, config } => handler.reload(live, config).map(Answer::Automatic),
+        Request::Scrub(wish) => handler.scrub(wish, &asker).map(Answer::Scrubbed),
+        Request::StopScrub => handler.stop_scrub().map(Answer::Scrubbed),
+        Request::LeavePlan => handler.leave_plan().map(Answer::LeavePlan),
         Request::Local { instead } => handler.local(instead.as_deref()).map(Answer::Local),
         Request::Unmount { flush, force } => report(handler.unmount(*flush, *force, &asker)),
         Request::Cancel => Err(ControlError::new(

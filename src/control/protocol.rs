@@ -83,6 +83,13 @@ pub enum Request {
         /// What [`Status::config`] says from now on.
         config: ConfigOrigin,
     },
+    /// Reads the files of the drive and compares them with their hashes. Goes on where an earlier
+    /// scrub was stopped, and answers at the end of it. A cancelled one stops.
+    Scrub(ScrubWish),
+    /// Stops the scrub under way. It can go on later.
+    StopScrub,
+    /// Says what an end of the volume would remove, and what is in its way. Changes nothing.
+    LeavePlan,
     /// Lists what stays local, and says what other patterns would change.
     Local {
         /// The other patterns; `None` for none.
@@ -113,6 +120,21 @@ pub struct FlushWish {
     /// Leaves files that are open for writing behind until they are closed.
     #[serde(skip_serializing_if = "is_false")]
     pub wait_closed: bool,
+}
+
+/// The options of a scrub. An option that is left out is off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScrubWish {
+    /// How many bytes a second are read; that of the configuration if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// Begins again, with the first file.
+    #[serde(skip_serializing_if = "is_false")]
+    pub restart: bool,
+    /// Repairs nothing.
+    #[serde(skip_serializing_if = "is_false")]
+    pub only_look: bool,
 }
 
 /// One line of the daemon's answer.
@@ -158,6 +180,10 @@ pub enum Answer {
     Refreshed(RefreshReport),
     /// To [`Request::Pause`], [`Request::Resume`] and [`Request::Reload`].
     Automatic(Automatic),
+    /// To [`Request::Scrub`] and [`Request::StopScrub`].
+    Scrubbed(ScrubStatus),
+    /// To [`Request::LeavePlan`].
+    LeavePlan(LeavePlan),
     /// To [`Request::Local`].
     Local(LocalReport),
     /// To [`Request::Flush`], [`Request::Eject`] and [`Request::Unmount`].
@@ -283,6 +309,98 @@ pub struct Status {
     /// Whether flushes keep what they replace and delete on the drive.
     #[serde(default)]
     pub versions: bool,
+    /// When the drive's files were last compared with their hashes, and what was found.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
+}
+
+/// What an end of the volume would remove, and what is in its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeavePlan {
+    /// The mount point.
+    pub mountpoint: String,
+    /// The drive's directory.
+    pub drive: String,
+    /// The cache directory.
+    pub cache: String,
+    /// The drive's name in the configuration.
+    pub name: Option<String>,
+    /// Changed files and names that a flush writes first.
+    pub waiting: u64,
+    /// What is in the cache only, because it stays local.
+    pub local: Amount,
+    /// The first of these files.
+    pub local_files: Vec<String>,
+    /// Old versions that are kept on the drive.
+    pub versions: Amount,
+    /// What only `.ferryfs` knows, a line each.
+    pub lost: Vec<String>,
+    /// Why it cannot be done now, a line each.
+    pub in_the_way: Vec<String>,
+}
+
+/// What is known of the scrubs of a drive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScrubStatus {
+    /// The last one that came to its end.
+    pub last: Option<ScrubReport>,
+    /// The one that did not come to its end yet.
+    pub current: Option<ScrubReport>,
+    /// Whether that goes on by itself; if not, it was stopped.
+    pub running: bool,
+    /// What it waits for, if it does.
+    pub waits_for: Option<String>,
+    /// All files that it is about, and their bytes.
+    pub total: Amount,
+    /// When the schedule begins one: RFC 3339, UTC. A time that has passed is a run that is made up
+    /// as soon as it can be.
+    pub next_run: Option<String>,
+}
+
+/// What a scrub has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScrubReport {
+    /// When it began: RFC 3339, UTC.
+    pub started: String,
+    /// When it ended.
+    pub ended: Option<String>,
+    /// Files that were read to their end, and their bytes.
+    pub read: Amount,
+    /// Those that were compared with a known hash.
+    pub compared: u64,
+    /// Those of which no hash was known; it is now.
+    pub recorded: u64,
+    /// Files that were left out: the mount has newer versions, or others have changed them.
+    pub left_out: u64,
+    /// Files with wrong bytes, or with bytes that the medium does not return.
+    pub damaged: u64,
+    /// Damaged files that are written again by the next flush.
+    pub repaired: u64,
+    /// Files that could not be opened or read for another reason.
+    pub unreadable: u64,
+    /// Damaged and unreadable files, the first two hundred.
+    pub problems: Vec<ScrubProblem>,
+}
+
+impl ScrubReport {
+    /// Returns how many files need the user.
+    pub fn unresolved(&self) -> u64 {
+        self.damaged.saturating_sub(self.repaired) + self.unreadable
+    }
+}
+
+/// A file that a scrub has found to be damaged or unreadable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubProblem {
+    /// Its path on the drive.
+    pub path: String,
+    /// What is wrong, and what was done.
+    pub problem: String,
+    /// Nothing more needs to be done.
+    pub repaired: bool,
 }
 
 /// How much stays on this computer.

@@ -31,7 +31,7 @@ use super::connection;
 use super::connection::Limits;
 use super::protocol::{
     AttachReport, Automatic, ConfigOrigin, ControlError, ErrorCode, FlushReport, FlushWish,
-    LocalReport, RefreshReport, SOCKET_NAME, Status,
+    LeavePlan, LocalReport, RefreshReport, SOCKET_NAME, ScrubStatus, ScrubWish, Status,
 };
 use crate::core::{ForeignText, Progress, quoted};
 
@@ -157,6 +157,34 @@ pub trait Handler: Send + Sync {
     ) -> Result<Automatic, ControlError> {
         let _ = (live, config);
         Err(no_automatic_flushes())
+    }
+
+    /// Reads and compares the files of the drive, and returns when all of them have been.
+    ///
+    /// # Errors
+    /// If it is stopped before.
+    fn scrub(&self, wish: &ScrubWish, asker: &Asker<'_>) -> Result<ScrubStatus, ControlError> {
+        let _ = (wish, asker);
+        let message = "there is no drive to read";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
+    }
+
+    /// Stops the scrub under way.
+    ///
+    /// # Errors
+    /// If that cannot be stored.
+    fn stop_scrub(&self) -> Result<ScrubStatus, ControlError> {
+        let message = "there is no drive to read";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
+    }
+
+    /// Says what an end of the volume would remove, and what is in its way.
+    ///
+    /// # Errors
+    /// If the drive or the index cannot be read.
+    fn leave_plan(&self) -> Result<LeavePlan, ControlError> {
+        let message = "there is no drive to leave";
+        Err(ControlError::new(ErrorCode::BadRequest, message))
     }
 
     /// Lists what stays local, and says what the patterns `instead` would change.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The phase of a batch.
+/// The phase of a batch, or a scrub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -18,9 +18,11 @@ pub enum Phase {
     Apply,
     /// The result is noted in the index, and the record is removed.
     Confirm,
+    /// No phase of a batch: files of the drive are read and compared with their hashes.
+    Scrub,
 }
 
-/// The progress of a batch. The totals may grow while it runs.
+/// The progress of a batch or a scrub. The totals may grow while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// The current phase.

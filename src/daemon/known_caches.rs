@@ -74,7 +74,12 @@ pub(super) fn all() -> Vec<(PathBuf, CacheFacts)> {
     volume::default_caches().map_or_else(|_| Vec::new(), |caches| all_in(&caches))
 }
 
-fn all_in(caches: &Path) -> Vec<(PathBuf, CacheFacts)> {
+/// The directories in which caches of this user are, or may be.
+pub(super) fn dirs() -> Vec<PathBuf> {
+    volume::default_caches().map_or_else(|_| Vec::new(), |caches| dirs_in(&caches))
+}
+
+fn dirs_in(caches: &Path) -> Vec<PathBuf> {
     let paths = |dir: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).collect()
@@ -93,6 +98,10 @@ fn all_in(caches: &Path) -> Vec<(PathBuf, CacheFacts)> {
     found.sort();
     found.dedup();
     found
+}
+
+fn all_in(caches: &Path) -> Vec<(PathBuf, CacheFacts)> {
+    dirs_in(caches)
         .into_iter()
         .filter_map(|dir| {
             let facts = CacheFacts::read(&dir).ok()??;

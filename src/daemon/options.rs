@@ -142,6 +142,8 @@ pub const LIVE: [&str; 20] = [
     "quiet_hours",
     "refresh",
     "schedule",
+    "scrub",
+    "scrub_rate",
     "verify",
     "wait_closed",
 ];
@@ -167,6 +169,10 @@ pub struct Live {
     pub refresh: Refresh,
     /// Flush at these times.
     pub schedule: Option<Schedule>,
+    /// Read and compare all files of the drive at these times.
+    pub scrub: Option<Schedule>,
+    /// How many bytes a second that reads.
+    pub scrub_rate: u64,
     /// Begin no flush in these hours.
     pub quiet_hours: Vec<QuietHours>,
     /// Begin no flush on battery.

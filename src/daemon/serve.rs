@@ -20,6 +20,7 @@ use super::open_cache::Opened;
 use super::open_index::note_unclean;
 use super::options::MountOptions;
 use super::run::{HOPELESS, LOG, PATIENCE, failed};
+use super::scrub::Scrubber;
 use super::service::Service;
 use super::shutdown;
 use super::shutdown::{Asked, End, Life};
@@ -248,6 +249,7 @@ fn service(
         on_network,
         read_only: options.read_only,
         keeper: Keeper::default(),
+        scrubber: Scrubber::open(&opened.dir, Arc::new(CoarseClock)),
         last_error: Arc::new(Mutex::new(None)),
         patience: options.io_timeout * HOPELESS,
         store,

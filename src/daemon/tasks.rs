@@ -17,6 +17,7 @@ use super::metrics::Outlets;
 use super::notify;
 use super::notify::Notifier;
 use super::options::Live;
+use super::scrub;
 use super::service::{Service, rfc3339};
 use super::stop::Stop;
 use crate::core::{Ino, Pace, WhileOpen};
@@ -116,6 +117,8 @@ impl Tasks {
         })?;
         let s = service.clone();
         tasks.spawn("ferryfs-keep", move |stop| keeping::run(&s, stop))?;
+        let s = service.clone();
+        tasks.spawn("ferryfs-scrub", move |stop| scrub::run(&s, stop))?;
         let s = service.clone();
         tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, stop))?;
         let s = service.clone();

@@ -248,6 +248,7 @@ impl CacheFacts {
     /// # Errors
     /// If the file exists but cannot be read.
     pub(super) fn read(dir: &Path) -> Result<Option<CacheFacts>, Failure> {
+        super::leave::check_not_left(dir)?;
         let path = dir.join(CACHE_FILE);
         if fs::symlink_metadata(&path).is_ok() {
             check_private(dir)?;

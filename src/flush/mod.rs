@@ -103,7 +103,8 @@ pub use crate::flush::hooks::Hooks;
 pub use crate::flush::note::{BatchNote, NotedEnd};
 pub use crate::flush::patches::Patching;
 pub use crate::flush::report::{Cancel, OpenCopy, Report, Wish};
-pub use crate::flush::versions::VersionPolicy;
+pub(crate) use crate::flush::versions::remove_below;
+pub use crate::flush::versions::{VersionPolicy, kept_versions, versions_of_size};
 
 /// The parts that a flusher works with.
 pub struct FlusherParts {

@@ -735,6 +735,35 @@ fn files_in(backend: &dyn Backend, id: VersionsId) -> Result<Vec<Entry>> {
     Ok(versions.filter(|it| it.what.is_file()).collect())
 }
 
+/// Returns the paths on the drive of up to `limit` kept versions with `size` bytes: first those of
+/// the file at `path`, the newest first. A directory that the drive refuses to read is left out.
+///
+/// # Errors
+/// If the drive fails.
+pub fn versions_of_size(
+    backend: &dyn Backend,
+    path: &RelPath,
+    size: u64,
+    limit: usize,
+) -> Result<Vec<RelPath>> {
+    let (mut same, mut others) = (Vec::new(), Vec::new());
+    for id in all(backend)?.into_iter().rev() {
+        let files = or_skip(backend, id, files_in(backend, id))?.unwrap_or_default();
+        for entry in files.into_iter().filter(|entry| entry.size == size) {
+            let found = match entry.path == *path {
+                true => &mut same,
+                false => &mut others,
+            };
+            if found.len() < limit {
+                found.push(id.dir().join_path(&entry.path));
+            }
+        }
+    }
+    same.extend(others);
+    same.truncate(limit);
+    Ok(same)
+}
+
 /// Returns the list of a directory without the versions of these numbers: it says that they are not
 /// kept, because an undo must not take what has their place for new files.
 fn list_without(
@@ -821,8 +850,25 @@ fn remove_file(backend: &dyn Backend, path: &RelPath) -> Result<()> {
     }
 }
 
+/// Returns how many versions are kept on the drive, and their bytes.
+///
+/// # Errors
+/// If the drive fails.
+pub fn kept_versions(backend: &dyn Backend) -> Result<(u64, u64)> {
+    let mut sum = (0, 0_u64);
+    for id in all(backend)? {
+        for entry in or_skip(backend, id, files_in(backend, id))?.unwrap_or_default() {
+            sum = (sum.0 + 1, sum.1.saturating_add(entry.size));
+        }
+    }
+    Ok(sum)
+}
+
 /// Removes a directory with all that is in it; no link is followed.
-fn remove_below(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
+///
+/// # Errors
+/// If the drive refuses to remove a part.
+pub(crate) fn remove_below(backend: &dyn Backend, dir: &RelPath) -> Result<()> {
     let mut found = below(backend, dir)?;
     // What is deeper goes first.
     found.sort_by_key(|(path, _)| std::cmp::Reverse(path.depth()));

@@ -9,7 +9,7 @@ use crate::index::{Inode, Location};
 use crate::vfs::{Ctx, Fs, Result};
 
 /// The caller is the daemon, on a thread of its own.
-const CTX: Ctx = Ctx {
+pub(super) const CTX: Ctx = Ctx {
     uid: 0,
     gid: 0,
     pid: 0,

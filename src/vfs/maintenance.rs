@@ -226,6 +226,11 @@ impl Fs {
         }
     }
 
+    /// Returns how many reads of the drive programs have made.
+    pub fn drive_reads(&self) -> u64 {
+        self.drive_files.reads()
+    }
+
     /// Opens files that a batch is about to remove from the backend, so that their readers can go
     /// on.
     pub fn hold_open_for_readers(&self, inos: &[Ino]) {

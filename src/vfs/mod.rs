@@ -56,6 +56,7 @@ mod prepare;
 pub(crate) mod privileges;
 mod read;
 mod rename;
+mod repair;
 mod write;
 
 use std::sync::Arc;
@@ -90,6 +91,7 @@ pub use crate::vfs::open_files::{Handle, OpenMode};
 pub use crate::vfs::privileges::CAPABILITY;
 pub use crate::vfs::read::SeekFor;
 pub use crate::vfs::rename::RenameMode;
+pub use crate::vfs::repair::{Damage, Rewritten};
 
 /// The caller of an operation, and what the operation may do.
 #[derive(Clone, Copy, Debug)]

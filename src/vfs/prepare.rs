@@ -12,10 +12,13 @@
 //! none of these parts. Lock order: one open inode's content; names on the drive (for a fetch); an
 //! object's descriptor; the index.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::core::{ContentHash, FileKind, Ino, ObjectId};
+use crate::drive::ReadFile;
+use crate::format::catalog::Extent;
 use crate::index::{Flags, IndexWriter, Inode, Location, PlacedEntry};
 use crate::sys;
 use crate::vfs::import::holes::{described_holes, write_around_holes};
@@ -200,21 +203,7 @@ impl Fs {
         let target = self.objects.create(object)?;
         let copied = (|| {
             let file = target.file()?;
-            let mut buffer = vec![0; FETCH_BUFFER];
-            let mut hasher = blake3::Hasher::new();
-            let mut at = 0;
-            loop {
-                let got = source.read_on(&mut buffer, at).map_err(backend_read)?;
-                if got == 0 {
-                    break;
-                }
-                hasher.update(&buffer[..got]);
-                write_around_holes(&holes, at, &buffer[..got], |at, bytes| {
-                    file.write_all_at(bytes, at)
-                })?;
-                at += got as u64;
-            }
-            file.set_len(at)?; // For a hole at the end.
+            let (at, hash) = copy_in(&*source, &file, &holes)?;
             if at != inode.size {
                 tracing::warn!(
                     ino = ino.0,
@@ -225,7 +214,6 @@ impl Fs {
                 return Err(FsError::Errno(libc::EIO));
             }
             sys::time::set_modified_fd(&**file, inode.mtime)?;
-            let hash = ContentHash(*hasher.finalize().as_bytes());
             Ok((measure(&file)?.blocks(), hash))
         })();
         let (blocks, hash) = match copied {
@@ -254,6 +242,31 @@ impl Fs {
         state.put_inode(inode);
         Ok(())
     }
+}
+
+/// Copies all of `source` into the new file of an object, around `holes`. Returns the length and
+/// the hash of what was copied.
+pub(super) fn copy_in(
+    source: &dyn ReadFile,
+    file: &File,
+    holes: &[Extent],
+) -> Result<(u64, ContentHash)> {
+    let mut buffer = vec![0; FETCH_BUFFER];
+    let mut hasher = blake3::Hasher::new();
+    let mut at = 0;
+    loop {
+        let got = source.read_on(&mut buffer, at).map_err(backend_read)?;
+        if got == 0 {
+            break;
+        }
+        hasher.update(&buffer[..got]);
+        write_around_holes(holes, at, &buffer[..got], |at, bytes| {
+            file.write_all_at(bytes, at)
+        })?;
+        at += got as u64;
+    }
+    file.set_len(at)?; // For a hole at the end.
+    Ok((at, ContentHash(*hasher.finalize().as_bytes())))
 }
 
 /// Converts an error of a read of the backend's file: the medium is gone, or the file is damaged.

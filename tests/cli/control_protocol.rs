@@ -15,7 +15,7 @@ use ferryfs::control::Limits;
 use ferryfs::control::client::{Client, ClientError};
 use ferryfs::control::protocol::{
     Answer, AttachReport, BackendState, ControlError, ErrorCode, FlushReport, FlushWish, IoPath,
-    LeftBehind, LocalCounts, Reply, Request, Status, decode,
+    LeftBehind, LocalCounts, Reply, Request, ScrubStatus, Status, decode,
 };
 use ferryfs::control::server::{Asker, Handler, serve, serve_within};
 use ferryfs::core::{Phase, Progress};
@@ -91,6 +91,7 @@ impl Handler for Fake {
             config: None,
             automatic: Default::default(),
             versions: false,
+            scrub: ScrubStatus::default(),
         }
     }
 

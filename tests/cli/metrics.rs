@@ -256,11 +256,19 @@ fn metrics_in_the_file_and_at_the_socket_say_what_waits_and_what_was_written() {
     );
     promtool(&["check", "metrics"], &body);
 
+    let scrub = ["scrub", "--rate", "4G", &text(&lab.mnt)];
+    assert_eq!(lab.ferryfs(&scrub).code, 0);
+    let scrubbed = parse(&ask(&socket, "/metrics").1);
+    assert_eq!(scrubbed.get("ferryfs_scrub_files"), 2.0);
+    assert_eq!(scrubbed.get("ferryfs_scrub_unrepaired_files"), 0.0);
+    assert!(scrubbed.get("ferryfs_scrub_last_timestamp_seconds") > 1.7e9);
+
     // Each is in the document, and the document has no other ones.
     let all: BTreeSet<String> = before
         .kinds
         .keys()
         .chain(after.kinds.keys())
+        .chain(scrubbed.kinds.keys())
         .cloned()
         .collect();
     assert_eq!(named(&docs("metrics.md")), all);

@@ -4,7 +4,7 @@
 
 #![allow(dead_code, unreachable_pub)] // Each test crate uses its own part of this.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -88,6 +88,8 @@ struct Disk {
     durable: BTreeMap<u64, Node>,
     next: u64,
     syncs: u64,
+    /// Files of which the medium returns nothing any more.
+    bad: BTreeSet<u64>,
 }
 
 type Answer<T> = Result<T, Errno>;
@@ -100,6 +102,7 @@ impl Disk {
             durable: root,
             next: ROOT + 1,
             syncs: 0,
+            bad: BTreeSet::new(),
         }
     }
 
@@ -229,6 +232,13 @@ impl LossyFuse {
         }
         self.disk.lock().crash();
         self.remount().expect("mount the FUSE drive again");
+    }
+
+    /// From now on every read of this file at the top fails.
+    pub fn break_reads(&self, name: &str) {
+        let mut disk = self.disk.lock();
+        let number = disk.find(ROOT, name.as_ref()).expect("such a file");
+        disk.bad.insert(number);
     }
 
     /// How many files and directories it was asked to sync.
@@ -375,6 +385,9 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if self.0.lock().bad.contains(&ino.0) {
+            return reply.error(Errno::EIO);
+        }
         match self.0.lock().live.get(&ino.0).map(|node| &node.body) {
             Some(Body::File(bytes)) => {
                 let from = bytes.len().min(offset as usize);

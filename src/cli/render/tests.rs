@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::*;
-use crate::control::protocol::{Conflict, LastFlush};
+use crate::control::protocol::{Conflict, LastFlush, ScrubStatus};
 use crate::control::protocol::{UsedBy, Users};
 
 pub(in crate::cli) fn sample() -> Status {
@@ -60,6 +60,7 @@ pub(in crate::cli) fn sample() -> Status {
         config: None,
         automatic: Automatic::default(),
         versions: false,
+        scrub: ScrubStatus::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::DriveState;
 use super::text::Text;
 use super::totals::{BOUNDS, Sums};
-use crate::control::protocol::Status;
+use crate::control::protocol::{ScrubReport, Status};
 use crate::core::{Phase, Progress, Timestamp};
 use crate::daemon::history::Outcome;
 use crate::fuse::{BOUNDS_US, Counts};
@@ -19,6 +19,8 @@ pub(super) struct Sample {
     pub(super) requests: Vec<Counts>,
     pub(super) started: Timestamp,
     pub(super) oldest_change: Option<Timestamp>,
+    /// When the last scrub has ended.
+    pub(super) scrubbed: Option<Timestamp>,
 }
 
 const PHASES: [(&str, Phase); 6] = [
@@ -44,6 +46,7 @@ pub(super) fn text(sample: &Sample) -> String {
     waiting(&mut text, sample);
     drive(&mut text, sample);
     cache(&mut text, &sample.status);
+    scrub(&mut text, sample);
     running(&mut text, sample);
     totals(&mut text, &sample.totals);
     requests(&mut text, &sample.requests);
@@ -183,6 +186,41 @@ fn cache(text: &mut Text, status: &Status) {
         "ferryfs_ssd_size_bytes",
         "Size of the SSD that the cache is on.",
         status.ssd.map(|space| space.total_bytes),
+    );
+}
+
+fn scrub(text: &mut Text, sample: &Sample) {
+    let scrub = &sample.status.scrub;
+    let last = scrub.last.as_ref();
+    text.gauge(
+        "ferryfs_scrub_in_progress",
+        "1 while the files of the drive are being compared with their hashes.",
+        scrub.running,
+    );
+    text.gauge_if(
+        "ferryfs_scrub_last_timestamp_seconds",
+        "When the last scrub that read all files has ended. Absent before the first one.",
+        sample.scrubbed.map(seconds),
+    );
+    text.gauge_if(
+        "ferryfs_scrub_files",
+        "Files that it has read.",
+        last.map(|last| last.read.files),
+    );
+    text.gauge_if(
+        "ferryfs_scrub_bytes",
+        "Their bytes.",
+        last.map(|last| last.read.bytes),
+    );
+    text.gauge_if(
+        "ferryfs_scrub_damaged_files",
+        "Files that it has found to be damaged.",
+        last.map(|last| last.damaged),
+    );
+    text.gauge_if(
+        "ferryfs_scrub_unrepaired_files",
+        "Damaged and unreadable files that it could not repair.",
+        last.map(ScrubReport::unresolved),
     );
 }
 

@@ -94,6 +94,7 @@ impl Source {
             requests: self.times.counts(),
             started: self.started,
             oldest_change: self.oldest_change(),
+            scrubbed: service.scrubber.last_ended(),
         })
     }
 

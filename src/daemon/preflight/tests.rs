@@ -40,6 +40,8 @@ impl Place {
                 refresh: Default::default(),
                 schedule: None,
                 quiet_hours: Vec::new(),
+                scrub: None,
+                scrub_rate: 20 << 20,
                 only_on_mains: false,
                 hooks: Default::default(),
                 keeping: Default::default(),

@@ -5,6 +5,8 @@ mod automatic;
 mod errors;
 mod flushing;
 mod keeping;
+mod leaving;
+mod scrubbing;
 mod status;
 mod unmounting;
 
@@ -26,13 +28,14 @@ use super::keeping::Keeper;
 use super::metrics::{Running, Totals};
 use super::monitor::{Monitor, Presence};
 use super::options::{Live, Origin};
+use super::scrub::Scrubber;
 use super::shutdown::{Asked, Life};
 use super::under_mount::Taken;
 use super::when::Timing;
 use crate::cache::Store;
 use crate::control::protocol::{
     AttachReport, Automatic, ConfigOrigin, Conflict, ControlError, ErrorCode, FlushReport,
-    FlushWish, LastFlush, LocalReport, RefreshReport, Status,
+    FlushWish, LastFlush, LeavePlan, LocalReport, RefreshReport, ScrubStatus, ScrubWish, Status,
 };
 use crate::control::server::{Asker, Handler};
 use crate::core::{RelPath, Timestamp, Utc, WhileOpen};
@@ -65,6 +68,8 @@ pub(super) struct Service {
     pub(super) on_network: bool,
     /// What the thread that brings, evicts and removes files has found.
     pub(super) keeper: Keeper,
+    /// The scrubs of the drive.
+    pub(super) scrubber: Scrubber,
     /// The last error, until a flush succeeds.
     pub(super) last_error: Arc<Mutex<Option<String>>>,
     /// How long a drive may not answer before `eject` and `unmount` give up on it.
@@ -240,6 +245,19 @@ impl Handler for Service {
         config: &ConfigOrigin,
     ) -> Result<Automatic, ControlError> {
         self.take_up(live, config)
+    }
+
+    fn scrub(&self, wish: &ScrubWish, asker: &Asker<'_>) -> Result<ScrubStatus, ControlError> {
+        self.scrub_and_wait(*wish, asker)
+    }
+
+    fn stop_scrub(&self) -> Result<ScrubStatus, ControlError> {
+        self.scrubber.stop();
+        Ok(self.scrub_status())
+    }
+
+    fn leave_plan(&self) -> Result<LeavePlan, ControlError> {
+        self.plan_to_leave()
     }
 
     fn local(&self, instead: Option<&[String]>) -> Result<LocalReport, ControlError> {

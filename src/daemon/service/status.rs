@@ -96,6 +96,7 @@ impl Service {
             config: self.config_origin(),
             automatic: self.automatic(),
             versions: self.flusher.keeps_versions(),
+            scrub: self.scrub_status(),
         }
     }
 
@@ -153,6 +154,7 @@ impl Service {
         lines.extend(self.held_back());
         lines.extend(self.fs.refusal());
         lines.extend(self.keeper.lines());
+        lines.extend(self.scrubber.lines(&self.index));
         match self.store.lost_and_found() {
             Ok((0, _)) => {}
             Ok((count, path)) => lines.push(format!(

@@ -4,8 +4,7 @@
 //! temporary file, which the next write replaces. After a power cut the old one may be there: then
 //! a run of the schedule is made twice, or a pause that was just said is forgotten.
 
-use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -77,11 +76,6 @@ impl Memory {
     /// # Errors
     /// What the system said; the old file is still there.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        let text = serde_json::to_vec(self)?;
-        let temporary = path.with_extension("tmp");
-        let mut file = private::make_new(&temporary)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+        private::replace(path, &serde_json::to_vec(self)?)
     }
 }

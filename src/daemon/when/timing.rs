@@ -62,7 +62,11 @@ pub(in crate::daemon) struct Timing {
 impl Timing {
     /// Reads the state from the cache in `dir`.
     pub(in crate::daemon) fn open(dir: &Path, clock: Arc<dyn Clock>) -> Timing {
-        let path = file(dir);
+        Timing::at(file(dir), clock)
+    }
+
+    /// Reads the state in `path`, a file of the cache.
+    pub(in crate::daemon) fn at(path: PathBuf, clock: Arc<dyn Clock>) -> Timing {
         Timing {
             clock,
             memory: Mutex::new(Memory::read(&path)),

@@ -12,6 +12,7 @@
 //! access, and no other lock is taken meanwhile.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::core::{Capabilities, Clock, FileKind, Ino, RelPath};
@@ -48,6 +49,8 @@ pub(crate) struct DriveFiles {
     open_files: Arc<OpenFiles>,
     objects: Arc<ObjectFiles>,
     paths: DrivePaths,
+    /// How many reads programs have made.
+    reads: AtomicU64,
 }
 
 impl DriveFiles {
@@ -66,7 +69,13 @@ impl DriveFiles {
             open_files,
             objects,
             paths,
+            reads: AtomicU64::new(0),
         }
+    }
+
+    /// Returns how many reads programs have made, for those that give way to them.
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     /// Checks that a file which only the backend has can be read: while the backend is detached the
@@ -82,6 +91,7 @@ impl DriveFiles {
     /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file.
     pub(super) fn read(&self, open: &OpenInode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         self.paths.check_attached()?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let reader = open.reader();
         let (file, first) = match reader.get() {
             Some(file) => (Some(file), Ok(Vec::new())),
@@ -118,6 +128,7 @@ impl DriveFiles {
         buffer: &mut [u8],
     ) -> Result<Option<usize>> {
         self.paths.check_attached()?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let file = open.reader().get();
         Ok(file.and_then(|file| file.read_ready(buffer, offset)))
     }
