@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::dead_mount;
 use super::dead_mount::DetachError;
 use super::hooks;
+use super::keep_clean;
 use super::keeping;
 use super::metrics;
 use super::metrics::Outlets;
@@ -114,6 +115,10 @@ impl Tasks {
         })?;
         let s = service.clone();
         tasks.spawn("ferryfs-keep", move |stop| keeping::run(&s, stop))?;
+        if service.clean.is_on() {
+            let s = service.clone();
+            tasks.spawn("ferryfs-clean", move |stop| keep_clean::run(&s, stop))?;
+        }
         let s = service.clone();
         tasks.spawn("ferryfs-auto", move |stop| flush_by_itself(&s, stop))?;
         let s = service.clone();

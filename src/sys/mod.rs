@@ -18,6 +18,7 @@ pub mod mounting;
 pub mod mounts;
 pub mod owners;
 pub mod path;
+pub mod remount;
 pub mod signal;
 pub mod superblock;
 pub mod terminal;

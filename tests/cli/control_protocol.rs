@@ -91,6 +91,7 @@ impl Handler for Fake {
             config: None,
             automatic: Default::default(),
             versions: false,
+            kept_clean: None,
         }
     }
 

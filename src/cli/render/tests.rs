@@ -60,6 +60,7 @@ pub(in crate::cli) fn sample() -> Status {
         config: None,
         automatic: Automatic::default(),
         versions: false,
+        kept_clean: None,
     }
 }
 

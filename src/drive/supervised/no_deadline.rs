@@ -7,7 +7,7 @@ use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xa
 use crate::drive::supervised::health::Health;
 use crate::drive::supervised::threads::Ticket;
 use crate::drive::supervised::{Shared, threads};
-use crate::drive::{Backend, KeptOpen, Look, ModifyFile, ReadFile, Result, WriteFile};
+use crate::drive::{Access, Backend, KeptOpen, Look, ModifyFile, ReadFile, Result, WriteFile};
 use crate::plan::trust::Trust;
 
 /// The registration of a call in progress without a deadline.
@@ -141,6 +141,10 @@ impl Backend for Patient {
 
     fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
         self.shared.wait(|| self.inner.set_modified(path, modified))
+    }
+
+    fn remount(&self, access: Access) -> Result<bool> {
+        self.shared.wait(|| self.inner.remount(access))
     }
 
     fn sync(&self) -> Result<()> {
