@@ -33,6 +33,8 @@ SCENARIOS = {
     'nas-nfs': (dict(scenario='outages', kind='nfs'), 4, 1),
     'cuts': (dict(scenario='cuts'), 32, 2),
     'points': (dict(scenario='points'), 60, 2),
+    'yanks-clean': (dict(scenario='yanks', keep_clean='yes'), 12, 3),
+    'day': (dict(scenario='day'), 1, 0),
     'yanks-unrepaired': (dict(scenario='yanks', repair='no'), 12, 0),
     'cuts-unrepaired': (dict(scenario='cuts', repair='no'), 8, 0),
     'points-unrepaired': (dict(scenario='points', repair='no'), 30, 0),
@@ -66,7 +68,7 @@ class Run:
         log('%s: seed %d, %d rounds' % (name, seed, rounds))
         options = dict(options, name=name, seed=seed)
         try:
-            {'yanks': self.yanks, 'cuts': self.cuts, 'points': self.points, 'outages': self.outages}[options['scenario']](
+            {'yanks': self.yanks, 'cuts': self.cuts, 'points': self.points, 'outages': self.outages, 'day': self.day}[options['scenario']](
                 machine, options, rounds)
         except LabError as error:
             log('%s: %s' % (name, error))
@@ -95,6 +97,9 @@ class Run:
 
     def outages(self, machine, options, rounds):
         self.boot(machine, dict(options, rounds=rounds), 300 + 300 * rounds)
+
+    def day(self, machine, options, rounds):
+        self.boot(machine, options, 2400)
 
     @staticmethod
     def findings(share):

@@ -15,6 +15,7 @@ mod metrics_args;
 pub mod mount;
 mod mount_helper;
 pub mod pause;
+mod power_off;
 pub mod progress;
 pub mod reach;
 pub mod recover;

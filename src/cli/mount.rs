@@ -121,6 +121,12 @@ pub struct MountArgs {
     /// it go
     #[arg(long, value_name = "CONDITION")]
     hold_if: Option<HoldIf>,
+    /// Keep the drive's file system read-only except while a flush writes to it, so that a drive
+    /// that is pulled at any other moment is clean for a TV or a Mac. Needs root, and a drive with
+    /// exFAT, FAT or ext4 of the kernel, not behind FUSE and not on a network; other programs
+    /// cannot write to the drive between flushes
+    #[arg(long)]
+    keep_clean: bool,
     /// How often to look for changes by other machines and programs: "30s", "5m", or "off"; after
     /// the drive was plugged in that is done in any case [default: 1m on network file systems, else
     /// off]
@@ -527,6 +533,7 @@ impl MountArgs {
             },
             hold_if: self.hold_if,
             fuse,
+            keep_clean: self.keep_clean,
             fsck: self.fsck,
             accept_copy: self.accept_copy,
             allow_write_back: self.allow_write_back_drive,
@@ -731,6 +738,7 @@ mod tests {
             versions: VersionOptions::default(),
             hold_if: None,
             fuse: FuseOptions::default(),
+            keep_clean: false,
             fsck: false,
             accept_copy: false,
             allow_write_back: false,
@@ -754,7 +762,7 @@ mod tests {
     fn every_option_arrives() {
         let options = options(
             "--cache /c --cache-size 10G --flush-after 2h --max-age 1d --no-auto-flush --no-polite --limit-rate 30M --wait-closed --io-timeout 1.5s --io daemon \
-             --verify after-flush --delta never --refresh 5m --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
+             --verify after-flush --delta never --refresh 5m --keep-clean --fsck --accept-copy --lease always --lease-timeout 90s --take-over --show-system --enroll --re-enroll --adopt \
              --schedule @daily --quiet-hours 19:00-23:30,1:00-2:00 --only-on-mains --on-failure false --on-success true --on-batch id --on-attention date --hook-timeout 5s \
              --local tmp/ --local *.part --pin *.nfo --expire tmp/=1d --evict-after 7d \
              --versions --versions-keep last=1 --versions-share 5% --versions-exclude *.tmp --versions-exclude a/ --hold-if 30% \
@@ -774,7 +782,13 @@ mod tests {
         assert!(!options.live.polite);
         assert_eq!(options.live.limit_rate, LimitRate::PerSecond(30 << 20));
         assert_eq!(options.io_timeout, Duration::from_millis(1500));
-        assert!(options.fsck && options.accept_copy && options.take_over && options.show_system);
+        assert!(
+            options.keep_clean
+                && options.fsck
+                && options.accept_copy
+                && options.take_over
+                && options.show_system
+        );
         assert!(options.enroll && options.re_enroll && options.adopt);
         assert_eq!(options.protect, Protect::No);
         assert_eq!(options.lease, LeaseMode::Always);

@@ -7,7 +7,8 @@ use super::times;
 use super::units::{human_bytes, human_seconds};
 use crate::control::protocol::{
     AttachReport, Automatic, BackendState, BatchOutcome, CopiedOpen, Ejected, FlushReport,
-    ImportStatus, IoPath, LastBatch, LeftBehind, LocalCounts, RefreshReport, Space, Status,
+    ImportStatus, IoPath, KeptClean, LastBatch, LeftBehind, LocalCounts, RefreshReport, Space,
+    Status,
 };
 pub use crate::control::users::users;
 pub use crate::core::quoted;
@@ -57,6 +58,9 @@ pub fn status(status: &Status) -> String {
     if let Some(space) = status.drive {
         rows.push(("on the drive", free(space)));
     }
+    if let Some(clean) = &status.kept_clean {
+        rows.push(("kept clean", kept_clean(clean, status.batch_in_progress)));
+    }
     let io = match status.io {
         IoPath::Daemon => "daemon",
         IoPath::Passthrough => "passthrough",
@@ -69,6 +73,15 @@ pub fn status(status: &Status) -> String {
     rows.push(("daemon", daemon));
     rows.extend(what_is_wrong(status));
     format!("{}\n\n{}", advice(status), table(&rows))
+}
+
+fn kept_clean(clean: &KeptClean, is_busy: bool) -> String {
+    match (clean.read_only, is_busy) {
+        (true, _) => "yes, its file system is read-only until the next flush",
+        (false, true) => "its file system is writable while the flush runs",
+        (false, false) => "no, its file system is writable now",
+    }
+    .into()
 }
 
 fn what_it_is(status: &Status) -> Vec<(&'static str, String)> {

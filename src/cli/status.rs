@@ -16,6 +16,10 @@ pub struct StatusArgs {
     /// Print one JSON object instead of text; with --watch one a line
     #[arg(long)]
     json: bool,
+    /// Print one line: "safe now", "safe in about 20 s" (as long as an eject
+    /// takes that begins now), "not safe" or "does not answer"
+    #[arg(long, conflicts_with_all = ["json", "watch", "all"])]
+    brief: bool,
     /// Go on showing it as it changes, until Ctrl-C. Without a terminal one line for each change
     #[arg(long, short)]
     watch: bool,
@@ -37,7 +41,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<Exit, Failure> {
         return watch::run(&args.which, args.json);
     }
     let is_open = args.which.cache.is_none() && args.which.mountpoint.is_none();
-    if args.all || is_open && !args.json && mounts::here().is_none() {
+    if args.all || is_open && !args.json && !args.brief && mounts::here().is_none() {
         let mounts = mounts::commanded().unwrap_or_default();
         let away = not_mounted(&mounts);
         // One mount, or a daemon without one, is found below.
@@ -48,6 +52,8 @@ pub(super) fn run(args: &StatusArgs) -> Result<Exit, Failure> {
     let status = reach::status_of(&mut reach::reach(&args.which)?.client)?;
     if args.json {
         say(&json(&status)?);
+    } else if args.brief {
+        say(&format!("{}\n", watch::brief(status)));
     } else {
         say(&render::status(&status));
     }

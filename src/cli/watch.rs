@@ -187,18 +187,54 @@ fn headline(snapshot: &Snapshot) -> (Mood, String) {
     if status.batch_in_progress {
         return (Mood::Wait, soon(snapshot));
     }
-    let text = match seconds_for(
-        status.needed_bytes.max(status.dirty_bytes),
-        &snapshot.batches,
-    ) {
+    let text = match needed(snapshot) {
         Some(seconds) => format!(
-            "not safe yet: {}; it takes about {} (ferryfs eject)",
-            waits,
-            human_seconds(seconds.max(LEAST_SECONDS).round())
+            "not safe yet: {waits}; it takes about {} (ferryfs eject)",
+            rounded(seconds)
         ),
         None => format!("not safe yet: {waits} (ferryfs eject)"),
     };
     (Mood::Wait, text)
+}
+
+/// The answer to `ferryfs status --brief`.
+pub(super) fn brief(status: Status) -> String {
+    let mut watcher = Watcher {
+        // Which programs use the mount is not asked for.
+        looked: Some(Instant::now()),
+        ..Watcher::default()
+    };
+    in_brief(&watcher.look(status))
+}
+
+/// May the drive be unplugged now, or when?
+fn in_brief(snapshot: &Snapshot) -> String {
+    let status = &snapshot.status;
+    if status.backend_state == BackendState::Detached {
+        // A flush may not have noticed yet that the drive is away.
+        let is_safe = !status.batch_in_progress;
+        return if is_safe { "safe now" } else { "not safe" }.into();
+    }
+    if status.stalled_since.is_some() {
+        return "does not answer".into();
+    }
+    match needed(snapshot) {
+        _ if status.safe_to_unplug => "safe now".into(),
+        _ if status.batch_in_progress => soon(snapshot),
+        Some(seconds) => format!("safe in about {}", rounded(seconds)),
+        None => "not safe".into(),
+    }
+}
+
+/// How long an eject takes that begins now.
+fn needed(snapshot: &Snapshot) -> Option<f64> {
+    let status = &snapshot.status;
+    let bytes = status.needed_bytes.max(status.dirty_bytes);
+    seconds_for(bytes, &snapshot.batches)
+}
+
+fn rounded(seconds: f64) -> String {
+    human_seconds(seconds.max(LEAST_SECONDS).round())
 }
 
 fn soon(snapshot: &Snapshot) -> String {
@@ -214,10 +250,7 @@ fn soon(snapshot: &Snapshot) -> String {
         }
     };
     match left {
-        Some(seconds) => {
-            let text = human_seconds(seconds.max(LEAST_SECONDS).round());
-            format!("safe in about {text}")
-        }
+        Some(seconds) => format!("safe in about {}", rounded(seconds)),
         None => "safe soon: a batch is being written".into(),
     }
 }
@@ -562,6 +595,27 @@ mod tests {
         let mut away = waits;
         away.status.backend_state = BackendState::Detached;
         assert!(first(&away).starts_with("safe to unplug now: the drive is away, 3 files wait"));
+    }
+
+    #[test]
+    fn one_line_says_whether_it_may_be_unplugged_or_when() {
+        assert_eq!(in_brief(&snapshot()), "safe now");
+        let mut waits = snapshot();
+        waits.status.safe_to_unplug = false;
+        waits.status.dirty_files = 3;
+        waits.status.dirty_bytes = 80 << 20;
+        waits.status.needed_bytes = 0;
+        assert_eq!(in_brief(&waits), "not safe");
+        waits.batches = vec![batch(10 << 20, 2.0), batch(30 << 20, 8.0)];
+        assert_eq!(in_brief(&waits), "safe in about 20 s");
+        assert_eq!(
+            in_brief(&writing(100 << 20)),
+            "safe soon: a batch is being written"
+        );
+        waits.status.stalled_since = Some("2026-11-20T00:00:00Z".into());
+        assert_eq!(in_brief(&waits), "does not answer");
+        waits.status.backend_state = BackendState::Detached;
+        assert_eq!(in_brief(&waits), "safe now");
     }
 
     #[test]

@@ -312,6 +312,20 @@ pub struct Status {
     /// When the drive's files were last compared with their hashes, and what was found.
     #[serde(default)]
     pub scrub: ScrubStatus,
+    /// How the drive's file system is kept clean between batches; `None` if it is not, or the drive
+    /// is not attached.
+    #[serde(default)]
+    pub kept_clean: Option<KeptClean>,
+}
+
+/// How the drive's file system is kept clean between batches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptClean {
+    /// It is read-only now, and clean.
+    pub read_only: bool,
+    /// Why it could not be made read-only or writable, and what to do.
+    pub problem: Option<String>,
 }
 
 /// What an end of the volume would remove, and what is in its way.

@@ -13,6 +13,7 @@ use crate::core::{Clock, Exit, Failure, ForeignText, quoted};
 use crate::daemon::fsck;
 use crate::daemon::fsck::{CheckError, Decision};
 use crate::drive::Backend;
+use crate::drive::mounted::MountedDir;
 use crate::error::FlushError;
 use crate::sys::time::CoarseClock;
 
@@ -93,8 +94,12 @@ impl Monitor {
                 return Err(attached_elsewhere(&self.path()));
             }
             let mut facts = self.facts.lock().clone();
-            let nonce = re_enroll(path, &mut facts, cache, accept_copy, CoarseClock.now())
-                .map_err(control)?;
+            let dir =
+                MountedDir::open(path).map_err(|error| control(FlushError::from(error).into()))?;
+            self.parts.clean.begin(&dir);
+            let written = re_enroll(path, &mut facts, cache, accept_copy, CoarseClock.now());
+            self.parts.clean.end(&dir);
+            let nonce = written.map_err(control)?;
             *self.facts.lock() = facts;
             self.settle_enrollment(nonce)
                 .map_err(|error| control(error.into()))?;

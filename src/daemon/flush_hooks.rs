@@ -8,6 +8,8 @@ use std::sync::Arc;
 use crate::core::{BatchNo, Clock, Ino, WhileOpen};
 use crate::daemon::changes::Feed;
 use crate::daemon::history::History;
+use crate::daemon::inhibit::Inhibitor;
+use crate::daemon::keep_clean::KeepClean;
 use crate::daemon::lease::{Keeper, LeaseFailure};
 use crate::daemon::metrics::Totals;
 use crate::drive::Backend;
@@ -21,6 +23,8 @@ use crate::vfs::{Fs, FsError};
 pub(super) struct FlushHooks {
     pub(super) fs: Arc<Fs>,
     pub(super) lease: Arc<Keeper>,
+    pub(super) clean: Arc<KeepClean>,
+    pub(super) inhibitor: Inhibitor,
     pub(super) mountpoint: PathBuf,
     pub(super) history: History,
     pub(super) feed: Feed,
@@ -101,6 +105,16 @@ impl Hooks for FlushHooks {
             LeaseFailure::Backend(error) => FlushError::Backend(error),
             failure => FlushError::InUse(failure.to_string()),
         })
+    }
+
+    fn begin_writing(&self, backend: &dyn Backend) {
+        self.inhibitor.begin();
+        self.clean.begin(backend);
+    }
+
+    fn end_writing(&self, backend: &dyn Backend) {
+        self.clean.end(backend);
+        self.inhibitor.end();
     }
 
     fn give_up_reserve(&self) -> bool {

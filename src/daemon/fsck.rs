@@ -249,6 +249,8 @@ fn options(mount: &Mount) -> String {
         "max_read",
     ];
     let is_fuse = mount.fs_type.starts_with("fuse");
+    // A file system that was made read-only after the mount, by an error or to keep it clean.
+    let is_made_read_only = !mount.is_read_only_itself();
     let mut all: Vec<&str> = Vec::new();
     for option in mount
         .options
@@ -257,7 +259,8 @@ fn options(mount: &Mount) -> String {
     {
         let key = option.split('=').next().unwrap_or(option);
         let is_added = is_fuse && OF_FUSE.contains(&key);
-        if !is_added && !all.contains(&option) {
+        let is_over = is_made_read_only && option == "ro";
+        if !is_added && !is_over && !all.contains(&option) {
             all.push(option);
         }
     }
@@ -404,6 +407,7 @@ mod tests {
             b"40 27 8:17 / /media/My\\040Disk rw,nosuid,relatime shared:2 - fuseblk /dev/sdb1 rw,user_id=0,group_id=0,allow_other,blksize=4096
 41 27 8:17 / /m rw,relatime - exfat /dev/sdb1 rw,uid=1000,errors=remount-ro
 42 27 8:17 /sub /s rw - exfat /dev/sdb1 rw
+43 27 8:17 / /k rw - exfat /dev/sdb1 ro,uid=1000
 ",
         );
         let told = commands_for(&table[0], "/dev/sdb1", Kind::Exfat).unwrap();
@@ -418,6 +422,8 @@ mod tests {
                 .contains("uid=1000,errors=remount-ro' /dev/sdb1 /m")
         );
         assert!(commands_for(&table[2], "/dev/sdb1", Kind::Exfat).is_err());
+        let kept_clean = commands_for(&table[3], "/dev/sdb1", Kind::Exfat).unwrap();
+        assert!(kept_clean.to_string().contains("'rw,uid=1000' /dev/sdb1"));
         assert!(commands_for(&table[0], "/dev/sdb1", Kind::Fat).is_err());
     }
 }

@@ -27,17 +27,21 @@ const KEY: &str = "mounted_inside/";
 const NO_INODE: Ino = Ino(0);
 
 /// Notes what is mounted inside `drive` now, and makes `drive` refuse accesses to mount points
-/// where nothing is mounted. Returns the warnings for the user, a line each. Asks the kernel only,
-/// not the drive.
+/// where nothing is mounted. Returns the warnings for the user, a line each; with `kept_clean` it
+/// is no news that the file system is read-only. Asks the kernel only, not the drive.
 ///
 /// # Errors
 /// If the index fails. A mount table that cannot be read changes nothing.
-pub(super) fn look(index: &Index, drive: &MountedDir) -> Result<Vec<String>, FlushError> {
+pub(super) fn look(
+    index: &Index,
+    drive: &MountedDir,
+    kept_clean: bool,
+) -> Result<Vec<String>, FlushError> {
     let table = mounts::mounts().inspect_err(|error| tracing::warn!(%error, "the mount table"));
     let table = table.unwrap_or_default();
     let present = inside(&table, drive);
     let known = note(&mut index.lock(), &present)?;
-    let mut lines: Vec<String> = read_only(&table, drive).into_iter().collect();
+    let mut lines: Vec<String> = read_only(&table, drive, kept_clean).into_iter().collect();
     let mut writes_later = Vec::new();
     for (path, mount) in &present {
         if let Some(problem) = write_back::problem(mount) {
@@ -74,9 +78,13 @@ pub(super) fn top_directory(drive: &MountedDir) -> Option<String> {
 }
 
 /// The warning about a drive that is mounted read-only.
-fn read_only(table: &[Mount], drive: &MountedDir) -> Option<String> {
+fn read_only(table: &[Mount], drive: &MountedDir, kept_clean: bool) -> Option<String> {
     let mount = mounts::covering(table, drive.place_path())?;
-    mount.is_read_only().then(|| {
+    let is_read_only = match kept_clean {
+        true => mount.is_read_only_itself(),
+        false => mount.is_read_only(),
+    };
+    is_read_only.then(|| {
         "the drive is read-only: its files can be read, and what is written waits in the cache. \
          After an error the system makes a drive read-only: check it with fsck (see `dmesg`)"
             .into()

@@ -19,8 +19,8 @@ use crate::daemon::verify::{Found, Refusal};
 use crate::daemon::volume::CacheFacts;
 use crate::daemon::volume_lock::{VolumeLock, VolumeLockError};
 use crate::daemon::{
-    already_running, attach, first_contact, fsck, known_caches, monitor, preflight, startup,
-    verify, volume,
+    already_running, attach, first_contact, fsck, keep_clean, known_caches, monitor, preflight,
+    startup, verify, volume,
 };
 use crate::drive::Backend;
 use crate::drive::mounted::MountedDir;
@@ -131,6 +131,7 @@ fn open_with_drive(
         (None, None) => volume::default_caches()?,
     };
     preflight::check_cache(&dir, &path, &options.mountpoint)?;
+    keep_clean::prepare(options, &path, &backend)?;
     match options.cache.is_some() || marker.is_some() {
         true => volume::check_private(&dir)?,
         false => volume::check_way(&dir)?,
@@ -340,6 +341,8 @@ fn locate(options: &MountOptions, clock: &dyn Clock) -> Result<Located, Failure>
         return Ok(Located::Here(facts.backend, found.dir, marker));
     }
     if options.re_enroll && problem.is_none() {
+        let backend = MountedDir::open(&options.backend).map_err(FlushError::from)?;
+        keep_clean::prepare(options, &options.backend, &backend)?;
         let lock = lock_cache(&dir, Some(&facts))?;
         let forced = options.accept_copy;
         re_enroll(&options.backend, &mut facts, &dir, forced, clock.now())?;

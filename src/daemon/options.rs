@@ -38,6 +38,8 @@ pub struct MountOptions {
     pub hold_if: Option<HoldIf>,
     /// The mount options for the kernel.
     pub fuse: FuseOptions,
+    /// Keep the drive's file system read-only, and so clean, except during a batch.
+    pub keep_clean: bool,
     /// Check the drive's file system first, unless it was unmounted cleanly.
     pub fsck: bool,
     /// Accept a drive with the volume's marker on another file system than before.

@@ -7,6 +7,8 @@ use super::changes::Feed;
 use super::flush_hooks::FlushHooks;
 use super::flush_job::within;
 use super::history::History;
+use super::inhibit::Inhibitor;
+use super::keep_clean::KeepClean;
 use super::keeping;
 use super::metrics::Totals;
 use super::monitor::{Bell, Site};
@@ -102,6 +104,7 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
     let bell =
         Bell::new().map_err(|error| Failure::failed(format!("cannot watch the drive: {error}")))?;
     let totals = Arc::new(Totals::default());
+    let clean = Arc::new(KeepClean::new(&options));
     let flusher = Arc::new(flusher(
         &opened,
         &index,
@@ -109,13 +112,13 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
         &drive,
         &clock,
         &fs,
-        (&options, &totals),
+        (&options, &totals, &clean),
     )?);
     let (site, begin) = match &opened.found {
         Ok(found) => {
             let mut site = Site::new(&opened.path, found, &bell);
             site.remark = remark(&site.dir, options.io_timeout);
-            let lines = inner_mounts::look(&index, &site.dir)?;
+            let lines = inner_mounts::look(&index, &site.dir, clean.is_on())?;
             for line in lines.iter().chain(&site.remark) {
                 complain(&format!("ferryfs: warning: {line}"));
             }
@@ -170,6 +173,7 @@ pub(super) fn run(checked: Checked, ready: Ready) -> Result<(), Failure> {
         bell,
         site,
         totals,
+        clean,
     };
     let start = Start {
         ready,
@@ -208,7 +212,7 @@ fn flusher(
     drive: &Arc<Drive>,
     clock: &Arc<dyn Clock>,
     fs: &Arc<Fs>,
-    (options, totals): (&MountOptions, &Arc<Totals>),
+    (options, totals, clean): (&MountOptions, &Arc<Totals>, &Arc<KeepClean>),
 ) -> Result<Flusher, Failure> {
     let journals = opened.dir.join("batches");
     volume::make_cache_dir(&journals)?;
@@ -232,6 +236,8 @@ fn flusher(
         hooks: Arc::new(FlushHooks {
             fs: fs.clone(),
             lease: opened.lease.clone(),
+            clean: clean.clone(),
+            inhibitor: Inhibitor::default(),
             mountpoint: options.mountpoint.clone(),
             history: History::of(&opened.dir),
             feed: Feed::of(&opened.dir),

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use super::background::Ready;
 use super::external_changes::Refreshing;
 use super::hooks::{Hooks, Subject};
+use super::keep_clean::KeepClean;
 use super::keeping::Keeper;
 use super::metrics;
 use super::metrics::{Door, Outlets, Source, Totals};
@@ -59,6 +60,8 @@ pub(super) struct Serving {
     pub(super) site: Site,
     /// What the batches have done together.
     pub(super) totals: Arc<Totals>,
+    /// Keeps the drive's file system read-only between batches.
+    pub(super) clean: Arc<KeepClean>,
 }
 
 /// How the mount starts.
@@ -205,6 +208,7 @@ fn service(
         bell,
         site,
         totals,
+        clean,
     } = serving;
     let on_network = (site.mount.as_ref()).is_some_and(Mount::is_shared);
     let refreshing = Arc::new(Refreshing::new());
@@ -219,6 +223,7 @@ fn service(
             mountpoint: options.mountpoint.clone(),
             facts: opened.facts.clone(),
             lease: opened.lease.clone(),
+            clean: clean.clone(),
             volume_lock: Arc::downgrade(&opened.volume_lock),
             on_detach: Box::new(move || readers.close_idle_readers(true)),
             on_attach: Box::new(move || again.note_attached()),
@@ -262,6 +267,7 @@ fn service(
         last_flush: Arc::default(),
         running: Arc::new(metrics::Running::new()),
         totals,
+        clean,
         ended,
         life: Life::default(),
         ending: false.into(),
@@ -420,6 +426,7 @@ impl Running {
             close(&service.fs, &service.index, at_rest)
         };
         if at_rest {
+            (service.clean.clone()).restore(&service.drive, patience.min(PATIENCE));
             opened.lease.release_within(patience.min(PATIENCE));
             // The locks are released before the control connections are closed: a command that
             // has learned of the end can mount again at once.

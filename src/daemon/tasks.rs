@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::dead_mount;
 use super::dead_mount::DetachError;
 use super::hooks;
+use super::keep_clean;
 use super::keeping;
 use super::metrics;
 use super::metrics::Outlets;
@@ -117,6 +118,10 @@ impl Tasks {
         })?;
         let s = service.clone();
         tasks.spawn("ferryfs-keep", move |stop| keeping::run(&s, stop))?;
+        if service.clean.is_on() {
+            let s = service.clone();
+            tasks.spawn("ferryfs-clean", move |stop| keep_clean::run(&s, stop))?;
+        }
         let s = service.clone();
         tasks.spawn("ferryfs-scrub", move |stop| scrub::run(&s, stop))?;
         let s = service.clone();

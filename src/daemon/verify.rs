@@ -17,13 +17,18 @@ use crate::core::{Exit, Failure, ForeignText, quoted};
 use crate::daemon::drive_identity;
 use crate::daemon::drive_identity::{FsIdentity, Same};
 use crate::drive::mounted::MountedDir;
-use crate::drive::{Backend, BackendError, Look};
+use crate::drive::{Backend, BackendError, Look, exchanged};
+use crate::format::{layout, marker};
 use crate::sys::mounts;
 use crate::sys::mounts::Mount;
+use crate::sys::time;
 use crate::sys::way::Exposed;
 
 /// How long another drive may take to show its marker.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The clocks of a machine that has never slept differ by less.
+const A_SLEEP: Duration = Duration::from_millis(500);
 
 /// How many threads are waiting for a drive that took longer, and the most there may be.
 static ABANDONED: AtomicUsize = AtomicUsize::new(0);
@@ -205,6 +210,9 @@ impl From<Refusal> for Failure {
 pub(super) fn verify(path: &Path, facts: &CacheFacts, accept_copy: bool) -> Result<Found, Refusal> {
     let dir = MountedDir::open(path).map_err(|source| not_opened(path, source))?;
     check_marker(&dir, path, facts).map_err(|refusal| explained(refusal, path, facts))?;
+    if time::asleep() > A_SLEEP {
+        check_medium(&dir, path, facts)?;
+    }
     let table = mounts::mounts().unwrap_or_default();
     let mount = resolved(path).and_then(|path| mounts::covering(&table, &path).cloned());
     if let Some(problem) = mount.as_ref().and_then(write_back::problem) {
@@ -288,7 +296,7 @@ pub(super) fn file_system_at(path: &Path, facts: &CacheFacts) -> Same {
 fn check_marker(dir: &MountedDir, path: &Path, facts: &CacheFacts) -> Result<(), Refusal> {
     // `peek` does not distinguish a drive that does not answer from a marker that cannot be
     // decoded.
-    if let Err(source) = dir.metadata(&crate::format::layout::marker_path()) {
+    if let Err(source) = dir.metadata(&layout::marker_path()) {
         return Err(match source.is_not_found() {
             true => Refusal::Unmarked(path.into()),
             false => Refusal::Unreadable {
@@ -308,6 +316,26 @@ fn check_marker(dir: &MountedDir, path: &Path, facts: &CacheFacts) -> Result<(),
             Err(Refusal::OtherEnrollment(path.into()))
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// Checks the marker on the medium itself. A drive that was exchanged while the machine slept may
+/// still show the marker of the other one, from memory.
+fn check_medium(dir: &MountedDir, path: &Path, facts: &CacheFacts) -> Result<(), Refusal> {
+    let unreadable = |source| Refusal::Unreadable {
+        path: path.into(),
+        source,
+    };
+    let bytes = exchanged::on_medium(dir).map_err(unreadable)?;
+    let is_ours = marker::decode(&bytes)
+        .is_ok_and(|marker| marker.id == facts.volume && facts.is_enrollment(marker.nonce));
+    match is_ours {
+        true => Ok(()),
+        false => Err(unreadable(BackendError::new(
+            "read",
+            &layout::marker_path(),
+            std::io::Error::from_raw_os_error(libc::ENOMEDIUM),
+        ))),
     }
 }
 

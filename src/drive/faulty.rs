@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 
 use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xattrs};
 use crate::drive::{
-    Backend, BackendError, CLOSE, KeptOpen, ModifyFile, ReadFile, Result, SYNC, WRITE, WriteFile,
-    WriteOut,
+    Access, Backend, BackendError, CLOSE, KeptOpen, ModifyFile, ReadFile, Result, SYNC, WRITE,
+    WriteFile, WriteOut,
 };
 use crate::format::layout;
 use crate::plan::trust::Trust;
@@ -342,6 +342,11 @@ impl<B> FaultyBackend<B> {
 }
 
 impl<B: Backend> Backend for FaultyBackend<B> {
+    fn remount(&self, access: Access) -> Result<bool> {
+        let work = || self.inner.remount(access);
+        self.switch.call("remount", &RelPath::root(), work)
+    }
+
     fn read_dir(&self, dir: &RelPath) -> Result<Vec<Entry>> {
         self.switch.0.lock().listed.push(dir.clone());
         self.switch

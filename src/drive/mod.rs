@@ -5,6 +5,7 @@
 //! retries.
 
 pub mod connection;
+pub mod exchanged;
 #[cfg(any(test, feature = "testing"))]
 pub mod faulty;
 mod helpers;
@@ -210,6 +211,18 @@ pub enum Look {
     /// Reads the volume's marker from the medium and bypasses every cache: a file system whose disk
     /// is gone still answers stat and statfs from memory.
     Read,
+}
+
+/// What [`Backend::remount`] makes of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read-only: everything is synced, and it is as after an unmount.
+    ReadOnly,
+    /// Writable. The caller has made it read-only.
+    Writable,
+    /// Writable, unless it is read-only and marked as not clean: the system may have made it
+    /// read-only after an error.
+    WritableIfClean,
 }
 
 /// The result of a call to the backend.
@@ -508,6 +521,17 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// If it does not exist.
     fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()>;
+
+    /// Makes the file system read-only or writable for everybody, and changes nothing else. Returns
+    /// whether it was otherwise before. A backend around another passes this on.
+    ///
+    /// # Errors
+    /// EBUSY if another program has a file open for writing, or a deleted one; EROFS if it cannot
+    /// be made writable; EPERM without the right; `Unsupported` if the backend has no such state.
+    fn remount(&self, access: Access) -> Result<bool> {
+        let _ = access;
+        Err(not_supported("remount", &RelPath::root()))
+    }
 
     /// Makes all earlier calls durable: one `syncfs` for the whole file system.
     ///

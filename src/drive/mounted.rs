@@ -21,6 +21,7 @@
 mod alive;
 mod files;
 mod metadata;
+mod remount;
 mod sync;
 
 use std::fs::File;
@@ -48,7 +49,9 @@ use crate::drive::mounted::metadata::{
 };
 use crate::drive::root::Root;
 use crate::drive::unsynced::Unsynced;
-use crate::drive::{Backend, BackendError, Look, ModifyFile, ReadFile, Result, SYNC, WriteFile};
+use crate::drive::{
+    Access, Backend, BackendError, Look, ModifyFile, ReadFile, Result, SYNC, WriteFile,
+};
 use crate::format::layout;
 use crate::plan::representable;
 use crate::plan::trust::{Ownership, Trust};
@@ -546,6 +549,10 @@ impl Backend for MountedDir {
     /// As the trait says. The kernel reports an error only once (see
     /// [`sys::file::sync_file_system`]): if another program's `syncfs` came first, that program got
     /// it. Important contents are therefore read back as well.
+    fn remount(&self, access: Access) -> Result<bool> {
+        named("remount", &RelPath::root(), self.remount_as(access))
+    }
+
     fn sync(&self) -> Result<()> {
         named(SYNC, &RelPath::root(), self.sync_all())
     }

@@ -67,6 +67,10 @@ macro_rules! pass_on_looks {
             self.inner.links_may_be_copies()
         }
 
+        fn remount(&self, access: $crate::drive::Access) -> $crate::drive::Result<bool> {
+            self.inner.remount(access)
+        }
+
         fn sync(&self) -> $crate::drive::Result<()> {
             self.inner.sync()
         }

@@ -8,6 +8,9 @@
 //! recovered. A call in progress at the revocation may still take effect on the drive, as it may
 //! when a drive is pulled out; it fails with ENOMEDIUM unless it succeeded.
 //!
+//! A drive that was exchanged while the machine slept is revoked by the first call after the sleep,
+//! which does not reach it ([`crate::drive::exchanged`]).
+//!
 //! A drive that comes back gets another `Watched`.
 //!
 //! Locks: `open`, and one for each open file. None is held while another one is taken. During a
@@ -20,8 +23,10 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xattrs};
+use crate::drive::exchanged::{AfterSleep, Asleep, Verdict};
 use crate::drive::{
-    Backend, BackendError, KeptOpen, Look, ModifyFile, ReadFile, Result, SYNC, WriteFile, WriteOut,
+    Access, Backend, BackendError, KeptOpen, Look, ModifyFile, ReadFile, Result, SYNC, WriteFile,
+    WriteOut,
 };
 use crate::plan::trust::Trust;
 
@@ -39,11 +44,34 @@ pub struct Watched {
 struct Revocation {
     revoked: AtomicBool,
     on_trouble: Box<OnTrouble>,
+    /// `None` where the drive has no marker yet.
+    after_sleep: Option<AfterSleep>,
 }
 
 impl Revocation {
     fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
+    }
+
+    /// Checks that a call may reach the file system. After a sleep of the machine this reads from
+    /// the drive.
+    fn admit(&self) -> io::Result<()> {
+        if self.is_revoked() {
+            return Err(no_medium());
+        }
+        match self.after_sleep.as_ref().map(AfterSleep::verdict) {
+            None | Some(Verdict::Same) => return Ok(()),
+            Some(Verdict::Exchanged) => {
+                tracing::error!(
+                    "another drive is at the place of the drive since the machine slept: nothing \
+                     is written to it"
+                );
+                self.revoked.store(true, Ordering::Release);
+            }
+            Some(Verdict::Unknown) => {}
+        }
+        (self.on_trouble)();
+        Err(no_medium())
     }
 
     /// Converts an answer of the file system into the answer for the caller, and reports errors.
@@ -78,7 +106,26 @@ impl Watched {
             revocation: Arc::new(Revocation {
                 revoked: AtomicBool::new(false),
                 on_trouble,
+                after_sleep: None,
             }),
+            open: Mutex::default(),
+        }
+    }
+
+    /// The same, and after each sleep of the machine checks first that the drive still is the one
+    /// that it is now. `asleep` returns how long the machine has slept since its boot.
+    pub fn with_sleep(
+        inner: Arc<dyn Backend>,
+        on_trouble: Box<OnTrouble>,
+        asleep: Box<Asleep>,
+    ) -> Watched {
+        Watched {
+            revocation: Arc::new(Revocation {
+                revoked: AtomicBool::new(false),
+                on_trouble,
+                after_sleep: AfterSleep::new(inner.clone(), asleep),
+            }),
+            inner,
             open: Mutex::default(),
         }
     }
@@ -98,9 +145,7 @@ impl Watched {
         path: &RelPath,
         call: impl FnOnce(&dyn Backend) -> Result<T>,
     ) -> Result<T> {
-        if self.revocation.is_revoked() {
-            return Err(BackendError::new(operation, path, no_medium()));
-        }
+        (self.revocation.admit()).map_err(|error| BackendError::new(operation, path, error))?;
         self.revocation.judge(call(&*self.inner))
     }
 
@@ -231,6 +276,10 @@ impl Backend for Watched {
         })
     }
 
+    fn remount(&self, access: Access) -> Result<bool> {
+        self.call("remount", &RelPath::root(), |inner| inner.remount(access))
+    }
+
     fn sync(&self) -> Result<()> {
         let synced = self.call(SYNC, &RelPath::root(), |inner| inner.sync());
         // After a revocation during the sync the path may lead to another drive, so nothing counts
@@ -326,6 +375,7 @@ struct Reader {
 
 impl Reader {
     fn file(&self) -> io::Result<Arc<dyn ReadFile>> {
+        self.revocation.admit()?;
         self.file.read().clone().ok_or_else(no_medium)
     }
 }
@@ -356,6 +406,7 @@ struct Writer<F: ?Sized> {
 
 impl<F: ?Sized> Writer<F> {
     fn take(&self) -> io::Result<Box<F>> {
+        self.revocation.admit()?;
         self.file.lock().take().ok_or_else(no_medium)
     }
 
@@ -419,7 +470,8 @@ fn no_medium() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicU64, AtomicUsize};
+    use std::time::Duration;
 
     use super::*;
     use crate::drive::faulty::{Fault, FaultyBackend};
@@ -489,6 +541,55 @@ mod tests {
         drop(backend.keep_open());
         assert!(backend.metadata(&RelPath::root()).is_err());
         assert_eq!(open_below(&place), 0);
+    }
+
+    #[test]
+    fn a_drive_that_was_exchanged_during_a_sleep_gets_no_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = dir.path().join(".ferryfs/volume.json");
+        std::fs::create_dir(dir.path().join(".ferryfs")).unwrap();
+        std::fs::write(&marker, b"this drive").unwrap();
+        let slept = Arc::new(AtomicU64::new(7000));
+        let reported = Arc::new(AtomicUsize::new(0));
+        let (clock, count) = (slept.clone(), reported.clone());
+        let backend = Watched::with_sleep(
+            Arc::new(MountedDir::open(dir.path()).unwrap()),
+            Box::new(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            }),
+            Box::new(move || Duration::from_millis(clock.load(Ordering::SeqCst))),
+        );
+        let sleep = |ms| slept.fetch_add(ms, Ordering::SeqCst);
+        let mut half = backend.create(&RelPath::fixed("half")).unwrap();
+        half.append(b"before").unwrap();
+        // The same drive after a sleep.
+        sleep(60_000);
+        half.append(b" after").unwrap();
+        backend.make_dir(&RelPath::fixed("d")).unwrap();
+        // While nothing can be read, nothing is written, and nothing is concluded.
+        sleep(60_000);
+        let away = dir.path().join("away");
+        std::fs::rename(&marker, &away).unwrap();
+        std::os::unix::fs::symlink(&away, &marker).unwrap();
+        let no_medium = Some(libc::ENOMEDIUM);
+        assert_eq!(errno(backend.make_dir(&RelPath::fixed("no"))), no_medium);
+        assert_eq!(reported.load(Ordering::SeqCst), 1);
+        std::fs::rename(&away, &marker).unwrap();
+        backend.make_dir(&RelPath::fixed("e")).unwrap();
+        // Another one.
+        sleep(60_000);
+        std::fs::write(&marker, b"another one").unwrap();
+        assert_eq!(half.append(b"x").unwrap_err().raw_os_error(), no_medium);
+        assert_eq!(errno(backend.make_dir(&RelPath::fixed("f"))), no_medium);
+        assert_eq!(errno(backend.read_dir(&RelPath::root())), no_medium);
+        assert_eq!(reported.load(Ordering::SeqCst), 2);
+        std::fs::write(&marker, b"this drive").unwrap();
+        assert_eq!(errno(backend.make_dir(&RelPath::fixed("g"))), no_medium);
+        assert_eq!(
+            std::fs::read(dir.path().join("half")).unwrap(),
+            b"before after"
+        );
+        assert!(!dir.path().join("f").exists() && !dir.path().join("no").exists());
     }
 
     #[test]

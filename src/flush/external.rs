@@ -16,7 +16,7 @@ use crate::drive::Backend;
 use crate::error::{FlushError, Result};
 use crate::flush::Flusher;
 use crate::flush::open_batch::OpenBatch;
-use crate::flush::turn::LookTurn;
+use crate::flush::turn::{LookTurn, Writing};
 use crate::plan::merge::Changes;
 
 /// How many directories are imported together. A file that was moved between two of them is
@@ -154,6 +154,8 @@ impl Flusher {
     fn finish_open_batch(&self, turn: &LookTurn<'_>) -> Result<()> {
         let backend = &*self.backend()?;
         self.check_marker(backend)?;
+        let is_open = self.parts.index.lock().resume_batch()?.is_some();
+        let _writing = is_open.then(|| Writing::begin(&*self.parts.hooks, backend));
         let open_batch = OpenBatch {
             flusher: self,
             backend,

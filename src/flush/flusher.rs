@@ -16,6 +16,7 @@ use crate::flush::batch::BatchWriter;
 use crate::flush::diff::{Gathered, gather};
 use crate::flush::open_batch::OpenBatch;
 use crate::flush::report::{Report, Wish};
+use crate::flush::turn::Writing;
 use crate::flush::{Flusher, space_check};
 use crate::format::layout;
 use crate::index::{ActiveBatch, BatchEnd, BatchSummary, Snapshot};
@@ -73,6 +74,8 @@ impl Flusher {
         let started = Instant::now();
         let _throttled = self.parts.drive.throttle().enter(wish.manner);
         let backend = &*self.backend()?;
+        self.check_marker(backend)?;
+        let writing = Writing::begin(&*self.parts.hooks, backend);
         let run = Run {
             backend,
             wish,
@@ -100,6 +103,8 @@ impl Flusher {
             report.left_behind.push((".ferryfs".into(), UNTIDY.into()));
         }
         self.parts.drive.refresh_space();
+        // Before the backend may be released.
+        drop(writing);
         then();
         report.took = started.elapsed();
         Ok(report)

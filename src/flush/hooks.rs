@@ -83,6 +83,17 @@ pub trait Hooks: Send + Sync {
         Ok(())
     }
 
+    /// Hears that something is about to be written to `backend`, until [`Hooks::end_writing`]: a
+    /// file system that is kept read-only becomes writable. If it does not, the writes fail.
+    fn begin_writing(&self, backend: &dyn Backend) {
+        let _ = backend;
+    }
+
+    /// Hears that everything has been written.
+    fn end_writing(&self, backend: &dyn Backend) {
+        let _ = backend;
+    }
+
     /// Frees a part of the reserve on the SSD, so that a batch can be noted on a full SSD. Returns
     /// false if nothing is left of it.
     fn give_up_reserve(&self) -> bool {

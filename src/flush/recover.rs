@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::flush::Flusher;
 use crate::flush::done_elsewhere::forget_all_done;
 use crate::flush::open_batch::OpenBatch;
+use crate::flush::turn::Writing;
 use crate::format::layout;
 use crate::format::record::BatchRecord;
 use crate::plan::touched::Touched;
@@ -33,6 +34,7 @@ impl Flusher {
         self.refusals.forget_files();
         let backend = &*self.backend()?;
         self.check_marker(backend)?;
+        let _writing = Writing::begin(&*self.parts.hooks, backend);
         self.may_write(backend)?;
         self.others.forget_unfinished();
         let open_batch = OpenBatch {

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::drive::Backend;
 use crate::error::{FlushError, Result};
+use crate::flush::Hooks;
 use crate::flush::report::Wish;
 
 /// How long a flush waits for its turn before it checks whether it may continue.
@@ -36,6 +38,26 @@ pub(super) struct FlushTurn<'a> {
 pub(super) struct LookTurn<'a> {
     turn: &'a Turn,
     taken: MutexGuard<'a, ()>,
+}
+
+/// The time in which the holder of a turn may write to the backend, until it is dropped.
+pub(super) struct Writing<'a> {
+    hooks: &'a dyn Hooks,
+    backend: &'a dyn Backend,
+}
+
+impl<'a> Writing<'a> {
+    /// Begins it. The caller has the turn.
+    pub(super) fn begin(hooks: &'a dyn Hooks, backend: &'a dyn Backend) -> Writing<'a> {
+        hooks.begin_writing(backend);
+        Writing { hooks, backend }
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.hooks.end_writing(self.backend);
+    }
 }
 
 impl Turn {

@@ -20,6 +20,7 @@ pub mod mounts;
 pub mod owners;
 pub mod path;
 pub mod priority;
+pub mod remount;
 pub mod signal;
 pub mod superblock;
 pub mod terminal;

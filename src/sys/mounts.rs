@@ -40,8 +40,17 @@ pub struct Mount {
 impl Mount {
     /// Returns whether this mount or the file system refuses writes.
     pub fn is_read_only(&self) -> bool {
-        let has_ro = |options: &str| options.split(',').any(|option| option == "ro");
-        has_ro(&self.options) || has_ro(&self.super_options)
+        self.is_read_only_itself() || self.is_file_system_read_only()
+    }
+
+    /// Returns whether this mount refuses writes, whatever other mounts of the file system do.
+    pub fn is_read_only_itself(&self) -> bool {
+        has_ro(&self.options)
+    }
+
+    /// Returns whether the file system refuses writes, by whatever mount.
+    pub fn is_file_system_read_only(&self) -> bool {
+        has_ro(&self.super_options)
     }
 
     /// Returns whether other machines may access the same files: a network file system, a cluster
@@ -77,6 +86,10 @@ impl Mount {
             node.file_type().is_block_device() && super::superblock::device_exists(node.rdev());
         is_there.then(|| node.rdev())
     }
+}
+
+fn has_ro(options: &str) -> bool {
+    options.split(',').any(|option| option == "ro")
 }
 
 /// Types that several machines mount from one block device.
@@ -379,6 +392,8 @@ nonsense
         let table = parse(TABLE);
         let read_only: Vec<bool> = table.iter().map(Mount::is_read_only).collect();
         assert_eq!(read_only, [false, false, true, false, true, false]);
+        assert!(table[2].is_read_only_itself() && !table[2].is_file_system_read_only());
+        assert!(table[4].is_file_system_read_only() && !table[4].is_read_only_itself());
     }
 
     #[test]

@@ -38,6 +38,14 @@ pub fn since_boot() -> std::time::Duration {
     }
 }
 
+/// Returns how long the machine has slept since its boot.
+pub fn asleep() -> std::time::Duration {
+    // In this order: a pause between the two calls must not look like a sleep.
+    let boot = since_boot();
+    let awake = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+    boot.saturating_sub(awake.unwrap_or(boot))
+}
+
 /// A time in a local time zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Local {

@@ -92,6 +92,7 @@ impl Handler for Fake {
             automatic: Default::default(),
             versions: false,
             scrub: ScrubStatus::default(),
+            kept_clean: None,
         }
     }
 

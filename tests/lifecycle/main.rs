@@ -9,10 +9,12 @@ mod lab;
 
 mod detach;
 mod ending;
+mod keep_clean;
 mod lease;
 mod mount_life;
 mod mounting;
 mod offline;
+mod plugging;
 mod polite;
 mod read_only;
 mod second_copy;

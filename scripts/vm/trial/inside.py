@@ -8,7 +8,11 @@ def main():
     name, seed, repair = options['name'], int(options['seed']), options.get('repair') != 'no'
     if scenario == 'yanks':
         from . import yanks
-        yanks.main(name, seed, range(int(options['first']), int(options['last'])), repair)
+        keep_clean = options.get('keep_clean') == 'yes'
+        yanks.main(name, seed, range(int(options['first']), int(options['last'])), repair, keep_clean)
+    elif scenario == 'day':
+        from . import day, lab
+        day.main(seed, lab.SHARE)
     elif scenario == 'cuts':
         from . import cuts
         cuts.main(name, seed, int(options['round']), options.get('end') == 'yes', repair)

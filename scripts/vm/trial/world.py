@@ -12,6 +12,7 @@ SSD, DRIVE, RAW, LAB = (MOUNTS + '/' + name for name in ('ssd', 'drive', 'raw', 
 CACHE = SSD + '/cache'
 FERRYFS = os.environ.get('FERRYFS', 'ferryfs')
 PATIENCE = 240          # seconds until a command counts as hung
+OPTIONS = []            # more of them for `ferryfs mount`
 DEVICES = {}            # what stands in for a disk: a loop device
 
 
@@ -91,7 +92,7 @@ def unmount(place):
 
 def start():
     """`ferryfs mount`; raises where it does not mount."""
-    code, said = ferry('mount', '--no-auto-flush', '--cache', CACHE, DRIVE, LAB)
+    code, said = ferry('mount', '--no-auto-flush', *OPTIONS, '--cache', CACHE, DRIVE, LAB)
     if code:
         raise RuntimeError('ferryfs mount: exit code %d: %s' % (code, said))
 

@@ -4,13 +4,14 @@ Each round: operations, a flush, a yank at a chosen write of it, the drive back 
 attach, recovery, flush. Whatever was acknowledged must be in the mount all the time, exactly. Two
 databases stay open and get rows all the time, also during the flushes: on the drive each must be
 whole, with each row that was acknowledged before the last flush began. A large file, of which
-little changes, is patched on the drive.
+little changes, is patched on the drive. With `keep_clean` every other yank comes between two
+batches, and must find a drive that is clean by its own mark and for its checker.
 """
 import random
 import subprocess
 import time
 
-from . import lab, recovery, world
+from . import day, lab, recovery, world
 from .check import Findings, Found
 from .database import Databases
 from .history import Log
@@ -19,8 +20,10 @@ from .writer import Writer
 
 
 class Yanks:
-    def __init__(self, name, seed, repair):
+    def __init__(self, name, seed, repair, keep_clean):
         self.findings, self.seed, self.repair = Findings(name, seed), seed, repair
+        self.keep_clean = keep_clean
+        world.OPTIONS = ['--keep-clean'] if keep_clean else []
         self.flush_writes = 60          # how many writes a flush does, about; measured
         self.restart(seed)
 
@@ -54,6 +57,11 @@ class Yanks:
         self.writer.run(chance.randrange(8, 30))
         self.databases.add(3)
         self.large.change(chance)
+        if self.keep_clean and number % 2:
+            self.idle(lose)
+            self.away(chance)
+            self.back(chance, [self.flushed], {self.large.on_drive}, must_be_clean=True)
+            return self.whole(self.writer.tree)
         cut, rows, large = self.writer.tree.copy(), self.databases.state(), self.large.state()
         # The last third of the writes is where names are moved.
         share = chance.choice((chance.random(), chance.uniform(0.6, 1.05)))
@@ -71,9 +79,14 @@ class Yanks:
             self.findings.note('flush', 'exit code %d on a yank' % code)
         self.away(chance)
         self.back(chance, trees, may_be)
-        tree, rows = self.writer.tree, self.databases.state()
+        self.whole(self.writer.tree, may_be)
+
+    def whole(self, tree, may_be=None):
+        """After the recovery: a flush carries everything."""
+        rows, large = self.databases.state(), self.large.state()
         self.databases.check_drive(self.findings, 'the drive after recovery')
-        self.large.check(self.findings, world.DRIVE, may_be, 'the drive after recovery')
+        if may_be:
+            self.large.check(self.findings, world.DRIVE, may_be, 'the drive after recovery')
         recovery.flushed(self.findings, tree)
         self.databases.flushed(rows)
         self.databases.check_drive(self.findings, 'the drive after the flush')
@@ -83,6 +96,17 @@ class Yanks:
         self.databases.check_mount(self.findings, 'the mount at the end')
         self.large.check(self.findings, world.LAB, {large}, 'the mount at the end')
         self.flushed = tree.copy()
+        if self.keep_clean and not world.status()['kept_clean']['read_only']:
+            self.findings.add('broken', 'the drive after the flush', 'it is writable')
+
+    def idle(self, lose):
+        """A yank between two batches, while changes wait in the cache."""
+        self.findings.note('yank', 'lose=%s between two batches' % lose)
+        if day.is_marked(world.device('usb')):
+            self.findings.add('broken', 'the drive between two batches', 'VolumeDirty is set')
+        lab.ask('yank lose=' + lose)
+        while lab.stat('usb')['plugged']:
+            time.sleep(0.05)
 
     def flush(self, at, lose, beside):
         """A flush with a yank at its write `at`; else right behind it. Exit code, output, whether it was hit."""
@@ -126,8 +150,12 @@ class Yanks:
         if busy:
             self.findings.add('broken', 'the dead file system of the drive', 'busy after 20 s: %s' % busy)
 
-    def back(self, chance, trees, large):
+    def back(self, chance, trees, large, must_be_clean=False):
         lab.command('plug')
+        if must_be_clean:
+            code, said = world.fsck()
+            if code or day.is_marked(world.device('usb')):
+                self.findings.add('broken', 'a drive that was pulled between two batches', 'not clean: %s' % ' | '.join(said[:12]))
         recovery.look_at_drive(self.findings, self.repair, lambda place: self.large.look(self.findings, place, large))
         world.mount_drive()
         if self.daemon_dies:
@@ -136,8 +164,8 @@ class Yanks:
         recovery.attached(self.findings, trees)
 
 
-def main(name, seed, rounds, repair):
-    yanks, start = Yanks(name, seed, repair), time.monotonic()
+def main(name, seed, rounds, repair, keep_clean):
+    yanks, start = Yanks(name, seed, repair, keep_clean), time.monotonic()
     for number in rounds:
         try:
             yanks.round(number)

@@ -61,6 +61,7 @@ pub(in crate::cli) fn sample() -> Status {
         automatic: Automatic::default(),
         versions: false,
         scrub: ScrubStatus::default(),
+        kept_clean: None,
     }
 }
 

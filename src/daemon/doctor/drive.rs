@@ -33,7 +33,7 @@ pub(super) fn examine(
     }
     let mount = verify::mount_of(path);
     if let Some(mount) = &mount {
-        file_system(&mut findings, mount, path);
+        file_system(&mut findings, mount, path, status);
     }
     let facts = cache.and_then(|cache| CacheFacts::read(cache).ok().flatten());
     marker(&mut findings, path, facts.as_ref(), is_away, status);
@@ -68,7 +68,7 @@ fn is_there(findings: &mut Findings, path: &Path) -> bool {
     }
 }
 
-fn file_system(findings: &mut Findings, mount: &Mount, path: &Path) {
+fn file_system(findings: &mut Findings, mount: &Mount, path: &Path, status: Option<&Status>) {
     let what = format!(
         "{} is on {} ({})",
         path.escaped(),
@@ -82,7 +82,11 @@ fn file_system(findings: &mut Findings, mount: &Mount, path: &Path) {
         ),
         false => findings.ok(what),
     }
+    let is_kept_clean = status.is_some_and(|status| status.kept_clean.is_some());
     match mount.is_read_only() {
+        true if is_kept_clean && !mount.is_read_only_itself() => {
+            findings.ok("its file system is read-only between flushes (keep_clean)");
+        }
         true => findings.problem(
             "it is mounted read-only: nothing can be flushed",
             "check its write protection, have its file system checked, and mount it again",

@@ -9,6 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::drive::mounted::MountedDir;
 use crate::drive::revocable::Watched;
+use crate::sys::time;
 
 /// Asks the watching thread to look at once.
 pub(in crate::daemon) struct Bell {
@@ -52,12 +53,14 @@ impl Bell {
         self.ring();
     }
 
-    /// `dir` as it is attached: an error that may mean that the drive is gone rings this bell.
+    /// `dir` as it is attached: an error that may mean that the drive is gone rings this bell, and
+    /// after a sleep of the machine the drive is looked at before it is used.
     pub(in crate::daemon) fn watch(self: &Arc<Bell>, dir: MountedDir) -> Arc<Watched> {
         let bell = self.clone();
-        Arc::new(Watched::new(
+        Arc::new(Watched::with_sleep(
             Arc::new(dir),
             Box::new(move || bell.suspect()),
+            Box::new(time::asleep),
         ))
     }
 }

@@ -31,6 +31,7 @@ pub(super) use self::bell::Bell;
 pub(super) use self::site::Site;
 use super::flush_job::within;
 use super::fsck::{self, Case, Decision};
+use super::keep_clean::KeepClean;
 use super::lease::Keeper;
 use super::service::rfc3339;
 use super::volume::CacheFacts;
@@ -89,6 +90,8 @@ pub(super) struct MonitorParts {
     pub(super) facts: CacheFacts,
     /// Keeps other machines from using the attached drive.
     pub(super) lease: Arc<Keeper>,
+    /// Keeps its file system read-only between batches.
+    pub(super) clean: Arc<KeepClean>,
     /// Keeps other daemons on this machine from using it. A weak reference: the lock is released
     /// when the mount ends.
     pub(super) volume_lock: Weak<VolumeLock>,
@@ -265,6 +268,7 @@ impl Monitor {
             *now = presence;
         }
         self.parts.lease.suspend();
+        self.parts.clean.forget();
         let backend = self.site.lock().backend.clone();
         backend.let_go();
         (self.parts.on_detach)();
@@ -384,7 +388,7 @@ impl Monitor {
     /// If the index fails.
     pub(super) fn look_at_inner_mounts(&self) -> Result<(), FlushError> {
         let dir = self.site.lock().dir.clone();
-        let lines = inner_mounts::look(&self.parts.index, &dir)?;
+        let lines = inner_mounts::look(&self.parts.index, &dir, self.parts.clean.is_on())?;
         let mut said = self.inner_mounts.lock();
         for line in lines.iter().filter(|line| !said.contains(line)) {
             tracing::warn!(line, "inside the drive's directory");

@@ -54,6 +54,7 @@ impl Place {
             versions: Default::default(),
             hold_if: None,
             fuse: FuseOptions::default(),
+            keep_clean: false,
             fsck: false,
             accept_copy: false,
             allow_write_back: false,

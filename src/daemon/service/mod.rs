@@ -24,6 +24,7 @@ pub(super) use self::unmounting::Place;
 use super::external_changes::Refreshing;
 use super::flush_job::Patience;
 use super::hooks::Hooks;
+use super::keep_clean::KeepClean;
 use super::keeping::Keeper;
 use super::metrics::{Running, Totals};
 use super::monitor::{Monitor, Presence};
@@ -94,6 +95,8 @@ pub(super) struct Service {
     pub(super) running: Arc<Running>,
     /// What the batches have done together.
     pub(super) totals: Arc<Totals>,
+    /// Keeps the drive's file system read-only between batches.
+    pub(super) clean: Arc<KeepClean>,
     /// Wakes the thread that waits for the end of the mount.
     pub(super) ended: Sender<Asked>,
     /// Whether the kernel has ended the file system.

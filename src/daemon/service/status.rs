@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use super::{Place, Service, conflict, rfc3339};
 use crate::control::protocol::{
-    BackendState, BatchOutcome, ImportStatus, IoPath, LastBatch, LastFlush, LeftBehind,
+    BackendState, BatchOutcome, ImportStatus, IoPath, KeptClean, LastBatch, LastFlush, LeftBehind,
     RunningFlush, Space, Status, Users,
 };
 use crate::core::{Failure, ForeignText, Timestamp};
@@ -39,6 +39,10 @@ impl Service {
         let dirty_files = waiting.names + waiting.inodes;
         let mounted = self.place() != Place::Gone;
         let on_drive = self.drive.space();
+        let safe_to_unplug = dirty_files == 0
+            && !busy
+            && !self.flusher.is_untidy()
+            && !self.clean.is_held_writable();
         Status {
             mountpoint: self.mountpoint.to_text(),
             backend: self.monitor.path().to_text(),
@@ -60,7 +64,7 @@ impl Service {
             last_batch: last.map(last_batch),
             last_refresh: self.refreshing.last(),
             conflicts: self.conflicts(),
-            safe_to_unplug: dirty_files == 0 && !busy && !self.flusher.is_untidy(),
+            safe_to_unplug,
             batch_in_progress: busy,
             kept_local: waiting.kept_local,
             local: self.local_counts(),
@@ -84,6 +88,7 @@ impl Service {
             drive: attached
                 .then(|| space(on_drive.available, on_drive.total))
                 .flatten(),
+            kept_clean: attached.then(|| self.kept_clean()).flatten(),
             running: self.running.get().map(|(progress, time)| RunningFlush {
                 progress,
                 seconds: time.as_secs_f64(),
@@ -98,6 +103,21 @@ impl Service {
             versions: self.flusher.keeps_versions(),
             scrub: self.scrub_status(),
         }
+    }
+
+    /// Whether the drive's file system is read-only now, as it is to be between batches.
+    fn kept_clean(&self) -> Option<KeptClean> {
+        if !self.clean.is_on() {
+            return None;
+        }
+        let (path, dir) = {
+            let site = self.monitor.site.lock();
+            (site.path.clone(), site.dir.clone())
+        };
+        Some(KeptClean {
+            read_only: dir.mount().is_ok_and(|mount| mount.is_read_only()),
+            problem: self.clean.line(&path),
+        })
     }
 
     /// One line: first the problems that last until the user does something about them, then the
@@ -153,6 +173,7 @@ impl Service {
         lines.extend(self.flusher.left_of_others());
         lines.extend(self.held_back());
         lines.extend(self.fs.refusal());
+        lines.extend(self.clean.line(&self.monitor.path()));
         lines.extend(self.keeper.lines());
         lines.extend(self.scrubber.lines(&self.index));
         match self.store.lost_and_found() {

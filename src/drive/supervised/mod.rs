@@ -41,8 +41,8 @@ use crate::drive::supervised::health::Health;
 use crate::drive::supervised::threads::{GivenUp, Threads, Ticket};
 use crate::drive::throttle::Throttle;
 use crate::drive::{
-    Backend, BackendError, KeptOpen, Look, ModifyFile, Opened, ReadFile, Result, WriteFile, gone,
-    open_and_read,
+    Access, Backend, BackendError, KeptOpen, Look, ModifyFile, Opened, ReadFile, Result, WriteFile,
+    gone, open_and_read,
 };
 use crate::plan::trust::Trust;
 
@@ -427,6 +427,10 @@ impl Backend for Guard {
 
     fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
         self.patient.set_modified(path, modified)
+    }
+
+    fn remount(&self, access: Access) -> Result<bool> {
+        self.patient.remount(access)
     }
 
     fn sync(&self) -> Result<()> {

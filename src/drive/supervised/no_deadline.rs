@@ -8,7 +8,9 @@ use crate::drive::supervised::health::Health;
 use crate::drive::supervised::threads::Ticket;
 use crate::drive::supervised::{Shared, threads};
 use crate::drive::throttle::{over_modify, over_read, over_write};
-use crate::drive::{Backend, KeptOpen, Look, ModifyFile, ReadFile, Result, WriteFile, WriteOut};
+use crate::drive::{
+    Access, Backend, KeptOpen, Look, ModifyFile, ReadFile, Result, WriteFile, WriteOut,
+};
 use crate::plan::trust::Trust;
 
 /// The registration of a call in progress without a deadline.
@@ -142,6 +144,10 @@ impl Backend for Patient {
 
     fn set_modified(&self, path: &RelPath, modified: Timestamp) -> Result<()> {
         self.shared.wait(|| self.inner.set_modified(path, modified))
+    }
+
+    fn remount(&self, access: Access) -> Result<bool> {
+        self.shared.wait(|| self.inner.remount(access))
     }
 
     fn sync(&self) -> Result<()> {
