@@ -23,7 +23,7 @@ need rclone=rclone
 FERRYFS_TEST_NO_SKIP=1 FERRYFS_TEST_MOTO=$(realpath "$moto")/bin/moto_server \
     cargo test --test lifecycle -- --ignored second_copy::
 # The documents as a site.
-command -v mdbook >/dev/null || alive cargo install --quiet --locked mdbook@0.4.52
+command -v mdbook >/dev/null || alive cargo install --quiet --locked mdbook@0.5.4
 mdbook build
 # What people have below it: other file systems, pools, clusters.
 if [ "$(id -u)" = 0 ]; then
