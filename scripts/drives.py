@@ -45,6 +45,10 @@ KNOWN = {
         'renames between its disks are refused; ferryfs copies then',
     ('mergerfs', 'another_machine_sees_all_that_was_in_the_mount'):
         'a further name of a file may become a copy on another disk',
+    ('mergerfs-mfs', 'it_keeps_what_the_probe_says'):
+        'a directory takes the place of one whose files are on another disk, and both become one',
+    ('mergerfs-mfs', 'another_machine_sees_all_that_was_in_the_mount'):
+        'a further name of a file may become a copy on another disk',
     ('sshfs', 'it_keeps_what_the_probe_says'): 'SFTP has one error for all that is refused',
     ('sshfs', 'what_is_no_lease_file_is_refused_and_left_alone'): 'SFTP makes no named pipes',
     ('ntfs-3g', 'links_and_fifos_are_kept_and_counted_and_no_error'):
