@@ -75,6 +75,7 @@ install -dm755 "$root/etc/ferryfs"
 docs=$root/usr/share/doc/ferryfs
 install -Dm644 -t "$docs" README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE docs/*.md
 install -Dm644 -t "$docs/metrics" docs/metrics/*
+install -Dm644 -t "$docs/images" docs/images/*
 cat >"$docs/copyright" <<END
 Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: ferryfs

@@ -2,13 +2,14 @@
 # The suites that compare the mount with what Linux promises, for longer than the gate has time for.
 #   scripts/suites.sh [SCALE]     fsx with SCALE times 100,000 operations, random calls with SCALE
 #                                 times 50 seeds; then the tree of everything through a drive and
-#                                 back (default 1: about half an hour); first a second copy to S3
+#                                 back (default 1: about an hour); before that a second copy to
+#                                 S3, the documents as a site, and other file systems as drives
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"
 
 scale=${1:-1}
-[[ $scale =~ ^[1-9][0-9]*$ ]] || { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[[ $scale =~ ^[1-9][0-9]*$ ]] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 need mkfs.exfat=exfatprogs mount.exfat-fuse=exfat-fuse rsync=rsync setfattr=attr python3=python3 mkfs.ext4=e2fsprogs losetup=mount
 need_cargo
 command -v pjdfstest >/dev/null || cargo install --quiet --locked pjdfstest@0.2.2
@@ -21,6 +22,15 @@ fi
 need rclone=rclone
 FERRYFS_TEST_NO_SKIP=1 FERRYFS_TEST_MOTO=$(realpath "$moto")/bin/moto_server \
     cargo test --test lifecycle -- --ignored second_copy::
+# The documents as a site.
+command -v mdbook >/dev/null || alive cargo install --quiet --locked mdbook@0.5.4
+mdbook build
+# What people have below it: other file systems, pools, clusters.
+if [ "$(id -u)" = 0 ]; then
+    scripts/drives.py
+else
+    say "no root: the tests on other file systems are left out"
+fi
 # Each call to the drive fails, where the gate takes every third one or so.
 FERRYFS_CRASH_DRAWS=2 cargo test --test crash -- --test-threads=2 crash_loop::
 FERRYFS_DURING_STRIDE=1 cargo test --test external -- --test-threads=2 elsewhere::during::

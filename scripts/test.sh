@@ -58,6 +58,7 @@ summary=()
 # The checks themselves first. A cargo-deny that is there and reaches the network knows more.
 check_dependencies() { scripts/dependencies.py --test && scripts/dependencies.py; }
 check_width() { scripts/width.py --test && scripts/width.py; }
+check_pages() { scripts/docs.py --test && scripts/docs.py && scripts/screens.py --test; }
 check_docs() {
     RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --quiet
 }
@@ -72,6 +73,7 @@ else
     step "dependencies" check_dependencies
     step "format" cargo fmt --check
     step "width" check_width
+    step "pages" check_pages
     step "lints" cargo clippy --all-targets -- -D warnings
     step "documentation" alive check_docs
     # A step of its own, so that the summary says how long building took, and how long the tests.

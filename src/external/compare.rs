@@ -90,11 +90,13 @@ impl Fs {
         if is_plain || standing == Comparison::OtherKind {
             return Ok(standing);
         }
-        // Links and special files have no contents: they are unchanged or replaced.
+        // Links and special files have no contents: they are unchanged or replaced. A target that
+        // cannot be read says nothing.
         let known = self.index.lock().inode(was.ino)?;
         let same = known.is_none_or(|known| {
             known.kind() == found.kind
                 && (found.kind != FileKind::Symlink
+                    || found.target.is_none()
                     || known.target.as_deref() == found.target.as_deref())
         });
         Ok(match same {

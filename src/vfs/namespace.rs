@@ -67,11 +67,14 @@ impl Fs {
     /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// `EINVAL` if `ino` is no symbolic link.
+    /// `EINVAL` if `ino` is no symbolic link; `EPERM` if the drive does not say where it points.
     pub fn readlink(&self, ino: Ino) -> Result<Box<[u8]>> {
-        known(&mut self.index.lock(), ino)?
-            .target
-            .ok_or(FsError::INVALID)
+        let inode = known(&mut self.index.lock(), ino)?;
+        let is_link = inode.kind() == FileKind::Symlink;
+        inode.target.ok_or(match is_link {
+            true => FsError::Errno(libc::EPERM),
+            false => FsError::INVALID,
+        })
     }
 
     /// Creates a node without opening it: file, directory, symbolic link, pipe, socket, device.

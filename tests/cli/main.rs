@@ -10,6 +10,7 @@ mod config;
 mod control_protocol;
 mod control_users;
 mod doctor;
+mod documented;
 mod local;
 mod metrics;
 mod rescue;

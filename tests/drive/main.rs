@@ -11,6 +11,7 @@ mod lab;
 #[path = "../support/lossy_fuse.rs"]
 mod lossy_fuse;
 
+mod any_drive;
 mod backend_conformance;
 mod described;
 mod fuse_drive;

@@ -306,8 +306,10 @@ fn attributes_are_what_the_probe_says(backend: &dyn Backend, capabilities: &Capa
             }
         }
         if capabilities.symlinks {
+            let step = capabilities.time_granularity_ns as i64;
+            let kept = Timestamp(WHEN.0 - WHEN.0.rem_euclid(step));
             backend.set_modified(&thing, WHEN).unwrap();
-            assert_eq!(meta().modified, WHEN, "{thing}");
+            assert_eq!(meta().modified, kept, "{thing}");
         }
     }
     for outcome in [
@@ -324,7 +326,8 @@ fn further_names_are_of_one_file(backend: &dyn Backend, capabilities: &Capabilit
     let alone = backend.metadata(&path("f")).unwrap();
     assert_eq!((alone.nlink, alone.file), (1, None));
     let linked = backend.make_hard_link(&path("f"), &path("g"));
-    assert_eq!(linked.is_ok(), capabilities.hard_links);
+    // Some take links and show two files; the probe does not count those.
+    assert!(linked.is_ok() || !capabilities.hard_links);
     if !capabilities.hard_links {
         return;
     }

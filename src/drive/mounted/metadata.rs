@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
@@ -26,10 +27,19 @@ pub(super) fn metadata_with_target(
     if let Some(name) = name
         && meta.kind == FileKind::Symlink
     {
-        use std::os::unix::ffi::OsStringExt;
-        meta.target = Some(readlinkat(dir, name.as_os_str())?.into_vec());
+        meta.target = target_of(dir, name)?;
     }
     Ok(meta)
+}
+
+/// Returns where a link points; `None` if it is there and the file system does not say, as sshfs
+/// does not for targets that lead up or away. One such link must not hide its directory.
+fn target_of(dir: &OwnedFd, name: &Name) -> io::Result<Option<Vec<u8>>> {
+    match readlinkat(dir, name.as_os_str()) {
+        Ok(target) => Ok(Some(target.into_vec())),
+        Err(Errno::EPERM) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 // The width of these fields differs between platforms.

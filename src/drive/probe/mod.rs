@@ -276,9 +276,23 @@ impl Probe<'_> {
         Ok(kept)
     }
 
+    /// Some drives take any link, and do not let those be read that lead up or away (sshfs).
     fn symlinks(&self) -> Result<bool> {
+        let targets = [
+            &b"where it points"[..],
+            b"../where it points",
+            b"/where/it/points",
+        ];
+        for target in targets {
+            if !self.keeps_symlink(target)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn keeps_symlink(&self, target: &[u8]) -> Result<bool> {
         let path = self.path(b"symlink")?;
-        let target = b"where it points";
         let made = self.unless_io_error(&path, || self.backend.make_symlink(target, &path))?;
         let kept = match made {
             Some(()) => self.backend.metadata(&path)?.target.as_deref() == Some(target),
@@ -288,12 +302,21 @@ impl Probe<'_> {
         Ok(kept)
     }
 
+    /// A drive that makes them and then shows two files, as sshfs does, counts as one without: the
+    /// next to import it would not know that they are one.
     fn hard_links(&self) -> Result<bool> {
         let first = self.make_plain()?;
         let second = self.path(b"second")?;
         let made = self.odd(|| self.backend.make_hard_link(&first, &second))?;
+        let kept = match made {
+            Some(()) => {
+                let meta = self.backend.metadata(&second)?;
+                meta.nlink == 2 && meta.file.is_some()
+            }
+            None => false,
+        };
         clear(self.backend, self.scratch_dir)?;
-        Ok(made.is_some())
+        Ok(kept)
     }
 
     /// Two different settings must both be read back: one alone could be what the mount gives to

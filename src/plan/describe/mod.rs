@@ -77,6 +77,10 @@ pub fn describe(
     backend: &Capabilities,
     owners: &dyn Owners,
 ) -> Option<Description> {
+    // A link of the drive whose target cannot be read. The drive has all that is known of it.
+    if facts.kind == FileKind::Symlink && facts.target.is_none() {
+        return None;
+    }
     facts.xattrs.retain(|name, _| is_carried(name));
     let needed = needed || !says_all(&facts, backend);
     needed.then(|| Description {

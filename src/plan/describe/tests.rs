@@ -196,3 +196,17 @@ fn only_whole_blocks_in_holes_take_no_space() {
     assert_eq!(of(5 << 20, &[(4096, (5 << 20) - 4096)]), 8);
     assert_eq!(of(5000, &[(0, 5000)]), 0);
 }
+
+#[test]
+fn a_link_whose_target_is_not_known_is_not_described() {
+    let link = Facts {
+        kind: FileKind::Symlink,
+        ..facts()
+    };
+    assert_eq!(describe(link.clone(), true, &exfat(), &A), None);
+    let known = Facts {
+        target: Some((*b"there").into()),
+        ..link
+    };
+    assert!(describe(known, true, &exfat(), &A).is_some());
+}

@@ -1,6 +1,7 @@
-//! The slow side of a lab: a plain directory, or an exFAT image on a loop device. It can be taken
-//! away and put back.
+//! The slow side of a lab: a plain directory, an exFAT image on a loop device, or a drive that the
+//! environment names. It can be taken away and put back.
 
+mod given;
 mod yank;
 
 pub use yank::Yank;
@@ -21,22 +22,37 @@ pub struct Drive {
     kind: Kind,
     /// Device nodes that it had before it was pulled; a stale mount may still hold them.
     stale: Vec<String>,
+    /// Whether it stores as little as exFAT does.
+    exfat: bool,
 }
 
 enum Kind {
     /// While away, the directory waits under another name and an empty one stands in its place, as
     /// after a yank.
-    Plain { away: PathBuf },
+    Plain {
+        away: PathBuf,
+    },
     /// The image, and the loop device while there is one.
     Exfat {
         device: Option<String>,
         image: PathBuf,
     },
+    Given(given::Given),
 }
 
 impl Drive {
     /// A new, empty drive at `root`/drive, mounted. The error is why this machine cannot have one.
     pub(super) fn new(root: &Path, backend: Backend) -> Result<Drive, String> {
+        let exfat = matches!(backend, Backend::Exfat(_) | Backend::ExfatClusters(..));
+        if let Some(path) = given::path() {
+            let kind = Kind::Given(given::Given::of_the_environment(&path)?);
+            return Ok(Drive {
+                path,
+                kind,
+                stale: Vec::new(),
+                exfat,
+            });
+        }
         let path = root.join("drive");
         fs::create_dir(&path).map_err(|e| e.to_string())?;
         let mut mkfs = Command::new("mkfs.exfat");
@@ -46,12 +62,22 @@ impl Drive {
                 mkfs.args(["-c", &format!("{kib}K")]);
                 mib
             }
+            Backend::Any => {
+                let kind = Kind::Given(given::Given::small_ext4(&path)?);
+                return Ok(Drive {
+                    path,
+                    kind,
+                    stale: Vec::new(),
+                    exfat,
+                });
+            }
             Backend::Ext4Dir => {
                 let away = root.join("drive-away");
                 return Ok(Drive {
                     path,
                     kind: Kind::Plain { away },
                     stale: Vec::new(),
+                    exfat,
                 });
             }
         };
@@ -70,6 +96,7 @@ impl Drive {
                 image,
             },
             stale: Vec::new(),
+            exfat,
         };
         match drive.try_put_back() {
             Ok(()) => Ok(drive),
@@ -85,9 +112,15 @@ impl Drive {
         &self.path
     }
 
-    /// Whether it is exFAT.
+    /// Whether it is exFAT, or a drive in its place.
     pub fn is_exfat(&self) -> bool {
-        matches!(self.kind, Kind::Exfat { .. })
+        self.exfat
+    }
+
+    /// Removes all that is on it.
+    #[track_caller]
+    pub fn empty(&self) {
+        given::empty(&self.path).expect("empty the drive");
     }
 
     /// Plugs it in again.
@@ -123,6 +156,7 @@ impl Drive {
                     Err(format!("mount.exfat-fuse: {}", mounted.stderr))
                 }
             }
+            Kind::Given(given) => given.put_back(&self.path),
         }
     }
 
@@ -142,6 +176,7 @@ impl Drive {
                     self.unmount();
                 }
             }
+            Kind::Given(given) => given.take_away(&self.path),
         }
     }
 
@@ -160,6 +195,9 @@ impl Drive {
     /// The checker of the drive's file system finds nothing wrong. The drive is away.
     #[track_caller]
     pub fn assert_clean(&self) {
+        if let Kind::Given(given) = &self.kind {
+            given.assert_clean();
+        }
         if let Kind::Exfat {
             device: Some(device),
             ..
@@ -177,6 +215,9 @@ impl Drive {
     }
 
     pub(super) fn clean_up(&mut self) {
+        if let Kind::Given(given) = &self.kind {
+            return given.clean_up(&self.path);
+        }
         // Stale mounts may be stacked.
         for _ in 0..8 {
             if !is_mount(&self.path) || umount2(&self.path, MntFlags::MNT_DETACH).is_err() {

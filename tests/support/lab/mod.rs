@@ -45,6 +45,8 @@ pub enum Backend {
     Exfat(u64),
     /// The same, with clusters of so many KiB.
     ExfatClusters(u64, u64),
+    /// The drive that the environment names (see `drive/given.rs`), else a small ext4 of its own.
+    Any,
 }
 
 impl Backend {
@@ -85,6 +87,9 @@ pub fn skip(why: &str) {
 pub fn obstacle(backend: Backend) -> Option<String> {
     if !Path::new("/dev/fuse").exists() {
         return Some("no /dev/fuse on this machine".into());
+    }
+    if backend == Backend::Any && !nix::unistd::geteuid().is_root() {
+        return Some("a drive on a loop device needs root".into());
     }
     if let Backend::Exfat(_) | Backend::ExfatClusters(..) = backend {
         if !nix::unistd::geteuid().is_root() {

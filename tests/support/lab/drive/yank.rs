@@ -25,13 +25,16 @@ impl Drive {
     fn image_and_device(&mut self) -> (PathBuf, &mut Option<String>) {
         match &mut self.kind {
             Kind::Exfat { device, image } => (image.clone(), device),
-            Kind::Plain { .. } => panic!("only an exFAT drive can be pulled"),
+            Kind::Plain { .. } | Kind::Given(_) => panic!("only an exFAT drive can be pulled"),
         }
     }
 
     /// Pulls it.
     #[track_caller]
     pub fn yank(&mut self, how: Yank) {
+        if let Kind::Given(given) = &self.kind {
+            return given.yank();
+        }
         let path = self.path.clone();
         let node = self.image_and_device().1.clone().expect("it is plugged in");
         if how != Yank::EmptyPlace {
