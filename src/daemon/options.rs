@@ -125,7 +125,7 @@ pub struct Origin {
 }
 
 /// The keys of the configuration that [`Live`] has.
-pub const LIVE: [&str; 20] = [
+pub const LIVE: [&str; 22] = [
     "auto_flush",
     "evict_after",
     "expire",
