@@ -57,6 +57,14 @@ pub(super) struct Run<'a> {
     pub(super) progress: &'a dyn Fn(Progress),
 }
 
+/// Syncs what a flush has tidied up after its last batch was confirmed. Nothing depends on it, but
+/// until it is on the medium, exFAT and FAT count as not cleanly unmounted.
+fn sync_what_came_after(backend: &dyn Backend) {
+    if let Err(error) = backend.sync() {
+        tracing::debug!(%error, "the drive may be marked as not cleanly unmounted");
+    }
+}
+
 impl Flusher {
     /// Writes everything that waits to the backend, as `wish` says, and returns when it is durable
     /// there. `then` runs before any other flush can begin, so that the backend can be released
@@ -90,10 +98,14 @@ impl Flusher {
                         reserve");
                 }
                 result => {
-                    if matches!(&result, Ok(report) if report.batch.is_some()) {
+                    let has_batch = matches!(&result, Ok(report) if report.batch.is_some());
+                    if has_batch {
                         self.prune_versions(backend);
                     }
                     self.reserve.restore(backend);
+                    if has_batch {
+                        sync_what_came_after(backend);
+                    }
                     break result.map_err(|error| self.explain_missing(backend, error))?;
                 }
             }
