@@ -400,6 +400,8 @@ impl Running {
     /// under way is waited for during `patience`.
     fn stop(mut self, opened: Opened, is_cut_off: bool, patience: Duration) -> Result<(), Failure> {
         let service = &self.service;
+        // Nobody who waits for the end waits for a flush that is slowed down.
+        let _hurry = service.drive.throttle().hurry();
         service.ending.store(true, Ordering::Release);
         if is_cut_off {
             // The programs may write until the process ends, so the cache cannot be closed cleanly.

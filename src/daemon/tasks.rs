@@ -351,12 +351,9 @@ fn flush_by_itself(service: &Service, stop: &Stop) {
         let patience = Patience {
             deadline: None,
             enough: &|_| {
-                let is_awaited = service.ending.load(Ordering::Acquire)
-                    || service.fs.wants_flush()
-                    || service.fs.is_crowded();
-                if is_awaited && hurry.borrow().is_none() {
-                    *hurry.borrow_mut() = Some(service.drive.throttle().hurry());
-                }
+                let is_awaited = service.ending.load(Ordering::Acquire) || service.fs.wants_flush();
+                let throttle = service.drive.throttle();
+                throttle.hurry_while(is_awaited, &mut hurry.borrow_mut());
                 stop.is_given()
             },
         };

@@ -582,11 +582,6 @@ impl ModifyFile for FaultyWriter<dyn ModifyFile> {
         self.switch.io("truncate", &self.path, work)
     }
 
-    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
-        let (switch, path) = (&self.switch, &self.path);
-        switch.io("write out", path, || self.inner.write_out(how))
-    }
-
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         let FaultyWriter {
             inner,

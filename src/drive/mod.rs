@@ -320,15 +320,6 @@ pub trait ModifyFile: Send {
     /// What the system said.
     fn set_size(&mut self, size: u64) -> io::Result<()>;
 
-    /// As [`WriteFile::write_out`].
-    ///
-    /// # Errors
-    /// As for [`WriteFile::write_out`].
-    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
-        let _ = how;
-        Ok(())
-    }
-
     /// Sets the modification time and closes the file. Durable after the next [`Backend::sync`].
     ///
     /// # Errors

@@ -454,10 +454,6 @@ impl ModifyFile for Shared<Writer<dyn ModifyFile>> {
         self.0.change(|file| file.set_size(size))
     }
 
-    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
-        self.0.change(|file| file.write_out(how))
-    }
-
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         let file = self.0.take()?;
         self.0.revocation.judge_io(file.finish(modified))

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use crate::lab::{Backend, Lab, assert_content, content, text, wait_until, write};
+use crate::lab::{
+    Backend, Lab, alive, assert_content, content, exit, run, text, wait_until, write,
+};
 
 /// Longer than any of these waits takes on a loaded machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -92,6 +95,43 @@ fn an_unmount_lifts_the_limit_of_the_flush_under_way() {
         return;
     };
     lab.unmount();
+    assert_content(lab.d("large"), &bytes);
+    lab.finish();
+}
+
+#[test]
+fn a_plain_umount_lifts_the_limit_of_the_flush_under_way() {
+    let Some((mut lab, bytes)) = slow_flush() else {
+        return;
+    };
+    let pid = lab.pid();
+    run(Command::new("umount").arg(&lab.mnt)).ok();
+    wait_until("the daemon to end", LONG, || !alive(pid));
+    assert_content(lab.d("large"), &bytes);
+    lab.remount();
+    lab.finish();
+}
+
+#[test]
+fn a_refresh_on_request_lifts_the_limit_of_the_flush_under_way() {
+    let Some((lab, bytes)) = slow_flush() else {
+        return;
+    };
+    let begun = Instant::now();
+    lab.ferryfs(&["refresh", &text(&lab.mnt)]).code(exit::DONE);
+    assert!(begun.elapsed() < LONG);
+    assert_content(lab.d("large"), &bytes);
+    lab.finish();
+}
+
+#[test]
+fn a_scrub_on_request_lifts_the_limit_of_the_flush_under_way() {
+    let Some((lab, bytes)) = slow_flush() else {
+        return;
+    };
+    let begun = Instant::now();
+    lab.ferryfs(&["scrub", &text(&lab.mnt)]).code(exit::DONE);
+    assert!(begun.elapsed() < LONG);
     assert_content(lab.d("large"), &bytes);
     lab.finish();
 }

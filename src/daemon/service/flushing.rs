@@ -106,12 +106,13 @@ impl Service {
     }
 
     /// Lets the throttle see what is read from the drive's disk. Where the cache is on the same
-    /// disk, the flush's own reads there would count.
+    /// disk, the flush's own reads there would count. It may be, if its disk is unknown, as that of
+    /// btrfs.
     pub(in crate::daemon) fn count_reads(&self) {
         let of_cache = std::fs::metadata(&self.cache).ok();
         let of_cache = of_cache.and_then(|meta| Disk::of(meta.dev()));
         let disk = self.monitor.block_device().and_then(Disk::of);
-        let disk = disk.filter(|disk| Some(disk) != of_cache.as_ref());
+        let disk = disk.filter(|disk| of_cache.is_some_and(|cache| !disk.shares_with(&cache)));
         let counter = disk.map(|disk| -> DiskCounter { Box::new(move || disk.bytes_read()) });
         self.drive.throttle().set_disk(counter);
     }

@@ -227,6 +227,8 @@ impl Handler for Service {
                 .with_hint("check the spelling; no directory was compared"));
         }
         let over = || self.over.load(Ordering::Acquire);
+        // It may have to wait for a flush that is slowed down.
+        let _hurry = self.drive.throttle().hurry();
         self.look_for_changes(dir, below, &over)
             .map_err(|error| match error {
                 FlushError::TimedOut => ControlError::new(ErrorCode::Busy, "the mount is ending"),

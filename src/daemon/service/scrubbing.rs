@@ -26,7 +26,14 @@ impl Service {
             return Err(self.absent());
         }
         let round = self.scrubber.begin(wish);
+        let mut hurry = None;
+        let mut is_first_flush = true;
         loop {
+            // It waits for a flush under way, which may be slowed down. Later ones take their time.
+            is_first_flush &= self.flusher.is_running();
+            self.drive
+                .throttle()
+                .hurry_while(is_first_flush, &mut hurry);
             if self.scrubber.has_ended(round) {
                 return Ok(self.scrub_status());
             }

@@ -77,6 +77,40 @@ pub(super) struct MountedWriter {
     sync_at_end: bool,
     /// It is on a FUSE file system, whose process does the writing. Found out when it matters.
     is_fuse: Option<bool>,
+    early: Early,
+}
+
+/// Whether the file system writes a file out early.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Early {
+    #[default]
+    Unknown,
+    Offered,
+    Refused,
+}
+
+impl Early {
+    /// Takes note of the answer to a call. A file system that does not offer it says so at the
+    /// first call on a file, and is not asked again. Later the same number can only be an error of
+    /// the writing, which the system reports once.
+    fn note(&mut self, answer: io::Result<()>) -> io::Result<()> {
+        let is_refused = |error: &io::Error| {
+            matches!(
+                error.raw_os_error(),
+                Some(libc::EINVAL | libc::ESPIPE | libc::ENOSYS | libc::EOPNOTSUPP)
+            )
+        };
+        match answer {
+            Err(error) if *self == Early::Unknown && is_refused(&error) => {
+                *self = Early::Refused;
+                Ok(())
+            }
+            answer => {
+                *self = Early::Offered;
+                answer
+            }
+        }
+    }
 }
 
 impl MountedWriter {
@@ -85,29 +119,24 @@ impl MountedWriter {
             file,
             sync_at_end,
             is_fuse: None,
+            early: Early::default(),
         }
     }
 
     /// As the trait says. A FUSE process keeps what it was given in memory of its own, and only an
-    /// fsync reaches it. For exfat-fuse and ntfs-3g that writes out the whole device.
+    /// fsync reaches it. For exfat-fuse and ntfs-3g that writes out the whole device. One without a
+    /// device may upload the whole file for it, each time: its files are only synced at their end.
     fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
+        if self.sync_at_end || self.early == Early::Refused {
+            return Ok(());
+        }
         let is_fuse = *(self.is_fuse).get_or_insert_with(|| sys::file::is_fuse(&self.file));
         let answer = match (is_fuse, how) {
             (true, WriteOut::Begin) => return Ok(()),
             (true, WriteOut::Finish) => sys::file::sync_data(&self.file),
             (false, how) => sys::file::write_back(&self.file, how == WriteOut::Finish),
         };
-        match answer {
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EINVAL | libc::ESPIPE | libc::ENOSYS | libc::EOPNOTSUPP)
-                ) =>
-            {
-                Ok(())
-            }
-            answer => answer,
-        }
+        self.early.note(answer)
     }
 
     /// If the file system does not allow a chosen time (EPERM on shares that map owners, EOPNOTSUPP
@@ -160,10 +189,6 @@ impl ModifyFile for MountedWriter {
         self.file.set_len(size)
     }
 
-    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
-        MountedWriter::write_out(self, how)
-    }
-
     fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
         self.close(modified)
     }
@@ -200,5 +225,42 @@ fn must_be_regular(kind: FileKind) -> io::Result<()> {
         FileKind::Symlink => Err(Errno::ELOOP.into()),
         // Not ENXIO, the system's error for sockets: that would mean a missing device.
         _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(number: i32) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(number))
+    }
+
+    #[test]
+    fn only_the_first_call_may_say_that_the_file_system_writes_nothing_out_early() {
+        let mut early = Early::default();
+        early.note(failed(libc::EOPNOTSUPP)).unwrap();
+        assert_eq!(early, Early::Refused);
+        let mut early = Early::default();
+        early.note(Ok(())).unwrap();
+        for number in [libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::EIO] {
+            let error = early.note(failed(number)).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(number));
+        }
+        let error = Early::default().note(failed(libc::ENOSPC)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    }
+
+    #[test]
+    fn a_file_that_is_synced_at_its_end_is_not_written_out_before() {
+        // Of a pipe no call on the file succeeds, so one would be noted.
+        let (_reader, writer) = unistd::pipe().unwrap();
+        let again = writer.try_clone().unwrap();
+        let mut file = MountedWriter::new(writer.into(), true);
+        file.write_out(WriteOut::Finish).unwrap();
+        assert_eq!(file.early, Early::Unknown);
+        let mut file = MountedWriter::new(again.into(), false);
+        file.write_out(WriteOut::Finish).unwrap();
+        assert_eq!(file.early, Early::Refused);
     }
 }

@@ -2,17 +2,21 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::{Metadata, Timestamp};
 use crate::drive::throttle::{Section, Tempo, current};
-use crate::drive::{ModifyFile, ReadFile, WriteFile, WriteOut};
+use crate::drive::{ReadFile, WriteFile, WriteOut};
 
 /// After so many bytes the system is made to begin with writing them.
 const BEGIN_AFTER: u64 = 4 << 20;
 
-/// So many bytes may be on their way to the drive.
+/// So many bytes may be on their way to the drive, of all files of a flush.
 const MOST_ON_THEIR_WAY: u64 = 8 << 20;
+
+/// A flush that yields waits for so many bytes together: each wait is a sync of a FUSE drive, and
+/// patches are written in parts of a few bytes. The end of the file waits for the rest.
+const FINISH_AFTER: u64 = 256 << 10;
 
 /// Puts a file that is read under the throttle of this thread's flush.
 pub(in crate::drive) fn over_read(inner: Box<dyn ReadFile>) -> Box<dyn ReadFile> {
@@ -34,18 +38,6 @@ pub(in crate::drive) fn over_write(inner: Box<dyn WriteFile>) -> Box<dyn WriteFi
     }
 }
 
-/// The same for a file that is changed in place.
-pub(in crate::drive) fn over_modify(inner: Box<dyn ModifyFile>) -> Box<dyn ModifyFile> {
-    match current() {
-        Some(section) => Box::new(SlowModifier {
-            inner,
-            section,
-            on_their_way: OnTheirWay::default(),
-        }),
-        None => inner,
-    }
-}
-
 /// The bytes of a file that may not have reached the drive.
 #[derive(Debug, Default)]
 struct OnTheirWay {
@@ -56,41 +48,54 @@ struct OnTheirWay {
 }
 
 impl OnTheirWay {
-    /// Counts `bytes` more, and returns what the system has to do at this tempo.
-    fn note(&mut self, bytes: usize, tempo: Tempo) -> Option<WriteOut> {
+    /// Counts `bytes` more, here and in `of_all`, those of all files of the flush. Returns what the
+    /// system has to do at this tempo.
+    fn note(&mut self, bytes: usize, tempo: Tempo, of_all: &AtomicU64) -> Option<WriteOut> {
         self.waiting += bytes as u64;
         self.all += bytes as u64;
+        of_all.fetch_add(bytes as u64, Ordering::Relaxed);
         let due = match tempo {
             Tempo::Full => None,
-            Tempo::Yielding => Some(WriteOut::Finish),
-            Tempo::Bounded if self.all >= MOST_ON_THEIR_WAY => Some(WriteOut::Finish),
+            Tempo::Yielding => (self.all >= FINISH_AFTER).then_some(WriteOut::Finish),
+            Tempo::Bounded if is_most(of_all) => Some(WriteOut::Finish),
             Tempo::Early | Tempo::Bounded => {
                 (self.waiting >= BEGIN_AFTER).then_some(WriteOut::Begin)
             }
         };
-        self.passed(due)
+        self.passed(due, of_all)
     }
 
     /// Returns what the system has to do at the end of the file.
-    fn end(&mut self, tempo: Tempo) -> Option<WriteOut> {
+    fn end(&mut self, tempo: Tempo, of_all: &AtomicU64) -> Option<WriteOut> {
         let due = match tempo {
+            // On a FUSE drive nothing else bounds what waits of many small files.
+            Tempo::Bounded if is_most(of_all) => Some(WriteOut::Finish),
             // Of many small files the sync at the end would find all bytes waiting.
             Tempo::Bounded => Some(WriteOut::Begin),
             Tempo::Yielding => Some(WriteOut::Finish),
             Tempo::Full | Tempo::Early => None,
         };
         let due = due.filter(|_| self.all > 0);
-        self.passed(due)
+        self.passed(due, of_all)
     }
 
-    fn passed(&mut self, due: Option<WriteOut>) -> Option<WriteOut> {
+    /// The system has begun with the earlier files before. So once this one is done, they are, or
+    /// nearly.
+    fn passed(&mut self, due: Option<WriteOut>, of_all: &AtomicU64) -> Option<WriteOut> {
         match due {
             Some(WriteOut::Begin) => self.waiting = 0,
-            Some(WriteOut::Finish) => (self.waiting, self.all) = (0, 0),
+            Some(WriteOut::Finish) => {
+                (self.waiting, self.all) = (0, 0);
+                of_all.store(0, Ordering::Relaxed);
+            }
             None => {}
         }
         due
     }
+}
+
+fn is_most(of_all: &AtomicU64) -> bool {
+    of_all.load(Ordering::Relaxed) >= MOST_ON_THEIR_WAY
 }
 
 struct SlowReader {
@@ -100,9 +105,10 @@ struct SlowReader {
 
 impl ReadFile for SlowReader {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let most = self.section.request();
         let mut filled = 0;
         while filled < buf.len() {
+            // The limit may have changed meanwhile.
+            let most = self.section.request();
             let end = buf.len().min(filled.saturating_add(most));
             let part = &mut buf[filled..end];
             let wanted = part.len();
@@ -137,14 +143,18 @@ impl WriteFile for SlowWriter {
             section,
             on_their_way,
         } = self;
-        for part in data.chunks(section.request()) {
+        let mut rest = data;
+        while !rest.is_empty() {
+            // The limit may have changed meanwhile.
+            let (part, after) = rest.split_at(rest.len().min(section.request()));
             section.run(part.len(), |tempo| {
                 inner.append(part)?;
-                match on_their_way.note(part.len(), tempo) {
+                match on_their_way.note(part.len(), tempo, &section.on_their_way) {
                     Some(how) => inner.write_out(how),
                     None => Ok(()),
                 }
             })?;
+            rest = after;
         }
         Ok(())
     }
@@ -160,51 +170,10 @@ impl WriteFile for SlowWriter {
             mut on_their_way,
         } = *self;
         section.run(0, |tempo| {
-            if let Some(how) = on_their_way.end(tempo) {
+            if let Some(how) = on_their_way.end(tempo, &section.on_their_way) {
                 inner.write_out(how)?;
             }
             inner.finish(modified)
         })
-    }
-}
-
-struct SlowModifier {
-    inner: Box<dyn ModifyFile>,
-    section: Arc<Section>,
-    on_their_way: OnTheirWay,
-}
-
-impl ModifyFile for SlowModifier {
-    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
-        let SlowModifier {
-            inner,
-            section,
-            on_their_way,
-        } = self;
-        let mut at = offset;
-        for part in data.chunks(section.request()) {
-            section.run(part.len(), |tempo| {
-                inner.write_at(part, at)?;
-                match on_their_way.note(part.len(), tempo) {
-                    Some(how) => inner.write_out(how),
-                    None => Ok(()),
-                }
-            })?;
-            at = at.saturating_add(part.len() as u64);
-        }
-        Ok(())
-    }
-
-    fn set_size(&mut self, size: u64) -> io::Result<()> {
-        self.inner.set_size(size)
-    }
-
-    fn write_out(&mut self, how: WriteOut) -> io::Result<()> {
-        self.inner.write_out(how)
-    }
-
-    fn finish(self: Box<Self>, modified: Timestamp) -> io::Result<()> {
-        let SlowModifier { inner, section, .. } = *self;
-        section.run(0, |_| inner.finish(modified))
     }
 }

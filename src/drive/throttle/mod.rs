@@ -15,7 +15,8 @@
 //!
 //! Its thread has the lowest best-effort I/O priority. Not the idle class: with that, a scheduler
 //! may hold a request back for as long as others keep the drive busy, and a foreground fsync of the
-//! same file system can depend on that very request.
+//! same file system can depend on that very request. It has it only during a request: a thread that
+//! it starts would keep it for ever.
 //!
 //! What is not slowed: a flush on request, any flush while a request waits for its turn
 //! ([`Throttle::hurry`]), and the part of a flush in which a recovery or a committed batch is at
@@ -27,7 +28,7 @@
 mod files;
 mod rules;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -39,7 +40,7 @@ use crate::core::Slowed;
 use crate::drive::throttle::rules::{Counts, Rules};
 use crate::sys::priority::{self, IoPriority};
 
-pub(super) use crate::drive::throttle::files::{over_modify, over_read, over_write};
+pub(super) use crate::drive::throttle::files::{over_read, over_write};
 
 /// What the user has chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +132,14 @@ impl Throttle {
         Hurry(self.clone())
     }
 
+    /// The same for as long as it is needed: `held` is there exactly then.
+    pub fn hurry_while(self: &Arc<Self>, is_needed: bool, held: &mut Option<Hurry>) {
+        match is_needed {
+            true => *held = held.take().or_else(|| Some(self.hurry())),
+            false => *held = None,
+        }
+    }
+
     /// Begins a flush on this thread. It ends when the value is dropped, on the same thread. One
     /// flush at a time.
     pub fn enter(self: &Arc<Self>, manner: Manner) -> Entered {
@@ -142,6 +151,7 @@ impl Throttle {
             throttle: self.clone(),
             is_background: manner != Manner::AtOnce,
             without_rests: AtomicUsize::new(0),
+            on_their_way: AtomicU64::new(0),
         });
         Entered {
             before: CURRENT.replace(Some(section)),
@@ -190,6 +200,8 @@ struct Section {
     is_background: bool,
     /// How many values of [`WithoutRests`] there are.
     without_rests: AtomicUsize,
+    /// The bytes of its files that may not have reached the drive.
+    on_their_way: AtomicU64,
 }
 
 /// How the next request of a flush goes.
@@ -201,15 +213,21 @@ enum Tempo {
     Early,
     /// The same, and no more than a few MiB are on their way.
     Bounded,
-    /// Nothing is on its way when the request ends.
+    /// Nothing, or next to nothing, is on its way when the request ends.
     Yielding,
+}
+
+/// A request whose turn it is.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    tempo: Tempo,
+    /// It has the lowest priority.
+    is_low: bool,
 }
 
 thread_local! {
     /// The flush of this thread.
     static CURRENT: RefCell<Option<Arc<Section>>> = const { RefCell::new(None) };
-    /// The priority that this thread had before it was lowered.
-    static RAISED: Cell<Option<IoPriority>> = const { Cell::new(None) };
 }
 
 fn current() -> Option<Arc<Section>> {
@@ -224,7 +242,6 @@ pub struct Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        raise();
         if let Some(section) = CURRENT.replace(self.before.take()) {
             let mut state = section.throttle.state.lock();
             (state.rules, state.slowed) = (None, None);
@@ -242,7 +259,6 @@ pub fn without_rests() -> WithoutRests {
     if let Some(section) = &section {
         section.without_rests.fetch_add(1, Ordering::Relaxed);
         section.throttle.state.lock().slowed = None;
-        raise();
     }
     WithoutRests(section)
 }
@@ -255,17 +271,20 @@ impl Drop for WithoutRests {
     }
 }
 
+/// The lowest priority of this thread, until the value is dropped.
+#[derive(Debug)]
+struct Lowered(Option<IoPriority>);
+
 /// Lowers the priority of this thread. Best effort: some systems and drives have none.
-fn lower() {
-    if RAISED.get().is_none() {
-        RAISED.set(priority::lower().ok().flatten());
-    }
+fn lower() -> Lowered {
+    Lowered(priority::lower().ok().flatten())
 }
 
-/// Gives this thread its priority back.
-fn raise() {
-    if let Some(before) = RAISED.take() {
-        let _ = priority::set(before);
+impl Drop for Lowered {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            let _ = priority::set(before);
+        }
     }
 }
 
@@ -273,12 +292,7 @@ impl Section {
     /// Returns how many bytes a request may have.
     fn request(&self) -> usize {
         let limit = self.throttle.state.lock().settings.limit;
-        match limit.filter(|_| self.may_rest()) {
-            Some(limit) => usize::try_from(limit / 4)
-                .unwrap_or(usize::MAX)
-                .clamp(SMALLEST_REQUEST, LARGEST_REQUEST),
-            None => LARGEST_REQUEST,
-        }
+        most_of_request(limit.filter(|_| self.may_rest()))
     }
 
     fn may_rest(&self) -> bool {
@@ -287,9 +301,11 @@ impl Section {
 
     /// Makes a request of so many bytes, when it is its turn.
     fn run<T>(&self, bytes: usize, request: impl FnOnce(Tempo) -> T) -> T {
-        let tempo = self.wait(bytes);
+        let turn = self.wait(bytes);
         let began = Instant::now();
-        let answer = request(tempo);
+        let lowered = turn.is_low.then(lower);
+        let answer = request(turn.tempo);
+        drop(lowered);
         let mut state = self.throttle.state.lock();
         let settings = state.settings;
         if let Some(rules) = state.rules.as_mut().filter(|_| self.may_rest()) {
@@ -299,7 +315,7 @@ impl Section {
     }
 
     /// Waits until a request of so many bytes may begin.
-    fn wait(&self, bytes: usize) -> Tempo {
+    fn wait(&self, bytes: usize) -> Turn {
         if self.may_rest() {
             self.throttle.look();
         }
@@ -311,10 +327,13 @@ impl Section {
             let rules = state.rules.as_mut();
             let Some(rules) = rules.filter(|_| self.may_rest() && state.hurried == 0) else {
                 state.slowed = None;
-                raise();
-                return match settings.polite {
+                let tempo = match settings.polite {
                     true => Tempo::Early,
                     false => Tempo::Full,
+                };
+                return Turn {
+                    tempo,
+                    is_low: false,
                 };
             };
             let now = Instant::now();
@@ -330,17 +349,19 @@ impl Section {
                 self.throttle.changed.wait_until(&mut guard, end);
                 continue;
             }
-            rules.begin(now, bytes as u64, waited, &settings);
+            // One that was cut before the limit was lowered costs no more than those after it.
+            // Otherwise the next one would wait for many seconds.
+            let charged = bytes.min(most_of_request(settings.limit));
+            rules.begin(now, charged as u64, waited, &settings);
             let tempo = match rules.yields(now, &settings) {
                 true => Tempo::Yielding,
                 false if settings.polite || settings.limit.is_some() => Tempo::Bounded,
                 false => Tempo::Full,
             };
-            match settings.polite {
-                true => lower(),
-                false => raise(),
-            }
-            return tempo;
+            return Turn {
+                tempo,
+                is_low: settings.polite,
+            };
         }
     }
 }
@@ -351,6 +372,15 @@ const LARGEST_REQUEST: usize = 1 << 20;
 
 /// The same under a low limit.
 const SMALLEST_REQUEST: usize = 64 << 10;
+
+/// Returns how many bytes a request may have under a limit.
+fn most_of_request(limit: Option<u64>) -> usize {
+    limit.map_or(LARGEST_REQUEST, |limit| {
+        usize::try_from(limit / 4)
+            .unwrap_or(usize::MAX)
+            .clamp(SMALLEST_REQUEST, LARGEST_REQUEST)
+    })
+}
 
 #[cfg(test)]
 mod tests;

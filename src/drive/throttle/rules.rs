@@ -22,8 +22,8 @@ const SHORTEST_REST: Duration = Duration::from_millis(10);
 /// The longest rest, after a request that took very long.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
-/// Bytes that others must have read between two looks. What the file system reads to write the
-/// flush's own files stays below.
+/// Bytes that others must have read from the disk in the time of [`LOOK_EVERY`]. What the file
+/// system reads to write the flush's own files stays below.
 const FEW: u64 = 64 << 10;
 
 /// The same while the flush itself reads: what the kernel reads ahead for it counts as read by
@@ -50,6 +50,8 @@ pub(super) struct Rules {
     counts: Counts,
     /// When others have read last, as far as it is known.
     read: Option<Instant>,
+    /// The last look saw reads of the disk that are not the flush's.
+    was_disk_read: bool,
     /// The rest that the requests so far have earned.
     rest: Duration,
     /// When the bytes so far are within the limit.
@@ -64,6 +66,7 @@ impl Rules {
             looked: now,
             counts,
             read: None,
+            was_disk_read: false,
             rest: Duration::ZERO,
             within_limit: now,
         }
@@ -74,25 +77,38 @@ impl Rules {
         now.saturating_duration_since(self.looked) >= LOOK_EVERY
     }
 
-    /// Notes what has been read.
+    /// Notes what has been read. Reads of the disk count from the second look in a row that sees
+    /// them: a burst can be the file system's own, for the flush. Those through the mount count at
+    /// once, and so do those of the disk while the flush yields already.
     pub(super) fn note(&mut self, now: Instant, counts: Counts) {
         let before = std::mem::replace(&mut self.counts, counts);
-        self.looked = now;
+        let since = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
         let ours = counts.ours.saturating_sub(before.ours);
-        let few = if ours > 0 { FEW_BESIDE_OURS } else { FEW };
+        let few = match ours {
+            0 => few_in(since),
+            _ => few_in(since).max(FEW_BESIDE_OURS),
+        };
         let by_others = match (before.disk, counts.disk) {
             (Some(before), Some(disk)) => disk.saturating_sub(before).saturating_sub(ours),
             _ => 0,
         };
-        if counts.mount > before.mount || by_others >= few {
+        let is_disk_read = by_others >= few;
+        let was_disk_read = std::mem::replace(&mut self.was_disk_read, is_disk_read);
+        let is_known = was_disk_read || self.is_read(now);
+        if counts.mount > before.mount || is_disk_read && is_known {
             self.read = Some(now);
         }
     }
 
     /// Returns whether the flush yields to somebody.
     pub(super) fn yields(&self, now: Instant, settings: &Settings) -> bool {
-        let is_read = |read| now.saturating_duration_since(read) < LINGER;
-        settings.polite && now < self.yields_until && self.read.is_some_and(is_read)
+        settings.polite && now < self.yields_until && self.is_read(now)
+    }
+
+    /// Returns whether others count as readers.
+    fn is_read(&self, now: Instant) -> bool {
+        let is_lately = |read| now.saturating_duration_since(read) < LINGER;
+        self.read.is_some_and(is_lately)
     }
 
     /// Returns how long the next request has to wait, and why.
@@ -139,4 +155,10 @@ impl Rules {
             false => Duration::ZERO,
         };
     }
+}
+
+/// Returns [`FEW`] for the time since the last look, which a long request or rest delays.
+fn few_in(time: Duration) -> u64 {
+    let looks = time.as_millis() / LOOK_EVERY.as_millis();
+    FEW.saturating_mul(u64::try_from(looks).unwrap_or(u64::MAX).max(1))
 }

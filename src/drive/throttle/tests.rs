@@ -168,20 +168,19 @@ fn of_what_the_disk_counts_only_what_others_read_counts() {
         flush.rules.yields(flush.now, &POLITE)
     };
     let at = read_from_disk;
-    assert!(yields(&[at(5 * MIB, 0), at(6 * MIB, 0)]), "a film");
-    assert!(
-        !yields(&[at(5 * MIB, 0), at(5 * MIB + 8192, 0)]),
-        "metadata"
-    );
-    assert!(
-        !yields(&[at(5 * MIB, 0), at(15 * MIB, 10 * MIB)]),
-        "the flush itself"
-    );
-    assert!(
-        !yields(&[at(0, 0), at(MIB, 10 * MIB)]),
-        "the flush, from memory"
-    );
-    assert!(yields(&[at(0, 0), at(14 * MIB, 10 * MIB)]), "both");
+    let film = [at(5 * MIB, 0), at(6 * MIB, 0), at(7 * MIB, 0)];
+    assert!(yields(&film), "a film");
+    assert!(!yields(&film[..2]), "a burst of the file system");
+    let bursts = [film[0], film[1], film[1], film[2]];
+    assert!(!yields(&bursts), "bursts of the file system");
+    let metadata = [at(0, 0), at(8192, 0), at(16384, 0)];
+    assert!(!yields(&metadata), "metadata");
+    let own = [at(0, 0), at(10 * MIB, 10 * MIB), at(20 * MIB, 20 * MIB)];
+    assert!(!yields(&own), "the flush itself");
+    let cached = [at(0, 0), at(MIB, 10 * MIB), at(2 * MIB, 20 * MIB)];
+    assert!(!yields(&cached), "the flush, from memory");
+    let both = [at(0, 0), at(14 * MIB, 10 * MIB), at(28 * MIB, 20 * MIB)];
+    assert!(yields(&both), "both");
     let uncounted = Counts::default();
     assert!(
         !yields(&[uncounted, at(9 * MIB, 0)]),
@@ -192,6 +191,27 @@ fn of_what_the_disk_counts_only_what_others_read_counts() {
         "a disk that has gone"
     );
     assert!(!yields(&[at(9 * MIB, 0), at(0, 0)]), "another disk");
+}
+
+#[test]
+fn little_in_a_long_time_is_no_reader_and_one_that_goes_on_needs_no_second_look() {
+    let kib = |count: u64| read_from_disk(count << 10, 0);
+    let mut flush = Simulation::new(HOUR, POLITE);
+    flush.rules = Rules::new(flush.now, HOUR, kib(0));
+    let look = |flush: &mut Simulation, after: Duration, counts: Counts| {
+        flush.now += after;
+        flush.rules.note(flush.now, counts);
+        flush.rules.yields(flush.now, &POLITE)
+    };
+    for seconds in 1..5 {
+        let counts = kib(seconds * 500);
+        assert!(!look(&mut flush, Duration::from_secs(1), counts));
+    }
+    assert!(!look(&mut flush, LOOK_EVERY, kib(2500)));
+    assert!(look(&mut flush, LOOK_EVERY, kib(3000)));
+    assert!(look(&mut flush, LINGER / 2, kib(3000)));
+    assert!(look(&mut flush, LOOK_EVERY, kib(3500)));
+    assert!(look(&mut flush, LINGER * 3 / 4, kib(3500)), "read since");
 }
 
 /// What was done with a file, in order.
@@ -294,10 +314,7 @@ fn a_flush_keeps_little_in_memory_and_one_that_yields_nothing() {
     drop(flush);
     throttle.set(POLITE);
     let flush = throttle.enter(Manner::Background(HOUR));
-    let theirs = throttle.clone();
-    let reader = thread::spawn(move || theirs.note_read(1));
-    reader.join().unwrap();
-    thread::sleep(LOOK_EVERY);
+    read_by_another(&throttle);
     let why = |why: Option<Slowed>| assert_eq!(throttle.slowed(), why);
     let calls = nine_mib(|| why(Some(Slowed::OthersRead)));
     let mut expected = vec!["Finish"; 9];
@@ -305,6 +322,98 @@ fn a_flush_keeps_little_in_memory_and_one_that_yields_nothing() {
     assert_eq!(calls, expected);
     drop(flush);
     why(None);
+}
+
+/// Has another thread read through the mount, so that the flush under way yields.
+fn read_by_another(throttle: &Arc<Throttle>) {
+    let theirs = throttle.clone();
+    thread::spawn(move || theirs.note_read(1)).join().unwrap();
+    thread::sleep(LOOK_EVERY);
+}
+
+/// Writes a file in parts of so many bytes, and returns how often it was written out.
+fn written_out(parts: usize, bytes: usize) -> Vec<String> {
+    let calls = Calls::default();
+    let mut file = over_write(recorded(&calls));
+    for _ in 0..parts {
+        file.append(&vec![0; bytes]).unwrap();
+    }
+    finish(file);
+    let calls = calls.take();
+    let is_write_out = |call: &&String| !call.starts_with("append") && *call != "finish";
+    calls.iter().filter(is_write_out).cloned().collect()
+}
+
+#[test]
+fn a_flush_that_yields_waits_for_tiny_parts_together() {
+    let throttle = throttle(POLITE);
+    let _flush = throttle.enter(Manner::Background(HOUR));
+    read_by_another(&throttle);
+    assert_eq!(written_out(100, 4096), ["Finish", "Finish"]);
+    assert_eq!(written_out(3, 16), ["Finish"], "at the end");
+}
+
+#[test]
+fn the_files_of_a_flush_share_the_bound_of_what_is_on_its_way() {
+    let throttle = throttle(POLITE);
+    let _flush = throttle.enter(Manner::Background(HOUR));
+    assert_eq!(written_out(5, 1 << 20), ["Begin", "Begin"]);
+    assert_eq!(written_out(5, 1 << 20), ["Finish", "Begin"]);
+    assert_eq!(written_out(5, 1 << 20), ["Begin", "Begin"]);
+    let at_once = throttle.hurry();
+    assert_eq!(written_out(5, 1 << 20), ["Begin"]);
+    drop(at_once);
+    assert_eq!(written_out(1, 16), ["Finish"], "of all that was written");
+    assert_eq!(written_out(0, 1), [""; 0], "nothing was written");
+}
+
+/// Lowers the limit during the first write.
+struct Reloading {
+    calls: Calls,
+    throttle: Arc<Throttle>,
+}
+
+impl WriteFile for Reloading {
+    fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        self.calls.add(format!("append {}", data.len() >> 10));
+        self.throttle.set(Settings {
+            polite: false,
+            limit: Some(MIB),
+        });
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, _modified: Timestamp) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_lower_limit_cuts_the_rest_of_a_write_into_smaller_requests() {
+    let throttle = throttle(POLITE);
+    let _flush = throttle.enter(Manner::Background(HOUR));
+    let calls = Calls::default();
+    let mut file = over_write(Box::new(Reloading {
+        calls: calls.clone(),
+        throttle: throttle.clone(),
+    }));
+    file.append(&vec![0; 3 << 19]).unwrap();
+    assert_eq!(calls.take(), ["append 1024", "append 256", "append 256"]);
+    // One that was cut before, and only now has its turn.
+    let settings = Settings {
+        polite: true,
+        limit: Some(64 << 10),
+    };
+    throttle.set(settings);
+    current().unwrap().run(LARGEST_REQUEST, |_| ());
+    let state = throttle.state.lock();
+    let (wait, why) = state
+        .rules
+        .as_ref()
+        .unwrap()
+        .wait(Instant::now(), &settings);
+    assert!(wait <= Duration::from_secs(1), "{wait:?}");
+    assert_eq!(why, Some(Slowed::Limit));
 }
 
 #[test]
@@ -347,7 +456,6 @@ fn stuck(throttle: &Arc<Throttle>) -> (Arc<AtomicBool>, thread::JoinHandle<()>) 
         let mut file = over_write(recorded(&Calls::default()));
         file.append(&vec![0; 2 << 20]).unwrap();
         is_done.store(true, Ordering::Release);
-        assert_eq!(RAISED.get(), None, "it has its priority again");
         finish(file);
     });
     while throttle.slowed() != Some(Slowed::Limit) {
@@ -382,6 +490,55 @@ fn whoever_waits_for_a_flush_lifts_its_limit_at_once_and_only_for_so_long() {
 }
 
 #[test]
+fn whoever_needs_a_flush_only_for_a_while_hurries_it_only_for_so_long() {
+    let throttle = throttle(POLITE);
+    let mut held = None;
+    let hurried = || throttle.state.lock().hurried;
+    for (is_needed, expected) in [(false, 0), (true, 1), (true, 1), (false, 0), (true, 1)] {
+        throttle.hurry_while(is_needed, &mut held);
+        assert_eq!(hurried(), expected);
+    }
+    drop(held);
+    assert_eq!(hurried(), 0);
+}
+
+/// Notes the priority of its writes.
+struct Ranked(Arc<Mutex<Vec<IoPriority>>>);
+
+impl WriteFile for Ranked {
+    fn append(&mut self, _data: &[u8]) -> io::Result<()> {
+        self.0.lock().push(priority::get()?);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, _modified: Timestamp) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn only_a_request_that_may_wait_has_the_lowest_priority_and_no_thread_inherits_it() {
+    let ordinary = priority::get().unwrap();
+    let lowest = {
+        let _lowered = lower();
+        priority::get().unwrap()
+    };
+    let throttle = throttle(POLITE);
+    let _flush = throttle.enter(Manner::Background(HOUR));
+    let seen = Arc::<Mutex<Vec<IoPriority>>>::default();
+    let mut file = over_write(Box::new(Ranked(seen.clone())));
+    file.append(b"x").unwrap();
+    assert_eq!(priority::get().unwrap(), ordinary);
+    let inherited = thread::spawn(|| priority::get().unwrap()).join().unwrap();
+    assert_eq!(inherited, ordinary);
+    let at_once = without_rests();
+    file.append(b"x").unwrap();
+    drop(at_once);
+    file.append(b"x").unwrap();
+    assert_eq!(*seen.lock(), [lowest, ordinary, lowest]);
+}
+
+#[test]
 fn what_follows_a_commit_is_not_slowed() {
     let throttle = throttle(Settings {
         polite: true,
@@ -390,13 +547,5 @@ fn what_follows_a_commit_is_not_slowed() {
     let _flush = throttle.enter(Manner::Background(HOUR));
     let at_once = without_rests();
     assert_eq!(nine_mib(|| {}), ["Begin", "Begin", "finish"]);
-    assert!(RAISED.get().is_none());
-    drop(at_once);
-    over_write(recorded(&Calls::default()))
-        .append(b"x")
-        .unwrap();
-    assert!(RAISED.get().is_some(), "its priority is low");
-    let at_once = without_rests();
-    assert!(RAISED.get().is_none());
     drop(at_once);
 }
