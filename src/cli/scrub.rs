@@ -282,5 +282,11 @@ mod tests {
         let wanted =
             "read 9 files (2.00 KiB); 2 damaged, 1 of them written again; 1 cannot be read\n";
         assert_eq!(text, wanted);
+        let mut waits = report(2, 2, 0);
+        let last = waits.last.as_mut().expect("a report");
+        (last.waiting, last.unsteady) = (2, 1);
+        let wanted = "read 9 files (2.00 KiB); 2 damaged, 2 for the next flush to write again; \
+                      1 read wrongly once, then rightly\n";
+        assert_eq!(in_words(&waits, false), wanted);
     }
 }

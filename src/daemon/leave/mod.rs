@@ -253,7 +253,8 @@ fn unmarked(drive: &Path, facts: &CacheFacts) -> Result<MountedDir, Failure> {
         return Err(absent("is not the drive that was being left", hint.into()));
     }
     // Nothing but its files says that it is the drive.
-    if same == Same::Unknown && first_contact::is_bare(drive) {
+    let is_sure = same == Same::Yes && facts.was_at(drive);
+    if !is_sure && first_contact::is_bare(drive) {
         let hint = "mount the drive that was being left there; nothing was changed. If it is \
                     there and has no files, remove the cache by hand";
         return Err(absent("is empty", hint.into()));
