@@ -300,8 +300,11 @@ fn a_copy_in_the_cache_that_has_rotted_too_does_not_hide_the_right_bytes() {
     }
     rot(&lab.d("a"), 69_000);
     let objects = files_with(&lab.cache, &content(1, 70_000));
-    assert_eq!(objects.len(), 1, "{objects:?}");
-    rot(&objects[0], 12);
+    // That of the first version may not be removed yet.
+    assert!(!objects.is_empty());
+    for object in objects {
+        rot(&object, 12);
+    }
     // A handle has the old object.
     let open = File::open(lab.m("a")).expect("open");
     let found = scrub(&lab, exit::LEFT_BEHIND);

@@ -12,7 +12,8 @@
 //!    or gone, and the file system the same.
 //! 3. What is in the cache; the note last.
 //!
-//! A crash leaves one of these states, and [`go_on`] takes the rest of the steps. Another machine
+//! A crash leaves one of these states. [`go_on`] checks the folder again, as others may have used
+//! the drive since, and takes the rest of the steps. Another machine
 //! that mounts the drive in step 2 finds a volume without a catalog: all files, without attributes.
 
 mod copy_out;
@@ -403,7 +404,8 @@ fn check_folder(backend: &dyn Backend, drop_versions: bool, hint: &str) -> Resul
         return Err(refuse(line, ""));
     }
     match backend.names_in(&layout::versions_root()) {
-        Err(error) if is_absent(&error) => Ok(()),
+        // Not so if it is no directory.
+        Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(refuse(
             &format!("the old versions on the drive cannot be looked at: {error}"),
             "",
