@@ -146,7 +146,9 @@ fn last_words(drive: &Path, mountpoint: &Path, name: Option<&str>) -> String {
 /// The interrupted leave that is meant.
 fn interrupted(which: &Which) -> Option<Unfinished> {
     let found = unfinished(which.cache.as_deref());
-    let Some(word) = &which.mountpoint else {
+    // With --cache the word says where the drive is by now.
+    let word = which.mountpoint.as_ref().filter(|_| which.cache.is_none());
+    let Some(word) = word else {
         // Another one may be meant, if it is mounted.
         let is_open = which.cache.is_some() || !mounts::has_any();
         return found.into_iter().find(|_| is_open);
