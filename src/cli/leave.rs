@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// others, flushes everything, unmounts, checks again that the cache has nothing that the drive
 /// does not have, and removes .ferryfs from the drive and the cache from the SSD. The files on the
 /// drive stay as they are. Without the mount nothing can be flushed, so it must be mounted. If it
-/// is interrupted, nothing is lost; the same command finishes it.
+/// is interrupted, nothing is lost; the same command with --yes finishes it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct LeaveArgs {
@@ -48,7 +48,13 @@ The other way: ferryfs mount --adopt DRIVE DIR moves the files of DIR into the m
 
 pub(super) fn run(args: &LeaveArgs) -> Result<Exit, Failure> {
     if let Some(before) = interrupted(&args.which) {
-        return finish(&before, &args.which);
+        return match args.yes {
+            true => finish(&before, args),
+            false => {
+                say(&how_to_finish(&before));
+                Ok(Exit::Done)
+            }
+        };
     }
     let Reached { mut client, mount } = reach::reach(&args.which).map_err(|error| {
         let failure = Failure::from(error);
@@ -140,18 +146,21 @@ fn last_words(drive: &Path, mountpoint: &Path, name: Option<&str>) -> String {
 /// The interrupted leave that is meant.
 fn interrupted(which: &Which) -> Option<Unfinished> {
     let found = unfinished(which.cache.as_deref());
-    let Some(word) = &which.mountpoint else {
+    // With --cache the word says where the drive is by now.
+    let word = which.mountpoint.as_ref().filter(|_| which.cache.is_none());
+    let Some(word) = word else {
         // Another one may be meant, if it is mounted.
         let is_open = which.cache.is_some() || !mounts::has_any();
         return found.into_iter().find(|_| is_open);
     };
     let path = mounts::resolve(word).unwrap_or_else(|_| word.clone());
     found.into_iter().find(|it| {
-        let places = [&it.drive, &it.mountpoint, &it.cache];
-        let is_place = places
-            .into_iter()
-            .any(|place| *place == path || place == word);
-        is_place
+        let is_at = |place: &PathBuf| *place == path || place == word;
+        // What is mounted there by now is what is meant.
+        let is_mountpoint = is_at(&it.mountpoint) && !mounts::is_mount_point(&path);
+        is_mountpoint
+            || is_at(&it.drive)
+            || is_at(&it.cache)
             || it
                 .name
                 .as_deref()
@@ -159,7 +168,17 @@ fn interrupted(which: &Which) -> Option<Unfinished> {
     })
 }
 
-fn finish(before: &Unfinished, which: &Which) -> Result<Exit, Failure> {
+fn how_to_finish(before: &Unfinished) -> String {
+    format!(
+        "a `ferryfs leave` of {} was interrupted; nothing is lost, all files are on the drive\n\
+         nothing was changed; to finish it: ferryfs leave --yes --cache {}\n",
+        before.drive.escaped(),
+        quoted(&before.cache)
+    )
+}
+
+fn finish(before: &Unfinished, args: &LeaveArgs) -> Result<Exit, Failure> {
+    let which = &args.which;
     say("going on with a leave that was interrupted\n");
     // With --cache the word says where the drive is now.
     let drive = which
@@ -167,7 +186,12 @@ fn finish(before: &Unfinished, which: &Which) -> Result<Exit, Failure> {
         .as_deref()
         .filter(|_| which.cache.is_some());
     let drive = drive.map(absolute).transpose()?;
-    go_on(&before.cache, drive.as_deref(), &mut step)?;
+    go_on(
+        &before.cache,
+        drive.as_deref(),
+        args.drop_versions,
+        &mut step,
+    )?;
     let name = before.name.as_deref();
     say(&last_words(
         drive.as_ref().unwrap_or(&before.drive),

@@ -24,8 +24,9 @@ const LISTED: usize = 100;
 /// knows the hash of every file that it has written, and notes those of others the first time. A
 /// file with wrong bytes, or with bytes that cannot be read, is written again by the next flush if
 /// its right bytes are known by their hash: from the cache, from another file, or from a version
-/// that was kept (--versions). What others have changed is no damage. The drive is read slowly, and
-/// programs come first.
+/// that was kept (--versions). One that is read twice with the same other bytes is only named, if
+/// no version of it would be kept: see --repair-steady. What others have changed is no damage. The
+/// drive is read slowly, and programs come first.
 ///
 /// Exit code 3 means that damaged or unreadable files are left; they are named. Ctrl-C stops the
 /// scrub (130); the next one goes on where it was. Without Ctrl-C the daemon goes on when this
@@ -45,8 +46,15 @@ pub struct ScrubArgs {
     /// Only look: repair nothing
     #[arg(long)]
     no_repair: bool,
+    /// Repair also files that somebody may have changed and kept the time of, without --versions
+    ///
+    /// A file that is read twice with the same other bytes may be rotten, or changed on purpose by
+    /// a program that keeps the time (exiftool -P, VeraCrypt, touch -r). With --versions it is
+    /// repaired, as the replaced bytes are kept as a version; otherwise only with this option.
+    #[arg(long, conflicts_with = "no_repair")]
+    repair_steady: bool,
     /// Stop the scrub under way, also one that the schedule has begun
-    #[arg(long, conflicts_with_all = ["rate", "restart", "no_repair"])]
+    #[arg(long, conflicts_with_all = ["rate", "restart", "no_repair", "repair_steady"])]
     stop: bool,
     /// The cache of the mount: reaches the daemon also if the mount is gone
     #[arg(long, value_name = "DIR", conflicts_with = "mounts")]
@@ -122,6 +130,7 @@ fn one(which: &Which, args: &ScrubArgs) -> Result<ScrubStatus, Failure> {
         rate: args.rate,
         restart: args.restart,
         only_look: args.no_repair,
+        repair_steady: args.repair_steady,
     });
     wait_for(&mut client, &request, args.json)
 }
@@ -186,15 +195,24 @@ pub(super) fn summary(report: &ScrubReport) -> String {
     )];
     match report.damaged {
         0 => parts.push("none damaged".into()),
-        damaged if report.repaired == damaged => {
-            parts.push(format!("{damaged} damaged, written again"));
+        damaged => {
+            let written = report.repaired.saturating_sub(report.waiting);
+            let mut text = format!("{damaged} damaged");
+            if report.waiting > 0 {
+                let _ = write!(
+                    text,
+                    ", {} for the next flush to write again",
+                    report.waiting
+                );
+            }
+            if written > 0 || report.repaired == 0 {
+                let _ = write!(text, ", {written} of them written again");
+            }
+            parts.push(text);
         }
-        damaged => parts.push(format!(
-            "{damaged} damaged, {} of them written again",
-            report.repaired
-        )),
     }
     for (count, what) in [
+        (report.unsteady, "read wrongly once, then rightly"),
         (report.unreadable, "cannot be read"),
         (report.recorded, "without a hash until now"),
         (report.left_out, "left out, as they wait or were changed"),
@@ -264,5 +282,11 @@ mod tests {
         let wanted =
             "read 9 files (2.00 KiB); 2 damaged, 1 of them written again; 1 cannot be read\n";
         assert_eq!(text, wanted);
+        let mut waits = report(2, 2, 0);
+        let last = waits.last.as_mut().expect("a report");
+        (last.waiting, last.unsteady) = (2, 1);
+        let wanted = "read 9 files (2.00 KiB); 2 damaged, 2 for the next flush to write again; \
+                      1 read wrongly once, then rightly\n";
+        assert_eq!(in_words(&waits, false), wanted);
     }
 }

@@ -199,6 +199,12 @@ fn whole(all: &[MountEntry], wanted: impl Fn(&MountEntry) -> bool) -> Vec<&Mount
     found
 }
 
+/// Returns whether something is mounted at `path` itself. An unreadable table counts as that.
+pub fn is_mount_point(path: &Path) -> bool {
+    let path = resolve(path).unwrap_or_else(|_| path.into());
+    read().map_or(true, |all| all.iter().any(|mount| mount.mountpoint == path))
+}
+
 /// Returns whether a command of this user without a path can refer to a mount: one of its own, and
 /// for root any. An unreadable table counts as having one.
 pub fn has_any() -> bool {

@@ -135,6 +135,10 @@ pub struct ScrubWish {
     /// Repairs nothing.
     #[serde(skip_serializing_if = "is_false")]
     pub only_look: bool,
+    /// Also repairs files that somebody may have changed and kept the time of, if the drive keeps
+    /// no version of them.
+    #[serde(skip_serializing_if = "is_false")]
+    pub repair_steady: bool,
 }
 
 /// One line of the daemon's answer.
@@ -391,11 +395,16 @@ pub struct ScrubReport {
     pub left_out: u64,
     /// Files with wrong bytes, or with bytes that the medium does not return.
     pub damaged: u64,
-    /// Damaged files that are written again by the next flush.
+    /// Damaged files that were marked to be written again by a flush.
     pub repaired: u64,
+    /// Those of them that still wait for the flush.
+    pub waiting: u64,
+    /// Files that were read wrongly at first, and rightly the second time. They are not damaged;
+    /// the drive or its cable may be.
+    pub unsteady: u64,
     /// Files that could not be opened or read for another reason.
     pub unreadable: u64,
-    /// Damaged and unreadable files, the first two hundred.
+    /// Damaged, unreadable and unsteady files, the first two hundred.
     pub problems: Vec<ScrubProblem>,
 }
 

@@ -95,6 +95,13 @@ impl Flusher {
         self.parts.versions.is_on
     }
 
+    /// Returns whether a batch that replaces the file at `path` on the drive keeps it. Patterns are
+    /// about names in the mount; where these differ from the drive's, it may be wrong.
+    pub fn keeps_version_of(&self, path: &RelPath) -> bool {
+        let policy = &self.parts.versions;
+        policy.is_on && !policy.exclude.matches(path, false)
+    }
+
     /// Returns the list of what a batch with these steps keeps; `None` if it keeps nothing.
     pub(super) fn versions_of(
         &self,

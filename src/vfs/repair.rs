@@ -5,6 +5,9 @@
 //! The row of the drive's version gets the hash of the bytes that are there now. So the batch
 //! expects these, makes no patch of them, and a replay does not take them for those of others.
 //!
+//! An object in the cache with other bytes than the known ones is buried: it has rotted on the SSD,
+//! or was read from the drive after the damage.
+//!
 //! Failure order: the bytes of a new object are synced, then one record of the redo log has the
 //! object, the mark and the hash. A crash before it leaves an object without a row, which goes to
 //! lost+found, and the damage is found by the next scrub. After it the file waits like any other.
@@ -42,6 +45,8 @@ pub enum Rewritten {
     NoCopy,
     /// The copy does not fit on the SSD.
     NoSpace,
+    /// The cache has other bytes, and a program has them open.
+    InUse,
     /// A batch is under way: it must be tried again.
     NotNow,
     /// The file was changed meanwhile.
@@ -85,7 +90,8 @@ impl Fs {
     }
 
     /// Copies `source` into the cache and marks the damaged file as dirty, if `source` has the
-    /// bytes that it had. They must be known by their hash, and the cache must have none.
+    /// bytes that it had. They must be known by their hash. An object that the cache has is
+    /// replaced; it must not have the right bytes, see [`Fs::rewrite_cached`].
     ///
     /// # Errors
     /// If `source` cannot be read, or the SSD or the index fails. The file is as before.
@@ -94,7 +100,7 @@ impl Fs {
         let Some(inode) = self.index.lock().inode(ino)? else {
             return Ok(Rewritten::Changed);
         };
-        if inode.object.is_some() || damage.was.hash.is_none() {
+        if damage.was.hash.is_none() {
             return Ok(Rewritten::NoCopy);
         }
         if !self.space.make_space_for(inode.size)? {
@@ -132,10 +138,18 @@ impl Fs {
         // Before the row: after a power cut it must not name an object that is not whole.
         self.store.sync_object(object, &file)?;
         let blocks = measure(&file)?.blocks();
+        let mark = || self.mark_damaged(damage, inode, Some((object, blocks)));
+        if inode.object.is_some() {
+            // Handles may have the old object open.
+            let marked = self.open_files.while_closed(inode.ino, mark);
+            return marked.unwrap_or(Ok(Rewritten::InUse));
+        }
         let open = self.open_files.acquire(inode.ino);
-        let marked = (open.lock(&CTX))
-            .and_then(|_content| self.mark_damaged(damage, inode, Some((object, blocks))));
-        self.open_files.put(&open)?;
+        let marked = open.lock(&CTX).and_then(|_content| mark());
+        if let Err(error) = self.open_files.put(&open) {
+            // The row may name the new object by now, so this must not say that it has failed.
+            tracing::warn!(ino = inode.ino.0, %error, "a file that was not open is not closed");
+        }
         marked
     }
 
@@ -159,7 +173,8 @@ impl Fs {
         if !is_same || is_in_work(&inode) {
             return Ok(Rewritten::Changed);
         }
-        if inode.flags.has(Flags::LOCAL) {
+        // Also what becomes local with its first change, by a pattern that was added later.
+        if state.stays_local(was.ino)? {
             return Ok(Rewritten::Local);
         }
         for (place, entry) in state.places_of(was.ino)? {
@@ -173,6 +188,9 @@ impl Fs {
         state.follow_replaced(was.ino, inode.data_seq, seq)?;
         inode.data_seq = seq;
         if let Some((object, blocks)) = new {
+            if let Some(old) = inode.object {
+                state.bury_object(&inode, old)?;
+            }
             (inode.object, inode.blocks) = (Some(object), blocks);
             inode.used = self.clock.now().parts().0;
         }

@@ -230,12 +230,90 @@ fn a_leave_that_failed_in_the_middle_is_no_volume_any_more_and_is_finished_later
         assert_content(lab.d("a"), content(1, 50_000));
 
         let drive = text(lab.drive.path());
-        let done = lab.ferryfs(&["leave", &drive]).code(exit::DONE);
+        let shown = lab.ferryfs(&["leave", &drive]).code(exit::DONE).stdout;
+        assert!(
+            shown.contains("interrupted") && shown.contains("--yes"),
+            "{shown}"
+        );
+        assert!(lab.cache.join("leaving.json").exists());
+        if is_on_drive {
+            assert_checked_again(&lab);
+        }
+        let done = lab.ferryfs(&["leave", "--yes", &drive]).code(exit::DONE);
         assert!(done.stdout.contains("interrupted"), "{}", done.stdout);
         assert_left(&lab);
         assert_eq!(listing(lab.drive.path()), ["a"]);
         lab.finish();
     }
+}
+
+/// What has changed on the drive since a leave was interrupted is not removed with the rest.
+#[track_caller]
+fn assert_checked_again(lab: &Lab) {
+    let (drive, cache) = (text(lab.drive.path()), text(&lab.cache));
+    let refuses = |command: &[&str], code: i32, why: &str| {
+        lab.ferryfs(&[&["leave", "--yes"], command].concat())
+            .refuses(code, why);
+        assert!(lab.cache.join("leaving.json").exists());
+    };
+    let strange = lab.d(".ferryfs/of the user");
+    write(&strange, b"mine");
+    refuses(&[&drive], exit::FAILED, "is not ferryfs's");
+    fs::remove_file(&strange).expect("rm");
+    let versions = lab.d(".ferryfs/versions");
+    let kept = versions.join("of another machine");
+    fs::create_dir_all(&kept).expect("mkdir");
+    refuses(&[&drive], exit::FAILED, "old versions are kept");
+    fs::remove_dir(&kept).expect("rmdir");
+    // One that cannot be listed may have some.
+    let _ = fs::remove_dir(&versions);
+    write(&versions, b"no directory");
+    refuses(&[&drive], exit::FAILED, "cannot be looked at");
+    fs::remove_file(&versions).expect("rm");
+
+    // Without its marker it may be any drive.
+    let (marker, aside) = (lab.d(".ferryfs/volume.json"), lab.root().join("aside"));
+    fs::rename(&marker, &aside).expect("move");
+    refuses(&[&drive], exit::FAILED, "has no marker");
+    let bare = lab.root().join("bare");
+    fs::create_dir(&bare).expect("mkdir");
+    let at_bare = ["--cache", &cache, &text(&bare)];
+    refuses(&at_bare, exit::NO_BACKEND, "is empty");
+    fs::rename(&aside, &marker).expect("move");
+
+    // Another drive is mounted where it was: that one is meant.
+    let mnt = text(&lab.mnt);
+    let mut mount = Command::new("mount");
+    lab::run(mount.args(["-t", "tmpfs", "-o", "mode=700", "other", &mnt])).code(0);
+    let refused = lab.ferryfs(&["leave", "--yes", &mnt]);
+    lab::run(Command::new("umount").arg(&mnt)).code(0);
+    assert!(refused.code != exit::DONE, "{}", refused.stdout);
+    assert!(lab.cache.join("leaving.json").exists());
+}
+
+#[test]
+fn an_empty_cache_directory_that_cannot_be_removed_keeps_nothing_from_being_left() {
+    let Some(lab) = Lab::mounted(Backend::Ext4Dir) else {
+        return;
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return lab::skip("an immutable directory needs root");
+    }
+    write(&lab.m("a"), &content(1, 5000));
+    lab.flush();
+    let parent = lab.cache.parent().expect("a parent");
+    chattr("+i", parent);
+    let done = leave(&lab, &["--yes"]);
+    chattr("-i", parent);
+    let done = done.code(exit::DONE).stdout;
+    assert!(
+        done.contains("its empty directory") && done.contains("all files are in"),
+        "{done}"
+    );
+    assert_eq!(listing(&lab.cache), Vec::<String>::new());
+    fs::remove_dir(&lab.cache).expect("rmdir");
+    assert_left(&lab);
+    lab.finish();
 }
 
 #[test]
@@ -266,7 +344,7 @@ fn a_leave_that_is_killed_at_any_moment_is_finished_by_the_next_one() {
         let mut last = None;
         for _ in 0..50 {
             if lab.cache.join("leaving.json").exists() {
-                last = Some(lab.ferryfs(&["leave", &drive]));
+                last = Some(lab.ferryfs(&["leave", "--yes", &drive]));
             } else if lab.is_mounted() {
                 last = Some(lab.ferryfs(&command));
             } else if lab.cache.exists() && !lab::alive(lab.pid()) {

@@ -12,7 +12,8 @@
 //!    or gone, and the file system the same.
 //! 3. What is in the cache; the note last.
 //!
-//! A crash leaves one of these states, and [`go_on`] takes the rest of the steps. Another machine
+//! A crash leaves one of these states. [`go_on`] checks the folder again, as others may have used
+//! the drive since, and takes the rest of the steps. Another machine
 //! that mounts the drive in step 2 finds a volume without a catalog: all files, without attributes.
 
 mod copy_out;
@@ -32,9 +33,11 @@ use super::options::Protect;
 use super::volume::{CACHE_FILE, CacheFacts};
 use super::volume_lock::VolumeLock;
 use super::{
-    already_running, known_caches, lease_for_recovery, monitor, mountpoint, verify, volume,
+    already_running, first_contact, known_caches, lease_for_recovery, monitor, mountpoint, verify,
+    volume,
 };
 use crate::cache::{CacheLock, Store, private};
+use crate::control::mounts;
 use crate::core::{Exit, Failure, FileKind, ForeignText, Name, RelPath, quoted};
 use crate::drive::mounted::MountedDir;
 use crate::drive::{Backend, is_absent};
@@ -63,6 +66,9 @@ struct Note {
     drive: PathBuf,
     mountpoint: PathBuf,
     name: Option<String>,
+    /// The kept versions may be deleted.
+    #[serde(default)]
+    drop_versions: bool,
 }
 
 /// A leave that was interrupted.
@@ -103,7 +109,7 @@ pub(super) fn check_not_left(dir: &Path) -> Result<(), Failure> {
             dir.escaped()
         ))
         .hint(format!(
-            "nothing is lost: all files are on the drive. Finish it: ferryfs leave --cache {}",
+            "nothing is lost: all files are on the drive. Finish it: ferryfs leave --yes --cache {}",
             quoted(dir)
         ))),
     }
@@ -174,7 +180,8 @@ pub fn leave(of: &Volume<'_>, wish: &LeaveWish, say: &mut dyn FnMut(&str)) -> Re
         lease: Some(lease_for_recovery(of.drive, &backend, facts.volume)?),
         _cache: lock,
     };
-    check_folder(&backend, wish.drop_versions)?;
+    let hint = "nothing was removed; `ferryfs mount` takes the drive up again";
+    check_folder(&backend, wish.drop_versions, hint)?;
     let index = check_cache(of.cache, &facts)?;
     copy_out(of.cache, &index, wish.local_to.as_deref(), say)?;
     drop(index);
@@ -183,16 +190,24 @@ pub fn leave(of: &Volume<'_>, wish: &LeaveWish, say: &mut dyn FnMut(&str)) -> Re
         drive: of.drive.into(),
         mountpoint: of.mountpoint.into(),
         name: of.name.clone(),
+        drop_versions: wish.drop_versions,
     };
     write(of.cache, &note)?;
     finish(of.cache, &note, Some(&backend), held, say)
 }
 
-/// Finishes a leave that was interrupted. The drive may be at another place by now.
+/// Finishes a leave that was interrupted. The drive may be at another place by now, and another
+/// machine may have used it: its folder is checked again. Kept versions are deleted if that was
+/// agreed to then, or is now.
 ///
 /// # Errors
 /// Why not.
-pub fn go_on(cache: &Path, drive: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<(), Failure> {
+pub fn go_on(
+    cache: &Path,
+    drive: Option<&Path>,
+    drop_versions: bool,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), Failure> {
     let note = read(cache)?.ok_or_else(|| {
         Failure::failed(format!("no leave of {} was interrupted", cache.escaped()))
     })?;
@@ -204,6 +219,8 @@ pub fn go_on(cache: &Path, drive: Option<&Path>, say: &mut dyn FnMut(&str)) -> R
         _ if is_left => (None, None),
         Ok(found) => {
             let lease = lease_for_recovery(drive, &found.dir, note.facts.volume)?;
+            let hint = "nothing more was removed, and all files are on the drive";
+            check_folder(&found.dir, note.drop_versions || drop_versions, hint)?;
             (Some(found.dir), Some(lease))
         }
         Err(verify::Refusal::Unmarked(_) | verify::Refusal::MarkerDeleted(_)) => {
@@ -226,14 +243,37 @@ pub fn go_on(cache: &Path, drive: Option<&Path>, say: &mut dyn FnMut(&str)) -> R
 /// Opens the drive after its marker was removed: the same file system, with an empty folder or
 /// none.
 fn unmarked(drive: &Path, facts: &CacheFacts) -> Result<MountedDir, Failure> {
-    if verify::file_system_at(drive, facts) == Same::No {
-        return Err(Failure {
-            code: Exit::BackendAbsent,
-            message: format!("{} is not the drive that was being left", drive.escaped()),
-            hint: Some("mount that one there, or name its directory; nothing was changed".into()),
-        });
+    let absent = |what: &str, hint: String| Failure {
+        code: Exit::BackendAbsent,
+        message: format!("{} {what}", drive.escaped()),
+        hint: Some(hint),
+    };
+    let same = verify::file_system_at(drive, facts);
+    if same == Same::No {
+        let hint = "mount that one there, or name its directory; nothing was changed";
+        return Err(absent("is not the drive that was being left", hint.into()));
     }
-    Ok(MountedDir::open(drive).map_err(FlushError::from)?)
+    // Nothing but its files says that it is the drive.
+    let is_sure = same == Same::Yes && facts.was_at(drive);
+    if !is_sure && first_contact::is_bare(drive) {
+        let hint = "mount the drive that was being left there; nothing was changed. If it is \
+                    there and has no files, remove the cache by hand";
+        return Err(absent("is empty", hint.into()));
+    }
+    let backend = MountedDir::open(drive).map_err(FlushError::from)?;
+    match backend.names_in(&layout::dir()) {
+        Err(error) if is_absent(&error) => Ok(backend),
+        Err(error) => Err(FlushError::from(error).into()),
+        Ok(names) if names.is_empty() => Ok(backend),
+        Ok(_) => Err(Failure::failed(format!(
+            "not left: {} has no marker, but is not empty",
+            quoted(&drive.join(layout::dir().as_os_str()))
+        ))
+        .hint(
+            "nothing was changed. It may be another drive: name the right one. If it is the right \
+             one, look at what is there, and remove it by hand",
+        )),
+    }
 }
 
 fn write(cache: &Path, note: &Note) -> Result<(), Failure> {
@@ -354,19 +394,28 @@ fn ends_with(path: &RelPath, name: &Name) -> bool {
     path.split_last().is_some_and(|(_, last)| last == *name)
 }
 
-fn check_folder(backend: &MountedDir, drop_versions: bool) -> Result<(), Failure> {
-    let refuse = |what: &str| {
-        Failure::failed(format!("not left: {what}"))
-            .hint("nothing was removed; `ferryfs mount` takes the drive up again")
+/// Refuses a folder with something that must not be removed. A folder that was removed in part
+/// passes, too.
+fn check_folder(backend: &dyn Backend, drop_versions: bool, hint: &str) -> Result<(), Failure> {
+    let refuse = |what: &str, more: &str| {
+        Failure::failed(format!("not left: {what}")).hint(format!("{hint}{more}"))
     };
     if let Some(line) = in_the_way(backend, false)?.first() {
-        return Err(refuse(line));
+        return Err(refuse(line, ""));
     }
-    let versions = backend.names_in(&layout::versions_root());
-    if versions.is_ok_and(|names| !names.is_empty()) && !drop_versions {
-        return Err(refuse("old versions are kept on the drive"));
+    match backend.names_in(&layout::versions_root()) {
+        // Not so if it is no directory.
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(refuse(
+            &format!("the old versions on the drive cannot be looked at: {error}"),
+            "",
+        )),
+        Ok(names) if names.is_empty() || drop_versions => Ok(()),
+        Ok(_) => Err(refuse(
+            "old versions are kept on the drive",
+            ". Copy those that you want, then add --drop-versions",
+        )),
     }
-    Ok(())
 }
 
 /// Removes what is to be removed, in the order of the head of this file.
@@ -380,7 +429,7 @@ fn finish(
     let again = |failure: Failure| {
         failure.hint(format!(
             "nothing is lost: all files are on the drive. Run it again to finish: ferryfs leave \
-             --cache {}",
+             --yes --cache {}",
             quoted(cache)
         ))
     };
@@ -398,7 +447,14 @@ fn finish(
     })?;
     // What is interrupted before is found by this.
     known_caches::forget(&note.facts);
-    say(&format!("removed the cache {}", cache.escaped()));
+    // An empty directory is no cache, and there is no note by which this could be tried again.
+    match fs::remove_dir(cache) {
+        Ok(()) => say(&format!("removed the cache {}", cache.escaped())),
+        Err(error) => say(&format!(
+            "removed the cache; its empty directory {} stays: {error}",
+            cache.escaped()
+        )),
+    }
     Ok(())
 }
 
@@ -443,16 +499,20 @@ fn remove(backend: &dyn Backend, path: &RelPath) -> Result<(), FlushError> {
     }
 }
 
-/// Gives the bare mount point the permissions back that it had before it was protected.
+/// Gives the bare mount point the permissions back that it had before it was protected. What is
+/// mounted there by now is left alone.
 fn release_mountpoint(cache: &Path, path: &Path) {
+    if mounts::is_mount_point(path) {
+        return;
+    }
     let mut note = mountpoint::Note::read(cache, path);
     if let Ok(bare) = File::open(path) {
         mountpoint::protect(&bare, &mut note, cache, Protect::No);
     }
 }
 
-/// Removes the cache. The note goes last; without it and without `cache.json` what is left is
-/// nothing.
+/// Removes all that is in the cache. The note goes last; without it and without `cache.json` what
+/// is left is nothing.
 fn remove_cache(cache: &Path) -> io::Result<()> {
     // First what makes it a cache: what is removed in part must never be used.
     remove_if_there(&cache.join(CACHE_FILE))?;
@@ -467,8 +527,7 @@ fn remove_cache(cache: &Path) -> io::Result<()> {
             false => remove_if_there(&entry.path())?,
         }
     }
-    remove_if_there(&cache.join(NOTE))?;
-    fs::remove_dir(cache)
+    remove_if_there(&cache.join(NOTE))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

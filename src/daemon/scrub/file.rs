@@ -23,7 +23,7 @@ const BLOCK: usize = 1 << 20;
 const YOUNG: i64 = 10_000_000_000;
 
 /// How often a file is begun again that could not be read because the drive did not answer.
-const TRIES: u32 = 3;
+pub(super) const TRIES: u32 = 3;
 
 /// What was seen of a file.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub(super) enum Seen {
 }
 
 /// The result of a read.
-enum Reading {
+pub(super) enum Reading {
     Bytes(ContentHash),
     /// The medium does not return a part.
     Bad(String),
@@ -74,7 +74,7 @@ impl Pass<'_> {
         if let Some(seen) = self.differs(entry, path)? {
             return Ok(seen);
         }
-        let first = self.read(path)?;
+        let first = self.read(path, entry.size)?;
         if !self.is_as_before(key, entry, path)? {
             return Ok(Seen::LeftOut);
         }
@@ -123,7 +123,7 @@ impl Pass<'_> {
         path: &RelPath,
         first: Reading,
     ) -> Result<Seen, Halt> {
-        let second = self.read(path)?;
+        let second = self.read(path, entry.size)?;
         if !self.is_as_before(key, entry, path)? {
             return Ok(Seen::LeftOut);
         }
@@ -179,11 +179,11 @@ impl Pass<'_> {
         Ok(placed.as_ref() == Some(entry) && is_at_rest)
     }
 
-    /// Reads a file to its end, past the page cache.
-    fn read(&mut self, path: &RelPath) -> Result<Reading, Halt> {
+    /// Reads a file of `size` bytes to its end, past the page cache.
+    fn read(&mut self, path: &RelPath, size: u64) -> Result<Reading, Halt> {
         for _ in 0..TRIES {
             let read = match self.backend.open_uncached(path) {
-                Ok(file) => self.read_file(&*file, path)?,
+                Ok(file) => self.read_file(&*file, path, size)?,
                 Err(error) => self.judge(error)?,
             };
             if !matches!(read, Reading::Again) {
@@ -194,13 +194,19 @@ impl Pass<'_> {
         Ok(Reading::Again)
     }
 
-    fn read_file(&mut self, file: &dyn ReadFile, path: &RelPath) -> Result<Reading, Halt> {
+    fn read_file(
+        &mut self,
+        file: &dyn ReadFile,
+        path: &RelPath,
+        size: u64,
+    ) -> Result<Reading, Halt> {
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; BLOCK];
         let mut at = 0;
         loop {
             self.gate()?;
             let got = match file.read_at(&mut buffer, at) {
+                Ok(0) if at < size => return Ok(Reading::Bad(ends_after(at))),
                 Ok(0) => return Ok(Reading::Bytes(ContentHash(*hasher.finalize().as_bytes()))),
                 Ok(got) => got,
                 Err(source) => {
@@ -221,7 +227,7 @@ impl Pass<'_> {
     ///
     /// # Errors
     /// If it is one of the whole drive.
-    fn judge(&self, error: BackendError) -> Result<Reading, Halt> {
+    pub(super) fn judge(&self, error: BackendError) -> Result<Reading, Halt> {
         if error.is_not_found() {
             return Ok(Reading::Gone);
         }
@@ -241,6 +247,11 @@ impl Pass<'_> {
 
 const CHANGED: &str = "its bytes have changed on the drive, and its size and time have not";
 const UNSTEADY: &str = "the drive returns other bytes each time";
+
+/// A file whose bytes end before its size is damaged, and has no hash.
+fn ends_after(bytes: u64) -> String {
+    format!("it ends after {bytes} bytes")
+}
 
 fn damage(key: &NameKey, entry: &PlacedEntry, found: Option<ContentHash>) -> Damage {
     Damage {

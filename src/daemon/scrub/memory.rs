@@ -22,6 +22,9 @@ const FILE: &str = "scrub.json";
 /// The most damaged files that are kept one by one.
 const MOST_PROBLEMS: usize = 200;
 
+/// How often one file may halt a scrub before it is left out.
+const MOST_HALTS: u32 = 2;
+
 /// The contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -42,16 +45,49 @@ pub(super) struct Current {
     pub(super) is_scheduled: bool,
     /// It repairs nothing.
     pub(super) only_looks: bool,
+    /// It also repairs what may be a change that kept the time, if no version of it is kept.
+    pub(super) repairs_steady: bool,
     /// How many bytes a second it reads, if that was asked for.
     pub(super) rate: Option<u64>,
     /// The last file that it is done with: the directory and the name.
     pub(super) after: Option<(u64, Vec<u8>)>,
+    /// The file under way: the directory and the name.
+    pub(super) under_way: Option<(u64, Vec<u8>)>,
+    /// How often something has halted the scrub at that file.
+    pub(super) halts: u32,
+    /// What that was the last time.
+    pub(super) halted_by: String,
     /// The files that it is done with.
     pub(super) visited: Amount,
     pub(super) found: Found,
 }
 
 impl Current {
+    /// Notes that the file `key` is begun. Returns why it is to be left out, if it has halted the
+    /// scrub too often.
+    pub(super) fn begin_file(&mut self, key: &NameKey) -> Option<String> {
+        let file = Some((key.parent.0, key.name.as_bytes().to_vec()));
+        if self.under_way != file {
+            (self.under_way, self.halts) = (file, 0);
+        }
+        (self.halts >= MOST_HALTS).then(|| self.halted_by.clone())
+    }
+
+    /// Notes that the scrub is halted by the file under way, if there is one.
+    pub(super) fn note_halt(&mut self, why: String) {
+        if self.under_way.is_some() {
+            self.halts += 1;
+            self.halted_by = why;
+        }
+    }
+
+    /// Notes that the scrub is done with the file `key`.
+    pub(super) fn end_file(&mut self, key: &NameKey, size: u64) {
+        self.after = Some((key.parent.0, key.name.as_bytes().to_vec()));
+        self.visited.add(size);
+        (self.under_way, self.halts) = (None, 0);
+    }
+
     pub(super) fn position(&self) -> Option<NameKey> {
         let (parent, name) = self.after.as_ref()?;
         let parent = Ino(*parent);
@@ -73,6 +109,7 @@ pub(super) struct Found {
     pub(super) left_out: u64,
     pub(super) damaged: u64,
     pub(super) repaired: u64,
+    pub(super) unsteady: u64,
     pub(super) unreadable: u64,
     pub(super) problems: Vec<Problem>,
 }
@@ -95,6 +132,8 @@ impl Found {
             left_out: self.left_out,
             damaged: self.damaged,
             repaired: self.repaired,
+            waiting: 0,
+            unsteady: self.unsteady,
             unreadable: self.unreadable,
             problems: self.problems.iter().map(Problem::told).collect(),
         }
@@ -112,6 +151,9 @@ pub(super) struct Problem {
     path: String,
     problem: String,
     pub(super) repaired: bool,
+    /// It was marked to be written again.
+    #[serde(default)]
+    pub(super) marked: bool,
 }
 
 impl Problem {
@@ -130,7 +172,24 @@ impl Problem {
             path,
             problem,
             repaired,
+            marked: false,
         }
+    }
+
+    /// The same, of a file that was marked to be written again.
+    pub(super) fn marked(self) -> Problem {
+        Problem {
+            repaired: true,
+            marked: true,
+            ..self
+        }
+    }
+
+    /// Returns whether the drive still has the damaged bytes of a marked file.
+    pub(super) fn is_before_flush(&self, entry: &PlacedEntry) -> bool {
+        // The mark gives the row another hash; the flush gives it the right one again.
+        let is_same = (self.size, self.mtime) == (entry.size, entry.mtime.0);
+        is_same && (self.hash.is_none() || self.hash != entry.hash.map(|hash| hash.0))
     }
 
     fn told(&self) -> ScrubProblem {
@@ -191,6 +250,31 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_halts_a_scrub_twice_is_left_out_and_another_one_is_not() {
+        let key = |name: &[u8]| NameKey {
+            parent: Ino(7),
+            name: Name::new(name).unwrap(),
+        };
+        let mut current = Current::default();
+        // Before any file is begun nothing is its fault.
+        current.note_halt("none".into());
+        assert_eq!(current.begin_file(&key(b"a")), None);
+        current.note_halt("once".into());
+        assert_eq!(current.begin_file(&key(b"a")), None);
+        current.note_halt("twice".into());
+        // Also in another daemon.
+        let text = serde_json::to_vec(&current).unwrap();
+        let mut current: Current = serde_json::from_slice(&text).unwrap();
+        assert_eq!(current.begin_file(&key(b"a")), Some("twice".into()));
+        current.end_file(&key(b"a"), 5);
+        current.note_halt("between two files".into());
+        assert_eq!(current.begin_file(&key(b"b")), None);
+        current.note_halt("once".into());
+        assert_eq!(current.begin_file(&key(b"b")), None);
+        assert_eq!((current.visited.files, current.visited.bytes), (1, 5));
+    }
 
     #[test]
     fn a_damaged_memory_begins_again_and_a_whole_one_goes_on() {

@@ -43,8 +43,9 @@ use super::when::{Schedule, Timing};
 use crate::control::protocol::{Amount, ScrubReport, ScrubStatus, ScrubWish};
 use crate::core::{Clock, Phase, Progress, Timestamp};
 use crate::daemon::service::rfc3339;
-use crate::index::Index;
+use crate::index::{Flags, Index};
 use crate::plan::planner::NameKey;
+use crate::vfs::FsError;
 
 /// How often it is considered whether to begin or to go on.
 const CONSIDER_EVERY: Duration = Duration::from_millis(500);
@@ -116,6 +117,7 @@ impl Scrubber {
         current.is_wanted = true;
         current.is_scheduled = false;
         current.only_looks = wish.only_look;
+        current.repairs_steady = wish.repair_steady;
         current.rate = wish.rate;
         state.memory.write(&self.path);
         state.round
@@ -131,6 +133,7 @@ impl Scrubber {
             current.is_scheduled = true;
             current.rate = None;
             current.only_looks = false;
+            current.repairs_steady = false;
         }
         state.memory.write(&self.path);
     }
@@ -177,18 +180,27 @@ impl Scrubber {
     }
 
     /// Returns what is known, with the next run of `schedule`.
-    pub(super) fn status(&self, schedule: Option<&Schedule>) -> ScrubStatus {
+    pub(super) fn status(&self, schedule: Option<&Schedule>, index: &Index) -> ScrubStatus {
         let next = schedule.and_then(|schedule| self.timing.next_run(schedule));
         let state = self.state.lock();
-        let current = state.memory.current.as_ref();
-        ScrubStatus {
-            last: state.memory.last.as_ref().map(Found::report),
-            current: current.map(|it| it.found.report()),
-            running: current.is_some_and(|it| it.is_wanted),
+        let current = state.memory.current.clone();
+        let last = state.memory.last.clone();
+        let mut status = ScrubStatus {
+            last: last.as_ref().map(Found::report),
+            current: current.as_ref().map(|it| it.found.report()),
+            running: current.as_ref().is_some_and(|it| it.is_wanted),
             waits_for: state.waits_for.clone(),
             total: state.total,
             next_run: next.map(rfc3339),
+        };
+        drop(state);
+        if let (Some(report), Some(found)) = (&mut status.last, &last) {
+            report.waiting = waiting(index, &found.problems);
         }
+        if let (Some(report), Some(current)) = (&mut status.current, &current) {
+            report.waiting = waiting(index, &current.found.problems);
+        }
+        status
     }
 
     /// Returns what the last scrub that came to its end has found.
@@ -205,20 +217,28 @@ impl Scrubber {
 
     /// Returns what the user must know, a line each: files that were damaged and still are.
     pub(super) fn lines(&self, index: &Index) -> Vec<String> {
-        let (problems, repaired) = {
+        let (problems, repaired, marked) = {
             let state = self.state.lock();
             let current = state.memory.current.iter().map(|it| &it.found);
             let all = state.memory.last.iter().chain(current);
             let open = all.clone().flat_map(|it| it.problems.iter());
             let open: Vec<Problem> = open.filter(|it| !it.repaired).cloned().collect();
-            (open, all.map(|it| it.repaired).sum::<u64>())
+            let marked = all.clone().flat_map(|it| it.problems.iter());
+            let marked: Vec<Problem> = marked.filter(|it| it.marked).cloned().collect();
+            (open, all.map(|it| it.repaired).sum::<u64>(), marked)
         };
         let mut lines: Vec<String> = Vec::new();
-        if repaired > 0 {
-            lines.push(format!(
-                "damaged files that a scrub has found on the drive, and had written again: \
-                 {repaired}. Check the drive (smartctl -a), and keep a backup"
-            ));
+        let waiting = waiting(index, &marked);
+        for (count, then) in [
+            (waiting, "the next flush writes them again"),
+            (repaired.saturating_sub(waiting), "they were written again"),
+        ] {
+            if count > 0 {
+                lines.push(format!(
+                    "damaged files that a scrub has found on the drive: {count}; {then}. Check the \
+                     drive (smartctl -a), and keep a backup"
+                ));
+            }
         }
         let mut more = 0_u64;
         for problem in still_open(index, problems) {
@@ -312,6 +332,22 @@ fn still_open(index: &Index, mut problems: Vec<Problem>) -> Vec<Problem> {
     problems
 }
 
+/// Returns how many of the marked files still wait for the flush that writes them again.
+fn waiting(index: &Index, problems: &[Problem]) -> u64 {
+    let mut marked = problems.iter().filter(|it| it.marked).peekable();
+    if marked.peek().is_none() {
+        return 0;
+    }
+    let mut state = index.lock();
+    let mut waits = |problem: &Problem| {
+        let NameKey { parent, name } = problem.key()?;
+        let entry = state.placed(parent, &name).ok()??;
+        let inode = state.inode(entry.ino).ok()??;
+        Some(problem.is_before_flush(&entry) && inode.flags.has(Flags::DATA_DIRTY))
+    };
+    marked.filter(|it| waits(it) == Some(true)).count() as u64
+}
+
 /// Begins scrubs when the schedule says so, and carries out those that are wanted, until `stop`.
 pub(super) fn run(service: &Service, stop: &Stop) {
     let scrubber = &service.scrubber;
@@ -352,6 +388,9 @@ pub(super) fn run(service: &Service, stop: &Stop) {
                 );
             }
             Err(halt) => {
+                if let Some(why) = why_halted(&halt, service.monitor.presence()) {
+                    scrubber.change(round, |current, _, _| current.note_halt(why));
+                }
                 scrubber.store();
                 if let Halt::Failed(error) = &halt {
                     tracing::warn!(%error, "the scrub is tried again in a while");
@@ -360,6 +399,20 @@ pub(super) fn run(service: &Service, stop: &Stop) {
                 }
             }
         }
+    }
+}
+
+/// Returns what halted a scrub, if the file under way may have done so.
+fn why_halted(halt: &Halt, presence: Presence) -> Option<String> {
+    match halt {
+        Halt::Over => None,
+        // One that was ejected is no failure.
+        Halt::Away if presence != Presence::Gone => None,
+        Halt::Away => Some("the drive went away while it was read".into()),
+        Halt::Failed(FsError::Backend(error)) if error.is_gone() => {
+            Some(format!("the drive went away while it was read: {error}"))
+        }
+        Halt::Failed(error) => Some(format!("it was read or repaired, and failed: {error}")),
     }
 }
 

@@ -90,10 +90,21 @@ impl<'a> Pass<'a> {
                     self.note(&key, &entry, |current| current.found.left_out += 1);
                     continue;
                 };
-                let seen = self.look_at(&key, &entry, &path)?;
+                let seen = match self.begin_file(&key) {
+                    None => self.look_at(&key, &entry, &path)?,
+                    Some(why) => Seen::Unreadable(why),
+                };
                 self.take(&key, &entry, &path, seen)?;
             }
         }
+    }
+
+    /// Notes that a file is begun. Returns why it is to be left out, if it is.
+    fn begin_file(&self, key: &NameKey) -> Option<String> {
+        let mut why = None;
+        let scrubber = &self.service.scrubber;
+        scrubber.change(self.round, |current, _, _| why = current.begin_file(key));
+        why
     }
 
     /// Returns something of the state of this scrub.
@@ -158,15 +169,14 @@ impl<'a> Pass<'a> {
             }),
             Seen::Unsteady(text) => self.note(key, entry, |current| {
                 current.found.read.add(entry.size);
-                current.found.damaged += 1;
-                current.found.repaired += 1;
+                current.found.unsteady += 1;
                 current.found.add_problem(problem(text, true));
             }),
             Seen::Damaged(damage, what) => {
                 let repair = self.repair(&damage, path)?;
                 tracing::warn!(%path, %what, ?repair, "damaged on the drive");
                 let (repaired, then) = match repair {
-                    Repair::Waits(from) => (true, format!("the next flush writes it again {from}")),
+                    Repair::Waits(from) => (true, format!("a flush writes it again, {from}")),
                     Repair::Not(why) => (false, why),
                     Repair::Changed => {
                         self.note(key, entry, |current| current.found.left_out += 1);
@@ -178,7 +188,11 @@ impl<'a> Pass<'a> {
                     current.found.damaged += 1;
                     current.found.repaired += u64::from(repaired);
                     let text = format!("{what}; {then}");
-                    current.found.add_problem(problem(text, repaired));
+                    let problem = problem(text, repaired);
+                    current.found.add_problem(match repaired {
+                        true => problem.marked(),
+                        false => problem,
+                    });
                 });
             }
         }
@@ -191,8 +205,7 @@ impl<'a> Pass<'a> {
             .scrubber
             .change(self.round, |current, reading, _| {
                 change(current);
-                current.after = Some((key.parent.0, key.name.as_bytes().to_vec()));
-                current.visited.add(entry.size);
+                current.end_file(key, entry.size);
                 *reading = 0;
             });
     }
@@ -201,6 +214,11 @@ impl<'a> Pass<'a> {
     pub(super) fn repairs(&self) -> Result<bool, Halt> {
         let only_looks = self.current(|current| current.only_looks)?;
         Ok(!only_looks && !self.service.read_only)
+    }
+
+    /// Returns whether files are to be repaired that may have been changed on purpose.
+    pub(super) fn repairs_steady(&self) -> Result<bool, Halt> {
+        self.current(|current| current.repairs_steady)
     }
 
     /// Notes that `bytes` of a file have been read, `at` in all.

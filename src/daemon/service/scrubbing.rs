@@ -63,6 +63,6 @@ impl Service {
     /// What is known of scrubs.
     pub(super) fn scrub_status(&self) -> ScrubStatus {
         let schedule = self.live.read().scrub.clone();
-        self.scrubber.status(schedule.as_ref())
+        self.scrubber.status(schedule.as_ref(), &self.index)
     }
 }
