@@ -33,7 +33,7 @@ SCENARIOS = {
     'nas-nfs': (dict(scenario='outages', kind='nfs'), 4, 1),
     'cuts': (dict(scenario='cuts'), 32, 2),
     'points': (dict(scenario='points'), 60, 2),
-    'yanks-clean': (dict(scenario='yanks', keep_clean='yes'), 12, 3),
+    'yanks-clean': (dict(scenario='yanks', keep_clean='yes'), 12, 0),
     'day': (dict(scenario='day'), 1, 0),
     'yanks-unrepaired': (dict(scenario='yanks', repair='no'), 12, 0),
     'cuts-unrepaired': (dict(scenario='cuts', repair='no'), 8, 0),

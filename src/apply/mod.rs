@@ -262,6 +262,12 @@ impl Applier<'_> {
                     Err(error) if is_across(&error) => {
                         self.detach_across(number, from, *slot, applied)
                     }
+                    // An error may come after the effect. Then nothing was refused: the file must
+                    // not be looked for under its old name.
+                    Err(error) if self.has_moved(from, &to) => {
+                        tracing::debug!(%error, "an error after the effect");
+                        Ok(())
+                    }
                     result => Ok(result?),
                 }
             }
@@ -285,6 +291,12 @@ impl Applier<'_> {
                 result => Ok(result?),
             },
         }
+    }
+
+    /// Returns whether a file that was at `from` is at `to` only. Says no if that cannot be seen.
+    fn has_moved(&self, from: &RelPath, to: &RelPath) -> bool {
+        matches!(exists(self.backend, from), Ok(false))
+            && matches!(exists(self.backend, to), Ok(true))
     }
 
     /// Sets a file aside that is on another file system than the staging directory. Its copy there

@@ -107,6 +107,18 @@ impl Hooks for FlushHooks {
         })
     }
 
+    fn prepares_writing(&self) -> bool {
+        self.clean.is_on()
+    }
+
+    /// Nothing depends on it, but until it is on the medium, exFAT and FAT count as not cleanly
+    /// unmounted.
+    fn tidied_up(&self, backend: &dyn Backend) {
+        if let Err(error) = backend.sync() {
+            tracing::debug!(%error, "the drive may be marked as not cleanly unmounted");
+        }
+    }
+
     fn begin_writing(&self, backend: &dyn Backend) {
         self.inhibitor.begin();
         self.clean.begin(backend);

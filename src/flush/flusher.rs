@@ -57,14 +57,6 @@ pub(super) struct Run<'a> {
     pub(super) progress: &'a dyn Fn(Progress),
 }
 
-/// Syncs what a flush has tidied up after its last batch was confirmed. Nothing depends on it, but
-/// until it is on the medium, exFAT and FAT count as not cleanly unmounted.
-fn sync_what_came_after(backend: &dyn Backend) {
-    if let Err(error) = backend.sync() {
-        tracing::debug!(%error, "the drive may be marked as not cleanly unmounted");
-    }
-}
-
 impl Flusher {
     /// Writes everything that waits to the backend, as `wish` says, and returns when it is durable
     /// there. `then` runs before any other flush can begin, so that the backend can be released
@@ -82,7 +74,9 @@ impl Flusher {
         let started = Instant::now();
         let _throttled = self.parts.drive.throttle().enter(wish.manner);
         let backend = &*self.backend()?;
-        self.check_marker(backend)?;
+        if self.parts.hooks.prepares_writing() {
+            self.check_marker(backend)?;
+        }
         let writing = Writing::begin(&*self.parts.hooks, backend);
         let run = Run {
             backend,
@@ -104,7 +98,7 @@ impl Flusher {
                     }
                     self.reserve.restore(backend);
                     if has_batch {
-                        sync_what_came_after(backend);
+                        self.parts.hooks.tidied_up(backend);
                     }
                     break result.map_err(|error| self.explain_missing(backend, error))?;
                 }

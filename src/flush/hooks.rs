@@ -83,6 +83,18 @@ pub trait Hooks: Send + Sync {
         Ok(())
     }
 
+    /// Returns whether [`Hooks::begin_writing`] changes anything, so that the backend must be known
+    /// to be the volume's before.
+    fn prepares_writing(&self) -> bool {
+        false
+    }
+
+    /// Hears that a batch has been written to `backend`, and what it has left has been tidied up
+    /// after its last sync.
+    fn tidied_up(&self, backend: &dyn Backend) {
+        let _ = backend;
+    }
+
     /// Hears that something is about to be written to `backend`, until [`Hooks::end_writing`]: a
     /// file system that is kept read-only becomes writable. If it does not, the writes fail.
     fn begin_writing(&self, backend: &dyn Backend) {

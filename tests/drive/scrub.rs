@@ -393,7 +393,10 @@ fn what_others_have_changed_is_no_damage_and_stays_theirs() {
         rot(&lab.d("waits"), 1);
         write(&lab.m("waits"), &content(4, 40_000));
         let found = scrub(&lab, exit::DONE);
-        assert_counts(&found, &[("damaged", 0), ("left_out", 4), ("compared", 0)]);
+        assert_counts(&found, &[("damaged", 0), ("compared", 0)]);
+        // What is gone may have been noticed before.
+        let left_out = found["left_out"].as_u64();
+        assert!(matches!(left_out, Some(3 | 4)), "{found}");
         assert_content(lab.d("time"), content(2, 40_000));
         let mnt = text(&lab.mnt);
         lab.ferryfs(&["refresh", &mnt]).code(exit::DONE);

@@ -17,7 +17,7 @@ use ferryfs::vfs::RenameMode;
 
 use super::full::{fill, relent, small};
 use super::scene::Scene;
-use super::{a_few_edits, random_edits};
+use super::{a_few_edits, calls, is_thorough, random_edits};
 use crate::engine::check::{Finding, check_drive, told};
 use crate::engine::rng::Rng;
 use crate::engine::tree::{Tree, user_part};
@@ -230,7 +230,7 @@ pub(super) fn lose_at_every_call_drawing(
     make: impl Fn(u64) -> Scene,
 ) {
     let mut tally = Tally::default();
-    for n in 1.. {
+    for n in calls(1 + seed % 3, 3) {
         let mut failed = false;
         for draw in 0..draws {
             let (effect, death) = ((n + draw) % 2 == 0, (n / 2 + draw) % 2 == 0);
@@ -365,11 +365,11 @@ fn a_recovery_that_loses_power_as_well_is_taken_up_again() {
     lose_twice("recoveries", 1, || Scene::new(Kind::Exfat, 11, a_few_edits));
 }
 
-/// Stops a flush at every `step`th call, and its recovery at every second call of its own; the
-/// drive loses a random part each time.
+/// Stops a flush at every `step`th call (a third of them in the gate), and its recovery at every
+/// second call of its own; the drive loses a random part each time.
 pub(super) fn lose_twice(name: &str, step: usize, make: impl Fn() -> Scene) {
     let mut tally = Tally::default();
-    for n in (1..).step_by(step) {
+    for n in (1..).step_by(if is_thorough() { step } else { 3 * step }) {
         let mut failed = false;
         // Every second call of the recovery, in turns.
         for m in (1 + n % 2..).step_by(2) {
