@@ -32,6 +32,7 @@ use crate::catalog;
 use crate::core::{BatchNo, FileKind, ForeignText, RelPath};
 use crate::drive::create_with;
 use crate::drive::exists;
+use crate::drive::has_moved;
 use crate::drive::is_absent;
 use crate::drive::set_time;
 use crate::drive::{Backend, BackendError};
@@ -264,7 +265,7 @@ impl Applier<'_> {
                     }
                     // An error may come after the effect. Then nothing was refused: the file must
                     // not be looked for under its old name.
-                    Err(error) if self.has_moved(from, &to) => {
+                    Err(error) if has_moved(self.backend, from, &to) => {
                         tracing::debug!(%error, "an error after the effect");
                         Ok(())
                     }
@@ -291,12 +292,6 @@ impl Applier<'_> {
                 result => Ok(result?),
             },
         }
-    }
-
-    /// Returns whether a file that was at `from` is at `to` only. Says no if that cannot be seen.
-    fn has_moved(&self, from: &RelPath, to: &RelPath) -> bool {
-        matches!(exists(self.backend, from), Ok(false))
-            && matches!(exists(self.backend, to), Ok(true))
     }
 
     /// Sets a file aside that is on another file system than the staging directory. Its copy there

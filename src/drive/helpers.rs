@@ -31,6 +31,12 @@ pub(crate) fn is_absent(error: &BackendError) -> bool {
     error.is_not_found() || error.source.kind() == std::io::ErrorKind::NotADirectory
 }
 
+/// Returns whether what was at `from` is at `to` only: a rename that has returned an error may have
+/// taken effect before. Says no if that cannot be seen.
+pub(crate) fn has_moved(backend: &dyn Backend, from: &RelPath, to: &RelPath) -> bool {
+    matches!(exists(backend, from), Ok(false)) && matches!(exists(backend, to), Ok(true))
+}
+
 /// Returns whether `path` exists.
 pub(crate) fn exists(backend: &dyn Backend, path: &RelPath) -> Result<bool> {
     match backend.metadata(path) {

@@ -29,7 +29,7 @@ use std::io;
 pub use kept::KeptOpen;
 
 pub(crate) use helpers::{
-    create_with, exists, hash_file, is_absent, matches, open_and_read, set_time,
+    create_with, exists, has_moved, hash_file, is_absent, matches, open_and_read, set_time,
 };
 
 use crate::core::{Entry, FileKind, Metadata, Name, RelPath, Space, Timestamp, Xattrs};

@@ -4,7 +4,7 @@ use crate::apply::Applied;
 use crate::apply::place::is_across;
 use crate::apply::refused::{StepNo, is_local};
 use crate::core::{Metadata, RelPath};
-use crate::drive::is_absent;
+use crate::drive::{has_moved, is_absent};
 use crate::error::{FlushError, Result};
 use crate::format::expectations::ExpectedFile;
 use crate::format::layout;
@@ -184,6 +184,10 @@ impl Redo<'_> {
         match self.backend.rename(&here, &to) {
             Err(error) if is_across(&error) && kind == PlainKind::File => {
                 self.detach_across(&here, &to, slot)?;
+            }
+            // Nothing was refused.
+            Err(error) if has_moved(self.backend, &here, &to) => {
+                tracing::debug!(%error, "an error after the effect");
             }
             result => result?,
         }

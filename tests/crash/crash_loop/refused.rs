@@ -8,12 +8,13 @@
 use std::collections::BTreeSet;
 
 use ferryfs::core::RelPath;
+use ferryfs::drive::faulty::Fault;
 use ferryfs::flush::Report;
 use ferryfs::format::layout;
 use ferryfs::recovery::interrupted::recover_without_cache;
 
 use super::scene::Scene;
-use super::{Case, calls, random_edits};
+use super::{Case, a_few_edits, calls, random_edits};
 use crate::engine::Kind;
 use crate::engine::check::assert_none;
 use crate::engine::rng::Seed;
@@ -222,6 +223,55 @@ fn after_an_error_the_next_flush_leaves_nothing_of_any_batch_on_the_drive() {
             );
             assert_same(&scene.world.drive_tree(), &scene.cut, "the next flush");
             if !failed {
+                assert!(n > 10, "the flush had nothing to do");
+                break;
+            }
+        }
+    }
+}
+
+/// An error that comes after the effect of a call, in a flush that first finishes what was
+/// interrupted: nothing is taken for refused that has been done.
+#[test]
+fn a_flush_that_says_that_all_is_done_is_right_though_a_call_failed_after_its_effect() {
+    for (kind, seed) in [(Kind::Plain, 71), (Kind::Exfat, 72), (Kind::Linux, 73)] {
+        let _seed = Seed(seed);
+        let make = || Scene::evicted(kind, seed, a_few_edits);
+        let has_record = |n: &u64| {
+            let scene = make();
+            scene.flush_failing(*n, true, false);
+            scene
+                .world
+                .leftovers()
+                .iter()
+                .any(|it| it.ends_with(".rec"))
+        };
+        let committed = (1..).find(has_record).expect("a record");
+        for n in calls(1, 3) {
+            let _case = Case(format!("call {n}"));
+            let scene = make();
+            assert!(scene.flush_failing(committed, true, false));
+            let faulty = &scene.world.faulty;
+            let at = faulty.calls() + n;
+            faulty.arm(Fault {
+                takes_effect: true,
+                ..Fault::at(at, libc::EIO)
+            });
+            let flushed = scene.engine.flush();
+            let over = faulty.calls() < at;
+            faulty.heal();
+            // What cannot be told from another's version is kept twice.
+            let drive = || {
+                let mut drive = scene.world.drive_tree();
+                drive.retain(|path, _| !path.to_string().contains(".sync-conflict-"));
+                drive
+            };
+            if flushed.is_ok_and(|report| report.left_behind.is_empty()) {
+                assert_same(&drive(), &scene.cut, "it says so");
+            }
+            scene.engine.flush_all();
+            assert_same(&drive(), &scene.cut, "the next flush");
+            if over {
                 assert!(n > 10, "the flush had nothing to do");
                 break;
             }
