@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::Uid;
+use serde::de::DeserializeOwned;
 
 use crate::core::{ForeignText, quoted};
 use crate::sys::mounts::facts_of;
@@ -313,6 +314,24 @@ pub fn make_new(path: &Path) -> io::Result<File> {
         _ => {}
     }
     own().write(true).create_new(true).open(path)
+}
+
+/// Reads the JSON file `path`. One that is missing is as a new one; so is one that cannot be read
+/// or decoded, after a warning that says what follows from that.
+pub fn read_or_new<T: Default + DeserializeOwned>(path: &Path, what_follows: &str) -> T {
+    let name = path.file_name().unwrap_or_default().escaped();
+    let bytes = match read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return T::default(),
+        Err(error) => {
+            tracing::warn!(%error, "cannot read {name}: {what_follows}");
+            return T::default();
+        }
+    };
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot decode {name}: {what_follows}");
+        T::default()
+    })
 }
 
 /// Replaces the file `path` as a whole by one with these bytes. A crash leaves the old or the new

@@ -4,7 +4,6 @@
 //! files are read a second time. One that is missing or cannot be decoded is as a new one: the next
 //! scrub begins with the first file.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -224,18 +223,7 @@ pub(super) fn file(dir: &Path) -> PathBuf {
 
 impl Memory {
     pub(super) fn read(path: &Path) -> Memory {
-        let bytes = match private::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Memory::default(),
-            Err(error) => {
-                tracing::warn!(%error, "cannot read {FILE}: a scrub begins again");
-                return Memory::default();
-            }
-        };
-        serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot decode {FILE}: a scrub begins again");
-            Memory::default()
-        })
+        private::read_or_new(path, "a scrub begins again")
     }
 
     pub(super) fn write(&self, path: &Path) {

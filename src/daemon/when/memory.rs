@@ -57,18 +57,7 @@ pub(super) fn file(dir: &Path) -> PathBuf {
 impl Memory {
     /// Reads the file; one that is missing or cannot be decoded is as a new one.
     pub(super) fn read(path: &Path) -> Memory {
-        let bytes = match private::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Memory::default(),
-            Err(error) => {
-                tracing::warn!(%error, "cannot read {FILE}: a pause may be forgotten");
-                return Memory::default();
-            }
-        };
-        serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot decode {FILE}: a pause may be forgotten");
-            Memory::default()
-        })
+        private::read_or_new(path, "a pause may be forgotten")
     }
 
     /// Replaces the file.
